@@ -1,0 +1,42 @@
+"""Backends by name. ``auto`` chooses and says what it chose; a backend that is asked for by name never falls back."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from ufm_fast.backends.base import Backend, Gradients, HeadInput, HeadResult, RowStatistics
+from ufm_fast.backends.reference import ReferenceBackend
+from ufm_fast.backends.tiled import TiledBackend
+from ufm_fast.errors import InputError
+
+BACKENDS = ("auto", "reference", "tiled", "triton")
+
+
+def make_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
+    """The backend called ``name``; 'auto' is triton on CUDA where it is installed, else tiled.
+
+    Errors: InputError for an unknown name, or for triton without triton or without a CUDA device.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    on_cuda = torch.device(device).type == "cuda"
+    installed = importlib.util.find_spec("triton") is not None
+    if name == "reference":
+        return ReferenceBackend()
+    if name == "triton" or (name == "auto" and on_cuda and installed):
+        if not installed:
+            raise InputError("backend triton needs the package triton (Linux with CUDA); use backend tiled")
+        if not on_cuda:
+            raise InputError("backend triton needs device cuda; use backend tiled on the CPU")
+        from ufm_fast.backends.triton import TritonBackend
+
+        return TritonBackend()
+    return TiledBackend()
+
+
+__all__ = [
+    "BACKENDS", "Backend", "Gradients", "HeadInput", "HeadResult", "ReferenceBackend", "RowStatistics", "TiledBackend",
+    "make_backend",
+]  # fmt: skip

@@ -1,0 +1,80 @@
+"""What a backend is: the data term of the objective and its derivatives, and nothing else.
+
+A backend *adds* row-weighted sums into buffers that the objective has filled beforehand, so lambda and 1/N are decided in
+one place. Every method takes features (R x d), weight (K x d), bias (K,) or None, Targets, and row_weight (R,): the
+factor of each row's loss, n_r / N in the objective.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ufm_fast.losses import Loss
+from ufm_fast.targets import Targets
+
+
+@dataclass(frozen=True)
+class HeadInput:
+    """One head evaluation: logits are ``features @ weight.T + bias``; the data term is sum_r row_weight_r l_r."""
+
+    loss: Loss
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Targets
+    row_weight: Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Buffers to add into; None skips that gradient and its matrix product (a frozen factor)."""
+
+    features: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """What falls out of the same sweep, one value a row (R,): z_target - max off-target z, and log of the off-target mass.
+
+    With several targets the margin is that of the lowest one, and the mass is relative to the targets' mean logit.
+    """
+
+    margin: Tensor
+    log_off_target_mass: Tensor
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """Data term (float64 scalar tensor) and row statistics (None for squared error, which makes no N x K pass)."""
+
+    value: Tensor
+    statistics: RowStatistics | None
+
+
+class Backend(Protocol):
+    """The interface; implementations are stateless."""
+
+    name: str
+
+    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        """Add the data term's gradients into ``out``; return its value."""
+
+    def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        """Add the Hessian of the data term times direction v (its features, weight and bias) into ``out``."""
+
+    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """(G @ right, G.T @ left) for the R x K gradient G of the data term in the logits."""
+
+    def losses(self, x: HeadInput) -> Tensor:
+        """Unweighted loss of each row, float64 (R,)."""
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """dtype of sums and gradients: float32 for half precision inputs, else the input's own."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -1,0 +1,126 @@
+"""Squared error by Gram matrices: no R x K work at all, O((K + R) d^2) for value, gradients and Hessian products.
+
+With weights o_r and D = diag(o), A = W'W, S = H'DH, C = sum_r o_r e_{y_r} h_r' (K x d), m = H'o, v_k = sum_{y_r = k} o_r:
+
+    fit = 1/2 [<A, S> + 2 b'Wm + |o|_1 |b|^2 - 2 <W, C> - 2 v'b + |o|_1]
+    grad_W = W S + b m' - C      grad_H = D (H A + 1 (W'b)' - W_y)      grad_b = W m + |o|_1 b - v
+
+The value is a difference of O(1) terms: its absolute error is about eps, so the Grams are formed in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.base import Gradients, HeadInput
+
+_CHUNK = 1 << 16
+
+
+def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -> Tensor:
+    """sum_r weight_r x_r other_r' (d x d), in float64 by chunks of rows: a million rows need no float64 copy."""
+    y = x if other is None else other
+    total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, x.shape[0], _CHUNK):
+        left = x[start : start + _CHUNK].double()
+        right = left if other is None else y[start : start + _CHUNK].double()
+        if weight is not None:
+            right = right * weight[start : start + _CHUNK, None].double()
+        total.addmm_(left.T, right)
+    return total
+
+
+def _target_sums(x: HeadInput, features: Tensor) -> Tensor:
+    """C: weighted features summed by class (K x d)."""
+    weighted = features * x.row_weight[:, None].to(features.dtype)
+    sums = torch.zeros(x.weight.shape[0], features.shape[1], dtype=features.dtype, device=features.device)
+    return sums.index_add_(0, x.targets.indices, weighted)
+
+
+def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
+    """Value (float64 scalar); adds gradients into ``out``."""
+    H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
+    o = x.row_weight.double()
+    total = o.sum()
+    A, S = gram(W), gram(H, o)
+    C = _target_sums(x, H)
+    fit = 0.5 * (A * S).sum() + 0.5 * total - _inner(W, C)
+    if out.weight is not None:
+        out.weight.addmm_(W, S.to(W.dtype)).sub_(C)
+    if out.features is not None:
+        residual = H @ A.to(H.dtype)
+        residual.sub_(W.index_select(0, y))
+        if b is not None:
+            residual.add_(b @ W)
+        out.features.addcmul_(residual, x.row_weight[:, None].to(H.dtype))
+    if b is not None:
+        m = (H.double() * o[:, None]).sum(0)
+        v = torch.zeros(W.shape[0], dtype=torch.float64, device=W.device).index_add_(0, y, o)
+        Wm = W.double() @ m
+        bias = b.double()
+        fit = fit + bias @ Wm + 0.5 * total * (bias @ bias) - v @ bias
+        if out.weight is not None:
+            out.weight.addr_(b, m.to(W.dtype))
+        if out.bias is not None:
+            out.bias.add_((Wm + total * bias - v).to(b.dtype))
+    return fit
+
+
+def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
+    """Adds the Hessian product; dG = (dH W' + H dW' + 1 db') D, so grad_H' = dG W + G dW and grad_W' = dG' H + G' dH."""
+    H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
+    dH, dW, db = v.features, v.weight, v.bias
+    o = x.row_weight.double()
+    cross = gram(W, other=dW)
+    if out.features is not None:
+        change = dH @ gram(W).to(H.dtype) + H @ (cross + cross.T).to(H.dtype) - dW.index_select(0, y)
+        if b is not None and db is not None:
+            change += db @ W + b @ dW
+        out.features.addcmul_(change, x.row_weight[:, None].to(H.dtype))
+    mixed = gram(H, o, dH)
+    if out.weight is not None:
+        out.weight.addmm_(dW, gram(H, o).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype)).sub_(_target_sums(x, dH))
+    if b is not None and db is not None:
+        m, dm = (H.double() * o[:, None]).sum(0), (dH.double() * o[:, None]).sum(0)
+        if out.weight is not None:
+            out.weight.addr_(db, m.to(W.dtype)).addr_(b, dm.to(W.dtype))
+        if out.bias is not None:
+            out.bias.add_((dW.double() @ m + W.double() @ dm + o.sum() * db.double()).to(b.dtype))
+
+
+def logit_products(x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """G right and G' left for G = D (H W' + 1 b' - Y), by low rank: no R x K array."""
+    H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
+    o = x.row_weight[:, None].to(H.dtype)
+    forward = backward = None
+    if right is not None:
+        forward = H @ (W.T @ right) - right.index_select(0, y)
+        if b is not None:
+            forward += b @ right
+        forward *= o
+    if left is not None:
+        weighted = left * o
+        backward = W @ (H.T @ weighted)
+        backward.index_add_(0, y, weighted, alpha=-1)
+        if b is not None:
+            backward += torch.outer(b, weighted.sum(0))
+    return forward, backward
+
+
+def losses(x: HeadInput) -> Tensor:
+    """1/2 |W h_r + b - e_y|^2 for each row, float64 (R,), by the Gram form."""
+    H, W, y = x.features.double(), x.weight.double(), x.targets.indices
+    own = (H * W.index_select(0, y)).sum(1)
+    value = 0.5 * ((H @ gram(W)) * H).sum(1) - own + 0.5
+    if x.bias is not None:
+        b = x.bias.double()
+        value += H @ (W.T @ b) + 0.5 * b @ b - b[y]
+    return value
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=left.device)
+    for a, c in zip(left.split(_CHUNK), right.split(_CHUNK), strict=True):
+        total += (a.double() * c.double()).sum()
+    return total

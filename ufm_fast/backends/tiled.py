@@ -1,0 +1,332 @@
+"""Softmax losses without the R x K logits: a bounded chunk of rows at a time, on any torch device. The CPU default.
+
+For row i let o be an offset near the off-target logits, E_k = exp(z_k - o) off target and 0 on target, s' = sum E_k. Then
+
+    u = log s' + o - z_y = log(off-target mass),   l = softplus(u) = -log p_y,   p = sigmoid(u) = 1 - p_y,
+
+are vectors of length R, taken in float64 whatever the dtype of the products, and the gradient in the logits is
+weight * p * E_k / s' off target and -weight * p on target: no difference of nearly equal numbers anywhere, at any margin.
+The offset is the *mean* off-target logit, known before the row is swept (it needs only the mean row of W), so E is
+moderate near collapse; where a row still overflows (a hostile logit) its own maximum takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends import gram
+from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype
+from ufm_fast.losses import SoftmaxLoss
+
+_TILE_BYTES = 64 << 20
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device; a cautious constant where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 2 << 30
+
+
+def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buffers: int = 1) -> int:
+    """Rows of a chunk: 64 MiB of exponentials, at least 32 rows where an eighth of the free memory allows it."""
+    budget = min(_TILE_BYTES, available_bytes(device) // 8)
+    row = classes * itemsize * buffers
+    fewest = min(32, max(1, available_bytes(device) // 8 // row))
+    return max(1, min(rows, max(fewest, budget // row)))
+
+
+@dataclass
+class _Chunk:
+    """One chunk of rows after its sweep; vectors are float64 of the chunk's length C."""
+
+    start: int
+    stop: int
+    features: Tensor  # C x d, in the compute dtype
+    E: Tensor  # C x K exponentials, zero on targets; overwritten by later steps
+    mass: Tensor  # s', the sum of E
+    entry_row: Tensor  # row within the chunk of each target entry
+    entry_class: Tensor
+    entry_logit: Tensor  # z at the target entries
+    entry_share: Tensor  # softmax among the row's targets (1 for a single label)
+    M: Tensor  # targets a row
+    l: Tensor
+    p: Tensor
+    log_mass: Tensor  # u + log T: log of the off-target mass relative to the mean target logit
+    excess: Tensor  # D / T with D = sum expm1(z_k - mean target logit), T = M + D
+    value: Tensor  # loss of each row, without row weight
+    mean_target: Tensor
+    offset: Tensor
+    row_weight: Tensor
+
+
+class TiledBackend:
+    """Bounded memory on any torch device. ``chunk``: rows at a time (default: from free memory, halved when it runs out)."""
+
+    name = "tiled"
+
+    def __init__(self, chunk: int | None = None) -> None:
+        self.chunk = chunk
+
+    # ---- the sweep -------------------------------------------------------------------------------------------------
+
+    def _buffers(self, x: HeadInput, dtype: torch.dtype, number: int) -> list[Tensor]:
+        K, device = x.weight.shape[0], x.weight.device
+        rows = self.chunk or chunk_rows(x.features.shape[0], K, dtype.itemsize, device, number)
+        while True:
+            try:
+                return [torch.empty(rows, K, dtype=dtype, device=device) for _ in range(number)]
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if rows == 1 or not _out_of_memory(error):
+                    raise
+                rows //= 2
+
+    def _chunks(self, x: HeadInput, W: Tensor, buffer: Tensor) -> Iterator[_Chunk]:
+        assert isinstance(x.loss, SoftmaxLoss)
+        mean_row = W.mean(0, dtype=torch.float64)
+        bias = None if x.bias is None else x.bias.double()
+        for start in range(0, x.features.shape[0], buffer.shape[0]):
+            yield self._sweep(x, x.loss, W, bias, mean_row, start, buffer)
+
+    def _sweep(
+        self, x: HeadInput, loss: SoftmaxLoss, W: Tensor, bias: Tensor | None, mean_row: Tensor, start: int, buffer: Tensor
+    ) -> _Chunk:
+        K = W.shape[0]
+        h = x.features[start : start + buffer.shape[0]].to(W.dtype)
+        stop = start + h.shape[0]
+        rows, columns = x.targets.slice(start, stop)
+        h64 = h.double()
+        if x.targets.single:
+            z = (h64 * W.index_select(0, columns)).sum(1)
+            M = torch.ones_like(z)
+        else:
+            z = (h64.index_select(0, rows) * W.index_select(0, columns)).sum(1)
+            M = _segment_sum(torch.ones_like(z), rows, h.shape[0])
+        mean_logit = h64 @ mean_row
+        if bias is not None:
+            z = z + bias[columns]
+            mean_logit = mean_logit + bias.mean()
+        targets_sum = z if x.targets.single else _segment_sum(z, rows, h.shape[0])
+        offset = ((K * mean_logit - targets_sum) / (K - M)).to(W.dtype).double()
+
+        E = buffer[: h.shape[0]]
+        mass, offset = _exponentials(h, W, None if bias is None else bias.to(W.dtype), offset, rows, columns, E)
+
+        mean_target = targets_sum / M
+        share, log_total, excess = _target_share(z, rows, mean_target, M, x.targets.single)
+        log_mass = mass.log() + offset - mean_target
+        l, p = torch.nn.functional.softplus(log_mass - log_total, threshold=40.0), torch.sigmoid(log_mass - log_total)
+        value = M * (log_total + l) if loss.multi_label else loss.value(l, p)
+        if loss.smoothing:
+            value = value + loss.smoothing * (z - mean_logit)
+        return _Chunk(
+            start, stop, h, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target, offset,
+            x.row_weight[start:stop].double(),
+        )  # fmt: skip
+
+    # ---- the interface ---------------------------------------------------------------------------------------------
+
+    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        if not isinstance(x.loss, SoftmaxLoss):
+            return HeadResult(gram.value_and_grad(_upcast(x), out), None)
+        W = x.weight.to(compute_dtype(x.weight.dtype))
+        (buffer,) = self._buffers(x, W.dtype, 1)
+        total = torch.zeros((), dtype=torch.float64, device=W.device)
+        margins, masses = [], []
+        for c in self._chunks(x, W, buffer):
+            total += c.row_weight @ c.value
+            if statistics:
+                least = _segment_min(c.entry_logit, c.entry_row, c.M.shape[0], x.targets.single)
+                margins.append(least - c.E.amax(1).double().log() - c.offset)
+                masses.append(c.log_mass)
+            self._add_products(x.loss, c, W, W, c.features, out.features, out.weight, out.bias)
+        found = RowStatistics(torch.cat(margins), torch.cat(masses)) if statistics else None
+        return HeadResult(total, found)
+
+    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if not isinstance(x.loss, SoftmaxLoss):
+            return gram.logit_products(_upcast(x), right, left)
+        W = x.weight.to(compute_dtype(x.weight.dtype))
+        (buffer,) = self._buffers(x, W.dtype, 1)
+        forward = None if right is None else right.new_zeros(x.features.shape[0], right.shape[1])
+        backward = None if left is None else left.new_zeros(W.shape[0], left.shape[1])
+        for c in self._chunks(x, W, buffer):
+            own = None if left is None else left[c.start : c.stop]
+            self._add_products(x.loss, c, W, right, own, forward, backward, None)
+        return forward, backward
+
+    def losses(self, x: HeadInput) -> Tensor:
+        if not isinstance(x.loss, SoftmaxLoss):
+            return gram.losses(x)
+        W = x.weight.to(compute_dtype(x.weight.dtype))
+        (buffer,) = self._buffers(x, W.dtype, 1)
+        return torch.cat([c.value for c in self._chunks(x, W, buffer)])
+
+    def _add_products(
+        self, loss: SoftmaxLoss, c: _Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
+        forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G."""
+        slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
+        factor = (slope * c.p / c.mass).to(W.dtype)
+        entry = _entry_coefficients(loss, c, slope).to(W.dtype)
+        even = -loss.smoothing / W.shape[0] * c.row_weight
+        if forward is not None and right is not None:
+            block = forward[c.start : c.stop]
+            block.add_((c.E @ right).mul_(factor[:, None]))
+            _add_entries(block, c.entry_row, entry, right, c.entry_class, ordered=c.entry_row.numel() == block.shape[0])
+            if loss.smoothing:
+                block.add_(torch.outer(even.to(W.dtype), right.sum(0)))
+        if backward is not None and left is not None:
+            backward.addmm_(c.E.T, left * factor[:, None])
+            backward.index_add_(0, c.entry_class, left.index_select(0, c.entry_row) * entry[:, None])
+            if loss.smoothing:
+                backward.add_((even.to(W.dtype) @ left)[None, :])
+        if column_sum is not None:
+            column_sum.add_(factor @ c.E)
+            column_sum.index_add_(0, c.entry_class, entry)
+            if loss.smoothing:
+                column_sum.add_(even.sum().to(W.dtype))
+
+    def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        if not isinstance(x.loss, SoftmaxLoss):
+            return gram.hvp(_upcast(x), _upcast(v), out)
+        W = x.weight.to(compute_dtype(x.weight.dtype))
+        dW = v.weight.to(W.dtype)
+        buffer, change = self._buffers(x, W.dtype, 2)
+        for c in self._chunks(x, W, buffer):
+            dz = change[: c.stop - c.start]
+            dh = v.features[c.start : c.stop].to(W.dtype)
+            torch.mm(dh, W.T, out=dz)
+            dz.addmm_(c.features, dW.T)
+            if v.bias is not None:
+                dz.add_(v.bias.to(W.dtype))
+            # First the part G dW and G' dH, which uses E as it is; then E is overwritten by the change of G.
+            self._add_products(x.loss, c, W, dW, dh, out.features, out.weight, None)
+            self._add_change(x.loss, c, W, dz, out)
+        return None
+
+    def _add_change(self, loss: SoftmaxLoss, c: _Chunk, W: Tensor, dz: Tensor, out: Gradients) -> None:
+        """dG: with pi the softmax and z~ the change relative to the targets' mean change, off target
+        weight p (E/s') (dz - z~) and the mean of dz under E/s' decide everything."""
+        entry_dz = dz[c.entry_row, c.entry_class].double()
+        own = entry_dz if c.entry_row.numel() == c.M.numel() else _segment_sum(entry_dz * c.entry_share, c.entry_row, c.M.shape[0])
+        mean = torch.linalg.vecdot(c.E, dz).double() / c.mass - own
+        if loss.multi_label:
+            slope, bend = c.row_weight * c.M, torch.zeros_like(c.p)
+        else:
+            slope, bend = c.row_weight * loss.weight(c.l, c.p), c.row_weight * loss.bend(c.l, c.p)
+        scale = c.p / c.mass
+        factor = (slope * scale).to(W.dtype)
+        shift = (scale * (bend * mean - slope * (own + c.p * mean))).to(W.dtype)
+        c.E.mul_(dz.mul_(factor[:, None]).add_(shift[:, None]))
+        q = 1.0 - c.p
+        share = c.entry_share
+        inner = (slope * q)[c.entry_row] * share * (entry_dz - own[c.entry_row])
+        entry = (inner - ((slope * q + bend) * c.p * mean)[c.entry_row] * share).to(W.dtype)
+        if out.features is not None:
+            block = out.features[c.start : c.stop]
+            block.addmm_(c.E, W)
+            _add_entries(block, c.entry_row, entry, W, c.entry_class, ordered=c.entry_row.numel() == block.shape[0])
+        if out.weight is not None:
+            out.weight.addmm_(c.E.T, c.features)
+            out.weight.index_add_(0, c.entry_class, c.features.index_select(0, c.entry_row) * entry[:, None])
+        if out.bias is not None:
+            out.bias.add_(c.E.sum(0))
+            out.bias.index_add_(0, c.entry_class, entry)
+
+
+def _exponentials(
+    h: Tensor, W: Tensor, bias: Tensor | None, offset: Tensor, rows: Tensor, columns: Tensor, E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fill E = exp(z - offset), zero on targets; return its row sums and the offset used, both float64 (C,)."""
+    torch.mm(h, W.T, out=E)
+    if bias is not None:
+        E.add_(bias)
+    E.sub_(offset.to(E.dtype)[:, None]).exp_()
+    E[rows, columns] = 0.0
+    mass = E.sum(1).double()
+    hostile = ~((mass > 0) & (mass < torch.finfo(E.dtype).max ** 0.5))
+    bad = torch.nonzero(hostile).reshape(-1)
+    if bad.numel():
+        z = h.index_select(0, bad) @ W.T
+        if bias is not None:
+            z.add_(bias)
+        position = torch.full_like(hostile, -1, dtype=torch.int64)
+        position[bad] = torch.arange(bad.numel(), device=bad.device)
+        mine = hostile[rows]
+        z[position[rows[mine]], columns[mine]] = -float("inf")
+        top = z.amax(1)
+        z.sub_(top[:, None]).exp_()
+        E[bad] = z
+        mass[bad] = z.sum(1).double()
+        offset = offset.index_copy(0, bad, top.double())
+    return mass, offset
+
+
+def _target_share(z: Tensor, rows: Tensor, mean: Tensor, M: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax among the targets (entries), log T and D / T (rows), with T = sum exp(z - mean) = M + D over the targets."""
+    if single:
+        return torch.ones_like(z), torch.zeros_like(mean), torch.zeros_like(mean)
+    u = z - mean[rows]
+    D = _segment_sum(torch.expm1(u), rows, M.shape[0])
+    top = torch.full_like(M, -float("inf")).scatter_reduce(0, rows, u, "amax")
+    spread = top + _segment_sum(torch.exp(u - top[rows]), rows, M.shape[0]).log()
+    log_total = torch.where(D < 1e3, M.log() + torch.log1p(D / M), spread)
+    return torch.exp(u - log_total[rows]), log_total, torch.where(D < 1e3, D / (M + D), torch.ones_like(D))
+
+
+def _entry_coefficients(loss: SoftmaxLoss, c: _Chunk, slope: Tensor) -> Tensor:
+    """Gradient in the logits at the target entries: -slope p for a single label, plus smoothing.
+
+    For several targets M q share_k - 1 = q (M expm1(u_k) - D) / T - p, which does not cancel when the targets are level.
+    """
+    if not loss.multi_label:
+        return (-slope * c.p + loss.smoothing * c.row_weight)[c.entry_row]
+    q = 1.0 - c.p
+    rise = torch.expm1(c.entry_logit - c.mean_target[c.entry_row])
+    level = c.excess < 1.0
+    total = c.M / (1.0 - c.excess).clamp_min(1e-300)  # T = M + D, since D / T = excess
+    near = q[c.entry_row] * (c.M[c.entry_row] * rise / total[c.entry_row] - c.excess[c.entry_row]) - c.p[c.entry_row]
+    far = (q * c.M)[c.entry_row] * c.entry_share - 1.0
+    return c.row_weight[c.entry_row] * torch.where(level[c.entry_row], near, far)
+
+
+def _add_entries(block: Tensor, rows: Tensor, entry: Tensor, values: Tensor, columns: Tensor, *, ordered: bool) -> None:
+    """block[rows] += entry * values[columns]; ``ordered`` says that rows is 0, 1, 2, ... (one target a row)."""
+    addition = values.index_select(0, columns).mul_(entry[:, None])
+    if ordered:
+        block.add_(addition)
+    else:
+        block.index_add_(0, rows, addition)
+
+
+def _segment_sum(values: Tensor, rows: Tensor, number: int) -> Tensor:
+    return torch.zeros(number, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
+
+
+def _segment_min(values: Tensor, rows: Tensor, number: int, single: bool) -> Tensor:
+    if single:
+        return values
+    return torch.full((number,), float("inf"), dtype=values.dtype, device=values.device).scatter_reduce(0, rows, values, "amin")
+
+
+def _upcast(x: HeadInput) -> HeadInput:
+    dtype = compute_dtype(x.weight.dtype)
+    bias = None if x.bias is None else x.bias.to(dtype)
+    return HeadInput(x.loss, x.features.to(dtype), x.weight.to(dtype), bias, x.targets, x.row_weight)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "memory" in str(error)

@@ -1,0 +1,11 @@
+"""What a user can get wrong, as exceptions that the command line turns into one readable line."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A value that the user gave is not usable; the message names the argument, the value and what is allowed."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument has the wrong type or dtype; the message names the argument and what is allowed."""

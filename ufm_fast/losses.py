@@ -1,0 +1,158 @@
+"""The losses: softmax losses as functions of the target's log-loss, and squared error.
+
+For a row with target y let  s = sum_{k != y} exp(z_k - z_y)  (the off-target mass),  p = s / (1 + s) = 1 - p_y  and
+l = log1p(s) = -log p_y.  Each softmax loss here is g(l): a backend computes l and p to full relative accuracy even when
+both are 1e-35, and the loss adds three elementwise functions of them. Nothing else about a loss needs device code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ufm_fast.errors import InputError
+from ufm_fast.targets import Targets
+
+
+def _entries(targets: Targets) -> tuple[Tensor, Tensor]:
+    return targets.slice(0, targets.rows)
+
+
+@dataclass(frozen=True)
+class SoftmaxLoss:
+    """Base of the softmax losses; itself the cross-entropy g(l) = l. All methods are elementwise on (R,) tensors."""
+
+    name: ClassVar[str] = "ce"
+    multi_label: ClassVar[bool] = False
+    convex: ClassVar[bool] = True
+    smoothing: float = 0.0
+
+    def value(self, l: Tensor, p: Tensor) -> Tensor:
+        """g(l), in nats."""
+        return l
+
+    def weight(self, l: Tensor, p: Tensor) -> Tensor:
+        """g'(l), the factor on the cross-entropy gradient."""
+        return torch.ones_like(l)
+
+    def bend(self, l: Tensor, p: Tensor) -> Tensor:
+        """p g''(l): the product stays finite as p -> 0, where g'' alone need not."""
+        return torch.zeros_like(l)
+
+    def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
+        """The textbook definition from logits z (R x K): the loss of each row, differentiable. The reference."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CrossEntropy(SoftmaxLoss):
+    """Cross-entropy with label smoothing eps: target distribution (1 - eps) e_y + eps / K.
+
+    l_i = log1p(s) + eps (z_y - mean_k z_k).  Equivalent: ``F.cross_entropy(z, y, label_smoothing=eps)``.
+    Errors: InputError unless 0 <= smoothing < 1.
+    """
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.smoothing < 1.0:
+            raise InputError(f"smoothing must lie in [0, 1), got {self.smoothing}")
+
+    def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
+        y = targets.indices if isinstance(targets, Targets) else targets
+        return torch.nn.functional.cross_entropy(z, y, reduction="none", label_smoothing=self.smoothing)
+
+
+@dataclass(frozen=True)
+class Focal(SoftmaxLoss):
+    """Focal loss (1 - p_y)^gamma (-log p_y) of Lin et al. (arXiv 1708.02002). gamma = 0 is cross-entropy.
+
+    Written in p = 1 - p_y and r = l (1 - p) / p (-> 1 as p -> 0), which stay finite where the textbook form is NaN.
+    Errors: InputError for a negative or infinite gamma.
+    """
+
+    name: ClassVar[str] = "focal"
+    convex: ClassVar[bool] = False
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma < float("inf"):
+            raise InputError(f"gamma must be a finite number >= 0, got {self.gamma}")
+        if self.smoothing:
+            raise InputError("smoothing goes with the cross-entropy only; drop smoothing or choose loss ce")
+
+    def _ratio(self, l: Tensor, p: Tensor) -> Tensor:
+        return torch.where(p > 0, torch.exp(-l) * l / p.clamp_min(torch.finfo(p.dtype).tiny), torch.ones_like(p))
+
+    def value(self, l: Tensor, p: Tensor) -> Tensor:
+        return p**self.gamma * l
+
+    def weight(self, l: Tensor, p: Tensor) -> Tensor:
+        return p**self.gamma * (1.0 + self.gamma * self._ratio(l, p))
+
+    def bend(self, l: Tensor, p: Tensor) -> Tensor:
+        g = self.gamma
+        return g * p**g * torch.exp(-l) * (2.0 + (g - 1.0) * self._ratio(l, p) - l)
+
+    def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
+        y = targets.indices if isinstance(targets, Targets) else targets
+        l = torch.nn.functional.cross_entropy(z, y, reduction="none")
+        return (-torch.expm1(-l)).clamp_min(torch.finfo(z.dtype).tiny) ** self.gamma * l
+
+
+@dataclass(frozen=True)
+class PickAll(SoftmaxLoss):
+    """Pick-all-label loss of Li et al. (arXiv 2310.15903): sum over the row's targets of the cross-entropy.
+
+    l_i = sum_{k in S} (logsumexp(z) - z_k).  With one target a row it is the cross-entropy.
+    """
+
+    name: ClassVar[str] = "pick-all"
+    multi_label: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.smoothing:
+            raise InputError("smoothing goes with the cross-entropy only; drop smoothing or choose loss ce")
+
+    def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
+        if isinstance(targets, Tensor):
+            targets = Targets(targets)
+        rows, columns = _entries(targets)
+        log_loss = torch.logsumexp(z, 1)[rows] - z[rows, columns]
+        return torch.zeros(targets.rows, dtype=z.dtype, device=z.device).index_add(0, rows, log_loss)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Half squared error 1/2 |z - e_y|^2 to the one-hot target, K outputs. Not a softmax loss: Gram matrices suffice."""
+
+    name: ClassVar[str] = "mse"
+    multi_label: ClassVar[bool] = False
+    convex: ClassVar[bool] = True
+    smoothing: ClassVar[float] = 0.0
+
+    def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
+        y = targets.indices if isinstance(targets, Targets) else targets
+        return 0.5 * (z - torch.nn.functional.one_hot(y, z.shape[1]).to(z.dtype)).square().sum(1)
+
+
+Loss = SoftmaxLoss | SquaredError
+
+#: Every loss by its name on the command line; tests, benchmarks and documents iterate this table.
+LOSSES: dict[str, type[Loss]] = {"ce": CrossEntropy, "focal": Focal, "pick-all": PickAll, "mse": SquaredError}
+
+
+def make_loss(name: str, *, smoothing: float = 0.0, gamma: float | None = None) -> Loss:
+    """Build a loss from its name and parameters. Errors: InputError for an unknown name or a parameter it has not."""
+    if name not in LOSSES:
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
+    if gamma is not None and name != "focal":
+        raise InputError(f"gamma goes with the focal loss only; drop gamma or choose loss focal instead of {name}")
+    if smoothing and name != "ce":
+        raise InputError(f"smoothing goes with the cross-entropy only; drop smoothing or choose loss ce, not {name}")
+    if name == "ce":
+        return CrossEntropy(smoothing=smoothing)
+    if name == "focal":
+        return Focal(gamma=2.0 if gamma is None else gamma)
+    return PickAll() if name == "pick-all" else SquaredError()

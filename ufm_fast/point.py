@@ -1,0 +1,77 @@
+"""A point of the model, and a gradient or direction at it: solvers touch vectors only through this class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Point:
+    """Classifier W (K x d), features H (R x d, a row per sample or per class) and bias b (K,) or None.
+
+    Sums run in float64 whatever the dtype of the parts.
+    """
+
+    W: Tensor
+    H: Tensor
+    b: Tensor | None = None
+
+    def parts(self) -> Iterator[Tensor]:
+        yield self.W
+        yield self.H
+        if self.b is not None:
+            yield self.b
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Point:
+        """A new point with ``function`` applied to each part."""
+        return Point(function(self.W), function(self.H), None if self.b is None else function(self.b))
+
+    def zip(self, other: Point, function: Callable[[Tensor, Tensor], Tensor]) -> Point:
+        """A new point with ``function`` applied to matching parts."""
+        bias = None if self.b is None or other.b is None else function(self.b, other.b)
+        return Point(function(self.W, other.W), function(self.H, other.H), bias)
+
+    def dot(self, other: Point) -> float:
+        """Euclidean inner product."""
+        total = 0.0
+        for left, right in zip(self.parts(), other.parts(), strict=True):
+            total += _dot(left, right)
+        return total
+
+    def norm(self) -> float:
+        return float(max(self.dot(self), 0.0) ** 0.5)
+
+    def axpy(self, factor: float, direction: Point) -> Point:
+        """self + factor * direction, a new point."""
+        return self.zip(direction, lambda x, v: torch.add(x, v, alpha=factor))
+
+    def scale(self, factor: float) -> Point:
+        return self.map(lambda x: x * factor)
+
+    def clone(self) -> Point:
+        return self.map(torch.clone)
+
+    def zeros(self) -> Point:
+        return self.map(torch.zeros_like)
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Point:
+        return self.map(lambda x: x.to(device=device, dtype=dtype))
+
+    def finite(self) -> bool:
+        return all(bool(torch.isfinite(x).all()) for x in self.parts())
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    if left.dtype == torch.float64:
+        return float(torch.dot(left.reshape(-1), right.reshape(-1)))
+    return float((left.double() * right.double()).sum()) if left.numel() < 1 << 22 else _chunked_dot(left, right)
+
+
+def _chunked_dot(left: Tensor, right: Tensor) -> float:
+    # A float64 copy of a million-class gradient would double its memory: go through it in pieces.
+    x, y = left.reshape(-1), right.reshape(-1)
+    return sum(float(torch.dot(a.double(), c.double())) for a, c in zip(x.split(1 << 22), y.split(1 << 22), strict=True))

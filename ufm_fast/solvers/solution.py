@@ -1,0 +1,108 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+
+if TYPE_CHECKING:
+    from ufm_fast.theory import ClosedForm
+    from ufm_fast.theory.certificate import Certificate
+
+
+class Outcome(str, Enum):
+    """How a solve ended. ``success`` decides the command line's exit code."""
+
+    CONVERGED = "converged"
+    STALLED = "stalled"  # no step improves the value beyond rounding: as good as the dtype allows
+    MAX_STEPS = "max_steps"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def success(self) -> bool:
+        return self in (Outcome.CONVERGED, Outcome.STALLED)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One log point. ``gradient_norm`` is in the variables that the solver works in; ``evaluations`` are
+    gradient-equivalents (a Hessian product counts as two); ``seconds`` since the solve began, earlier runs included.
+    """
+
+    step: int
+    value: float
+    data_value: float
+    gradient_norm: float
+    evaluations: float
+    seconds: float
+    accuracy: float | None = None
+    margin_min: float | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solved (or interrupted) problem.
+
+    ``point`` holds the model's W (K x d), b, and H with one row for each row of ``reduce`` (a class, or a sample);
+    ``lifted()`` has all N rows. ``theory`` and ``certificate`` are None where there is none.
+    """
+
+    problem: Problem
+    point: Point
+    value: float
+    data_value: float
+    gradient_norm: float
+    steps: int
+    evaluations: float
+    seconds: float
+    outcome: Outcome
+    message: str
+    method: str
+    backend: str
+    reduce: str
+    variables: str
+    start: str
+    theory: ClosedForm | None = None
+    certificate: Certificate | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[StepRecord] = field(default_factory=list)
+
+    @property
+    def success(self) -> bool:
+        return self.outcome.success
+
+    def lifted(self) -> Point:
+        """W, b and the features of all N samples (N x d), in the order of ``problem.sample_labels`` or target sets."""
+        if self.reduce == "none":
+            return self.point
+        rows = self.problem.sample_row().to(self.point.H.device)
+        return Point(self.point.W, self.point.H.index_select(0, rows), self.point.b)
+
+    def summary(self) -> dict[str, Any]:
+        """The scalar results as a JSON-ready dictionary; the command line's ``--json`` prints it."""
+        theory = None
+        if self.theory is not None:
+            theory = {"value": self.theory.value, "source": self.theory.source, "exact": self.theory.exact}
+        return {
+            "outcome": self.outcome.value,
+            "message": self.message,
+            "value": self.value,
+            "data_value": self.data_value,
+            "gradient_norm": self.gradient_norm,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "backend": self.backend,
+            "method": self.method,
+            "reduce": self.reduce,
+            "variables": self.variables,
+            "start": self.start,
+            "theory": theory,
+            "certificate": {"kind": "none", "certified": False} if self.certificate is None else self.certificate.summary(),
+            "metrics": self.metrics,
+        }

@@ -1,0 +1,139 @@
+"""Which classes each row is a sample of, and how many samples a row stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ufm_fast.errors import InputError, InputTypeError
+
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
+    """Return ``labels`` as int64 after checking that they are integers in [0, classes).
+
+    Errors: InputTypeError for a non-integer dtype, InputError for a value out of range. No kernel indexes before this.
+    """
+    if labels.dtype not in _INTEGERS:
+        raise InputTypeError(f"{name} must hold integers, got {labels.dtype}; convert them with labels.long()")
+    labels = labels.to(torch.int64)
+    if labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise InputError(f"{name} must lie in [0, {classes}), got values from {low} to {high}; raise classes or mend")
+    return labels
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Target classes of R rows in CSR form: row r has ``indices[indptr[r]:indptr[r+1]]``.
+
+    ``indptr`` is None when every row has exactly one target (then ``indices`` has shape (R,)), the single-label case.
+    """
+
+    indices: Tensor
+    indptr: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return int(self.indices.numel() if self.indptr is None else self.indptr.numel() - 1)
+
+    @property
+    def single(self) -> bool:
+        return self.indptr is None
+
+    def sizes(self) -> Tensor:
+        """Number of targets M_r of each row, int64 (R,)."""
+        if self.indptr is None:
+            return torch.ones_like(self.indices)
+        return self.indptr[1:] - self.indptr[:-1]
+
+    def slice(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Entries of rows start..stop as (row within the slice, class), both int64 (entries,)."""
+        if self.indptr is None:
+            columns = self.indices[start:stop]
+            return torch.arange(columns.numel(), device=columns.device), columns
+        pointer = self.indptr[start : stop + 1]
+        columns = self.indices[int(pointer[0]) : int(pointer[-1])]
+        rows = torch.repeat_interleave(torch.arange(stop - start, device=columns.device), pointer[1:] - pointer[:-1])
+        return rows, columns
+
+    def to(self, device: torch.device | str) -> Targets:
+        return Targets(self.indices.to(device), None if self.indptr is None else self.indptr.to(device))
+
+
+@dataclass(frozen=True)
+class TargetSets:
+    """Multi-label data: R target sets in CSR form and how many samples have each (default one).
+
+    ``indptr`` int64 (R+1,), ``indices`` int64 (entries,), ``counts`` int64 (R,). Never an N x K array.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    counts: Tensor
+
+    @classmethod
+    def create(cls, indptr: object, indices: object, classes: int, counts: object | None = None) -> TargetSets:
+        """Check and build. Errors: InputError / InputTypeError naming the array and the mend."""
+        pointer = _integers(indptr, "indptr")
+        if pointer.ndim != 1 or pointer.numel() < 2 or int(pointer[0]) != 0:
+            raise InputError("indptr must be a vector that starts at 0 and has one entry more than there are rows")
+        entries = check_labels(_integers(indices, "indices"), classes, "indices")
+        if entries.ndim != 1 or int(pointer[-1]) != entries.numel():
+            raise InputError(f"indptr must end at the length of indices, {entries.numel()}, got {int(pointer[-1])}")
+        sizes = pointer[1:] - pointer[:-1]
+        if bool((sizes < 1).any()):
+            raise InputError("every row of target sets needs at least one class; drop the rows without a label")
+        if bool((sizes >= classes).any()):
+            raise InputError("a target set holds every class: its loss has no off-target class; leave one class out")
+        rows = torch.repeat_interleave(torch.arange(sizes.numel()), sizes)
+        key = torch.sort(rows * classes + entries).values
+        if bool((key[1:] == key[:-1]).any()):
+            raise InputError("indices names a class twice in one row; list each class of a target set once")
+        if counts is None:
+            repeats = torch.ones(sizes.numel(), dtype=torch.int64)
+        else:
+            repeats = _integers(counts, "counts")
+        if repeats.shape != sizes.shape or bool((repeats < 1).any()):
+            raise InputError(f"counts must hold {sizes.numel()} positive integers, one for each target set")
+        return cls(pointer, key - rows * classes, repeats)
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.counts.sum())
+
+    def grouped(self) -> tuple[TargetSets, Tensor]:
+        """Merge equal sets. Returns the distinct sets and, for each old row, the index of its set, int64 (R,)."""
+        order: dict[tuple[int, ...], int] = {}
+        pointer, entries = self.indptr.tolist(), self.indices.tolist()
+        index = torch.tensor(
+            [order.setdefault(tuple(entries[a:b]), len(order)) for a, b in zip(pointer, pointer[1:], strict=False)]
+        )
+        counts = torch.zeros(len(order), dtype=torch.int64).index_add_(0, index, self.counts)
+        sizes = torch.tensor([len(members) for members in order])
+        merged = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        flat = torch.tensor([k for members in order for k in members])
+        return TargetSets(merged, flat, counts), index
+
+
+def _integers(values: object, name: str) -> Tensor:
+    tensor = torch.as_tensor(values)
+    if tensor.dtype not in _INTEGERS:
+        raise InputTypeError(f"{name} must hold integers, got {tensor.dtype}")
+    return tensor.to(torch.int64).cpu()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows a solver works on: row r has targets r and stands for ``counts[r]`` samples with equal features."""
+
+    targets: Targets
+    counts: Tensor
+
+    @property
+    def number(self) -> int:
+        return int(self.counts.numel())
