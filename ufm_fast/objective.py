@@ -64,8 +64,8 @@ class Objective:
         penalty = problem.lambda_h * counts * row_scale**2
         self._even = bool((penalty == penalty[0]).all())
         self.row_penalty = penalty.to(self.dtype)[:, None]
-        self._logit_scale = (row_scale * self.weight_scale).to(self.dtype)[:, None]
-        self._logit_even = bool((self._logit_scale == 1).all())
+        self.logit_scale = (row_scale * self.weight_scale).to(self.dtype)[:, None]
+        self._logit_even = bool((self.logit_scale == 1).all())
         self.evaluations = 0.0
 
     # ---- maps between the solver's variables and the model's ---------------------------------------------------------
@@ -89,7 +89,7 @@ class Objective:
 
     def head_input(self, x: Point) -> HeadInput:
         """The data term's input: features scaled so that the logits are features @ B' + b."""
-        features = x.H if self._logit_even else x.H * self._logit_scale
+        features = x.H if self._logit_even else x.H * self.logit_scale
         W, dtype = x.W, self.problem.torch_dtype
         if dtype != self.dtype:
             features, W = features.to(dtype), W.to(dtype)
@@ -137,14 +137,14 @@ class Objective:
         elif self._logit_even:
             H = x.H * (float(self.row_penalty[0]) if self._even else self.row_penalty)
         else:
-            H = x.H * (self.row_penalty / self._logit_scale)
+            H = x.H * (self.row_penalty / self.logit_scale)
         b = None if x.b is None else x.b * self.problem.lambda_b
         out = Gradients(None if freeze == "h" else H, None if freeze == "w" else W, b)
         return Point(W, H, b), out
 
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
-            gradient.H.mul_(self._logit_scale)
+            gradient.H.mul_(self.logit_scale)
 
     # ---- scales that stopping rules compare with ----------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buf
 
 
 @dataclass
-class _Chunk:
+class Chunk:
     """One chunk of rows after its sweep; vectors are float64 of the chunk's length C."""
 
     start: int
@@ -92,7 +92,13 @@ class TiledBackend:
                     raise
                 rows //= 2
 
-    def _chunks(self, x: HeadInput, W: Tensor, buffer: Tensor) -> Iterator[_Chunk]:
+    def sweep(self, x: HeadInput) -> Iterator[Chunk]:
+        """Every chunk of rows with its exponentials and row vectors; a chunk is valid until the next one is asked for."""
+        W = x.weight.to(compute_dtype(x.weight.dtype))
+        (buffer,) = self._buffers(x, W.dtype, 1)
+        yield from self._chunks(x, W, buffer)
+
+    def _chunks(self, x: HeadInput, W: Tensor, buffer: Tensor) -> Iterator[Chunk]:
         assert isinstance(x.loss, SoftmaxLoss)
         mean_row = W.mean(0, dtype=torch.float64)
         bias = None if x.bias is None else x.bias.double()
@@ -101,7 +107,7 @@ class TiledBackend:
 
     def _sweep(
         self, x: HeadInput, loss: SoftmaxLoss, W: Tensor, bias: Tensor | None, mean_row: Tensor, start: int, buffer: Tensor
-    ) -> _Chunk:
+    ) -> Chunk:
         K = W.shape[0]
         h = x.features[start : start + buffer.shape[0]].to(W.dtype)
         stop = start + h.shape[0]
@@ -130,7 +136,7 @@ class TiledBackend:
         value = M * (log_total + l) if loss.multi_label else loss.value(l, p)
         if loss.smoothing:
             value = value + loss.smoothing * (z - mean_logit)
-        return _Chunk(
+        return Chunk(
             start, stop, h, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target, offset,
             x.row_weight[start:stop].double(),
         )  # fmt: skip
@@ -174,7 +180,7 @@ class TiledBackend:
         return torch.cat([c.value for c in self._chunks(x, W, buffer)])
 
     def _add_products(
-        self, loss: SoftmaxLoss, c: _Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
+        self, loss: SoftmaxLoss, c: Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
         forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None,
     ) -> None:  # fmt: skip
         """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G."""
@@ -217,7 +223,7 @@ class TiledBackend:
             self._add_change(x.loss, c, W, dz, out)
         return None
 
-    def _add_change(self, loss: SoftmaxLoss, c: _Chunk, W: Tensor, dz: Tensor, out: Gradients) -> None:
+    def _add_change(self, loss: SoftmaxLoss, c: Chunk, W: Tensor, dz: Tensor, out: Gradients) -> None:
         """dG: with pi the softmax and z~ the change relative to the targets' mean change, off target
         weight p (E/s') (dz - z~) and the mean of dz under E/s' decide everything."""
         entry_dz = dz[c.entry_row, c.entry_class].double()
@@ -287,7 +293,7 @@ def _target_share(z: Tensor, rows: Tensor, mean: Tensor, M: Tensor, single: bool
     return torch.exp(u - log_total[rows]), log_total, torch.where(D < 1e3, D / (M + D), torch.ones_like(D))
 
 
-def _entry_coefficients(loss: SoftmaxLoss, c: _Chunk, slope: Tensor) -> Tensor:
+def _entry_coefficients(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     """Gradient in the logits at the target entries: -slope p for a single label, plus smoothing.
 
     For several targets M q share_k - 1 = q (M expm1(u_k) - D) / T - p, which does not cancel when the targets are level.

@@ -1,0 +1,169 @@
+"""Memory and time of a solve before it runs: arithmetic from the problem's sizes, and one short measured product.
+
+With R rows (classes, or samples), P = (K + R) d parameters and one evaluation = value and gradient:
+
+    softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
+    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ufm_fast.backends.base import compute_dtype
+from ufm_fast.backends.tiled import available_bytes, chunk_rows
+from ufm_fast.problem import Problem
+
+#: Vectors of the size of the parameters that each method holds beside the point and its gradient.
+METHOD_VECTORS = {
+    "gd": 1, "momentum": 2, "nesterov": 3, "adam": 3, "lbfgs": 44, "newton-cg": 7, "alternating": 1, "closed-form": 1,
+}  # fmt: skip
+_LBFGS_OTHER = 4
+_LBFGS_HISTORY = 20
+
+
+@dataclass(frozen=True)
+class BackendPlan:
+    """One backend: rows of a chunk, bytes that it needs beside the vectors, seconds an evaluation."""
+
+    name: str
+    chunk: int
+    workspace: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, times in seconds. ``methods``: optimiser state of each. ``notes``: what a user should know."""
+
+    device: str
+    dtype: str
+    samples: int
+    classes: int
+    dim: int
+    reduce: str
+    rows: int
+    rows_unreduced: int
+    parameters: int
+    gradient: int
+    methods: dict[str, int]
+    flops: float
+    rate: float
+    backends: list[BackendPlan]
+    certificate: int
+    free: int
+    notes: list[str]
+
+    def total(self, method: str, backend: str) -> int:
+        """Peak bytes of a solve."""
+        workspace = next(b.workspace for b in self.backends if b.name == backend)
+        return self.parameters + self.gradient + self.methods[method] + workspace
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready."""
+        totals = {b.name: {m: self.total(m, b.name) for m in self.methods} for b in self.backends}
+        return {**asdict(self), "totals": totals}
+
+
+def make_plan(problem: Problem, *, reduce: str = "auto", method: str = "auto", history: int | None = None) -> Plan:
+    """The plan of a problem on its device; ``rate`` is measured there in a fraction of a second."""
+    chosen = "classes" if reduce == "auto" else reduce
+    K, d, N = problem.num_classes, problem.dim, problem.num_samples
+    reduced = problem.rows("classes").number
+    R = reduced if chosen == "classes" else N
+    dtype = compute_dtype(problem.torch_dtype)
+    size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
+    vectors = {**METHOD_VECTORS, "lbfgs": 2 * (history or _LBFGS_HISTORY) + _LBFGS_OTHER}
+    device = torch.device(problem.device)
+    rate = matmul_rate(dtype, device)
+    flops = 8.0 * (R + K) * d * d if problem.loss.name == "mse" else 6.0 * R * K * d
+    plan = Plan(
+        device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=d, reduce=chosen, rows=R, rows_unreduced=N,
+        parameters=size, gradient=size, methods={name: number * size for name, number in vectors.items()},
+        flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
+        certificate=3 * 8 * min(K, R) ** 2 if max(K, R) <= 4096 else 0, free=available_bytes(device), notes=[],
+    )  # fmt: skip
+    plan.notes.extend(_notes(plan, reduced, method))
+    return plan
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of square products on the device, the best of a few."""
+    size = 4096 if device.type == "cuda" else 768
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    out = torch.empty_like(left)
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < seconds or best == float("inf"):
+        start = time.perf_counter()
+        torch.mm(left, left, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
+    K, d = problem.num_classes, problem.dim
+    item = compute_dtype(problem.torch_dtype).itemsize
+    # The dense definition does all R x K work whatever the loss, and autograd keeps logits, softmax and gradient.
+    dense = 3 * R * K * item
+    share = 6.0 * R * K * d / (8.0 * (R + K) * d * d) if problem.loss.name == "mse" else 1.0
+    plans = [BackendPlan("reference", R, dense, seconds * share)]
+    if problem.loss.name == "mse":
+        work = 4 * d * d * 8 + R * d * item
+        plans.append(BackendPlan("tiled", R, work, seconds))
+        return plans
+    chunk = chunk_rows(R, K, item, device)
+    plans.append(BackendPlan("tiled", chunk, chunk * K * item, seconds))
+    if device.type == "cuda":  # E is kept in two bytes whatever the parameters' dtype
+        chunk = chunk_rows(R, K, 2, device)
+        plans.append(BackendPlan("triton", chunk, 2 * chunk * K, seconds))
+    return plans
+
+
+def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
+    notes = []
+    if reduced < plan.samples:
+        share = reduced / plan.samples
+        if plan.reduce == "classes":
+            notes.append(
+                f"reduce=classes is exact here: {reduced:,} rows for {plan.samples:,} samples ({share:.1%} of the work)"
+            )
+        else:
+            notes.append(
+                f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, with the same minimum"
+            )
+    else:
+        notes.append("reduce=classes saves nothing here: each row has a target of its own")
+    if max(plan.classes, plan.rows) > 4096:
+        notes.append("the certificate will be probabilistic: an exact one needs at most 4,096 classes and rows")
+    name = "lbfgs" if method == "auto" else method
+    for backend in plan.backends:
+        need = plan.total(name, backend.name)
+        if need > plan.free:
+            notes.append(
+                f"not enough memory for {name} on {backend.name}: {readable(need)} needed, {readable(plan.free)} free; "
+                + ("use --backend tiled" if backend.name == "reference" else _mend(plan, name))
+            )
+    return notes
+
+
+def _mend(plan: Plan, method: str) -> str:
+    if plan.reduce == "none" and plan.rows > plan.classes:
+        return "use --reduce classes"
+    if method == "lbfgs":
+        return "use a smaller --history, --method nesterov or --dtype float32"
+    return "use --dtype float32, a smaller --dim, or a machine with more memory"
+
+
+def readable(size: float) -> str:
+    """Bytes in words: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,241 @@
+"""Figures of runs. Each function draws on the axes that it is given and returns them; nothing touches pyplot.
+
+Data come as plain numbers: ``records`` is a run's log (a list of flat dictionaries), matrices are tensors or arrays
+with a row for each class.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ufm_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+Records = Sequence[Mapping[str, Any]]
+
+#: Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LABELS = {
+    "nc1_pinv": "NC1  tr(Σ$_W$Σ$_B^+$)/K",
+    "nc2_classifier": "NC2  classifier",
+    "nc2_means": "NC2  class means",
+    "nc3": "NC3  self-duality",
+}
+_BLOCKS = 200
+_PAIRS = 200_000
+
+
+def new_figure(width: float = 5.2, height: float = 3.8) -> Figure:
+    """A figure with an Agg canvas that no global state knows of. Errors: InputError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("plots need matplotlib: pip install 'ufm-fast[plot]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+# ---- convergence -----------------------------------------------------------------------------------------------------
+
+
+def loss_gap(ax: Axes, records: Records, reference: float, *, against: str = "step", label: str | None = None) -> Axes:
+    """(f - reference)/reference against ``step`` or ``seconds``; points at or below rounding are left out.
+
+    ``reference``: the theory value, the certificate's lower bound, or the best value seen.
+    """
+    scale = abs(reference) or 1.0
+    values = [(record["value"] - reference) / scale for record in records if record["value"] is not None]
+    places = [record[against] for record in records if record["value"] is not None]
+    return _curve(ax, places, values, against, "relative gap  $(f - f^*)/f^*$", label)
+
+
+def gradient_norm(ax: Axes, records: Records, *, against: str = "step", label: str | None = None) -> Axes:
+    """Gradient norm in the solver's variables against ``step`` or ``seconds``."""
+    places = [record[against] for record in records]
+    return _curve(ax, places, [record["gradient_norm"] for record in records], against, "gradient norm", label)
+
+
+def collapse_metrics(ax: Axes, records: Records) -> Axes:
+    """NC1-NC3 against step, as far as the log holds them."""
+    for name, text in _LABELS.items():
+        found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        if any(value > 0 for _, value in found):
+            _curve(
+                ax, [step for step, _ in found], [value for _, value in found], "step", "distance from collapse", text
+            )
+    if ax.lines:
+        ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def _curve(
+    ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, title: str, label: str | None
+) -> Axes:
+    kept = [(x, y) for x, y in zip(places, values, strict=True) if y is not None and y > 0 and math.isfinite(y)]
+    x, y = [place for place, _ in kept], [value for _, value in kept]
+    colour = COLOURS[len(ax.lines) % len(COLOURS)]
+    marker = "o" if len(x) <= 80 else ""
+    ax.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
+    ax.set_yscale("log")
+    if against == "step" and x and max(x) > 200:
+        ax.set_xscale("symlog", linthresh=10)
+        ax.set_xlim(left=-1)
+    ax.set_xlabel("seconds" if against == "seconds" else "step")
+    ax.set_ylabel(title)
+    return _plain(ax)
+
+
+def _whole_ticks(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True))
+
+
+def _plain(ax: Axes) -> Axes:
+    ax.set_axisbelow(True)
+    ax.grid(True, which="major", color="0.9", linewidth=0.8)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    return ax
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+def gram_heatmap(ax: Axes, left: Any, right: Any | None = None, *, title: str = "", blocks: int = _BLOCKS) -> Axes:
+    """Cosines of the rows of ``left`` with those of ``right`` (default: itself), averaged over blocks of classes.
+
+    Beyond ``blocks`` classes a cell is the mean over a block of pairs, from the block sums of unit rows: never K x K.
+    """
+    first, second = _unit(left), _unit(left if right is None else right)
+    edges = _edges(first.shape[0], blocks)
+    image = (_block_means(first, edges) @ _block_means(second, edges).T).numpy()
+    bound = max(float(np.nanmax(np.abs(image))), 1e-12) if np.isfinite(image).any() else 1.0
+    K = first.shape[0]
+    shown = ax.imshow(image, cmap="RdBu_r", vmin=-bound, vmax=bound, extent=(0, K, K, 0), interpolation="nearest")
+    bar = ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.03)
+    bar.outline.set_visible(False)
+    width = math.ceil(K / (len(edges) - 1))
+    ax.set_title(title if width == 1 else f"{title} (means of {width} x {width} blocks)", fontsize="medium")
+    for axis in (ax.xaxis, ax.yaxis):
+        _whole_ticks(axis)
+        axis.set_label_text("class")
+    return ax
+
+
+def spectrum(ax: Axes, matrices: Mapping[str, Any]) -> Axes:
+    """Singular values of each named matrix, divided by its largest, in descending order."""
+    ax.set_yscale("log")
+    for index, (label, matrix) in enumerate(matrices.items()):
+        values = _singular_values(_rows(matrix))
+        values = values[values > 0] / values[0]
+        style: dict[str, Any] = {
+            "color": COLOURS[index],
+            "marker": "os^v"[index % 4],
+            "markersize": 3 + 2 * (index == 0),
+            "linewidth": 1.0,
+        }
+        face = "none" if index == 0 else COLOURS[index]
+        ax.plot(range(1, values.numel() + 1), values.numpy(), label=label, markerfacecolor=face, **style)
+    # Singular values that are zero but for rounding would stretch the axis to 1e-300.
+    lowest = min((float(y) for line in ax.lines for y in np.asarray(line.get_ydata()) if y > 1e-16), default=1e-16)
+    ax.set_ylim(min(lowest / 3, 0.1), 3)
+    ax.set_xlabel("index")
+    ax.set_ylabel("singular value / largest")
+    _whole_ticks(ax.xaxis)
+    _plain(ax)
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def cosine_histogram(ax: Axes, matrices: Mapping[str, Any], *, pairs: int = _PAIRS, seed: int = 0) -> Axes:
+    """Cosines of pairs of rows about their mean row, with the simplex's -1/(K-1); random pairs where there are many."""
+    found = {label: pair_cosines(_rows(matrix), pairs, seed) for label, matrix in matrices.items()}
+    K = max(_rows(matrix).shape[0] for matrix in matrices.values())
+    ideal = -1.0 / (K - 1)
+    everything = np.concatenate([*found.values(), [ideal]])
+    low, high = float(everything.min()), float(everything.max())
+    margin = max(0.05 * (high - low), 0.02 * abs(ideal), 1e-6)
+    bins = np.linspace(low - margin, high + margin, 61)
+    for index, (label, values) in enumerate(found.items()):
+        filled = {"histtype": "stepfilled", "alpha": 0.35} if index == 0 else {"histtype": "step", "linewidth": 1.6}
+        ax.hist(values, bins=bins, color=COLOURS[index], label=label, **filled)  # type: ignore[arg-type]
+    ax.axvline(ideal, color="0.2", linestyle="--", linewidth=1.2, label=f"$-1/(K-1) = {ideal:.4g}$")
+    ax.set_xlabel("cosine of a pair of classes, centred")
+    ax.set_ylabel("pairs")
+    _plain(ax)
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def pair_cosines(rows: Tensor, pairs: int = _PAIRS, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Cosines of all pairs of centred rows, or of ``pairs`` random ones where there are more."""
+    unit = _unit(rows - rows.mean(0))
+    K = unit.shape[0]
+    if K * (K - 1) // 2 <= pairs:  # noqa: SIM300
+        first, second = torch.triu_indices(K, K, 1)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        first = torch.randint(K, (pairs,), generator=generator)
+        second = (first + torch.randint(1, K, (pairs,), generator=generator)) % K
+    parts = zip(first.split(1 << 15), second.split(1 << 15), strict=True)
+    cosines = torch.cat([(unit[a] * unit[b]).sum(1) for a, b in parts])
+    return np.asarray(cosines[torch.isfinite(cosines)].numpy())
+
+
+def _rows(matrix: Any) -> Tensor:
+    return torch.as_tensor(matrix).detach().cpu().double()
+
+
+def _unit(matrix: Any) -> Tensor:
+    rows = _rows(matrix)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / norms.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _edges(K: int, blocks: int) -> list[int]:
+    number = min(K, blocks)
+    return [K * i // number for i in range(number + 1)]
+
+
+def _block_means(rows: Tensor, edges: list[int]) -> Tensor:
+    return torch.stack([rows[a:b].mean(0) for a, b in itertools.pairwise(edges)])
+
+
+def _singular_values(rows: Tensor) -> Tensor:
+    from ufm_fast.metrics import RowMatrix
+
+    values: Tensor = RowMatrix.of(rows).raw.singular_values
+    return values[: min(rows.shape)]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name``.png and ``name``.pdf, each whole or not at all."""
+    from ufm_fast.run_directory import atomic
+
+    paths = []
+    for kind in ("png", "pdf"):
+        path = folder / f"{name}.{kind}"
+        # No date in the file: the same run draws the same bytes.
+        metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+        paths.append(path)
+    return paths

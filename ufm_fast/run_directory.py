@@ -1,0 +1,228 @@
+"""A run's folder: configuration, environment, log, state and summary, each written whole or not at all.
+
+    config.json        what was solved and how, with a hash; its ``format`` is how a run directory is recognised
+    environment.json   versions and device
+    metrics.jsonl      one flat object a log point, appended
+    state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume, measure and export
+    summary.json       the result; absent until a solve has ended
+    plots/             figures
+
+Nothing is ever pickled. A file is written beside its final name and renamed over it, so a reader sees the old
+one or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ufm_fast.errors import InputError
+
+FORMAT = "ufm-fast-run"
+VERSION = 1
+FILES = ("config.json", "environment.json", "metrics.jsonl", "state.safetensors", "summary.json")
+
+
+def json_ready(value: Any) -> Any:
+    """``value`` with numpy-free containers and with nan and infinities as None: JSON has no such numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON text."""
+    text = json.dumps(json_ready(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that replaces it when the block ends without an error."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes private files; a result is as public as any other file
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file. Errors: InputError for a missing, truncated or foreign file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: {path} is missing, truncated or not JSON ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{name}: {path} does not hold an object; it is not a file of ufm-fast")
+    return content
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is a folder with a config.json of our format (a corrupt one is not)."""
+    try:
+        return read_json(path / "config.json", "run").get("format") == FORMAT
+    except InputError:
+        return False
+
+
+class RunDirectory:
+    """One run on disk; make it with ``create`` or ``open``."""
+
+    def __init__(self, path: Path, config: dict[str, Any], digest: str) -> None:
+        self.path, self.config, self.hash = path, config, digest
+        self._made: list[Path] = []
+
+    # ---- making and opening ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], digest: str, environment: Mapping[str, Any]) -> RunDirectory:
+        """Make the folder and write its first two files.
+
+        Errors: InputError where the folder holds anything already, or can't be written; then nothing is left behind.
+        """
+        refuse_occupied(path, digest)
+        run = cls(path, dict(config), digest)
+        try:
+            run._make_folders(path)
+            run.write_config(config, digest)
+            write_text(path / "environment.json", _pretty(environment))
+        except OSError as error:
+            run.discard()
+            raise InputError(f"out: can't write to {path} ({error.strerror or error}); choose another --out") from error
+        return run
+
+    def _make_folders(self, path: Path) -> None:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            self._made.insert(0, folder)
+
+    def discard(self) -> None:
+        """Take back what ``create`` made: for a solve that was refused before its first step."""
+        for name in FILES:
+            with suppress(OSError):
+                (self.path / name).unlink()
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    @classmethod
+    def open(cls, path: Path, name: str = "run") -> RunDirectory:
+        """An existing run. Errors: InputError for a foreign folder or one of another format version."""
+        if not path.is_dir():
+            raise InputError(f"{name}: {path} is not a folder; give a run directory that ufm-fast solve wrote")
+        if not (path / "config.json").exists():
+            raise InputError(f"{name}: {path} is not a run directory of ufm-fast (it has no config.json)")
+        content = read_json(path / "config.json", name)
+        if content.get("format") != FORMAT:
+            raise InputError(f"{name}: {path} is not a run directory of ufm-fast (foreign config.json)")
+        if content.get("version") != VERSION:
+            found = content.get("version")
+            raise InputError(f"{name}: {path} has format version {found}, this program reads {VERSION}; solve it anew")
+        config, digest = content.get("config"), content.get("hash")
+        if not isinstance(config, dict) or not isinstance(digest, str):
+            raise InputError(f"{name}: {path / 'config.json'} lacks its config or hash; the file was damaged")
+        return cls(path, config, digest)
+
+    def write_config(self, config: Mapping[str, Any], digest: str) -> None:
+        self.config, self.hash = dict(config), digest
+        content = {"format": FORMAT, "version": VERSION, "hash": digest, "config": self.config}
+        write_text(self.path / "config.json", _pretty(content))
+
+    # ---- summary and log -------------------------------------------------------------------------------------------
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the last solve ended with; None where none has ended."""
+        path = self.path / "summary.json"
+        return read_json(path, "run") if path.exists() else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_text(self.path / "summary.json", _pretty(summary))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to the log."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(json_ready(record)) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log. A last line cut short by a kill is left out; any other bad line is an InputError."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise InputError(f"run: line {number} of {path} is not a log record; the file was damaged")
+            found.append(record)
+        return found
+
+    def truncate_log(self, last_step: int) -> None:
+        """Drop records after ``last_step``: a run that was killed may have logged further than its saved state."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= last_step]
+        write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.safetensors"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+
+def refuse_occupied(path: Path, digest: str) -> None:
+    """Errors: InputError unless ``path`` is free for a new run."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"out: {path} is a file; choose another --out")
+    try:
+        occupied = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise InputError(f"out: can't read {path} ({error.strerror}); choose another --out") from error
+    if not occupied:
+        return
+    if not is_run(path):
+        raise InputError(f"out: {path} is not empty and not a run of ufm-fast; choose another --out")
+    if RunDirectory.open(path).hash == digest:
+        raise InputError(f"out: {path} holds this very run; go on with --resume {path} or choose another --out")
+    raise InputError(f"out: {path} holds a run with another configuration; choose another --out")
+
+
+def _pretty(content: Mapping[str, Any]) -> str:
+    return json.dumps(json_ready(content), indent=2) + "\n"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

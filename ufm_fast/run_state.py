@@ -1,0 +1,212 @@
+"""Tensors on disk: the state of a run, and saved heads and features from elsewhere (.npz, .safetensors)."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.run_directory import RunDirectory, atomic
+from ufm_fast.targets import TargetSets
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a saved state had come, earlier runs included."""
+
+    step: int = 0
+    evaluations: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier and the features it meets: row r of ``H`` has ``labels[r]`` and stands for ``counts[r]`` samples.
+
+    Rows of multi-label data with several targets have no label; they are left out of ``H`` (``skipped`` of them).
+    """
+
+    W: Tensor | None
+    H: Tensor | None
+    b: Tensor | None
+    labels: Tensor | None
+    counts: Tensor | None = None
+    skipped: int = 0
+
+
+# ---- the state of a run ----------------------------------------------------------------------------------------------
+
+
+def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, progress: Progress) -> None:
+    """Write W, H (a row for each row of ``reduce``), b and the data, so that the file serves alone."""
+    rows = problem.rows(reduce)
+    tensors: Tensors = {"W": point.W, "H": point.H, "counts": problem.counts, "row_counts": rows.counts}
+    if point.b is not None:
+        tensors["b"] = point.b
+    if problem.target_sets is not None:
+        sets = problem.target_sets
+        tensors |= {"target_indptr": sets.indptr, "target_indices": sets.indices, "target_counts": sets.counts}
+        pointer = rows.targets.indptr
+        tensors["row_indices"] = rows.targets.indices
+        tensors["row_indptr"] = torch.arange(rows.number + 1) if pointer is None else pointer
+    else:
+        tensors["labels"] = rows.targets.indices
+        if problem._labels is not None:
+            tensors["sample_labels"] = problem._labels
+    metadata = {
+        "format": "ufm-fast-state", "reduce": reduce, "step": str(progress.step),
+        "evaluations": repr(progress.evaluations), "seconds": repr(progress.seconds),
+    }  # fmt: skip
+    with atomic(run.state_file) as temporary:
+        # A copy of each: safetensors refuses tensors that share memory.
+        save_file(
+            {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata
+        )
+
+
+def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
+    """Tensors, progress and ``reduce`` of a run's state. Errors: InputError for a missing or foreign file."""
+    tensors, metadata = read_safetensors(run.state_file, "run")
+    missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
+    if metadata.get("format") != "ufm-fast-state" or missing:
+        raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
+    try:
+        progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]))
+        return tensors, progress, metadata["reduce"]
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"run: {run.state_file} lacks its step, evaluations or seconds; the file was damaged"
+        ) from error
+
+
+def data_arguments(tensors: Tensors) -> dict[str, Any]:
+    """The data of a saved state as keyword arguments of Problem."""
+    if "target_indptr" in tensors:
+        keys = ("target_indptr", "target_indices", "target_counts")
+        return {"target_sets": TargetSets(*(tensors[key] for key in keys))}
+    if "sample_labels" in tensors:
+        return {"labels": tensors["sample_labels"]}
+    return {"counts": tensors["counts"]}
+
+
+def state_head(tensors: Tensors) -> Head:
+    """The classifier and single-label rows of a saved state."""
+    W, H, b, counts = tensors["W"], tensors["H"], tensors.get("b"), tensors["row_counts"]
+    if "row_indptr" not in tensors:
+        return Head(W, H, b, tensors["labels"], counts)
+    pointer = tensors["row_indptr"]
+    single = torch.nonzero(torch.diff(pointer) == 1).reshape(-1)
+    if single.numel() == 0:
+        return Head(W, None, b, None, None, H.shape[0])
+    labels = tensors["row_indices"][pointer[single]]
+    return Head(W, H[single], b, labels, counts[single], H.shape[0] - single.numel())
+
+
+# ---- files from elsewhere --------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, name: str) -> Tensors:
+    """All arrays of a .npz or .safetensors file. Errors: InputError naming ``name`` and the mend."""
+    if path.is_dir():
+        path = path / "state.safetensors"
+    if not path.is_file():
+        raise InputError(f"{name}: there is no file {path}; give a .npz or .safetensors file, or a run directory")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, name)[0]
+    if path.suffix == ".npz":
+        return read_npz(path, name)
+    raise InputError(f"{name}: {path} must end in .npz or .safetensors; save it with numpy.savez or safetensors")
+
+
+def read_safetensors(path: Path, name: str) -> tuple[Tensors, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as content:
+            return {key: content.get_tensor(key) for key in content.keys()}, content.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{name}: {path} is missing, truncated or not a safetensors file ({error})") from error
+
+
+def read_npz(path: Path, name: str) -> Tensors:
+    """Arrays of a .npz file, without pickle."""
+    try:
+        # Opened here: numpy leaves its own file open where the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            return {key: torch.from_numpy(np.ascontiguousarray(content[key])) for key in content.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{name}: {path} is not a readable .npz file ({error}); write it with numpy.savez") from error
+
+
+def read_target_sets(path: Path, classes: int | None) -> TargetSets:
+    """Multi-label targets from a .npz with CSR ``indptr``, ``indices`` and optional ``counts``."""
+    if not path.is_file():
+        raise InputError(f"targets: there is no file {path}; give a .npz with indptr, indices and optional counts")
+    arrays = read_npz(path, "targets")
+    missing = [key for key in ("indptr", "indices") if key not in arrays]
+    if missing:
+        raise InputError(f"targets: {path} lacks {' and '.join(missing)}; save both with numpy.savez")
+    indices = arrays["indices"]
+    if classes is None:
+        if indices.numel() == 0 or indices.is_floating_point():
+            raise InputError(f"targets: indices in {path} must be integers, at least one")
+        classes = max(int(indices.max()) + 1, 2)
+    return TargetSets.create(arrays["indptr"], indices, classes, arrays.get("counts"))
+
+
+def read_head(path: Path, name: str) -> Head:
+    """W, H, labels and optional b from a run directory or a file. Errors: InputError naming what is missing."""
+    if path.is_dir():
+        return state_head(load_state(RunDirectory.open(path, name))[0])
+    tensors = read_tensors(path, name)
+    if "row_counts" in tensors:
+        return state_head(tensors)
+    missing = [key for key in ("W", "H", "labels") if key not in tensors]
+    if missing:
+        raise InputError(
+            f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)"
+        )
+    return Head(tensors["W"], tensors["H"], tensors.get("b"), tensors["labels"])
+
+
+def read_start(path: Path, problem: Problem, reduce: str) -> Point:
+    """An initial point from a file with W, H and, where the problem has a bias, b.
+
+    H has a row for each row of the problem or for each sample; samples are averaged over each row's.
+    """
+    tensors = read_tensors(path, "start-from")
+    for key in ("W", "H"):
+        if key not in tensors:
+            raise InputError(f"start-from: {path} lacks {key}; it must hold W (K x d) and H (rows x d)")
+        if not tensors[key].is_floating_point():
+            raise InputTypeError(f"start-from: {key} must hold floating numbers, got {tensors[key].dtype}")
+    W, H, b = tensors["W"], tensors["H"], tensors.get("b")
+    K, d, rows = problem.num_classes, problem.dim, problem.rows(reduce)
+    if tuple(W.shape) != (K, d):
+        raise InputError(f"start-from: W has shape {tuple(W.shape)}, this problem needs {(K, d)}; make them agree")
+    if H.ndim != 2 or H.shape[1] != d or H.shape[0] not in (rows.number, problem.num_samples):
+        need = f"({rows.number}, {d}) or ({problem.num_samples}, {d})"
+        raise InputError(f"start-from: H has shape {tuple(H.shape)}, this problem needs {need}; make them agree")
+    if H.shape[0] != rows.number:
+        mean = torch.zeros(rows.number, d, dtype=torch.float64).index_add_(0, problem.sample_row(), H.double())
+        H = mean / rows.counts[:, None]
+    if problem.bias == "none":
+        b = None
+    elif b is None:
+        b = torch.zeros(K)
+    elif tuple(b.shape) != (K,):
+        raise InputError(f"start-from: b has shape {tuple(b.shape)}, this problem needs {(K,)}; make them agree")
+    point = Point(W, H, b).to(dtype=torch.promote_types(problem.torch_dtype, torch.float32), device=problem.device)
+    if not point.finite():
+        raise InputError(f"start-from: {path} holds nan or infinite numbers; mend the file")
+    return point

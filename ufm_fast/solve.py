@@ -1,0 +1,245 @@
+"""``solve``: from a Problem to a Solution with its theory value, certificate and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ufm_fast.backends import make_backend
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.metrics import collect
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.solvers.alternating import Alternating
+from ufm_fast.solvers.auto import LBFGSThenNewton
+from ufm_fast.solvers.base import Solver, State
+from ufm_fast.solvers.first_order import Adam, GradientDescent
+from ufm_fast.solvers.lbfgs import LBFGS
+from ufm_fast.solvers.minimise import Run, log_spaced, minimise
+from ufm_fast.solvers.newton_cg import NewtonCG
+from ufm_fast.solvers.solution import Outcome, Solution, StepRecord
+from ufm_fast.starts import STARTS, make_start
+from ufm_fast.theory import ClosedForm, closed_form
+from ufm_fast.theory.certificate import certify
+
+#: Methods by the name that ``method=`` and ``--method`` take.
+METHODS = ("auto", "gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "alternating", "closed-form")
+
+
+def make_solver(
+    problem: Problem, method: str, *, learning_rate: float | None = None, momentum: float | None = None, history: int | None = None
+) -> Solver:
+    """The solver called ``method``. Errors: InputError for an unknown name or a parameter that the method has not."""
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    for name, value, methods in (
+        ("learning_rate", learning_rate, ("gd", "momentum", "nesterov", "adam")),
+        ("momentum", momentum, ("momentum", "nesterov")),
+        ("history", history, ("auto", "lbfgs")),
+    ):
+        if value is not None and method not in methods:
+            raise InputError(f"{name} goes with method {' or '.join(methods)}, not {method}; drop it")
+        if value is not None and not value > 0:
+            raise InputError(f"{name} must be > 0, got {value}")
+    if momentum is not None and momentum >= 1:
+        raise InputError(f"momentum must lie in (0, 1), got {momentum}")
+    beta = 0.9 if momentum is None else momentum
+    solvers: dict[str, Callable[[], Solver]] = {
+        "auto": lambda: LBFGSThenNewton(history or 20),
+        "gd": lambda: GradientDescent(learning_rate),
+        "momentum": lambda: GradientDescent(learning_rate, beta),
+        "nesterov": lambda: GradientDescent(learning_rate, beta, nesterov=True),
+        "adam": lambda: Adam(learning_rate),
+        "lbfgs": lambda: LBFGS(history or 20),
+        "newton-cg": NewtonCG,
+        "alternating": Alternating,
+        "closed-form": NewtonCG,  # evaluates its point only
+    }
+    if method == "alternating" and problem.loss.name != "mse":
+        raise InputError(f"method alternating goes with loss mse only, got {problem.loss.name}; use method lbfgs")
+    return solvers[method]()
+
+
+def solve(
+    problem: Problem,
+    *,
+    method: str = "auto",
+    backend: str = "auto",
+    reduce: str = "auto",
+    variables: str = "balanced",
+    start: str = "spectral",
+    initial: Point | None = None,
+    tol: float = 1e-10,
+    max_steps: int | None = None,
+    log_every: int | None = None,
+    learning_rate: float | None = None,
+    momentum: float | None = None,
+    history: int | None = None,
+    certificate: bool = True,
+    metrics: bool = True,
+    pairwise: str = "auto",
+    on_log: Callable[[StepRecord, Callable[[], Point]], None] | None = None,
+    first_step: int = 0,
+    previous_evaluations: float = 0.0,
+    previous_seconds: float = 0.0,
+) -> Solution:
+    """Minimise the problem's objective and prove how good the answer is.
+
+    ``method``: 'auto' is L-BFGS with a Newton-CG finish, always iterative. ``reduce``: 'classes' (and 'auto') solves one row
+    for each class or target set, exact; 'none' one a sample. ``variables``: 'balanced' or 'raw'. ``start``: a name of STARTS,
+    or ``initial``: a Point with W, one H row for each row (or each sample), and b. ``tol``: |grad| relative to
+    max(lambda_w |W| + lambda_h |H|, mu). ``log_every``: steps between log points (default: log-spaced). ``on_log(record,
+    model_point)`` is called at each log point with a function that gives the model's Point. The first_step and previous_
+    arguments number a resumed run. Ctrl-C returns the point that was reached, outcome 'interrupted'.
+
+    Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape.
+    """
+    if not 0 < tol < 1:
+        raise InputError(f"tol must lie in (0, 1), got {tol}")
+    if max_steps is not None and max_steps < 0:
+        raise InputError(f"max_steps must be >= 0, got {max_steps}")
+    if log_every is not None and log_every < 1:
+        raise InputError(f"log_every must be at least 1, got {log_every}")
+    if reduce not in ("auto", "classes", "none"):
+        raise InputError(f"reduce must be auto, classes or none; got {reduce!r}")
+    solver = make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
+    objective = Objective(
+        problem, backend=make_backend(backend, problem.device), reduce=_reduction(problem, reduce), variables=variables
+    )
+    objective.evaluations = previous_evaluations
+    theory = closed_form(problem)
+    with torch.no_grad():
+        if method == "closed-form":
+            run = _closed_form_run(objective, theory)
+            start = "closed-form"
+        else:
+            x = make_start(objective, start) if initial is None else _given_start(objective, initial)
+            start = start if initial is None else "given"
+            spaced = log_spaced() if log_every is None else iter(range(0, 1 << 62, log_every))
+            callback = None if on_log is None else lambda r, p: on_log(r, lambda: objective.to_model(p))
+            run = minimise(
+                objective, solver, x, tol=tol, max_steps=max_steps, log_points=spaced, on_log=callback,
+                first_step=first_step, previous_seconds=previous_seconds,
+            )  # fmt: skip
+        return _solution(
+            objective, run, method if method != "auto" else f"auto: {solver.name}", start, theory, certificate, metrics,
+            pairwise, first_step, previous_seconds,
+        )  # fmt: skip
+
+
+def _reduction(problem: Problem, reduce: str) -> str:
+    # Frozen features are given one a sample: merging rows would change them.
+    if problem.freeze == "h":
+        if reduce == "classes":
+            raise InputError("reduce classes merges the features that freeze h holds fixed; use reduce none")
+        return "none"
+    return "classes" if reduce == "auto" else reduce
+
+
+def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
+    if theory is None:
+        raise InputError("method closed-form: no closed form is known for this problem; use method auto")
+    W, H, b = theory.point()
+    problem = objective.problem
+    if problem.target_sets is None:
+        H = H[problem.counts > 0]
+    if objective.reduce == "none":
+        H = H.index_select(0, problem.sample_row())
+    if b is None and problem.bias != "none":
+        b = torch.zeros(problem.num_classes, dtype=torch.float64)
+    device = torch.device(problem.device)
+    x = objective.from_model(W.to(device), H.to(device), None if b is None else b.to(device))
+    found = objective.value_and_grad(x)
+    return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
+
+
+def _given_start(objective: Objective, point: Point) -> Point:
+    problem, rows = objective.problem, objective.rows.number
+    device = torch.device(problem.device)
+    if tuple(point.W.shape) != (problem.num_classes, problem.dim):
+        raise InputError(f"the start's W must have shape {(problem.num_classes, problem.dim)}, got {tuple(point.W.shape)}")
+    H = point.H
+    if H.ndim == 2 and H.shape[0] == problem.num_samples != rows and H.shape[1] == problem.dim:
+        # Samples with equal targets start from their mean, the point of the reduced problem with the least penalty.
+        index = problem.sample_row().to(H.device)
+        H = torch.zeros(rows, problem.dim, dtype=H.dtype, device=H.device).index_add_(0, index, H)
+        H = H / objective.rows.counts.to(H)[:, None]
+    if tuple(H.shape) != (rows, problem.dim):
+        raise InputError(f"the start's H must have shape {(rows, problem.dim)} (or a row a sample), got {tuple(H.shape)}")
+    b = point.b
+    if (b is None) != (problem.bias == "none"):
+        raise InputError(f"the start {'has no' if b is None else 'has a'} bias b but bias is {problem.bias!r}; make them agree")
+    if b is not None and tuple(b.shape) != (problem.num_classes,):
+        raise InputError(f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}")
+    if not all(t.is_floating_point() for t in point.parts()):
+        raise InputTypeError("the start's W, H and b must be floating-point tensors")
+    if not Point(point.W, H, b).finite():
+        raise InputError("the start holds NaN or infinite values; give finite W, H and b")
+    return objective.from_model(point.W.to(device), H.to(device), None if b is None else b.to(device))
+
+
+def load_start(path: str | Path) -> Point:
+    """Initial point from a .safetensors or .npz file with arrays W, H and optionally b.
+
+    Errors: InputError for a missing, truncated or foreign file, or missing arrays.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"start must be one of {', '.join(STARTS)} or a .safetensors or .npz file; there is no file {path}")
+    arrays: dict[str, Any]
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        else:
+            from safetensors.torch import load_file
+
+            arrays = load_file(path)
+    except Exception as error:  # each reader has its own errors for a broken file
+        raise InputError(f"start: {path} is not a readable .npz or .safetensors file ({error})") from error
+    if "W" not in arrays or "H" not in arrays:
+        raise InputError(f"start: {path} must hold arrays W (K x d) and H (N x d); it holds {', '.join(arrays) or 'nothing'}")
+    return Point(arrays["W"], arrays["H"], arrays.get("b"))
+
+
+def _solution(
+    objective: Objective, run: Run, method: str, start: str, theory: ClosedForm | None, certificate: bool, metrics: bool,
+    pairwise: str, first_step: int, previous_seconds: float,
+) -> Solution:  # fmt: skip
+    problem, found = objective.problem, run.state.evaluation
+    model = objective.to_model(run.state.point)
+    usable = model.finite()
+    measured: dict[str, float] = {}
+    if metrics and usable and problem.target_sets is None:
+        measured = collect(
+            model.H, model.W, objective.targets.indices, model.b, counts=objective.rows.counts.to(model.H.device),
+            classes=problem.num_classes, lambda_w=problem.lambda_w or None, lambda_h=problem.lambda_h or None, pairwise=pairwise,
+            seed=problem.seed,
+        )  # fmt: skip
+    return Solution(
+        problem=problem,
+        point=model,
+        value=found.value,
+        data_value=found.data_value,
+        gradient_norm=found.gradient.norm(),
+        steps=first_step + run.steps,
+        evaluations=objective.evaluations,
+        seconds=previous_seconds + run.seconds,
+        outcome=run.outcome,
+        message=run.message,
+        method=method,
+        backend=objective.backend.name,
+        reduce=objective.reduce,
+        variables=objective.variables,
+        start=start,
+        theory=theory,
+        certificate=certify(problem, objective.rows, model) if certificate and usable else None,
+        metrics=measured,
+        history=run.history,
+    )

@@ -1,0 +1,83 @@
+"""Squared error by alternating exact least squares: each factor's minimiser given the other, by one d x d Cholesky."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.gram import gram
+from ufm_fast.errors import InputError
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.base import State, rounding
+from ufm_fast.solvers.solution import Outcome
+
+
+class Alternating:
+    """One step: H given (W, b), then (W, b) given H, both exact (Carroll and Chang's alternating least squares).
+
+    With weights o_r = n_r / N of the rows and lambda_r = lambda_h of row r (both in the solver's variables):
+    h_r = (o_r W'W + lambda_r I)^-1 o_r W'(e_y - b);  (W, b) solves the ridge regression of the one-hot targets on (H, 1).
+    Rows with different o_r share one eigendecomposition of W'W.
+    """
+
+    name = "alternating"
+
+    def __init__(self, max_steps: int = 5000) -> None:
+        self.max_steps = max_steps
+
+    def init(self, objective: Objective, point: Point) -> State:
+        if objective.problem.loss.name != "mse":
+            raise InputError(f"method alternating goes with loss mse only, got {objective.problem.loss.name}; use lbfgs")
+        return State(point, objective.value_and_grad(point))
+
+    def step(self, objective: Objective, state: State) -> State:
+        x, freeze = state.point, objective.problem.freeze
+        if freeze != "h":
+            x = Point(x.W, self._features(objective, x), x.b)
+        x = self._classifier(objective, x) if freeze != "w" else self._bias(objective, x)
+        found = objective.value_and_grad(x)
+        if found.value >= state.evaluation.value - rounding(objective, found.value) * 1e-2:
+            if found.gradient.norm() >= state.evaluation.gradient.norm():
+                return State(state.point, state.evaluation, None, Outcome.STALLED, "no step lowers value or gradient beyond rounding")
+        return State(x, found)
+
+    @staticmethod
+    def _features(objective: Objective, x: Point) -> Tensor:
+        weight = objective.row_weight[:, None].to(x.W.dtype)
+        scale = objective.logit_scale
+        values, vectors = torch.linalg.eigh(gram(x.W))
+        values, vectors = values.clamp_min(0.0).to(x.W.dtype), vectors.to(x.W.dtype)
+        right = x.W.index_select(0, objective.targets.indices)
+        if x.b is not None:
+            right = right - x.b @ x.W
+        rotated = (right @ vectors) * (weight * scale)
+        return (rotated / (weight * scale.square() * values + objective.row_penalty)) @ vectors.T
+
+    @staticmethod
+    def _classifier(objective: Objective, x: Point) -> Point:
+        problem, weight = objective.problem, objective.row_weight
+        H = x.H * objective.logit_scale
+        S = gram(H, weight) + objective.weight_penalty * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
+        C = torch.zeros(x.W.shape[0], H.shape[1], dtype=torch.float64, device=H.device)
+        C.index_add_(0, objective.targets.indices, H.double() * weight[:, None])
+        factor = torch.linalg.cholesky(S)
+        if x.b is None:
+            return Point(torch.cholesky_solve(C.T, factor).T.to(x.W.dtype), x.H, None)
+        # W = (C - b m') S^-1 put into the equation of b: (1 + lambda_b - m'S^-1 m) b = v - C S^-1 m, with sum o = 1.
+        m = (H.double() * weight[:, None]).sum(0)
+        v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=H.device).index_add_(0, objective.targets.indices, weight)
+        Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
+        b = (v - C @ Sm) / (1.0 + problem.lambda_b - m @ Sm)
+        W = torch.cholesky_solve((C - torch.outer(b, m)).T, factor).T
+        return Point(W.to(x.W.dtype), x.H, b.to(x.b.dtype))
+
+    @staticmethod
+    def _bias(objective: Objective, x: Point) -> Point:
+        if x.b is None:
+            return x
+        weight = objective.row_weight
+        m = ((x.H * objective.logit_scale).double() * weight[:, None]).sum(0)
+        v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=x.W.device).index_add_(0, objective.targets.indices, weight)
+        b = (v - x.W.double() @ m) / (1.0 + objective.problem.lambda_b)
+        return Point(x.W, x.H, b.to(x.b.dtype))

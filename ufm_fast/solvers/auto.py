@@ -1,0 +1,41 @@
+"""The default method: L-BFGS, and Newton-CG to finish where L-BFGS stalls short of the tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.base import State
+from ufm_fast.solvers.lbfgs import LBFGS
+from ufm_fast.solvers.newton_cg import NewtonCG
+
+
+@dataclass(frozen=True)
+class _Memory:
+    finishing: bool
+    inner: Any
+
+
+class LBFGSThenNewton:
+    """A stalled L-BFGS has lost the value's digits, not the gradient's: Newton's steps are judged by the gradient there."""
+
+    name = "lbfgs+newton-cg"
+
+    def __init__(self, history: int = 20, max_steps: int = 5000) -> None:
+        self.first, self.second = LBFGS(history), NewtonCG()
+        self.max_steps = max_steps
+
+    def init(self, objective: Objective, point: Point) -> State:
+        state = self.first.init(objective, point)
+        return replace(state, memory=_Memory(False, state.memory))
+
+    def step(self, objective: Objective, state: State) -> State:
+        memory: _Memory = state.memory
+        solver = self.second if memory.finishing else self.first
+        after = solver.step(objective, replace(state, memory=memory.inner))
+        if after.outcome is not None and not memory.finishing:
+            fresh = self.second.init(objective, after.point)
+            return replace(fresh, memory=_Memory(True, fresh.memory))
+        return replace(after, memory=_Memory(memory.finishing, after.memory))

@@ -1,0 +1,44 @@
+"""What a solver is: ``init`` and ``step`` under the one loop of ``minimise``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ufm_fast.objective import Evaluation, Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.solution import Outcome
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a solver stands. ``memory`` is the solver's own; ``outcome`` is set when it cannot go on."""
+
+    point: Point
+    evaluation: Evaluation
+    memory: Any = None
+    outcome: Outcome | None = None
+    message: str = ""
+
+
+class Solver(Protocol):
+    """A method. It touches vectors only through Point, and the problem only through Objective."""
+
+    name: str
+    max_steps: int
+
+    def init(self, objective: Objective, point: Point) -> State:
+        """State at the initial point."""
+
+    def step(self, objective: Objective, state: State) -> State:
+        """One iteration. A state whose ``outcome`` is set holds the best point that was found."""
+
+
+def rounding(objective: Objective, value: float) -> float:
+    """Size of the rounding error of a value of the objective: below it a comparison of values says nothing."""
+    dtype = objective.problem.torch_dtype
+    eps = torch.finfo(dtype).eps
+    # Sums run in float64, so only the products' rounding is the dtype's, and it averages out over the terms.
+    return abs(value) * (1e-13 if dtype == torch.float64 else 0.1 * eps)

@@ -1,0 +1,101 @@
+"""Gradient descent with a constant step, heavy-ball and Nesterov momentum, and Adam: the dynamics that the papers study."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.base import State
+from ufm_fast.solvers.solution import Outcome
+
+
+def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
+    """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate from below)."""
+    generator = torch.Generator().manual_seed(0)
+    v = x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
+    size = 0.0
+    for _ in range(steps):
+        v = v.scale(1.0 / max(v.norm(), 1e-300))
+        v = objective.hvp(x, v)
+        size = v.norm()
+    return size
+
+
+@dataclass(frozen=True)
+class _Memory:
+    rate: float
+    velocity: Point
+    second: Point | None = None
+    age: int = 0
+
+
+class GradientDescent:
+    """x <- x + v with v <- momentum v - rate grad f(x), the gradient taken at x + momentum v for ``nesterov``.
+
+    ``learning_rate`` None: 1 / (1.5 times the largest curvature at the start), halved whenever the value rises, and the
+    velocity dropped; a given rate is kept. Without momentum this is plain gradient descent.
+    """
+
+    max_steps = 20000
+
+    def __init__(self, learning_rate: float | None = None, momentum: float = 0.0, nesterov: bool = False) -> None:
+        self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
+        self.name = "gd" if momentum == 0 else "nesterov" if nesterov else "momentum"
+
+    def init(self, objective: Objective, point: Point) -> State:
+        rate = self.learning_rate
+        if rate is None:
+            # At the origin the curvature is that of the coupling alone; mu keeps the step finite at a flat start.
+            rate = 1.0 / (1.5 * max(largest_curvature(objective, point), objective.problem.mu, 1e-12))
+        return State(point, objective.value_and_grad(point), _Memory(rate, point.zeros()))
+
+    def step(self, objective: Objective, state: State) -> State:
+        memory: _Memory = state.memory
+        gradient = state.evaluation.gradient
+        if self.nesterov and memory.age > 0:
+            gradient = objective.value_and_grad(state.point.axpy(self.momentum, memory.velocity)).gradient
+        velocity = memory.velocity.scale(self.momentum).axpy(-memory.rate, gradient)
+        point = state.point.axpy(1.0, velocity)
+        found = objective.value_and_grad(point)
+        if not math.isfinite(found.value):
+            if self.learning_rate is not None:
+                return State(state.point, state.evaluation, memory, Outcome.DIVERGED, "the value overflowed: lower learning_rate")
+            return State(state.point, state.evaluation, _Memory(memory.rate / 4, point.zeros(), None, 0))
+        rate = memory.rate
+        if self.learning_rate is None and found.value > state.evaluation.value * (1 + 1e-12):
+            if rate < 1e-12:
+                return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers the value beyond rounding")
+            return State(state.point, state.evaluation, _Memory(rate / 2, point.zeros(), None, 0))
+        return State(point, found, _Memory(rate, velocity, None, memory.age + 1))
+
+
+class Adam:
+    """Adam (Kingma and Ba, arXiv 1412.6980) with beta = (0.9, 0.999), eps = 1e-12 and a constant rate (default 0.01)."""
+
+    name = "adam"
+    max_steps = 20000
+
+    def __init__(self, learning_rate: float | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12) -> None:
+        self.rate, self.betas, self.eps = 0.01 if learning_rate is None else learning_rate, betas, eps
+
+    def init(self, objective: Objective, point: Point) -> State:
+        return State(point, objective.value_and_grad(point), _Memory(self.rate, point.zeros(), point.zeros()))
+
+    def step(self, objective: Objective, state: State) -> State:
+        memory: _Memory = state.memory
+        assert memory.second is not None
+        g, age, (b1, b2) = state.evaluation.gradient, memory.age + 1, self.betas
+        first = memory.velocity.zip(g, lambda m, x: m.mul(b1).add_(x, alpha=1 - b1))
+        second = memory.second.zip(g, lambda v, x: v.mul(b2).addcmul_(x, x, value=1 - b2))
+        rate, correction = self.rate / (1 - b1**age), math.sqrt(1 - b2**age)
+        move = first.zip(second, lambda m, v: m / (v.sqrt() / correction + self.eps))
+        point = state.point.axpy(-rate, move)
+        found = objective.value_and_grad(point)
+        memory = _Memory(self.rate, first, second, age)
+        if not math.isfinite(found.value):
+            return State(state.point, state.evaluation, memory, Outcome.DIVERGED, "the value overflowed: lower learning_rate")
+        return State(point, found, memory)

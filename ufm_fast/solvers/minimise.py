@@ -1,0 +1,117 @@
+"""The one loop that every solver runs under."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.base import Solver, State
+from ufm_fast.solvers.solution import Outcome, StepRecord
+
+OnLog = Callable[[StepRecord, Point], None]
+
+
+@dataclass
+class Run:
+    """What the loop leaves behind: the last state, counts, and the history of log points."""
+
+    state: State
+    steps: int
+    seconds: float
+    outcome: Outcome
+    message: str
+    history: list[StepRecord] = field(default_factory=list)
+
+
+def log_spaced(first: int = 1, per_decade: int = 20) -> Iterator[int]:
+    """Steps 0, 1, 2, ... then ``per_decade`` a decade, without end: the field's custom for log points."""
+    last = -1
+    exponent = 0
+    yield 0
+    while True:
+        step = round(first * 10 ** (exponent / per_decade))
+        exponent += 1
+        if step > last:
+            last = step
+            yield step
+
+
+def minimise(
+    objective: Objective,
+    solver: Solver,
+    point: Point,
+    *,
+    tol: float,
+    max_steps: int | None = None,
+    log_points: Iterator[int] | None = None,
+    on_log: OnLog | None = None,
+    first_step: int = 0,
+    previous_seconds: float = 0.0,
+) -> Run:
+    """Step until |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu), in the solver's variables, or until the solver stops.
+
+    ``max_steps`` counts this run's steps; ``first_step`` and ``previous_seconds`` continue an earlier run's numbering.
+    Ctrl-C ends the loop with the last state and the outcome ``interrupted``.
+    """
+    limit = solver.max_steps if max_steps is None else max_steps
+    points = log_spaced() if log_points is None else log_points
+    started = time.perf_counter()
+    history: list[StepRecord] = []
+    next_log = next(points)
+    steps = 0
+    state: State | None = None
+    outcome, message = Outcome.MAX_STEPS, f"stopped after max_steps = {limit}; raise max_steps or resume"
+
+    def log(current: State) -> None:
+        record = _record(objective, current, first_step + steps, previous_seconds + time.perf_counter() - started)
+        history.append(record)
+        if on_log is not None:
+            on_log(record, current.point)
+
+    try:
+        state = solver.init(objective, point)
+        while True:
+            # Judged before the log point, so that the last step is always in the history.
+            size = state.evaluation.gradient.norm()
+            ended = _verdict(objective, state, size, tol)
+            if ended is not None:
+                outcome, message = ended
+            if ended is not None or steps >= limit:
+                break
+            if steps >= next_log:
+                log(state)
+                while next_log <= steps:
+                    next_log = next(points)
+            state = solver.step(objective, state)
+            steps += 1
+        log(state)
+    except KeyboardInterrupt:
+        outcome, message = Outcome.INTERRUPTED, "interrupted; resume to go on"
+    if state is None:
+        state = State(point, objective.value_and_grad(point))
+    return Run(state, steps, time.perf_counter() - started, outcome, message, history)
+
+
+def _verdict(objective: Objective, state: State, size: float, tol: float) -> tuple[Outcome, str] | None:
+    if not math.isfinite(size) or not math.isfinite(state.evaluation.value):
+        return Outcome.DIVERGED, "value or gradient is not finite; lower learning_rate or change the start"
+    if size <= tol * objective.gradient_scale(state.point):
+        return Outcome.CONVERGED, "the gradient is within tol"
+    if state.outcome is not None:
+        return state.outcome, state.message
+    return None
+
+
+def _record(objective: Objective, state: State, step: int, seconds: float) -> StepRecord:
+    found = state.evaluation
+    accuracy = margin = None
+    if found.statistics is not None:
+        correct = (found.statistics.margin > 0).double()
+        accuracy, margin = float(objective.row_weight @ correct), float(found.statistics.margin.min())
+    return StepRecord(
+        step, found.value, found.data_value, found.gradient.norm(), objective.evaluations, seconds, accuracy, margin
+    )

@@ -1,0 +1,90 @@
+"""Trust-region Newton with truncated conjugate gradients (Steihaug, SIAM J. Numer. Anal. 20, 1983)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ufm_fast.objective import Evaluation, Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.base import State, rounding
+from ufm_fast.solvers.solution import Outcome
+
+
+@dataclass(frozen=True)
+class _Trust:
+    radius: float
+    failures: int = 0
+
+
+class NewtonCG:
+    """Hessian products only. The residual is asked to fall by min(1/2, |g|^(1/2)/|g_0|^(1/2)): superlinear at the end."""
+
+    name = "newton-cg"
+
+    def __init__(self, max_steps: int = 500, max_inner: int = 250, residual: float = 0.1) -> None:
+        self.max_steps, self.max_inner, self.residual = max_steps, max_inner, residual
+
+    def init(self, objective: Objective, point: Point) -> State:
+        evaluation = objective.value_and_grad(point)
+        return State(point, evaluation, _Trust(max(point.norm(), 1.0)))
+
+    def step(self, objective: Objective, state: State) -> State:
+        trust: _Trust = state.memory
+        gradient = state.evaluation.gradient
+        size = gradient.norm()
+        if size == 0.0:
+            return State(state.point, state.evaluation, trust, Outcome.STALLED, "the gradient is zero")
+        relative = min(self.residual, math.sqrt(size / objective.gradient_scale(state.point)))
+        p, model = self._subproblem(objective, state.point, gradient, trust.radius, relative * size)
+        candidate = state.point.axpy(1.0, p)
+        found = objective.value_and_grad(candidate)
+        ratio = _agreement(state.evaluation, found, model, rounding(objective, state.evaluation.value), size)
+        length = p.norm()
+        radius = trust.radius
+        if ratio < 0.25:
+            radius = 0.25 * length
+        elif ratio > 0.75 and length > 0.9 * trust.radius:
+            radius = 2.0 * trust.radius
+        if ratio > 0.1:
+            return State(candidate, found, _Trust(radius))
+        if trust.failures >= 12 or radius < 1e-14 * max(state.point.norm(), 1e-300):
+            return State(state.point, state.evaluation, trust, Outcome.STALLED, "no step lowers value or gradient beyond rounding")
+        return State(state.point, state.evaluation, _Trust(radius, trust.failures + 1))
+
+    def _subproblem(
+        self, objective: Objective, x: Point, gradient: Point, radius: float, target: float
+    ) -> tuple[Point, float]:
+        """Minimise g'p + p'Hp/2 within the radius, to a residual of ``target``. Returns p and the model's decrease (< 0)."""
+        p = x.zeros()
+        r = gradient
+        direction = r.scale(-1.0)
+        square = r.dot(r)
+        model = 0.0
+        for _ in range(self.max_inner):
+            Hd = objective.hvp(x, direction)
+            curvature = direction.dot(Hd)
+            alpha = square / curvature if curvature > 0 else math.inf
+            along, length, now = p.dot(direction), direction.dot(direction), p.dot(p)
+            if not now + 2 * alpha * along + alpha * alpha * length < radius * radius:
+                tau = (-along + math.sqrt(max(along * along + length * (radius * radius - now), 0.0))) / length
+                model += tau * (r.dot(direction)) + 0.5 * tau * tau * curvature
+                return p.axpy(tau, direction), model
+            p = p.axpy(alpha, direction)
+            model -= 0.5 * alpha * square
+            r = r.axpy(alpha, Hd)
+            fresh = r.dot(r)
+            if math.sqrt(fresh) <= target:
+                break
+            direction = direction.scale(fresh / square).axpy(-1.0, r)
+            square = fresh
+        return p, model
+
+
+def _agreement(old: Evaluation, new: Evaluation, model: float, noise: float, size: float) -> float:
+    """Actual over predicted decrease; within rounding of the value the gradient's norm is the judge."""
+    if not math.isfinite(new.value):
+        return -1.0
+    if abs(new.value - old.value) <= noise and abs(model) <= noise:
+        return 1.0 if new.gradient.norm() < size else -1.0
+    return (new.value - old.value) / model if model < 0 else -1.0

@@ -1,0 +1,139 @@
+"""A preconditioner and a gauge for softmax losses with one row for each class and d >= K: L-BFGS in tens of steps.
+
+In the balanced variables the penalty's curvature mu and the logit gradient's coupling -mu between A and B cancel along
+"A and B move together", so that direction is as flat as the data term there, a few thousand times less than mu when K is
+large: that is what makes the problem slow. With the right basis of R^d (the gauge, free because f(AQ, BQ) = f(A, B)) both
+factors are nearly diagonal, A ~ B ~ diag(s), the logit gradient is nearly -mu I, and the Hessian falls apart into 2 x 2
+blocks. For i != j let  x1 = (A_ij, B_ji),  x2 = (B_ij, A_ji),  v = (s_j, s_i),  q = |v|^2, and let h_i be the curvature of
+row i's loss in one off-target logit. Then the block is
+
+    along v          [[h_i q + mu, -mu], [-mu, h_j q + mu]]
+    across v         mu [[1, -1], [-1, 1]], whose null vector is the rotation of i into j: the gauge. It gets mu/2 as well.
+
+The inverse costs O(K^2): nothing beside a gradient. (Our derivation; measured in DESIGN.md.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ufm_fast.losses import SoftmaxLoss
+from ufm_fast.objective import Evaluation, Objective
+from ufm_fast.point import Point
+
+
+def applicable(objective: Objective) -> bool:
+    """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced variables, nothing frozen."""
+    problem, targets = objective.problem, objective.targets
+    K = problem.num_classes
+    return (
+        isinstance(problem.loss, SoftmaxLoss)
+        and targets.single
+        and objective.rows.number == K
+        and problem.dim >= K
+        and problem.freeze is None
+        and objective.variables == "balanced"
+        and bool((targets.indices == torch.arange(K, device=targets.indices.device)).all())
+    )
+
+
+def fix_gauge(x: Point) -> Point:
+    """Rotate R^d so that the first K columns of A + B are symmetric positive semidefinite (its polar factor)."""
+    K = x.W.shape[0]
+    U, _, Vh = torch.linalg.svd((x.W + x.H).double(), full_matrices=True)
+    Q = torch.cat([U @ Vh[:K], Vh[K:]]).to(x.W.dtype)
+    return Point(x.W @ Q.T, x.H @ Q.T, x.b)
+
+
+def lifted_steps(objective: Objective, x: Point, evaluation: Evaluation, steps: int = 2) -> tuple[Point, Evaluation]:
+    """Proximal gradient steps on the convex problem in Z = A B', from the best point on the ray towards zero.
+
+    Z <- shrink(Z - eta G, eta mu): singular values are shrunk towards zero, which is what the penalty is in Z; then the
+    balanced factors. From a random point one such step finds the subspaces that descent in (A, B) spends most of its steps
+    on, and the second takes out what is left of the start. A step that does not lower the value is not taken.
+    """
+    best, found = _shortest(objective, x, evaluation)
+    K, N, mu = x.W.shape[0], objective.problem.num_samples, objective.problem.mu
+    identity = torch.eye(K, dtype=x.W.dtype, device=x.W.device)
+    # From zero, eta is the logit gap over N that the step reaches; at the minimum that is about log(K sqrt(n) / (N mu)).
+    eta = N * float(torch.log1p(K * (objective.row_weight / N).sqrt() / mu).mean())
+    for _ in range(steps):
+        G = objective.backend.logit_products(objective.head_input(best), identity, None)[0]
+        assert G is not None
+        U, s, Vh = torch.linalg.svd(best.H @ best.W.T - (eta * objective.logit_scale) * G)
+        root = (s - eta * mu).clamp_min(0.0).sqrt()
+        A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)
+        A[:, :K], B[:, :K] = U * root, Vh.T * root
+        candidate = Point(B, A, best.b)
+        at_candidate = objective.value_and_grad(candidate, statistics=True)
+        if not at_candidate.value < found.value:
+            break
+        best, found = candidate, at_candidate
+    return best, found
+
+
+def _shortest(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[Point, Evaluation]:
+    """Halve x while that lowers the value: random logits are worse than none."""
+    for _ in range(5):
+        trial = x.scale(0.5)
+        at_trial = objective.value_and_grad(trial, statistics=True)
+        if not at_trial.value < evaluation.value:
+            break
+        x, evaluation = trial, at_trial
+    return x, evaluation
+
+
+@dataclass(frozen=True)
+class PairPreconditioner:
+    """Inverse of the block model. ``s``, ``h`` (K,): diagonal of the factors, curvature of an off-target logit by row."""
+
+    s: Tensor
+    h: Tensor
+    mu: float
+    bias: Tensor | None
+
+    @classmethod
+    def build(cls, objective: Objective, x: Point, evaluation: Evaluation) -> PairPreconditioner:
+        """From the row statistics of ``evaluation`` at ``x`` (a point in the gauge of ``fix_gauge``)."""
+        problem = objective.problem
+        assert isinstance(problem.loss, SoftmaxLoss) and evaluation.statistics is not None
+        K = problem.num_classes
+        u = evaluation.statistics.log_off_target_mass
+        l, p = torch.nn.functional.softplus(u), torch.sigmoid(u)
+        slope = objective.row_weight * (problem.loss.weight(l, p).abs() * p + problem.loss.smoothing)
+        h = slope / (K - 1) * objective.logit_scale[:, 0].double().square()
+        s = 0.5 * (x.W[:, :K].diagonal() + x.H[:, :K].diagonal()).double()
+        floor = 1e-2 * s.abs().max().clamp_min(1e-12)
+        bias = None if x.b is None else slope + slope.sum() / K + problem.lambda_b
+        return cls(s.clamp_min(float(floor)), h, problem.mu, bias)
+
+    def apply(self, g: Point) -> Point:
+        """Preconditioner times a gradient."""
+        K, mu, dtype = self.s.numel(), self.mu, g.W.dtype
+        a, b = g.H[:, :K], g.W[:, :K]
+        sj, si = self.s[None, :].to(dtype), self.s[:, None].to(dtype)
+        q = si.square() + sj.square()
+        hi, hj = self.h[:, None].to(dtype) * q + 1e-4 * mu, self.h[None, :].to(dtype) * q + 1e-4 * mu
+        along1, along2 = sj * a + si * b.T, sj * b + si * a.T
+        across1, across2 = si * a - sj * b.T, si * b - sj * a.T
+        determinant = (hi * hj + mu * (hi + hj)) * q
+        out1 = ((hj + mu) * along1 + mu * along2) / determinant
+        out2 = (mu * along1 + (hi + mu) * along2) / determinant
+        back1 = (0.75 * across1 + 0.25 * across2) / (mu * q)
+        back2 = (0.25 * across1 + 0.75 * across2) / (mu * q)
+        H, W = g.H / (2 * mu), g.W / (2 * mu)
+        H[:, :K] = sj * out1 + si * back1
+        W[:, :K] = sj * out2 + si * back2
+        self._diagonal(H[:, :K], W[:, :K], a.diagonal(), b.diagonal())
+        bias = None if g.b is None or self.bias is None else g.b / self.bias.to(dtype)
+        return Point(W, H, bias)
+
+    def _diagonal(self, H: Tensor, W: Tensor, a: Tensor, b: Tensor) -> None:
+        """The target's logit: its curvature is that of K - 1 off-target ones together, and A_ii, B_ii pair up."""
+        target = ((self.s.numel() - 1) * self.h * self.s.square()).to(H.dtype) + 1e-4 * self.mu
+        mean, half = (a + b) / (4 * target), (a - b) / (4 * self.mu)
+        H.diagonal().copy_(mean + half)
+        W.diagonal().copy_(mean - half)

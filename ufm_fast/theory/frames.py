@@ -1,0 +1,146 @@
+"""Minimisers as points: classifier and class means built from the spectrum of their logits.
+
+With balanced variables A (a row per class mean) and B (K x d), the class means are (lambda_W/lambda_H)^(1/4)
+A_k/sqrt(n_k), the classifier is (lambda_H/lambda_W)^(1/4) B, and a minimiser has B A' = the weighted logits with
+A'A = B'B: a singular value decomposition L diag(sigma) R' gives B = L sqrt(sigma), A = R sqrt(sigma).
+Nothing here is K x K unless d >= K-1, and nothing costs more than O(K d^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Parameters = tuple[Tensor, Tensor, Tensor | None]
+"""W (K x d), class means or set features (a row each), b (K,) or None; float64 on the CPU."""
+
+
+def simplex_frame(classes: int, dim: int) -> Tensor:
+    """K x d, with min(d, K-1) orthonormal columns that sum to zero, and zero columns after them.
+
+    For d >= K-1 the rows are a simplex equiangular tight frame: U U' = I - J/K.
+    """
+    columns = min(dim, classes - 1)
+    frame = torch.zeros(classes, dim, dtype=torch.float64)
+    if columns == 0:
+        return frame
+    # The reflection that carries the last axis to 1/sqrt(K): its other columns span the complement of 1.
+    mirror = torch.full((classes,), -1 / math.sqrt(classes), dtype=torch.float64)
+    mirror[-1] += 1
+    frame[:, :columns] = (mirror / (math.sqrt(classes) - 1))[:, None]
+    frame.diagonal()[:columns] += 1
+    return frame
+
+
+def scales(lambda_w: float, lambda_h: float) -> tuple[float, float]:
+    """Factors from balanced variables to (classifier, features)."""
+    ratio = lambda_h**0.25 / lambda_w**0.25
+    return ratio, 1 / ratio
+
+
+def class_means(balanced: Tensor, counts: Tensor) -> Tensor:
+    """Rows divided by sqrt(n_k); zero where a class is empty."""
+    roots = counts.to(torch.float64).sqrt()
+    return torch.where(roots > 0, 1 / roots, 0.0)[:, None] * balanced
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedLogits:
+    """Weighted logits of classes that come in groups of equal counts (G groups, in ascending order of count).
+
+    `within`: the singular value of each group's zero-sum vectors; `shared`: r more singular values, whose vectors
+    `left` and `right` (G x r) are coefficients on the groups' unit vectors; `bias`: one number a group, or None.
+    """
+
+    dim: int
+    counts: Tensor
+    within: Sequence[float]
+    shared: Sequence[float]
+    left: Tensor
+    right: Tensor
+    bias: Sequence[float] | None
+    lambda_w: float
+    lambda_h: float
+
+    def point(self) -> Parameters:
+        _, group, sizes = torch.unique(self.counts, return_inverse=True, return_counts=True)
+        B = torch.zeros(len(self.counts), self.dim, dtype=torch.float64)
+        used = 0
+        members = torch.split(torch.argsort(group, stable=True), sizes.tolist())
+        for rows, sigma in zip(members, self.within, strict=True):
+            width = min(len(rows) - 1, self.dim - used)
+            if sigma > 0 and width > 0:
+                B[rows, used : used + width] = math.sqrt(sigma) * simplex_frame(len(rows), width)
+                used += width
+        A = B.clone()
+        strength = torch.as_tensor(self.shared, dtype=torch.float64).clamp(min=0).sqrt()
+        unit = sizes.to(torch.float64).rsqrt()[:, None] * strength
+        for matrix, vectors in ((B, self.left), (A, self.right)):
+            matrix[:, used : used + len(strength)] = (vectors * unit)[group]
+        bias = None if self.bias is None else torch.as_tensor(self.bias, dtype=torch.float64)[group]
+        to_classifier, to_features = scales(self.lambda_w, self.lambda_h)
+        return to_classifier * B, to_features * class_means(A, self.counts), bias
+
+
+@dataclass(frozen=True, eq=False)
+class OrthogonalFrame:
+    """Weighted logits `sigma[j]` at the classes `kept[j]` and zero elsewhere: an axis for each class that is kept."""
+
+    dim: int
+    counts: Tensor
+    kept: Tensor
+    sigma: Tensor
+    lambda_w: float
+    lambda_h: float
+
+    def point(self) -> Parameters:
+        B = torch.zeros(len(self.counts), self.dim, dtype=torch.float64)
+        B[self.kept, torch.arange(len(self.kept))] = self.sigma.sqrt()
+        to_classifier, to_features = scales(self.lambda_w, self.lambda_h)
+        return to_classifier * B, to_features * class_means(B, self.counts), None
+
+
+@dataclass(frozen=True, eq=False)
+class TagAverages:
+    """Logits slopes[m] (1_S - m/K) of a label set S of size m, in compressed rows; `sigma`: their singular value."""
+
+    classes: int
+    dim: int
+    indptr: Tensor
+    indices: Tensor
+    slopes: Mapping[int, float]
+    sigma: float
+    with_bias: bool
+    lambda_w: float
+    lambda_h: float
+
+    def point(self) -> Parameters:
+        frame = simplex_frame(self.classes, self.dim)
+        sizes = self.indptr.diff()
+        features = torch.zeros(len(sizes), self.dim, dtype=torch.float64)
+        rows = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        features.index_add_(0, rows, frame[self.indices.long()])
+        slope = torch.tensor([self.slopes[int(m)] for m in sizes], dtype=torch.float64)
+        features *= (slope / math.sqrt(self.sigma) if self.sigma > 0 else 0 * slope)[:, None]
+        bias = torch.zeros(self.classes, dtype=torch.float64) if self.with_bias else None
+        to_classifier, to_features = scales(self.lambda_w, self.lambda_h)
+        return to_classifier * math.sqrt(self.sigma) * frame, to_features * features, bias
+
+
+@dataclass(frozen=True, eq=False)
+class RowsOfClasses:
+    """A row of features for each target set of one label, taken from the class means of `logits`."""
+
+    logits: GroupedLogits | OrthogonalFrame | TagAverages | RowsOfClasses
+    classes: Tensor
+
+    def point(self) -> Parameters:
+        classifier, means, bias = self.logits.point()
+        return classifier, means[self.classes], bias
+
+
+Logits = GroupedLogits | OrthogonalFrame | TagAverages | RowsOfClasses

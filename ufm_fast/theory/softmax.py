@@ -1,0 +1,165 @@
+"""Minima of softmax losses with balanced classes (and the few that need no balance), as explicit formulas.
+
+Every formula is for f = (1/N) sum_i l_i + lambda_W/2 |W|^2 + lambda_H/2 |H|^2, natural logarithms, n samples for each
+of K classes. A bias changes nothing (0 is its minimiser). The minimisers are simplex equiangular tight frames: logits
+a (I - J/K) with a the *gap* between the target's logit and the others'. They need dimension d >= K-1.
+Notation: mu = sqrt(lambda_W lambda_H), s = sqrt(n) mu, c = K s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ufm_fast.errors import InputError
+from ufm_fast.theory.arguments import (
+    check_counts,
+    check_integer,
+    check_positive,
+    check_smoothing,
+    nuclear_coefficient,
+)
+from ufm_fast.theory.convex import bisect, golden_section
+
+
+def class_price(classes: int, per_class: int, lambda_w: float, lambda_h: float) -> float:
+    """s = sqrt(n lambda_W lambda_H): what one unit of gap costs, for each of the K-1 directions of the simplex."""
+    check_integer("classes", classes, 2)
+    return math.sqrt(check_integer("per_class", per_class, 1)) * nuclear_coefficient(lambda_w, lambda_h)
+
+
+def spread_entropy(classes: int, off: float) -> float:
+    """Entropy in nats of (1 - (K-1) p, p, ..., p), relatively exact as p -> 0."""
+    rest = (classes - 1) * off
+    return -(1 - rest) * math.log1p(-rest) - rest * math.log(off) if rest < 1 else -rest * math.log(off)
+
+
+def ce_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, smoothing: float = 0.0) -> float:
+    """Logit gap at the minimum of balanced cross-entropy: a = log(1/p - K + 1), p = s + smoothing/K; 0 once p >= 1/K.
+
+    p is each wrong class's probability at the minimum. Source: see `ce_minimum`.
+    """
+    off = class_price(classes, per_class, lambda_w, lambda_h) + check_smoothing(smoothing) / classes
+    return math.log1p((1 - classes * off) / off) if classes * off < 1 else 0.0
+
+
+def ce_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float, smoothing: float = 0.0) -> float:
+    """Minimum of balanced cross-entropy, with or without label smoothing: Entropy(1 - (K-1) p, p, ..., p).
+
+    p = s + smoothing/K, for targets (1 - smoothing) e_y + smoothing/K. At c = K s >= 1 - smoothing the minimiser is
+    W = H = 0 and the minimum log K. Holds for d >= K-1.
+    Geometry: arXiv 2105.02375 (cross-entropy), arXiv 2210.02192 (smoothing); the explicit value is our derivation.
+    """
+    off = class_price(classes, per_class, lambda_w, lambda_h) + check_smoothing(smoothing) / classes
+    return spread_entropy(classes, off) if classes * off < 1 else math.log(classes)
+
+
+def focal_loss(classes: int, gap: float, gamma: float) -> float:
+    """(1-p)^gamma (-log p) with p = 1/(1 + (K-1) exp(-gap))."""
+    off = (classes - 1) * math.exp(-gap)
+    return math.pow(off / (1 + off), gamma) * math.log1p(off)
+
+
+def focal_pull(classes: int, gap: float, gamma: float) -> float:
+    """Minus the derivative of `focal_loss` in the gap: q^gamma (gamma (1-q) (-log(1-q)) + q), q = 1-p."""
+    off = (classes - 1) * math.exp(-gap)
+    q = off / (1 + off)
+    return math.pow(q, gamma) * (gamma * math.log1p(off) / (1 + off) + q)
+
+
+def focal_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float) -> float:
+    """Logit gap of the best simplex for balanced focal loss: the minimiser over a >= 0 of `focal_loss` + (K-1) s a."""
+    price = (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h)
+    if not (gamma >= 0 and math.isfinite(gamma)):
+        raise InputError(f"gamma={gamma!r}: expected a finite number >= 0")
+    high = 1.0
+    while focal_pull(classes, high, gamma) >= price:
+        high *= 2
+    # The pull rises to one peak and then falls for ever, so the only inner minimum is the root beyond the peak.
+    peak = max(np.linspace(0, high, 1025).tolist(), key=lambda gap: focal_pull(classes, gap, gamma))
+    if focal_pull(classes, peak, gamma) <= price:
+        return 0.0
+    gap = bisect(lambda a: focal_pull(classes, a, gamma) - price, peak, high)
+    return gap if focal_loss(classes, gap, gamma) + price * gap < focal_loss(classes, 0.0, gamma) else 0.0
+
+
+def focal_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float) -> float:
+    """Best known minimum of balanced focal loss: min over a >= 0 of (1-p)^gamma (-log p) + (K-1) s a.
+
+    Focal loss is not convex in the logits: the value is the best among simplex configurations, matched by multi-start
+    but not proved. Holds for d >= K-1. Geometry: arXiv 2210.02192; the one-dimensional form is our derivation.
+    """
+    gap = focal_gap(classes, per_class, lambda_w, lambda_h, gamma)
+    return focal_loss(classes, gap, gamma) + (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h) * gap
+
+
+def contrastive_minimum(
+    phi: Callable[[float], float], classes: int, per_class: int, lambda_w: float, lambda_h: float
+) -> tuple[float, float]:
+    """Minimum and gap for any loss with the contrastive property: min over a >= 0 of phi(a) + (K-1) s a.
+
+    `phi(a)` is the loss of a sample whose target logit stands `a` above all the others; it must be bounded below.
+    The property (a bound by a function of sum_j (z_j - z_y), tight for equal z_j): arXiv 2210.02192; the form in the
+    gap is our derivation. The bracket is found on a grid, so phi may be non-convex as long as it is not wild.
+    """
+    price = (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h)
+
+    def value(gap: float) -> float:
+        return float(phi(gap)) + price * gap
+
+    high, limit = 1.0, 1e6
+    while high < limit and value(2 * high) < value(high):
+        high *= 2
+    grid = np.concatenate(([0.0], np.geomspace(1e-3, 2 * high, 800))).tolist()
+    best = min(range(len(grid)), key=lambda i: value(grid[i]))
+    gap = golden_section(value, grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    gap = min((gap, 0.0), key=value)
+    return value(gap), gap
+
+
+def nonnegative_ce_minimum(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float) -> float:
+    """Minimum of cross-entropy over H >= 0 (features after a ReLU), no bias, any counts, d >= K.
+
+    f* = sum_k (n_k/N) Entropy(1 - (K-1) p_k, p_k, ..., p_k),  p_k = N mu / sqrt(n_k K (K-1)), capped at 1/K.
+    The classes decouple: h_k is along its own axis. Setting: Dang et al., 2024 (cross-entropy with
+    features after a ReLU); the explicit value is our derivation.
+    """
+    n = check_counts(counts)
+    n, classes = n[n > 0], len(n)
+    total = float(n.sum())
+    off = total * nuclear_coefficient(lambda_w, lambda_h) / torch.sqrt(n * classes * (classes - 1))
+    terms = [spread_entropy(classes, min(p, 1 / classes)) for p in off.tolist()]
+    return math.fsum(weight * term for weight, term in zip((n / total).tolist(), terms, strict=True))
+
+
+def layer_peeled_ce_minimum(classes: int, energy_w: float, energy_h: float) -> float:
+    """Minimum of balanced cross-entropy under (1/K) sum_k |w_k|^2 <= E_W and (1/N) sum_i |h_i|^2 <= E_H, d >= K-1.
+
+    f* = log(1 + (K-1) exp(-K/(K-1) sqrt(E_W E_H))). Setting: arXiv 2101.12699 (the
+    layer-peeled model); the value is our derivation.
+    """
+    check_integer("classes", classes, 2)
+    energy = math.sqrt(check_positive("energy_w", energy_w)) * math.sqrt(check_positive("energy_h", energy_h))
+    return math.log1p((classes - 1) * math.exp(-classes / (classes - 1) * energy))
+
+
+def normalised_ce_minimum(classes: int, scale: float, dim: int, smoothing: float = 0.0) -> float | None:
+    """Minimum of cross-entropy with unit-norm features and classifier rows, logits scale <w_k, h_i>, no penalty.
+
+    f* = log(1 + (K-1) exp(-a)) + smoothing (K-1) a / K with the gap a = min(scale K/(K-1), log(K/smoothing - K + 1)).
+    `scale` is the factor on the logits: tau in arXiv 2209.09211, the inverse temperature 1/tau in arXiv 2310.05351.
+    None where the formula does not apply: d < K-1, or d = K-1 when smoothing stops the gap short of its largest value
+    (an extra dimension is then needed to tilt the features). Geometry: arXiv 2209.09211; the values are our
+    derivation.
+    """
+    check_integer("classes", classes, 2)
+    widest = check_positive("scale", scale) * classes / (classes - 1)
+    wanted = math.log1p(classes * (1 / smoothing - 1)) if check_smoothing(smoothing) > 0 else math.inf
+    if check_integer("dim", dim, 1) < classes - (wanted >= widest):
+        return None
+    gap = min(widest, wanted)
+    return math.log1p((classes - 1) * math.exp(-gap)) + smoothing * (classes - 1) * gap / classes
