@@ -40,4 +40,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'ufm_fast' has no attribute {name!r}")
 
 
-__all__ = ["InputError", "InputTypeError", "Objective", "Outcome", "Point", "Problem", "Solution", "TargetSets", "__version__", "solve"]
+__all__ = [
+    "InputError",
+    "InputTypeError",
+    "Objective",
+    "Outcome",
+    "Point",
+    "Problem",
+    "Solution",
+    "TargetSets",
+    "__version__",
+    "solve",
+]

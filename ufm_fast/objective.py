@@ -34,9 +34,10 @@ class Objective:
     Solver variables x = (B, A, b) relate to the model's by  W = weight_scale B,  h_r = row_scale_r a_r.  With
     ``variables='balanced'``  weight_scale = (lambda_h/lambda_w)^(1/4)  and  row_scale_r = 1/(weight_scale sqrt(n_r)), so that
 
-        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + lambda_b/2 |b|^2,   mu = sqrt(lambda_w lambda_h)
+        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + lambda_b/2 |b|^2
 
-    which is the same function, far better conditioned when counts or penalties differ. 'raw' has both scales 1.
+    with mu = sqrt(lambda_w lambda_h), which is the same function, far better conditioned when counts or penalties differ.
+    'raw' has both scales 1.
     ``reduce='classes'`` has one row for each class (exact); 'none' a row for each sample; 'auto' is 'classes'.
     Parameters are kept in float32 where the problem's dtype is bfloat16, and rounded to it before each product.
     """
@@ -72,7 +73,9 @@ class Objective:
 
     def from_model(self, W: Tensor, H: Tensor, b: Tensor | None) -> Point:
         """Solver variables of a model point with one feature row for each row of the problem."""
-        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, None if b is None else b.to(self.dtype))
+        return Point(
+            W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, None if b is None else b.to(self.dtype)
+        )
 
     def to_model(self, x: Point) -> Point:
         """(W, H, b) with one feature row for each row of the problem."""

@@ -74,4 +74,5 @@ def _dot(left: Tensor, right: Tensor) -> float:
 def _chunked_dot(left: Tensor, right: Tensor) -> float:
     # A float64 copy of a million-class gradient would double its memory: go through it in pieces.
     x, y = left.reshape(-1), right.reshape(-1)
-    return sum(float(torch.dot(a.double(), c.double())) for a, c in zip(x.split(1 << 22), y.split(1 << 22), strict=True))
+    pieces = zip(torch.split(x, 1 << 22), torch.split(y, 1 << 22), strict=True)
+    return float(sum(torch.dot(a.double(), c.double()).item() for a, c in pieces))

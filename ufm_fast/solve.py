@@ -11,6 +11,7 @@ import torch
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics import collect
+from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -31,7 +32,12 @@ METHODS = ("auto", "gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "
 
 
 def make_solver(
-    problem: Problem, method: str, *, learning_rate: float | None = None, momentum: float | None = None, history: int | None = None
+    problem: Problem,
+    method: str,
+    *,
+    learning_rate: float | None = None,
+    momentum: float | None = None,
+    history: int | None = None,
 ) -> Solver:
     """The solver called ``method``. Errors: InputError for an unknown name or a parameter that the method has not."""
     if method not in METHODS:
@@ -81,7 +87,7 @@ def solve(
     history: int | None = None,
     certificate: bool = True,
     metrics: bool = True,
-    pairwise: str = "auto",
+    pairwise: Pairwise = "auto",
     on_log: Callable[[StepRecord, Callable[[], Point]], None] | None = None,
     first_step: int = 0,
     previous_evaluations: float = 0.0,
@@ -195,7 +201,7 @@ def load_start(path: str | Path) -> Point:
         if path.suffix == ".npz":
             import numpy as np
 
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
         else:
             from safetensors.torch import load_file
@@ -210,18 +216,11 @@ def load_start(path: str | Path) -> Point:
 
 def _solution(
     objective: Objective, run: Run, method: str, start: str, theory: ClosedForm | None, certificate: bool, metrics: bool,
-    pairwise: str, first_step: int, previous_seconds: float,
+    pairwise: Pairwise, first_step: int, previous_seconds: float,
 ) -> Solution:  # fmt: skip
     problem, found = objective.problem, run.state.evaluation
     model = objective.to_model(run.state.point)
     usable = model.finite()
-    measured: dict[str, float] = {}
-    if metrics and usable and problem.target_sets is None:
-        measured = collect(
-            model.H, model.W, objective.targets.indices, model.b, counts=objective.rows.counts.to(model.H.device),
-            classes=problem.num_classes, lambda_w=problem.lambda_w or None, lambda_h=problem.lambda_h or None, pairwise=pairwise,
-            seed=problem.seed,
-        )  # fmt: skip
     return Solution(
         problem=problem,
         point=model,
@@ -240,6 +239,29 @@ def _solution(
         start=start,
         theory=theory,
         certificate=certify(problem, objective.rows, model) if certificate and usable else None,
-        metrics=measured,
+        metrics=_measure(objective, model, pairwise) if metrics and usable else {},
         history=run.history,
+    )
+
+
+def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str, float]:
+    """Neural-collapse metrics; of multi-label data those of the rows with one label (as Li et al., arXiv 2310.15903)."""
+    problem, targets, H = objective.problem, objective.targets, model.H
+    counts, labels = objective.rows.counts.to(H.device), targets.indices
+    if targets.indptr is not None:
+        alone = targets.sizes() == 1
+        labels, H, counts = labels[targets.indptr[:-1][alone]], H[alone], counts[alone]
+        if torch.unique(labels).numel() < 2:
+            return {}
+    return collect(
+        H,
+        model.W,
+        labels,
+        model.b,
+        counts=counts,
+        classes=problem.num_classes,
+        lambda_w=problem.lambda_w or None,
+        lambda_h=problem.lambda_h or None,
+        pairwise=pairwise,
+        seed=problem.seed,
     )

@@ -83,7 +83,7 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     keep = min(d, s.numel())
     # The logits of a row are <b, a> / (sqrt(n) scales): the factors of Z are those of the solver's variables already,
     # once the rows' own scale is taken out.
-    scale = (objective.row_scale.double().cpu() * objective.weight_scale * objective.rows.counts.double().sqrt()[:, None])
+    scale = objective.row_scale.double().cpu() * objective.weight_scale * objective.rows.counts.double().sqrt()[:, None]
     A, B = torch.zeros(R, d, dtype=torch.float64), torch.zeros(K, d, dtype=torch.float64)
     A[:, :keep] = U[:, :keep] * s[:keep].sqrt() / scale
     B[:, :keep] = Vh[:keep].T * s[:keep].sqrt()
@@ -93,7 +93,7 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
 def _random_code(
     entries: tuple[Tensor, Tensor], strength: Tensor, K: int, d: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Random unit codewords, features along their own: the spectral start's stand-in where K vectors cannot be spread evenly."""
+    """Random unit codewords, features along their own: for where K vectors cannot be spread evenly."""
     code = torch.nn.functional.normalize(torch.randn(K, d, dtype=torch.float64, generator=generator), dim=1)
     rows, columns = entries
     B = code * strength.mean().sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -94,10 +95,7 @@ class TargetSets:
         key = torch.sort(rows * classes + entries).values
         if bool((key[1:] == key[:-1]).any()):
             raise InputError("indices names a class twice in one row; list each class of a target set once")
-        if counts is None:
-            repeats = torch.ones(sizes.numel(), dtype=torch.int64)
-        else:
-            repeats = _integers(counts, "counts")
+        repeats = torch.ones_like(sizes) if counts is None else _integers(counts, "counts")
         if repeats.shape != sizes.shape or bool((repeats < 1).any()):
             raise InputError(f"counts must hold {sizes.numel()} positive integers, one for each target set")
         return cls(pointer, key - rows * classes, repeats)
@@ -110,9 +108,7 @@ class TargetSets:
         """Merge equal sets. Returns the distinct sets and, for each old row, the index of its set, int64 (R,)."""
         order: dict[tuple[int, ...], int] = {}
         pointer, entries = self.indptr.tolist(), self.indices.tolist()
-        index = torch.tensor(
-            [order.setdefault(tuple(entries[a:b]), len(order)) for a, b in zip(pointer, pointer[1:], strict=False)]
-        )
+        index = torch.tensor([order.setdefault(tuple(entries[a:b]), len(order)) for a, b in pairwise(pointer)])
         counts = torch.zeros(len(order), dtype=torch.int64).index_add_(0, index, self.counts)
         sizes = torch.tensor([len(members) for members in order])
         merged = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])

@@ -37,9 +37,9 @@ class Alternating:
             x = Point(x.W, self._features(objective, x), x.b)
         x = self._classifier(objective, x) if freeze != "w" else self._bias(objective, x)
         found = objective.value_and_grad(x)
-        if found.value >= state.evaluation.value - rounding(objective, found.value) * 1e-2:
-            if found.gradient.norm() >= state.evaluation.gradient.norm():
-                return State(state.point, state.evaluation, None, Outcome.STALLED, "no step lowers value or gradient beyond rounding")
+        level = found.value >= state.evaluation.value - 1e-2 * rounding(objective, found.value)
+        if level and found.gradient.norm() >= state.evaluation.gradient.norm():
+            return State(state.point, state.evaluation, None, Outcome.STALLED, "no step lowers value or gradient")
         return State(x, found)
 
     @staticmethod
@@ -52,7 +52,8 @@ class Alternating:
         if x.b is not None:
             right = right - x.b @ x.W
         rotated = (right @ vectors) * (weight * scale)
-        return (rotated / (weight * scale.square() * values + objective.row_penalty)) @ vectors.T
+        features: Tensor = (rotated / (weight * scale.square() * values + objective.row_penalty)) @ vectors.T
+        return features
 
     @staticmethod
     def _classifier(objective: Objective, x: Point) -> Point:

@@ -36,9 +36,30 @@ class Solver(Protocol):
         """One iteration. A state whose ``outcome`` is set holds the best point that was found."""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Notices when neither the value falls by more than its rounding nor the gradient's norm by a tenth any more."""
+
+    value: float = float("inf")
+    size: float = float("inf")
+    idle: int = 0
+
+    def update(self, objective: Objective, evaluation: Evaluation, size: float) -> Progress:
+        """After a step; slow progress adds up, for the marks move only when they are beaten."""
+        lower = evaluation.value < self.value - rounding(objective, evaluation.value)
+        smaller = size < 0.9 * self.size
+        value, least = (evaluation.value if lower else self.value), (size if smaller else self.size)
+        return Progress(value, least, 0 if lower or smaller else self.idle + 1)
+
+
 def rounding(objective: Objective, value: float) -> float:
     """Size of the rounding error of a value of the objective: below it a comparison of values says nothing."""
     dtype = objective.problem.torch_dtype
     eps = torch.finfo(dtype).eps
     # Sums run in float64, so only the products' rounding is the dtype's, and it averages out over the terms.
     return abs(value) * (1e-13 if dtype == torch.float64 else 0.1 * eps)
+
+
+def gradient_floor(objective: Objective, point: Point) -> float:
+    """Size of the rounding error of a gradient: the data and penalty parts cancel at a minimum, and each carries eps."""
+    return torch.finfo(objective.problem.torch_dtype).eps * objective.gradient_scale(point)

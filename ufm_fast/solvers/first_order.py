@@ -12,6 +12,8 @@ from ufm_fast.point import Point
 from ufm_fast.solvers.base import State
 from ufm_fast.solvers.solution import Outcome
 
+_OVERFLOW = "the value overflowed: lower learning_rate"
+
 
 def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
     """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate from below)."""
@@ -63,12 +65,12 @@ class GradientDescent:
         found = objective.value_and_grad(point)
         if not math.isfinite(found.value):
             if self.learning_rate is not None:
-                return State(state.point, state.evaluation, memory, Outcome.DIVERGED, "the value overflowed: lower learning_rate")
+                return State(state.point, state.evaluation, memory, Outcome.DIVERGED, _OVERFLOW)
             return State(state.point, state.evaluation, _Memory(memory.rate / 4, point.zeros(), None, 0))
         rate = memory.rate
         if self.learning_rate is None and found.value > state.evaluation.value * (1 + 1e-12):
             if rate < 1e-12:
-                return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers the value beyond rounding")
+                return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers the value")
             return State(state.point, state.evaluation, _Memory(rate / 2, point.zeros(), None, 0))
         return State(point, found, _Memory(rate, velocity, None, memory.age + 1))
 
@@ -79,7 +81,9 @@ class Adam:
     name = "adam"
     max_steps = 20000
 
-    def __init__(self, learning_rate: float | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12) -> None:
+    def __init__(
+        self, learning_rate: float | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12
+    ) -> None:
         self.rate, self.betas, self.eps = 0.01 if learning_rate is None else learning_rate, betas, eps
 
     def init(self, objective: Objective, point: Point) -> State:
@@ -97,5 +101,5 @@ class Adam:
         found = objective.value_and_grad(point)
         memory = _Memory(self.rate, first, second, age)
         if not math.isfinite(found.value):
-            return State(state.point, state.evaluation, memory, Outcome.DIVERGED, "the value overflowed: lower learning_rate")
+            return State(state.point, state.evaluation, memory, Outcome.DIVERGED, _OVERFLOW)
         return State(point, found, memory)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers import pairing
-from ufm_fast.solvers.base import State, rounding
+from ufm_fast.solvers.base import Progress, State, rounding
 from ufm_fast.solvers.line_search import Trial, line_search
 from ufm_fast.solvers.solution import Outcome
 
 Pair = tuple[Point, Point, float]
+_LEVEL = "no step lowers value or gradient beyond rounding"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class _Memory:
     pairs: tuple[Pair, ...] = ()
     preconditioner: pairing.PairPreconditioner | None = None
     age: int = 0
+    progress: Progress = Progress()
 
 
 class LBFGS:
@@ -27,6 +29,7 @@ class LBFGS:
     """
 
     name = "lbfgs"
+    patience = 20
 
     def __init__(self, history: int = 20, max_steps: int = 5000, precondition: bool = True) -> None:
         self.history, self.max_steps, self.precondition = history, max_steps, precondition
@@ -60,14 +63,18 @@ class LBFGS:
         if found is None:
             if memory.pairs:  # the model may be stale: once more without it
                 return State(state.point, state.evaluation, replace(memory, pairs=()))
-            return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers the value beyond rounding")
+            return State(state.point, state.evaluation, memory, Outcome.STALLED, _LEVEL)
         s = found.point.axpy(-1.0, state.point)
         y = found.evaluation.gradient.axpy(-1.0, gradient)
         sy = s.dot(y)
         pairs = memory.pairs
         if sy > 1e-14 * s.norm() * y.norm():
             pairs = (*pairs, (s, y, sy))[-self.history :]
-        return State(found.point, found.evaluation, replace(memory, pairs=pairs, age=memory.age + 1))
+        progress = memory.progress.update(objective, found.evaluation, found.evaluation.gradient.norm())
+        memory = replace(memory, pairs=pairs, age=memory.age + 1, progress=progress)
+        if progress.idle > self.patience:
+            return State(found.point, found.evaluation, memory, Outcome.STALLED, _LEVEL)
+        return State(found.point, found.evaluation, memory)
 
     @staticmethod
     def _refresh(objective: Objective, state: State) -> _Memory:

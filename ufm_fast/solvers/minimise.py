@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers.base import Solver, State
+from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor
 from ufm_fast.solvers.solution import Outcome, StepRecord
 
 OnLog = Callable[[StepRecord, Point], None]
@@ -64,6 +64,7 @@ def minimise(
     next_log = next(points)
     steps = 0
     state: State | None = None
+    progress = Progress()
     outcome, message = Outcome.MAX_STEPS, f"stopped after max_steps = {limit}; raise max_steps or resume"
 
     def log(current: State) -> None:
@@ -77,7 +78,10 @@ def minimise(
         while True:
             # Judged before the log point, so that the last step is always in the history.
             size = state.evaluation.gradient.norm()
+            progress = progress.update(objective, state.evaluation, size)
             ended = _verdict(objective, state, size, tol)
+            if ended is None and progress.idle > max(200, steps // 4):
+                ended = Outcome.STALLED, "neither value nor gradient fall beyond rounding any more"
             if ended is not None:
                 outcome, message = ended
             if ended is not None or steps >= limit:
@@ -101,6 +105,8 @@ def _verdict(objective: Objective, state: State, size: float, tol: float) -> tup
         return Outcome.DIVERGED, "value or gradient is not finite; lower learning_rate or change the start"
     if size <= tol * objective.gradient_scale(state.point):
         return Outcome.CONVERGED, "the gradient is within tol"
+    if size <= gradient_floor(objective, state.point):
+        return Outcome.STALLED, f"the gradient is at the rounding level of {objective.problem.dtype}"
     if state.outcome is not None:
         return state.outcome, state.message
     return None

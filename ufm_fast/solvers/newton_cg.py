@@ -48,13 +48,11 @@ class NewtonCG:
             radius = 2.0 * trust.radius
         if ratio > 0.1:
             return State(candidate, found, _Trust(radius))
-        if trust.failures >= 12 or radius < 1e-14 * max(state.point.norm(), 1e-300):
-            return State(state.point, state.evaluation, trust, Outcome.STALLED, "no step lowers value or gradient beyond rounding")
+        if trust.failures >= 5 or radius < 1e-14 * max(state.point.norm(), 1e-300):
+            return State(state.point, state.evaluation, trust, Outcome.STALLED, "no step lowers value or gradient")
         return State(state.point, state.evaluation, _Trust(radius, trust.failures + 1))
 
-    def _subproblem(
-        self, objective: Objective, x: Point, gradient: Point, radius: float, target: float
-    ) -> tuple[Point, float]:
+    def _subproblem(self, objective: Objective, x: Point, gradient: Point, radius: float, target: float) -> tuple[Point, float]:
         """Minimise g'p + p'Hp/2 within the radius, to a residual of ``target``. Returns p and the model's decrease (< 0)."""
         p = x.zeros()
         r = gradient
@@ -86,5 +84,5 @@ def _agreement(old: Evaluation, new: Evaluation, model: float, noise: float, siz
     if not math.isfinite(new.value):
         return -1.0
     if abs(new.value - old.value) <= noise and abs(model) <= noise:
-        return 1.0 if new.gradient.norm() < size else -1.0
+        return 1.0 if new.gradient.norm() < 0.9 * size else -1.0
     return (new.value - old.value) / model if model < 0 else -1.0

@@ -99,7 +99,8 @@ class PairPreconditioner:
     def build(cls, objective: Objective, x: Point, evaluation: Evaluation) -> PairPreconditioner:
         """From the row statistics of ``evaluation`` at ``x`` (a point in the gauge of ``fix_gauge``)."""
         problem = objective.problem
-        assert isinstance(problem.loss, SoftmaxLoss) and evaluation.statistics is not None
+        assert isinstance(problem.loss, SoftmaxLoss)
+        assert evaluation.statistics is not None
         K = problem.num_classes
         u = evaluation.statistics.log_off_target_mass
         l, p = torch.nn.functional.softplus(u), torch.sigmoid(u)

@@ -1,0 +1,185 @@
+"""Every loss x backend against the dense float64 definition, and the accuracy that the off-target mass buys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import LOSS_CASES, problems, random_point, relative, simplex_logits
+
+from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, make_backend
+from ufm_fast.backends.tiled import chunk_rows
+from ufm_fast.errors import InputError
+from ufm_fast.losses import make_loss
+from ufm_fast.objective import Objective
+from ufm_fast.problem import Problem
+from ufm_fast.targets import Targets
+
+MARGINS = (20.0, 50.0, 80.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 6.0]))
+def test_tiled_equals_reference(problem, chunk, seed, scale):
+    dense, tiled = (Objective(problem, backend=b) for b in (ReferenceBackend(), TiledBackend(chunk)))
+    x, v = random_point(dense, seed, scale), random_point(dense, seed + 1)
+    expected, actual = dense.value_and_grad(x, statistics=True), tiled.value_and_grad(x, statistics=True)
+    assert actual.value == pytest.approx(expected.value, rel=1e-12)
+    assert relative(actual.gradient, expected.gradient) < 1e-11
+    assert relative(tiled.hvp(x, v), dense.hvp(x, v)) < 1e-10
+    right, left = torch.randn(problem.num_classes, 3, dtype=torch.float64), torch.randn(x.H.shape[0], 2, dtype=torch.float64)
+    products = zip(*(o.backend.logit_products(o.head_input(x), right, left) for o in (dense, tiled)), strict=True)
+    for a, b in products:
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12 * float(a.abs().max() + 1))
+    torch.testing.assert_close(tiled.backend.losses(tiled.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12)
+    if expected.statistics is not None:
+        torch.testing.assert_close(actual.statistics.margin, expected.statistics.margin, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(
+            actual.statistics.log_off_target_mass, expected.statistics.log_off_target_mass, rtol=1e-10, atol=1e-11
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 10**6))
+def test_tile_size_does_not_matter_and_runs_repeat(problem, seed):
+    results = []
+    for chunk in (1, 2, 1000, 1000):
+        objective = Objective(problem, backend=TiledBackend(chunk))
+        results.append(objective.value_and_grad(random_point(objective, seed, 2.0)))
+    for other in results[:2]:
+        assert other.value == pytest.approx(results[2].value, rel=1e-14)
+        assert relative(other.gradient, results[2].gradient) < 1e-13
+    assert results[2].value == results[3].value
+    for a, b in zip(results[2].gradient.parts(), results[3].gradient.parts(), strict=True):
+        assert torch.equal(a, b)
+
+
+def _sums(backend, loss, H, W, y):
+    """Value and data gradients before 1/N."""
+    out = Gradients(torch.zeros(H.shape, dtype=H.dtype), torch.zeros(W.shape, dtype=W.dtype), None)
+    ones = torch.ones(H.shape[0], dtype=torch.float64)
+    value = backend.head(HeadInput(loss, H, W, None, Targets(y), ones), out).value
+    return float(value), out
+
+
+def _exact(loss, H, W, y):
+    """The same sums from E = exp(z - z_y) in long double: written apart from the library's code."""
+    H, W, y = H.double().numpy().astype(np.longdouble), W.double().numpy().astype(np.longdouble), y.numpy()
+    z, rows = H @ W.T, np.arange(len(y))
+    own = z[rows, y]
+    E = np.exp(z - own[:, None])
+    E[rows, y] = 0
+    s = E.sum(1)
+    l, p = np.log1p(s), s / (1 + s)
+    gamma = getattr(loss, "gamma", 0.0)
+    value = p**gamma * l + loss.smoothing * (own - z.mean(1))
+    slope = p**gamma * (1 + gamma * l / s) / (1 + s)
+    G = slope[:, None] * E - np.longdouble(loss.smoothing) / z.shape[1]
+    G[rows, y] += -slope * s + loss.smoothing
+    dH, dW = (torch.from_numpy(x.astype(np.float64)) for x in (G @ W, G.T @ H))
+    return float(value.sum()), dH, dW
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("K", [2, 10, 300])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("case", [{}, {"smoothing": 0.1}, {"gamma": 0.5}, {"gamma": 2.0}])
+def test_terminal_phase_keeps_its_digits(margin, K, dtype, tolerance, case):
+    loss = make_loss("focal" if "gamma" in case else "ce", **case)
+    H, W = simplex_logits(K, margin, dtype)
+    y = torch.arange(K)
+    value, gradients = _sums(TiledBackend(7), loss, H, W, y)
+    expected, dH, dW = _exact(loss, H, W, y)
+    scale = float(dH.norm()) / H.norm().item()
+    if scale < 1e3 * torch.finfo(dtype).tiny:
+        pytest.skip("the true gradient is not a normal number in this dtype")
+    assert value == pytest.approx(expected, rel=tolerance)
+    assert float((gradients.features.double() - dH).norm() / dH.norm()) < tolerance
+    assert float((gradients.weight.double() - dW).norm() / dW.norm()) < tolerance
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_pick_all_terminal_phase(margin, dtype, tolerance):
+    """Off-target columns hold relatively; target columns hold 4 eps max|z|, for z itself carries eps |z|."""
+    K, pairs = 12, [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]
+    _, W = simplex_logits(K, margin, dtype)
+    H = torch.stack([W[a] + W[b] for a, b in pairs])
+    targets = Targets(torch.tensor(pairs).reshape(-1), torch.arange(0, 2 * len(pairs) + 1, 2))
+    ones = torch.ones(len(pairs), dtype=torch.float64)
+    x = HeadInput(make_loss("pick-all"), H, W, None, targets, ones)
+    G = TiledBackend().logit_products(x, torch.eye(K, dtype=dtype), None)[0].double()
+    z = H.double() @ W.double().T
+    mask = torch.zeros(len(pairs), K, dtype=torch.bool)
+    mask[torch.arange(len(pairs)).repeat_interleave(2), targets.indices] = True
+    own = z[mask].reshape(-1, 2)
+    E = torch.exp(z - own.mean(1, keepdim=True))
+    T = E[mask].reshape(-1, 2).sum(1, keepdim=True)
+    s = E.masked_fill(mask, 0.0).sum(1, keepdim=True)
+    off = (2 * E / (T + s)).masked_fill(mask, 0.0)
+    assert float((G.masked_fill(mask, 0.0) - off).norm() / off.norm()) < tolerance
+    on = (2 * E / (T + s) - 1)[mask]
+    assert float((G[mask] - on).abs().max()) <= 4 * torch.finfo(dtype).eps * float(z.abs().max()) + 1e-15
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", LOSS_CASES[:5])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
+def test_hostile_logits_stay_finite(dtype, case, size):
+    generator = torch.Generator().manual_seed(3)
+    H = (torch.randn(7, 5, generator=generator) * size).to(dtype)
+    W = torch.randn(6, 5, generator=generator).to(dtype)
+    loss, y = make_loss(**{"name": case["loss"], **{k: v for k, v in case.items() if k != "loss"}}), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    kept = torch.float32 if dtype == torch.bfloat16 else dtype
+    out = Gradients(torch.zeros(7, 5, dtype=kept), torch.zeros(6, 5, dtype=kept), None)
+    x = HeadInput(loss, H, W, None, Targets(y), torch.ones(7, dtype=torch.float64))
+    value = TiledBackend(3).head(x, out).value
+    expected = loss.dense(H.double() @ W.double().T, y).sum()
+    assert float(value) == pytest.approx(float(expected), rel=1e-5 if kept == torch.float32 else 1e-12)
+    assert bool(torch.isfinite(out.features).all())
+    assert bool(torch.isfinite(out.weight).all())
+
+
+def test_half_precision_inputs_give_float32_gradients():
+    problem = Problem(classes=5, dim=4, dtype="bfloat16")
+    objective = Objective(problem)
+    x = random_point(objective, 0).to(dtype=torch.float32)
+    assert objective.value_and_grad(x).gradient.W.dtype == torch.float32
+
+
+def test_out_of_memory_halves_the_chunk(monkeypatch):
+    asked = []
+    real = torch.empty
+
+    def scarce(*shape, **options):
+        asked.append(shape[0])
+        if shape[0] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*shape, **options)
+
+    problem = Problem(classes=9, dim=3)
+    objective = Objective(problem, backend=TiledBackend(9))
+    x = random_point(objective, 1)
+    expected = objective.value_and_grad(x)
+    monkeypatch.setattr(torch, "empty", scarce)
+    actual = objective.value_and_grad(x)
+    assert asked[:3] == [9, 4, 2]
+    assert actual.value == pytest.approx(expected.value, rel=1e-14)
+
+
+def test_chunks_are_bounded_and_never_empty():
+    cpu = torch.device("cpu")
+    assert chunk_rows(10, 5, 8, cpu) == 10
+    assert chunk_rows(10**6, 10**6, 4, cpu) >= 1
+    assert chunk_rows(10**6, 65536, 4, cpu) * 65536 * 4 <= 256 << 20
+
+
+def test_backend_names():
+    assert make_backend("auto", "cpu").name == "tiled"
+    assert make_backend("reference").name == "reference"
+    with pytest.raises(InputError, match="backend must be one of"):
+        make_backend("cuda")
+    with pytest.raises(InputError, match="triton"):
+        make_backend("triton", "cpu")

@@ -1,0 +1,112 @@
+"""The lower bound is a lower bound: at thousands of random points, and against minima that theory knows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import problems, random_point
+from test_solvers import CASES, build
+
+from ufm_fast import Point, Problem, solve
+from ufm_fast.objective import Objective
+from ufm_fast.theory import closed_form
+from ufm_fast.theory.certificate import certify
+from ufm_fast.theory.operator_norm import dense_norm, split_norm
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_never_above_the_minimum_at_random_points(name):
+    """A hundred points a case, from nearly zero to far out, near the minimum and away from it."""
+    problem = build(name)
+    objective = Objective(problem)
+    least = closed_form(problem).value
+    best = objective.from_model(*_model(solve(problem, metrics=False).point))
+    for seed in range(100):
+        scale = 10.0 ** ((seed % 10) / 2 - 4)
+        noise = random_point(objective, seed, scale)
+        x = noise if seed % 2 else best.axpy(1.0, noise)
+        certificate = certify(problem, objective.rows, objective.to_model(x))
+        assert certificate.lower_bound <= least * (1 + 1e-12)
+        assert certificate.kind in ("exact", "none")
+
+
+def _model(point):
+    return point.W, point.H, point.b
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(max_classes=6), st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 3.0]))
+def test_bound_from_any_point_is_below_the_best_value_found(problem, seed, scale):
+    objective = Objective(problem)
+    solution = solve(problem, metrics=False, certificate=False, tol=1e-8, max_steps=300)
+    certificate = certify(problem, objective.rows, objective.to_model(random_point(objective, seed, scale)))
+    assert certificate.lower_bound <= solution.value * (1 + 1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(max_classes=7), st.integers(0, 10**6))
+def test_probabilistic_bound_agrees_with_the_exact_one(problem, seed):
+    """With the K x K path off, the split norm bounds the same operator: never below the exact norm."""
+    objective = Objective(problem)
+    x = objective.to_model(random_point(objective, seed))
+    exact = certify(problem, objective.rows, x)
+    split = certify(problem, objective.rows, x, exact_classes=0)
+    if exact.spectral_ratio is not None:
+        assert split.spectral_ratio >= exact.spectral_ratio * (1 - 1e-9)
+    assert split.lower_bound <= exact.lower_bound + 1e-9 * abs(exact.value) + 1e-12 or problem.loss.name == "mse"
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "focal"])
+def test_split_certificate_is_tight_at_the_minimum(loss):
+    problem = Problem(counts=[9, 7, 5, 3, 2, 2, 1], dim=9, loss=loss, lambda_w=0.01, lambda_h=0.002)
+    solution = solve(problem, metrics=False, tol=1e-12)
+    rows = problem.rows("classes")
+    certificate = certify(problem, rows, solution.point, exact_classes=0)
+    assert certificate.relative_gap < 1e-6
+    assert certificate.certified
+
+
+@pytest.mark.parametrize("case", [{}, {"loss": "focal"}, {"loss": "mse"}, {"smoothing": 0.1}])
+def test_a_saddle_is_shown_by_its_gap(case):
+    """At the zero saddle and at a point that leaves one class out the gradient vanishes; the certificate does not."""
+    problem = Problem(classes=6, dim=8, lambda_w=1e-3, lambda_h=1e-3, **case)
+    objective = Objective(problem)
+    zero = Point(torch.zeros(6, 8, dtype=torch.float64), torch.zeros(6, 8, dtype=torch.float64))
+    assert objective.value_and_grad(zero).gradient.norm() == 0.0
+    certificate = certify(problem, objective.rows, zero)
+    assert certificate.relative_gap > 0.5
+    assert certificate.spectral_ratio > 1.5
+    assert not certificate.certified
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal"])
+def test_free_bias_is_certified(loss):
+    problem = Problem(counts=[12, 7, 4, 2, 1], dim=7, loss=loss, bias="free", lambda_w=0.01, lambda_h=0.002)
+    solution = solve(problem, metrics=False)
+    assert solution.certificate.relative_gap < 1e-7
+    assert solution.certificate.lower_bound <= solution.value
+
+
+def test_low_dimension_is_bounded_but_not_certified():
+    solution = solve(Problem(classes=12, dim=3), metrics=False)
+    assert solution.success
+    assert 0 < solution.certificate.lower_bound < solution.value
+    assert not solution.certificate.certified
+
+
+def test_norms():
+    generator = torch.Generator().manual_seed(1)
+    G = torch.randn(40, 30, dtype=torch.float64, generator=generator)
+    exact = float(torch.linalg.matrix_norm(G, 2))
+    assert dense_norm(G.split(7), 30).value == pytest.approx(exact, rel=1e-12)
+    assert dense_norm(G.split(7), 30).value >= exact * (1 - 1e-15)
+    U = torch.linalg.qr(torch.randn(30, 4, dtype=torch.float64, generator=generator)).Q
+    V = torch.linalg.qr(torch.randn(40, 5, dtype=torch.float64, generator=generator)).Q
+    bound = split_norm(lambda X: G @ X, lambda Y: G.T @ Y, U, V)
+    assert bound.value >= exact * (1 - 1e-12)
+    assert bound.estimate <= exact * (1 + 1e-12)
+    assert math.isfinite(bound.value)

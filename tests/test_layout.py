@@ -1,0 +1,70 @@
+"""The house: who may import whom, what importing costs, and how the two packages are laid out."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
+#: Modules by height; one may import those below it and its own.
+HEIGHT = {
+    "errors": 0, "version": 0, "targets": 1, "losses": 1, "point": 1, "datasets": 1, "problem": 2, "backends": 3, "metrics": 3,
+    "objective": 4, "starts": 5, "theory": 5, "solvers": 6, "functional": 6, "nn": 7, "solve": 7, "run_state": 8,
+    "run_directory": 8, "presets": 8, "plots": 8, "plan": 8, "doctor": 8, "cli": 9,
+}  # fmt: skip
+
+
+def _imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, only for type checkers) of every ufm_fast or ufm_kernels import."""
+    found = []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("ufm_fast", "ufm_kernels"):
+            found.append((node.module, id(node) in typing_only))
+        elif isinstance(node, ast.Import):
+            found += [(a.name, id(node) in typing_only) for a in node.names if a.name.split(".")[0] in ("ufm_fast", "ufm_kernels")]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_dependencies_point_one_way(path):
+    parts = path.relative_to(ROOT / "ufm_fast").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    own = HEIGHT[parts[0]]
+    for module, typing_only in _imports(path):
+        names = module.split(".")
+        if names[0] == "ufm_kernels":
+            assert parts == ("backends", "triton"), f"{path} imports {module}: only backends/triton.py may"
+        elif len(names) > 1 and not typing_only:
+            assert HEIGHT[names[1]] <= own, f"{path} imports {module}, which stands above it"
+
+
+def test_kernels_import_nothing_from_the_library():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert not [m for m, _ in _imports(path) if m.startswith("ufm_fast")], path
+
+
+def test_no_package_is_called_kernels():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_importing_the_package_and_its_command_line_does_not_import_torch():
+    code = "import sys, ufm_fast, ufm_fast.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_importing_everything_does_not_import_triton():
+    code = "import sys, ufm_fast.solve, ufm_fast.functional, ufm_fast.nn; sys.exit('triton' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

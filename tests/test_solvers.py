@@ -1,0 +1,264 @@
+"""Solvers are held to theory: the value they reach, by every method, from every start; and they say how they ended."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from strategies import relative
+
+from ufm_fast import InputError, Outcome, Point, Problem, solve
+from ufm_fast.objective import Objective
+from ufm_fast.solve import METHODS, load_start, make_solver
+from ufm_fast.solvers.lbfgs import LBFGS
+from ufm_fast.solvers.minimise import log_spaced, minimise
+from ufm_fast.starts import STARTS, make_start
+from ufm_fast.targets import TargetSets
+from ufm_fast.theory import closed_form
+
+PENALTIES = {"lambda_w": 3e-3, "lambda_h": 1e-3}
+
+
+def all_sets(K: int, singles: int, pairs: int) -> TargetSets:
+    """Every class alone ``singles`` times and every pair ``pairs`` times."""
+    sets = [[k] for k in range(K)] + [[i, j] for i in range(K) for j in range(i)]
+    pointer = torch.tensor([0, *[len(s) for s in sets]]).cumsum(0)
+    return TargetSets.create(pointer, [k for s in sets for k in s], K, [singles] * K + [pairs] * (K * (K - 1) // 2))
+
+
+CASES = {
+    "ce": {"classes": 8, "dim": 10, "per_class": 3},
+    "ce d=K-1": {"classes": 8, "dim": 7, "per_class": 3},
+    "ce bias free": {"classes": 6, "dim": 9, "bias": "free"},
+    "ce bias penalised": {"classes": 6, "dim": 9, "bias": "penalised", "lambda_b": 0.02},
+    "smoothing": {"classes": 7, "dim": 7, "smoothing": 0.1},
+    "focal": {"classes": 7, "dim": 8, "loss": "focal", "gamma": 2.0},
+    "collapsed": {"classes": 7, "dim": 8, "lambda_w": 0.5, "lambda_h": 0.5},
+    "mse": {"classes": 6, "dim": 8, "loss": "mse", "per_class": 4},
+    "mse counts": {"counts": [9, 5, 2, 1], "dim": 6, "loss": "mse"},
+    "mse d<K": {"counts": [9, 5, 2, 1, 7], "dim": 3, "loss": "mse"},
+    "mse bias free": {"classes": 6, "dim": 6, "loss": "mse", "bias": "free"},
+    "mse bias penalised": {"classes": 6, "dim": 8, "loss": "mse", "bias": "penalised", "lambda_b": 0.5},
+    "mse counts bias free": {"counts": [9, 5, 2, 1], "dim": 6, "loss": "mse", "bias": "free"},
+    "mse counts bias penalised": {"counts": [9, 5, 2, 1], "dim": 6, "loss": "mse", "bias": "penalised", "lambda_b": 0.1},
+    "two groups": {"counts": [20] * 3 + [4] * 4, "dim": 9},
+    "two groups bias": {"counts": [20] * 3 + [4] * 4, "dim": 9, "bias": "penalised", "lambda_b": 0.02},
+    "minority collapse": {"counts": [60] * 3 + [1] * 4, "dim": 9, "lambda_w": 0.02, "lambda_h": 0.001},
+    "pick-all": {"classes": 5, "dim": 6, "loss": "pick-all", "target_sets": all_sets(5, 4, 2)},
+}
+
+
+def build(name: str) -> Problem:
+    return Problem(**{**PENALTIES, **CASES[name]})
+
+
+@pytest.mark.parametrize("start", ["spectral", "normal"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_default_method_reaches_the_theoretical_minimum(name, start):
+    problem = build(name)
+    theory = closed_form(problem)
+    solution = solve(problem, start=start, metrics=False)
+    assert solution.success, solution.message
+    assert solution.method.startswith("auto")
+    assert solution.value == pytest.approx(theory.value, rel=1e-9)
+    assert solution.value >= theory.value * (1 - 1e-12)
+    assert solution.certificate.lower_bound <= theory.value * (1 + 1e-12)
+    if problem.dim >= problem.num_classes:
+        assert solution.certificate.kind == "exact"
+        assert solution.certificate.relative_gap <= 1e-7
+
+
+@pytest.mark.parametrize("method", ["gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "alternating"])
+@pytest.mark.parametrize("variables", ["balanced", "raw"])
+def test_every_method_reaches_the_same_minimum(method, variables):
+    loss = "mse" if method == "alternating" else "ce"
+    problem = Problem(classes=4, dim=5, per_class=3, loss=loss, lambda_w=0.02, lambda_h=0.01)
+    tol = 1e-3 if method in ("gd", "adam") else 1e-6
+    options = {"learning_rate": 1e-3} if method == "adam" else {}
+    solution = solve(problem, method=method, variables=variables, start="normal", tol=tol, metrics=False, **options)
+    assert solution.outcome is Outcome.CONVERGED, solution.message
+    assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-4 if tol > 1e-4 else 1e-9)
+    assert solution.method == method
+
+
+@pytest.mark.parametrize("bias", ["none", "penalised", "free"])
+def test_alternating_takes_any_counts_and_bias(bias):
+    problem = Problem(
+        counts=[9, 5, 2, 1], dim=6, loss="mse", bias=bias, lambda_b=0.1 if bias == "penalised" else 0.0, **PENALTIES
+    )
+    solution = solve(problem, method="alternating", start="normal", tol=1e-8)
+    assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_closed_form_method_returns_its_point(name):
+    problem = build(name)
+    solution = solve(problem, method="closed-form")
+    assert solution.method == "closed-form"
+    assert solution.evaluations == 1
+    assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-12)
+
+
+def test_no_closed_form_is_said_so():
+    with pytest.raises(InputError, match="no closed form is known"):
+        solve(Problem(counts=[5, 3, 2, 1], dim=6), method="closed-form")
+
+
+@pytest.mark.parametrize("reduce", ["classes", "none"])
+def test_reduction_does_not_change_the_minimum(reduce):
+    problem = Problem(counts=[5, 3, 2, 1], dim=6, lambda_w=0.02, lambda_h=0.01)
+    solution = solve(problem, reduce=reduce)
+    assert solution.value == pytest.approx(solve(problem).value, rel=1e-10)
+    assert solution.certificate.relative_gap < 1e-7
+    assert solution.lifted().H.shape == (11, 6)
+
+
+@pytest.mark.parametrize("freeze", ["w", "h"])
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_frozen_factor_stays_and_the_other_is_certified(freeze, loss):
+    problem = Problem(classes=5, dim=6, per_class=2, loss=loss, freeze=freeze, lambda_w=0.01, lambda_h=0.02)
+    start = solve(problem, max_steps=0, start="normal", metrics=False)
+    solution = solve(problem, start="normal", metrics=False, tol=1e-11)
+    kept = (start.point.W, solution.point.W) if freeze == "w" else (start.point.H, solution.point.H)
+    assert torch.equal(*kept)
+    assert solution.certificate.certified
+    assert solution.value < start.value
+    assert not start.certificate.certified
+
+
+def test_frozen_features_are_not_merged():
+    with pytest.raises(InputError, match="freeze h"):
+        solve(Problem(classes=3, dim=4, freeze="h"), reduce="classes")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lower_precision_stalls_or_converges_near_the_minimum(dtype):
+    problem = Problem(classes=10, dim=12, dtype=dtype, **PENALTIES)
+    solution = solve(problem, start="normal")
+    assert solution.success
+    assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-5 if dtype == "float32" else 3e-2)
+    assert solution.certificate.relative_gap < (1e-3 if dtype == "float32" else 0.2)
+
+
+def test_paired_preconditioner_saves_most_of_the_steps():
+    counts = torch.logspace(0, math.log10(300), 60).round().long()
+    problem = Problem(counts=counts, dim=64, lambda_w=1e-3, lambda_h=1e-3 / int(counts.sum()))
+    used = {}
+    for precondition in (True, False):
+        objective = Objective(problem)
+        x = make_start(objective, "spectral")
+        run = minimise(objective, LBFGS(precondition=precondition), x, tol=1e-9)
+        assert run.outcome is Outcome.CONVERGED
+        used[precondition] = objective.evaluations
+    assert used[True] < 0.7 * used[False]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
+def test_starts_have_the_right_shape_and_repeat(start, loss):
+    problem = Problem(classes=6, dim=5, loss=loss, bias="penalised", lambda_b=0.1, seed=3)
+    first, second = (make_start(Objective(problem), start) for _ in range(2))
+    assert first.W.shape == (6, 5)
+    assert first.H.shape == (6, 5)
+    assert relative(first, second) == 0.0
+    assert first.finite()
+
+
+def test_balanced_start_is_balanced():
+    x = make_start(Objective(Problem(classes=9, dim=4)), "balanced")
+    torch.testing.assert_close(x.W.T @ x.W, x.H.T @ x.H)
+
+
+def test_spectral_start_is_the_minimiser_for_equal_counts():
+    problem = Problem(classes=9, dim=11, per_class=2)
+    objective = Objective(problem)
+    assert objective.value_and_grad(make_start(objective, "spectral")).value == pytest.approx(closed_form(problem).value, rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "sgd"}, "method must be one of"),
+        ({"method": "alternating"}, "goes with loss mse"),
+        ({"start": "zero"}, "start must be one of"),
+        ({"reduce": "all"}, "reduce must be"),
+        ({"variables": "log"}, "variables must be"),
+        ({"backend": "cuda"}, "backend must be"),
+        ({"tol": 0.0}, "tol must lie"),
+        ({"max_steps": -1}, "max_steps must be"),
+        ({"log_every": 0}, "log_every must be"),
+        ({"learning_rate": 0.1}, "learning_rate goes with"),
+        ({"method": "gd", "learning_rate": -1.0}, "learning_rate must be > 0"),
+        ({"method": "momentum", "momentum": 1.0}, "momentum must lie"),
+        ({"method": "gd", "history": 3}, "history goes with"),
+    ],
+)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(InputError, match=words):
+        solve(Problem(classes=3, dim=3), **options)
+
+
+@pytest.mark.parametrize(
+    ("W", "H", "b", "words"),
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 3), None, "start's W must have shape"),
+        (torch.zeros(3, 3), torch.zeros(4, 3), None, "start's H must have shape"),
+        (torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3), "has a bias b"),
+        (torch.full((3, 3), float("nan")), torch.zeros(3, 3), None, "NaN or infinite"),
+        (torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3, 3), None, "floating-point"),
+    ],
+)
+def test_bad_starts_are_named(W, H, b, words):
+    with pytest.raises(InputError, match=words):
+        solve(Problem(classes=3, dim=3), initial=Point(W, H, b))
+
+
+def test_start_files(tmp_path):
+    import numpy as np
+    from safetensors.torch import save_file
+
+    arrays = {"W": torch.ones(3, 2), "H": torch.zeros(3, 2)}
+    save_file(arrays, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "a.npz", **{k: v.numpy() for k, v in arrays.items()})
+    for name in ("a.safetensors", "a.npz"):
+        assert torch.equal(load_start(tmp_path / name).W, arrays["W"])
+        (tmp_path / "short").with_suffix((tmp_path / name).suffix).write_bytes((tmp_path / name).read_bytes()[:40])
+    for name, words in (("short.npz", "not a readable"), ("short.safetensors", "not a readable"), ("no.npz", "no file")):
+        with pytest.raises(InputError, match=words):
+            load_start(tmp_path / name)
+    save_file({"W": torch.ones(3, 2)}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="must hold arrays W"):
+        load_start(tmp_path / "b.safetensors")
+
+
+def test_interrupt_returns_the_latest_point():
+    def stop(record, point):
+        if record.step >= 3:
+            raise KeyboardInterrupt
+
+    solution = solve(Problem(counts=[5, 3, 2, 1], dim=6), start="normal", on_log=stop, method="gd", max_steps=50)
+    assert solution.outcome is Outcome.INTERRUPTED
+    assert not solution.success
+    assert solution.steps == 3
+    assert solution.point.finite()
+
+
+def test_max_steps_and_divergence_are_outcomes():
+    problem = Problem(classes=4, dim=4)
+    assert solve(problem, method="gd", max_steps=2, start="normal").outcome is Outcome.MAX_STEPS
+    mse = Problem(classes=4, dim=4, loss="mse")
+    assert solve(mse, method="gd", learning_rate=1e6, start="normal", max_steps=200).outcome is Outcome.DIVERGED
+
+
+def test_log_points_are_log_spaced_and_history_ends_at_the_last_step():
+    points = log_spaced(per_decade=5)
+    assert [next(points) for _ in range(8)] == [0, 1, 2, 3, 4, 6, 10, 16]
+    solution = solve(Problem(classes=4, dim=4), method="gd", max_steps=37, start="normal", log_every=10)
+    assert [r.step for r in solution.history] == [0, 10, 20, 30, 37]
+
+
+def test_make_solver_knows_every_method():
+    mse = Problem(classes=3, dim=3, loss="mse")
+    for name in METHODS:
+        assert make_solver(mse, name).max_steps > 0

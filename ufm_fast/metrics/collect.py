@@ -1,0 +1,71 @@
+"""`collect`: every metric that the inputs allow, as a flat dictionary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ufm_fast.metrics.catalogue import METRICS
+from ufm_fast.metrics.inputs import Inputs
+from ufm_fast.metrics.pairwise import Estimate, Mode, Sampling
+
+
+@torch.no_grad()
+def collect(
+    features: Any,
+    weight: Any,
+    labels: Any,
+    bias: Any = None,
+    *,
+    counts: Any = None,
+    classes: int | None = None,
+    lambda_w: float | None = None,
+    lambda_h: float | None = None,
+    pairwise: Mode = "auto",
+    seed: int = 0,
+    pairs: int = 2**18,
+    rows: int = 256,
+    tile: int = 1024,
+) -> dict[str, float]:
+    """All metrics of `METRICS` that the inputs allow, in the order of the table; never an N x K or K x K array.
+
+    features: H (N, d) and labels (N,), or None for both: the classifier's own metrics. weight: W (K, d), or None: the
+    class means' own. bias: b (K,). Tensors on one device or numpy arrays, any floating dtype; sums are float64.
+    counts: (N,), row r stands for counts[r] equal samples. classes: K where weight does not tell it. lambda_w,
+    lambda_h: the penalties lambda/2 |.|^2, for balancedness. Classes without samples have no mean: metrics of the
+    means, and those that pair W with the means, are over the classes that have samples; metrics of W alone are over all
+    of its rows.
+
+    pairwise: metrics over pairs of classes and NC4, of cost O(K^2 d + N K d): "auto" takes them exactly up to 20,000
+    classes and beyond that from `pairs` random pairs (`rows` rows for NC4) drawn from `seed`; "exact", "sampled" as
+    they say; "none" leaves them out, and all that remains costs O((N + K) d^2). tile: classes in a tile, for speed
+    only.
+
+    Returns: name -> number; a sampled mean has its standard error beside it as `<name>_stderr`. nan means undefined: an
+    angle of a zero row, a ratio with zero class means. NC1 counts as zero when each row is a class of its own.
+    Errors: InputError, InputTypeError naming the argument and the mend.
+    """
+    sampling = Sampling(pairwise, pairs, rows, seed, tile)
+    inputs = Inputs(
+        features,
+        weight,
+        labels,
+        bias,
+        counts=counts,
+        classes=classes,
+        penalties=(lambda_w, lambda_h),
+        sampling=sampling,
+    )
+    numbers: dict[str, float] = {}
+    for name, metric in METRICS.items():
+        if not metric.needs <= inputs.given or (metric.cost == "pairwise" and pairwise == "none"):
+            continue
+        found = metric.compute(inputs)
+        if isinstance(found, Estimate):
+            numbers[name] = found.value
+            if found.stderr is not None:
+                numbers[f"{name}_stderr"] = found.stderr
+        else:
+            numbers[name] = found
+    return numbers
