@@ -134,9 +134,7 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
                 f"reduce=classes is exact here: {reduced:,} rows for {plan.samples:,} samples ({share:.1%} of the work)"
             )
         else:
-            notes.append(
-                f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, with the same minimum"
-            )
+            notes.append(f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, with the same minimum")
     else:
         notes.append("reduce=classes saves nothing here: each row has a target of its own")
     if max(plan.classes, plan.rows) > 4096:

@@ -34,6 +34,7 @@ _LABELS = {
     "nc3": "NC3  self-duality",
 }
 _BLOCKS = 200
+_LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label
 _PAIRS = 200_000
 
 
@@ -74,9 +75,7 @@ def collapse_metrics(ax: Axes, records: Records) -> Axes:
     for name, text in _LABELS.items():
         found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         if any(value > 0 for _, value in found):
-            _curve(
-                ax, [step for step, _ in found], [value for _, value in found], "step", "distance from collapse", text
-            )
+            _curve(ax, [step for step, _ in found], [value for _, value in found], "step", "distance from collapse", text)
     if ax.lines:
         ax.legend(frameon=False, fontsize="small")
     return ax
@@ -85,7 +84,7 @@ def collapse_metrics(ax: Axes, records: Records) -> Axes:
 def _curve(
     ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, title: str, label: str | None
 ) -> Axes:
-    kept = [(x, y) for x, y in zip(places, values, strict=True) if y is not None and y > 0 and math.isfinite(y)]
+    kept = [(x, y) for x, y in zip(places, values, strict=True) if y is not None and 0 < y < _LARGEST]
     x, y = [place for place, _ in kept], [value for _, value in kept]
     colour = COLOURS[len(ax.lines) % len(COLOURS)]
     marker = "o" if len(x) <= 80 else ""
@@ -124,8 +123,9 @@ def gram_heatmap(ax: Axes, left: Any, right: Any | None = None, *, title: str = 
     first, second = _unit(left), _unit(left if right is None else right)
     edges = _edges(first.shape[0], blocks)
     image = (_block_means(first, edges) @ _block_means(second, edges).T).numpy()
-    bound = max(float(np.nanmax(np.abs(image))), 1e-12) if np.isfinite(image).any() else 1.0
     K = first.shape[0]
+    # Means over blocks are small: they get a scale of their own.
+    bound = 1.0 if len(edges) - 1 == K else max(float(np.abs(image).max()), 1e-12)
     shown = ax.imshow(image, cmap="RdBu_r", vmin=-bound, vmax=bound, extent=(0, K, K, 0), interpolation="nearest")
     bar = ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.03)
     bar.outline.set_visible(False)
@@ -143,14 +143,10 @@ def spectrum(ax: Axes, matrices: Mapping[str, Any]) -> Axes:
     for index, (label, matrix) in enumerate(matrices.items()):
         values = _singular_values(_rows(matrix))
         values = values[values > 0] / values[0]
-        style: dict[str, Any] = {
-            "color": COLOURS[index],
-            "marker": "os^v"[index % 4],
-            "markersize": 3 + 2 * (index == 0),
-            "linewidth": 1.0,
-        }
+        marker = "os^v"[index % 4] if values.numel() <= 80 else ""
+        style: dict[str, Any] = {"color": COLOURS[index], "marker": marker, "markersize": 5 - 2 * min(index, 1)}
         face = "none" if index == 0 else COLOURS[index]
-        ax.plot(range(1, values.numel() + 1), values.numpy(), label=label, markerfacecolor=face, **style)
+        ax.plot(range(1, values.numel() + 1), values.numpy(), label=label, linewidth=1.2, markerfacecolor=face, **style)
     # Singular values that are zero but for rounding would stretch the axis to 1e-300.
     lowest = min((float(y) for line in ax.lines for y in np.asarray(line.get_ydata()) if y > 1e-16), default=1e-16)
     ax.set_ylim(min(lowest / 3, 0.1), 3)
@@ -203,6 +199,7 @@ def _rows(matrix: Any) -> Tensor:
 
 def _unit(matrix: Any) -> Tensor:
     rows = _rows(matrix)
+    rows = rows / rows.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares of a diverged run overflow
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / norms.clamp_min(torch.finfo(torch.float64).tiny)
 

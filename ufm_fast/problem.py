@@ -107,8 +107,8 @@ class Problem:
             labels = load_labels(self.labels) if _is_path(self.labels) else _vector(self.labels, "labels")
             if labels.numel() == 0:
                 raise InputError("labels must hold at least one sample")
-            self._set_classes(int(labels.max()) + 1 if not labels.is_floating_point() else 2)
-            labels = check_labels(labels, self.num_classes).cpu()
+            labels = check_labels(labels, self.classes or 1 << 62).cpu()
+            self._set_classes(int(labels.max()) + 1)
             self._set("_labels", labels)
             self._set("counts", torch.bincount(labels, minlength=self.num_classes))
         elif self.counts is not None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.errors import InputError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.run_directory import RunDirectory, atomic
@@ -71,9 +71,7 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
     }  # fmt: skip
     with atomic(run.state_file) as temporary:
         # A copy of each: safetensors refuses tensors that share memory.
-        save_file(
-            {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata
-        )
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata)
 
 
 def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
@@ -86,9 +84,7 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
         progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]))
         return tensors, progress, metadata["reduce"]
     except (KeyError, ValueError) as error:
-        raise InputError(
-            f"run: {run.state_file} lacks its step, evaluations or seconds; the file was damaged"
-        ) from error
+        raise InputError(f"run: {run.state_file} lacks its step, evaluations or seconds; the file was damaged") from error
 
 
 def data_arguments(tensors: Tensors) -> dict[str, Any]:
@@ -173,40 +169,14 @@ def read_head(path: Path, name: str) -> Head:
         return state_head(tensors)
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:
-        raise InputError(
-            f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)"
-        )
+        raise InputError(f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)")
     return Head(tensors["W"], tensors["H"], tensors.get("b"), tensors["labels"])
 
 
-def read_start(path: Path, problem: Problem, reduce: str) -> Point:
-    """An initial point from a file with W, H and, where the problem has a bias, b.
-
-    H has a row for each row of the problem or for each sample; samples are averaged over each row's.
-    """
+def read_start(path: Path) -> Point:
+    """An initial point, W, H and optional b, from a file or a run directory; ``solve`` checks that it fits its problem."""
     tensors = read_tensors(path, "start-from")
-    for key in ("W", "H"):
-        if key not in tensors:
-            raise InputError(f"start-from: {path} lacks {key}; it must hold W (K x d) and H (rows x d)")
-        if not tensors[key].is_floating_point():
-            raise InputTypeError(f"start-from: {key} must hold floating numbers, got {tensors[key].dtype}")
-    W, H, b = tensors["W"], tensors["H"], tensors.get("b")
-    K, d, rows = problem.num_classes, problem.dim, problem.rows(reduce)
-    if tuple(W.shape) != (K, d):
-        raise InputError(f"start-from: W has shape {tuple(W.shape)}, this problem needs {(K, d)}; make them agree")
-    if H.ndim != 2 or H.shape[1] != d or H.shape[0] not in (rows.number, problem.num_samples):
-        need = f"({rows.number}, {d}) or ({problem.num_samples}, {d})"
-        raise InputError(f"start-from: H has shape {tuple(H.shape)}, this problem needs {need}; make them agree")
-    if H.shape[0] != rows.number:
-        mean = torch.zeros(rows.number, d, dtype=torch.float64).index_add_(0, problem.sample_row(), H.double())
-        H = mean / rows.counts[:, None]
-    if problem.bias == "none":
-        b = None
-    elif b is None:
-        b = torch.zeros(K)
-    elif tuple(b.shape) != (K,):
-        raise InputError(f"start-from: b has shape {tuple(b.shape)}, this problem needs {(K,)}; make them agree")
-    point = Point(W, H, b).to(dtype=torch.promote_types(problem.torch_dtype, torch.float32), device=problem.device)
-    if not point.finite():
-        raise InputError(f"start-from: {path} holds nan or infinite numbers; mend the file")
-    return point
+    missing = [key for key in ("W", "H") if key not in tensors]
+    if missing:
+        raise InputError(f"start-from: {path} lacks {' and '.join(missing)}; it must hold W (K x d) and H (rows x d)")
+    return Point(tensors["W"], tensors["H"], tensors.get("b"))

@@ -121,6 +121,6 @@ def losses(x: HeadInput) -> Tensor:
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=left.device)
-    for a, c in zip(left.split(_CHUNK), right.split(_CHUNK), strict=True):
+    for a, c in zip(torch.split(left, _CHUNK), torch.split(right, _CHUNK), strict=True):
         total += (a.double() * c.double()).sum()
     return total

@@ -227,7 +227,8 @@ class TiledBackend:
         """dG: with pi the softmax and z~ the change relative to the targets' mean change, off target
         weight p (E/s') (dz - z~) and the mean of dz under E/s' decide everything."""
         entry_dz = dz[c.entry_row, c.entry_class].double()
-        own = entry_dz if c.entry_row.numel() == c.M.numel() else _segment_sum(entry_dz * c.entry_share, c.entry_row, c.M.shape[0])
+        one = c.entry_row.numel() == c.M.numel()
+        own = entry_dz if one else _segment_sum(entry_dz * c.entry_share, c.entry_row, c.M.shape[0])
         mean = torch.linalg.vecdot(c.E, dz).double() / c.mass - own
         if loss.multi_label:
             slope, bend = c.row_weight * c.M, torch.zeros_like(c.p)

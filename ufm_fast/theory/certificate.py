@@ -106,7 +106,8 @@ def _basis(X: Tensor) -> Tensor:
     keep = values > 1e-20 * values[-1].clamp_min(1e-300)
     if float(values[-1]) == 0.0:
         return X[:, :0]
-    return torch.linalg.qr(X @ (vectors[:, keep] / values[keep].sqrt())).Q
+    basis: Tensor = torch.linalg.qr(X @ (vectors[:, keep] / values[keep].sqrt())).Q
+    return basis
 
 
 def _frozen(problem: Problem, head: HeadInput, x: Point, counts: Tensor) -> Certificate:
@@ -240,7 +241,8 @@ class _SoftmaxDual(_Dual):
             x = (self.loss.smoothing * (K - 1) / K - theta * g).clamp(0.0, 1.0)
             own = -torch.xlogy(1.0 - x, 1.0 - x)
             own = torch.where(x < 0.5, -(1.0 - x) * torch.log1p(-x), own)
-        return c.M * rows.index_add(0, c.entry_row, own)
+        total: Tensor = rows.index_add(0, c.entry_row, own)
+        return c.M * total
 
     def _focal(self, c: Chunk, G: Tensor, theta: float) -> Tensor:
         assert isinstance(self.loss, Focal)
@@ -249,7 +251,8 @@ class _SoftmaxDual(_Dual):
         share = G.div_(flow.clamp_min(1e-300)[:, None])
         slope = (theta * flow).clamp(1e-300, 1.0)
         u = _invert_slope(self.loss, slope)
-        return slope * torch.special.entr(share).sum(1) - slope * u + _phi(self.loss, u)
+        entropy: Tensor = torch.special.entr(share).sum(1)
+        return slope * entropy - slope * u + _phi(self.loss, u)
 
 
 def _phi(loss: Focal, u: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""What the scripts share: the record of machine and versions, interleaved timing, peak memory of a child process."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+
+def environment() -> dict[str, str]:
+    """Machine, versions, commit and date: a figure without them is no figure."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")), model)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "machine": f"{model}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def interleave(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each contender, called in turn round by round, so that a machine's drift touches all alike."""
+    for _ in range(warmup):
+        for function in contenders.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(a: list[float], b: list[float]) -> float:
+    """Median over rounds of a / b: the pairs of one round ran side by side."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far, or since ``reset_peak``."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith("VmHWM")) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def reset_peak() -> None:
+    """Forget the peak so far (Linux): what was allocated and freed before must not hide what comes."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    """Rows with the environment in front, as comment lines."""
+    rows = list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        for name, value in environment().items():
+            file.write(f"# {name}: {value}\n")
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in rows for k in row)))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,74 @@
+"""Value and gradient of mean cross-entropy from features, weight and labels, in as many ways as are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends import Gradients, HeadInput, TiledBackend
+from ufm_fast.losses import CrossEntropy
+from ufm_fast.targets import Targets
+
+SHAPES = ((4096, 4096, 512), (2048, 32768, 256), (8192, 8192, 128), (1024, 65536, 1024))
+OURS, PRODUCTS = "ufm_fast tiled", "three products"
+
+
+def inputs(N: int, K: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """(H, W, y) with a separating direction for each class, so that the loss is as in training and not all noise."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(K, d, generator=generator) / d**0.5
+    y = torch.randint(K, (N,), generator=generator)
+    H = torch.randn(N, d, generator=generator) + 4.0 * W[y]
+    return H.to(dtype), W.to(dtype), y
+
+
+def make(name: str, N: int, K: int, d: int) -> Callable[[], object]:
+    """A call that computes the value and both gradients."""
+    H, W, y = inputs(N, K, d)
+    if name == OURS:
+        backend, loss, targets = TiledBackend(), CrossEntropy(), Targets(y)
+        weight = torch.full((N,), 1.0 / N, dtype=torch.float64)
+
+        def ours() -> object:
+            out = Gradients(torch.zeros_like(H), torch.zeros_like(W), None)
+            return backend.head(HeadInput(loss, H, W, None, targets, weight), out).value, out
+
+        return ours
+    if name == PRODUCTS:
+        E, G, D = torch.empty(N, K), torch.empty(N, d), torch.empty(K, d)
+
+        def products() -> object:
+            torch.mm(H, W.T, out=E)
+            torch.mm(E, W, out=G)
+            return torch.mm(E.T, H, out=D)
+
+        return products
+    H.requires_grad_()
+    W.requires_grad_()
+    if name == "autograd":
+        return lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(torch.nn.functional.linear(H, W), y), (H, W))
+    options = None if name == "torch linear_cross_entropy" else torch.nn.LinearCrossEntropyOptions(**CHUNKINGS[name])
+
+    def fused() -> object:
+        loss = torch.nn.functional.linear_cross_entropy(H, W, y, options=options)
+        return torch.autograd.grad(loss, (H, W))
+
+    return fused
+
+
+#: torch's own chunked path: its automatic choice, and explicit chunks of the batch.
+CHUNKINGS: dict[str, dict[str, object]] = {
+    "torch chunked auto": {},
+    "torch chunked 256": {"batch_chunk_size": 256, "chunking_method": None},
+    "torch chunked 1024": {"batch_chunk_size": 1024, "chunking_method": None},
+}
+
+
+def available() -> list[str]:
+    """Names of the contenders that this torch has; ours and the products first."""
+    names = [OURS, PRODUCTS, "autograd"]
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        names += ["torch linear_cross_entropy", *CHUNKINGS]
+    return names

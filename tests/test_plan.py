@@ -1,0 +1,75 @@
+"""The planner's arithmetic against what really happens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ufm_fast import plan as planning
+from ufm_fast.plan import make_plan, matmul_rate, readable
+from ufm_fast.problem import Problem
+from ufm_fast.solve import METHODS
+
+
+def test_flops_and_bytes_of_a_softmax_loss() -> None:
+    plan = make_plan(Problem(dim=7, classes=5, per_class=4, bias="free"), reduce="none")
+    assert plan.rows == 20
+    assert plan.flops == 6 * 20 * 5 * 7
+    assert plan.parameters == plan.gradient == 8 * ((20 + 5) * 7 + 5)
+    tiled = next(backend for backend in plan.backends if backend.name == "tiled")
+    assert tiled.workspace == tiled.chunk * 5 * 8
+    assert plan.total("gd", "tiled") == plan.parameters * 2 + plan.methods["gd"] + tiled.workspace
+
+
+def test_squared_error_needs_no_rows_times_classes() -> None:
+    plan = make_plan(Problem(dim=7, classes=500, per_class=4, loss="mse"))
+    assert plan.flops == 8 * (500 + 500) * 7**2
+    assert next(backend for backend in plan.backends if backend.name == "tiled").workspace < 500 * 500 * 8
+
+
+def test_every_method_is_planned() -> None:
+    assert set(planning.METHOD_VECTORS) == set(METHODS) - {"auto"}
+
+
+def test_the_reduction_is_announced() -> None:
+    problem = Problem(dim=4, classes=5, per_class=40)
+    assert any("5 rows for 200 samples" in note for note in make_plan(problem).notes)
+    assert any("--reduce classes" in note for note in make_plan(problem, reduce="none").notes)
+    assert any("saves nothing" in note for note in make_plan(Problem(dim=4, classes=5)).notes)
+
+
+def test_too_little_memory_is_said_with_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "available_bytes", lambda device: 10_000)
+    problem = Problem(dim=64, classes=50, per_class=9)
+    notes = "\n".join(make_plan(problem).notes)
+    assert "not enough memory for lbfgs on tiled" in notes
+    assert "--history" in notes
+    assert "--backend tiled" in notes
+    assert "--reduce classes" in "\n".join(make_plan(problem, reduce="none", method="gd").notes)
+    assert "more memory" in "\n".join(make_plan(problem, method="gd").notes)
+
+
+def test_history_sets_the_state_of_lbfgs() -> None:
+    problem = Problem(dim=4, classes=5)
+    assert make_plan(problem, history=5).methods["lbfgs"] < make_plan(problem, history=50).methods["lbfgs"]
+
+
+def test_the_rate_is_that_of_a_product() -> None:
+    rate = matmul_rate(torch.float32, torch.device("cpu"), seconds=0.05)
+    assert 1e8 < rate < 1e15
+
+
+def test_a_large_problem_has_no_exact_certificate() -> None:
+    plan = make_plan(Problem(dim=2, classes=5000))
+    assert plan.certificate == 0
+    assert any("probabilistic" in note for note in plan.notes)
+
+
+def test_bytes_in_words() -> None:
+    assert [readable(n) for n in (5, 2048, 3 << 20, 5 << 30, 7 << 40)] == [
+        "5 B",
+        "2.0 KiB",
+        "3.0 MiB",
+        "5.0 GiB",
+        "7.0 TiB",
+    ]

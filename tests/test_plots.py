@@ -1,0 +1,164 @@
+"""Figures: what is drawn is what the data say; axes in, axes out; nothing global."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ufm_fast import plots
+from ufm_fast.errors import InputError
+from ufm_fast.theory import simplex_frame
+
+RECORDS = [
+    {
+        "step": step,
+        "seconds": 0.1 * step,
+        "value": 1 + 2.0**-step,
+        "gradient_norm": 3.0**-step,
+        "nc3": 0.5**step,
+        "nc1_pinv": 0.0,
+    }
+    for step in (0, 1, 2, 5, 10)
+]
+
+
+@pytest.fixture
+def ax() -> object:
+    return plots.new_figure().subplots()
+
+
+def frame(K: int) -> torch.Tensor:
+    return torch.eye(K, dtype=torch.float64) - 1 / K
+
+
+def test_the_gap_is_relative_to_the_reference(ax: object) -> None:
+    assert plots.loss_gap(ax, RECORDS, 1.0) is ax
+    x, y = ax.lines[0].get_data()
+    assert list(x) == [0, 1, 2, 5, 10]
+    assert np.allclose(y, [2.0**-step for step in x], rtol=1e-12)
+    assert ax.get_yscale() == "log"
+
+
+def test_points_that_a_log_axis_cannot_show_are_left_out(ax: object) -> None:
+    records = [
+        *RECORDS,
+        {"step": 11, "value": 1.0},
+        {"step": 12, "value": None},
+        {"step": 13, "value": math.inf},
+        {"step": 14, "value": 1e280},
+    ]
+    plots.loss_gap(ax, records, 1.0)
+    assert list(ax.lines[0].get_xdata()) == [0, 1, 2, 5, 10]
+
+
+def test_a_run_that_began_at_the_minimum_has_an_empty_plot(ax: object) -> None:
+    plots.loss_gap(ax, [{"step": 0, "value": 1.0}], 1.0)
+    ax.figure.canvas.draw()
+
+
+def test_gradient_against_seconds(ax: object) -> None:
+    assert plots.gradient_norm(ax, RECORDS, against="seconds") is ax
+    assert ax.get_xlabel() == "seconds"
+    assert ax.lines[0].get_ydata()[-1] == 3.0**-10
+
+
+def test_only_metrics_that_were_recorded_and_are_positive_are_drawn(ax: object) -> None:
+    assert plots.collapse_metrics(ax, RECORDS) is ax
+    assert [line.get_label() for line in ax.lines] == ["NC3  self-duality"]
+
+
+def test_no_metrics_no_legend(ax: object) -> None:
+    plots.collapse_metrics(ax, [{"step": 0, "value": 1.0}])
+    assert ax.get_legend() is None
+
+
+def test_a_gram_matrix_of_few_classes_is_exact(ax: object) -> None:
+    K = 7
+    assert plots.gram_heatmap(ax, frame(K), title="classifier") is ax
+    expected = np.where(np.eye(K, dtype=bool), 1.0, -1 / (K - 1))
+    assert np.allclose(ax.images[0].get_array(), expected, atol=1e-14)
+    assert ax.get_title() == "classifier"
+
+
+def test_a_large_gram_matrix_is_block_means() -> None:
+    ax = plots.new_figure().subplots()
+    rows = torch.randn(403, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plots.gram_heatmap(ax, rows, blocks=20)
+    image = ax.images[0].get_array()
+    assert image.shape == (20, 20)
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    edges = [403 * i // 20 for i in range(21)]
+    block = (unit @ unit.T)[edges[2] : edges[3], edges[7] : edges[8]]
+    assert image[2, 7] == pytest.approx(float(block.mean()), abs=1e-14)
+    assert "21 x 21 blocks" in ax.get_title()
+
+
+def test_many_classes_need_no_square_matrix(ax: object) -> None:
+    rows = torch.randn(60_000, 3, generator=torch.Generator().manual_seed(1))
+    plots.gram_heatmap(ax, rows)
+    assert ax.images[0].get_array().shape == (200, 200)
+    assert plots.pair_cosines(rows.double(), pairs=1000).shape == (1000,)
+
+
+def test_zero_rows_are_drawn(ax: object) -> None:
+    plots.gram_heatmap(ax, torch.zeros(4, 3))
+    other = plots.new_figure().subplots()
+    plots.spectrum(other, {"classifier": torch.zeros(4, 3)})
+    plots.cosine_histogram(plots.new_figure().subplots(), {"classifier": torch.zeros(4, 3)})
+    other.figure.canvas.draw()
+
+
+def test_the_spectrum_of_a_simplex_is_flat_but_for_one(ax: object) -> None:
+    assert plots.spectrum(ax, {"classifier": frame(6), "class means": frame(6) * 3}) is ax
+    for line in ax.lines:
+        y = line.get_ydata()
+        assert np.allclose(y[:5], 1, rtol=1e-12)
+        assert (y[5:] < 1e-12).all()
+
+
+def test_cosines_of_a_simplex_are_all_at_the_line(ax: object) -> None:
+    K = 9
+    W = simplex_frame(K, K)
+    cosines = plots.pair_cosines(torch.as_tensor(W))
+    assert cosines.shape == (K * (K - 1) // 2,)
+    assert np.allclose(cosines, -1 / (K - 1), atol=1e-12)
+    assert plots.cosine_histogram(ax, {"classifier": W}) is ax
+    assert ax.lines[0].get_xdata()[0] == -1 / (K - 1)
+
+
+def test_sampled_cosines_are_pairs_of_different_rows() -> None:
+    rows = torch.eye(500, dtype=torch.float64)
+    cosines = plots.pair_cosines(rows, pairs=1000, seed=4)
+    assert np.allclose(cosines, -1 / 499, atol=1e-12)
+    assert np.array_equal(cosines, plots.pair_cosines(rows, pairs=1000, seed=4))
+
+
+def test_figures_are_saved_twice_and_alike(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        figure = plots.new_figure()
+        plots.loss_gap(figure.subplots(), RECORDS, 1.0)
+        paths = plots.save(figure, tmp_path, name)
+        assert [path.suffix for path in paths] == [".png", ".pdf"]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
+
+
+def test_no_pyplot_is_loaded_by_a_figure() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from ufm_fast import plots; plots.new_figure().subplots()\nassert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_without_matplotlib_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match=r"ufm-fast\[plot\]"):
+        plots.new_figure()

@@ -1,0 +1,273 @@
+"""A run directory: written whole or not at all, recognised, and refused where it is not ours or damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ufm_fast.errors import InputError
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.run_directory import RunDirectory, atomic, config_hash, is_run, json_ready, read_json, write_text
+from ufm_fast.run_state import Progress, data_arguments, load_state, read_head, read_tensors, save_state, state_head
+from ufm_fast.targets import TargetSets
+
+CONFIG = {"loss": "ce", "tol": 1e-9, "counts": None}
+
+
+def make(path: Path) -> RunDirectory:
+    return RunDirectory.create(path, CONFIG, "digest", {"threads": 1})
+
+
+def point(problem: Problem, reduce: str = "classes") -> Point:
+    generator = torch.Generator().manual_seed(3)
+    rows = problem.rows(reduce).number
+    W, H = (torch.randn(n, problem.dim, generator=generator, dtype=torch.float64) for n in (problem.num_classes, rows))
+    return Point(W, H, None if problem.bias == "none" else torch.zeros(problem.num_classes, dtype=torch.float64))
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def write_half() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_while_the_state_is_written_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(dim=3, classes=2)
+    run = make(tmp_path / "r")
+    save_state(run, problem, point(problem), "classes", Progress(1))
+    before = run.state_file.read_bytes()
+
+    def cut_short(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ufm_fast.run_state.save_file", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(run, problem, point(problem), "classes", Progress(2))
+    assert run.state_file.read_bytes() == before
+    assert not list(run.path.glob(".*"))
+
+
+def test_written_files_obey_the_umask(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    write_text(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
+
+
+def test_json_has_no_nan() -> None:
+    content = {"a": math.nan, "b": [math.inf, 1.5, (2, -math.inf)], "c": {"d": math.nan}, 3: True}
+    assert json_ready(content) == {"a": None, "b": [None, 1.5, [2, None]], "c": {"d": None}, "3": True}
+
+
+def test_the_hash_does_not_see_the_order_of_keys() -> None:
+    assert config_hash({"a": 1, "b": 2.5}) == config_hash({"b": 2.5, "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+# ---- creating and opening -------------------------------------------------------------------------------------------
+
+
+def test_what_is_created_is_read_back(tmp_path: Path) -> None:
+    run = make(tmp_path / "a" / "b")
+    run.append({"step": 0, "value": math.nan})
+    run.append({"step": 5, "value": 0.1})
+    run.write_summary({"outcome": "converged", "value": 0.1})
+    again = RunDirectory.open(run.path)
+    assert (again.config, again.hash) == (CONFIG, "digest")
+    assert again.records() == [{"step": 0, "value": None}, {"step": 5, "value": 0.1}]
+    assert again.summary == {"outcome": "converged", "value": 0.1}
+    assert is_run(run.path)
+    assert not is_run(tmp_path)
+
+
+def test_an_empty_folder_is_taken_and_an_occupied_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "empty")
+    with pytest.raises(InputError, match="--resume"):
+        make(tmp_path / "empty")
+    with pytest.raises(InputError, match="another configuration"):
+        RunDirectory.create(tmp_path / "empty", CONFIG, "other digest", {})
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"format": "something else"}')
+    with pytest.raises(InputError, match="not a run of ufm-fast"):
+        make(tmp_path / "foreign")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        make(tmp_path / "file")
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_left_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't write"):
+        make(tmp_path / "file" / "below")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ufm_fast.run_directory.write_text", full)
+    with pytest.raises(InputError, match="No space left"):
+        make(tmp_path / "new" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_discard_takes_back_what_was_made_and_no_more(tmp_path: Path) -> None:
+    run = make(tmp_path / "a" / "b")
+    (tmp_path / "a" / "other").write_text("mine")
+    run.discard()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "other"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"format": "ufm-fa', "truncated"),
+        ("[1, 2]", "does not hold an object"),
+        ('{"format": "x"}', "not a run directory"),
+        ('{"format": "ufm-fast-run", "version": 99}', "version 99"),
+        ('{"format": "ufm-fast-run", "version": 1}', "damaged"),
+        ("\xff\xfe", "not JSON"),
+    ],
+)
+def test_damaged_and_foreign_configurations(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=words):
+        RunDirectory.open(tmp_path)
+
+
+def test_a_missing_folder_and_a_missing_configuration(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a folder"):
+        RunDirectory.open(tmp_path / "none")
+    with pytest.raises(InputError, match=r"no config\.json"):
+        RunDirectory.open(tmp_path)
+    with pytest.raises(InputError, match="missing"):
+        read_json(tmp_path / "none", "x")
+
+
+# ---- the log --------------------------------------------------------------------------------------------------------
+
+
+def test_a_last_line_cut_short_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    log = run.path / "metrics.jsonl"
+    log.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    assert [record["step"] for record in run.records()] == [0, 1]
+    for text in ('{"step": 0}\n{"ste\n{"step": 1}\n', "[]\n", '{"value": 1}\n'):
+        log.write_text(text)
+        with pytest.raises(InputError, match="line"):
+            run.records()
+
+
+def test_truncating_keeps_the_steps_that_the_state_has_seen(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    for step in (0, 1, 2, 5, 10):
+        run.append({"step": step})
+    run.truncate_log(2)
+    run.append({"step": 4})
+    assert [record["step"] for record in run.records()] == [0, 1, 2, 4]
+
+
+# ---- the state ------------------------------------------------------------------------------------------------------
+
+PROBLEMS = {
+    "per class": {"dim": 4, "classes": 3, "per_class": 2},
+    "counts": {"dim": 4, "counts": [3, 0, 2], "bias": "penalised", "lambda_b": 0.1},
+    "labels": {"dim": 4, "labels": [2, 0, 0, 1, 2]},
+    "target sets": {
+        "dim": 4, "loss": "pick-all",
+        "target_sets": TargetSets.create([0, 1, 2, 4, 5], [0, 1, 0, 2, 1], 3, [2, 1, 3, 4]),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("reduce", ["classes", "none"])
+def test_the_state_holds_the_point_and_the_data(kind: str, reduce: str, tmp_path: Path) -> None:
+    problem = Problem(**PROBLEMS[kind])
+    run, written = make(tmp_path / "r"), point(problem, reduce)
+    save_state(run, problem, written, reduce, Progress(7, 9.5, 0.1))
+    tensors, progress, found = load_state(run)
+    assert (progress, found) == (Progress(7, 9.5, 0.1), reduce)
+    assert torch.equal(tensors["W"], written.W)
+    assert torch.equal(tensors["H"], written.H)
+    assert ("b" in tensors) == (problem.bias != "none")
+    data = {"labels", "counts", "per_class", "target_sets"}
+    rest = {key: value for key, value in PROBLEMS[kind].items() if key not in data}
+    again = Problem(**{"classes": problem.num_classes, **rest, **data_arguments(tensors)})
+    assert torch.equal(again.counts, problem.counts)
+    for name in ("classes", "none"):
+        left, right = again.rows(name), problem.rows(name)
+        assert torch.equal(left.counts, right.counts)
+        assert torch.equal(left.targets.indices, right.targets.indices)
+    if problem.target_sets is None:
+        assert torch.equal(again.sample_labels, problem.sample_labels)
+
+
+def test_the_head_of_a_state_has_the_rows_with_one_label(tmp_path: Path) -> None:
+    problem = Problem(**PROBLEMS["target sets"])
+    run, written = make(tmp_path / "r"), point(problem)
+    save_state(run, problem, written, "classes", Progress())
+    for head in (read_head(run.path, "x"), read_head(run.state_file, "x"), state_head(load_state(run)[0])):
+        assert head.skipped == 1
+        assert head.labels is not None
+        assert head.labels.tolist() == [0, 1]
+        assert head.counts is not None
+        assert head.counts.tolist() == [2, 5]
+        assert head.H is not None
+        assert torch.equal(head.H, written.H[:2])
+
+
+def test_damaged_states_are_refused(tmp_path: Path) -> None:
+    problem = Problem(dim=3, classes=2)
+    run = make(tmp_path / "r")
+    with pytest.raises(InputError, match="missing"):
+        load_state(run)
+    save_state(run, problem, point(problem), "classes", Progress())
+    whole = run.state_file.read_bytes()
+    for size in (0, 4, 60, len(whole) - 1):
+        run.state_file.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="truncated"):
+            load_state(run)
+    save_file({"x": torch.ones(2)}, run.state_file)
+    with pytest.raises(InputError, match="not a state"):
+        load_state(run)
+    tensors = {key: torch.ones(2) for key in ("W", "H", "counts", "row_counts")}
+    save_file(tensors, run.state_file, {"format": "ufm-fast-state", "step": "two"})
+    with pytest.raises(InputError, match="damaged"):
+        load_state(run)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    problem = Problem(**PROBLEMS["labels"])
+    run = make(tmp_path / "r")
+    save_state(run, problem, point(problem), "classes", Progress())
+    header = run.state_file.read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert set(json.loads(header[8 : 8 + size])["__metadata__"]) == {
+        "format",
+        "reduce",
+        "step",
+        "evaluations",
+        "seconds",
+    }
+    (tmp_path / "x.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
+        read_tensors(tmp_path / "x.pt", "source")

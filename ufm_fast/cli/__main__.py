@@ -1,0 +1,6 @@
+import sys
+
+from ufm_fast.cli.app import main
+
+if __name__ == "__main__":
+    sys.exit(main())

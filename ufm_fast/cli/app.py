@@ -1,0 +1,146 @@
+"""Commands, flags and exit codes: 0 converged, 3 not converged (saved), 2 bad input, 130 interrupted (saved)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ufm_fast.cli.flags import BY_NAME, SETTINGS, with_flags
+from ufm_fast.errors import InputError
+
+OK, FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="ufm-fast",
+    help="Solve unconstrained features models, prove how good the answer is, and measure its geometry.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich help takes 0.15 s of imports: half of what --help may take
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
+ConfigFile = Annotated[Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags override it")]  # noqa: UP045
+Pairwise = Annotated[str, typer.Option(help="Metrics over pairs of classes: auto | exact | sampled | none")]
+
+
+@app.command()
+@with_flags(SETTINGS)
+def solve(
+    config: ConfigFile = None,
+    out: Annotated[Optional[Path], typer.Option(help="Run directory (default runs/LOSS-K-d-HASH)")] = None,  # noqa: UP045
+    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run directory")] = None,  # noqa: UP045
+    json: Json = False,
+    quiet: Quiet = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures at the end")] = True,
+    list_presets: Annotated[bool, typer.Option("--list-presets", help="Print the presets and stop")] = False,
+    **given: Any,
+) -> None:
+    """Solve a problem into a run directory. Without flags: a small balanced cross-entropy problem."""
+    from ufm_fast.cli import commands
+
+    if list_presets:
+        commands.print_presets(json)
+        return
+    raise typer.Exit(commands.solve(given, config, out, resume, json=json, quiet=quiet, plots=plots))
+
+
+@app.command()
+def metrics(
+    source: Annotated[Path, typer.Argument(help="Run directory, or .npz / .safetensors with W, H, labels and optional b")],
+    json: Json = False,
+    pairwise: Pairwise = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of sampled metrics")] = 0,
+) -> None:
+    """Neural-collapse metrics of a run or of a saved head and features."""
+    from ufm_fast.cli import commands
+
+    commands.metrics(source, json=json, pairwise=pairwise, seed=seed)
+
+
+_PLANNED = [flag for flag in SETTINGS if flag.group == "problem"] + [BY_NAME[name] for name in ("method", "reduce", "history")]
+
+
+@app.command()
+@with_flags(_PLANNED)
+def plan(config: ConfigFile = None, json: Json = False, **given: Any) -> None:
+    """Memory and time of a problem before running it."""
+    from ufm_fast.cli import commands
+
+    commands.plan(given, config, json=json)
+
+
+@app.command()
+def plot(runs: Annotated[list[Path], typer.Argument(help="Run directories")]) -> None:
+    """Draw the figures of runs into RUN/plots, as PNG and PDF."""
+    from ufm_fast.cli import commands
+
+    commands.plot(runs)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Versions, devices, backends and a self-test. Exit code 1 if a test fails."""
+    from ufm_fast.cli import commands
+
+    raise typer.Exit(OK if commands.doctor(json=json) else FAILED)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory")],
+    format: Annotated[str, typer.Option("--format", help="npz | csv | parquet")] = "npz",
+    out: Annotated[Optional[Path], typer.Option(help="Folder to write to (default RUN/export)")] = None,  # noqa: UP045
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's state and log in another format."""
+    from ufm_fast.cli import commands
+
+    commands.export(run, format, out, quiet=quiet)
+
+
+@app.callback(invoke_without_command=True)
+def overview(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop")] = False,
+) -> None:
+    if version:
+        from ufm_fast.version import __version__
+
+        sys.stdout.write(f"ufm-fast {__version__}\n")
+        raise typer.Exit(OK)
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. A user's mistake is one line on standard error."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(list(sys.argv[1:] if arguments is None else arguments), "ufm-fast", standalone_mode=False)
+    except InputError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe left, as `| head` does
+        sys.stderr.close()
+        return FAILED
+    except OSError as error:  # a full disk, a name that is too long: the machine's to mend, no traceback
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except Exception as error:
+        # Typer's own usage errors, whichever module its click comes from in this version.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        return _fail(message) if message else BAD_INPUT
+    return int(code or OK)
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return BAD_INPUT

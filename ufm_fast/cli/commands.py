@@ -1,0 +1,176 @@
+"""What each command does; imported when one runs, since it imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ufm_fast.cli import config as configs
+from ufm_fast.cli import report
+from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
+from ufm_fast.errors import InputError
+from ufm_fast.presets import PRESETS
+from ufm_fast.run_directory import RunDirectory
+
+
+def solve(
+    given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None,
+    *, json: bool, quiet: bool, plots: bool,
+) -> int:  # fmt: skip
+    """Solve or resume; returns the exit code."""
+    from ufm_fast.cli import run as runs
+
+    silent = json or quiet
+    with runs.terminate_like_interrupt():
+        if resume is not None:
+            if out is not None:
+                raise InputError("out and resume contradict one another: a resumed run stays in its directory; drop --out")
+            job = runs.resume(resume, given, file)
+            if isinstance(job, RunDirectory):
+                return _already_finished(job, json=json, silent=silent)
+        else:
+            job = runs.prepare(given, file, out)
+        try:
+            with report.progress_bar(job, shown=not silent) as bar:
+                solution = runs.execute(job, bar)
+        except KeyboardInterrupt:
+            if job.run.state_file.exists():
+                report.note(f"interrupted and saved; go on with: ufm-fast solve --resume {job.run.path}")
+            raise
+        interrupted = solution.outcome.value == "interrupted"
+        summary = {**solution.summary(), "run": str(job.run.path), "config": job.config}
+        if json:
+            report.print_json(summary)
+        elif not quiet:
+            Console().print(report.result_table(summary, str(job.run.path)))
+        if plots and not interrupted:
+            _draw(job.run, silent=silent)
+    if interrupted:
+        report.note(f"interrupted after {solution.steps} steps and saved; go on with: ufm-fast solve --resume {job.run.path}")
+        return INTERRUPTED
+    if not solution.success and not silent:
+        report.note(f"not converged; go on with: ufm-fast solve --resume {job.run.path} --max-steps N")
+    return OK if solution.success else NOT_CONVERGED
+
+
+def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:
+    assert run.summary is not None
+    if json:
+        report.print_json({**run.summary, "run": str(run.path), "config": run.config})
+    elif not silent:
+        report.note(f"{run.path} is finished ({run.summary['outcome']}); a smaller --tol would go on")
+    return OK
+
+
+def _draw(run: RunDirectory, *, silent: bool) -> None:
+    """Figures are an extra of a solve: what keeps them from being drawn is said, and is no failure of the solve."""
+    from ufm_fast.cli.draw import draw_run
+
+    try:
+        paths = draw_run(run)
+    except InputError as error:
+        if not silent:
+            report.note(f"no plots: {error}")
+        return
+    if not silent:
+        _list_paths("plots:", paths)
+
+
+def _list_paths(title: str, paths: list[Path]) -> None:
+    # Not through rich, which would break long paths.
+    print(title)
+    for path in paths:
+        print(f"  {path}")
+
+
+def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
+    from ufm_fast.metrics import collect
+    from ufm_fast.run_state import read_head
+
+    head = read_head(source, "source")
+    config = RunDirectory.open(source).config if source.is_dir() else {}
+    found = collect(
+        head.H, head.W, head.labels, head.b, counts=head.counts, lambda_w=config.get("lambda_w") or None,
+        lambda_h=config.get("lambda_h") or None, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if json:
+        report.print_json({"source": str(source), "skipped_rows": head.skipped, "metrics": found})
+        return
+    Console().print(report.metrics_table(found))
+    if head.skipped:
+        print(f"{head.skipped} rows with several targets have no class; metrics of means are over the other rows")
+
+
+def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
+    from ufm_fast.plan import make_plan
+
+    config = configs.resolve(given, file)
+    for name, allowed in (("reduce", ("auto", "classes", "none")),):
+        if config[name] not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}; got {config[name]!r}")
+    config["device"], _ = configs.pick_device(config["device"])
+    made = make_plan(configs.build_problem(config), reduce=config["reduce"], method=config["method"], history=config["history"])
+    if json:
+        report.print_json(made.summary())
+    else:
+        for table in report.plan_tables(made):
+            Console().print(table)
+        for note in made.notes:
+            print(f"- {note}")
+
+
+def plot(runs: list[Path]) -> None:
+    from ufm_fast.cli.draw import draw_run
+
+    opened = [RunDirectory.open(path, "runs") for path in runs]
+    for run in opened:
+        _list_paths(f"{run.path}:", draw_run(run))
+
+
+def doctor(*, json: bool) -> bool:
+    from ufm_fast import doctor as checks
+
+    results = checks.self_test()
+    passed = all(check.passed for check in results)
+    if json:
+        content = {
+            "versions": checks.versions(), "devices": checks.devices(), "backends": checks.backends(),
+            "self_test": [asdict(check) for check in results], "passed": passed,
+        }  # fmt: skip
+        report.print_json(content)
+        return passed
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, found in checks.versions().items():
+        table.add_row(name, found or "not installed")
+    for device in checks.devices():
+        table.add_row("device", device)
+    for name, state in checks.backends().items():
+        table.add_row(f"backend {name}", state)
+    for check in results:
+        table.add_row(check.name, f"{'ok' if check.passed else 'FAILED'}  ({check.detail})")
+    Console().print(table)
+    print("all tests passed" if passed else "a test FAILED: results on this machine can't be trusted")
+    return passed
+
+
+def export(run: Path, kind: str, out: Path | None, *, quiet: bool) -> None:
+    from ufm_fast.cli.exports import export_run
+
+    paths = export_run(RunDirectory.open(run, "run"), kind, out)
+    if not quiet:
+        _list_paths("written:", paths)
+
+
+def print_presets(json: bool) -> None:
+    if json:
+        report.print_json({name: asdict(preset) for name, preset in PRESETS.items()})
+        return
+    for preset in PRESETS.values():
+        settings = " ".join(f"{key}={value}" for key, value in preset.defaults.items())
+        print(f"{preset.name}: {preset.title} ({preset.source})")
+        print(f"  exact: {preset.exact}\n  our choice: {preset.choice}\n  settings: {settings}\n")

@@ -1,0 +1,172 @@
+"""What a person sees: the progress bar, the result's table, and one line for an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ufm_fast.run_directory import json_ready
+
+if TYPE_CHECKING:
+    from ufm_fast.cli.run import Job
+    from ufm_fast.plan import Plan
+    from ufm_fast.solvers.solution import StepRecord
+
+#: Metrics of the final table: one for each of NC1-NC4; all of them are in summary.json.
+_SHOWN = ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "nc4", "balancedness_relative")
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """The one object that --json prints."""
+    sys.stdout.write(json.dumps(json_ready(content)) + "\n")
+
+
+def note(text: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]]:
+    """The job's notes, once it really runs, and a bar of the decades that the gradient norm has fallen.
+
+    The bar needs standard error to be a terminal.
+    """
+    console = Console(stderr=True)
+    notes = list(job.notes) if shown else []
+
+    def announce(record: StepRecord | None = None) -> None:
+        while notes:
+            note(notes.pop(0))
+
+    if not shown or not console.is_terminal:
+        yield announce
+        announce()
+        return
+    columns = (
+        SpinnerColumn(), TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("value {task.fields[value]}"),
+        TextColumn("gradient {task.fields[gradient]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+    target = max(job.config["tol"] * job.problem.mu, 1e-300)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("solve", total=1.0, step=job.progress.step, value="", gradient="")
+        first: list[float] = []
+
+        def report(record: StepRecord) -> None:
+            announce()
+            first.append(record.gradient_norm)
+            progress.update(
+                task, completed=_decades(first[0], record.gradient_norm, target), step=record.step,
+                value=f"{record.value:.9g}", gradient=f"{record.gradient_norm:.1e}",
+            )  # fmt: skip
+
+        yield report
+        progress.update(task, completed=1.0)
+
+
+def _decades(first: float, now: float, target: float) -> float:
+    if not (math.isfinite(first) and math.isfinite(now) and first > target and now > 0):
+        return 0.0
+    return min(max(math.log(first / now) / math.log(first / target), 0.0), 1.0)
+
+
+def result_table(summary: Mapping[str, Any], title: str) -> Table:
+    """The table that a solve ends in."""
+    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
+    table.add_column(style="dim")
+    table.add_column()
+    for name, text in (*_result_rows(summary), *_metric_rows(summary["metrics"])):
+        table.add_row(name, text)
+    return table
+
+
+def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "outcome", f"{summary['outcome']}  ({summary['message']})" if summary["message"] else str(summary["outcome"])
+    yield "value", number(summary["value"], 15)
+    theory, certificate = summary["theory"], summary["certificate"]
+    if theory is not None:
+        yield "theory", f"{number(theory['value'], 15)}  [{theory['source']}]".replace("[", r"\[")
+        scale = abs(theory["value"]) or 1.0
+        yield "relative difference", number((summary["value"] - theory["value"]) / scale)
+    else:
+        yield "theory", "no closed form for this problem"
+    yield "certificate", _certificate(certificate)
+    yield "gradient norm", number(summary["gradient_norm"])
+    yield "steps, evaluations", f"{summary['steps']}, {summary['evaluations']:g}"
+    yield "seconds", f"{summary['seconds']:.2f}"
+    yield "method, backend", f"{summary['method']}, {summary['backend']}"
+    yield "rows, variables, start", f"{summary['reduce']}, {summary['variables']}, {summary['start']}"
+
+
+def _certificate(certificate: Mapping[str, Any]) -> str:
+    if certificate["kind"] == "none":
+        return "none"
+    state = "globally optimal" if certificate["certified"] else "not certified"
+    gap = number(certificate.get("relative_gap"))
+    return f"{state}: relative gap {gap} ({certificate['kind']})"
+
+
+def _metric_rows(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    for name in _SHOWN:
+        if name in metrics:
+            yield name, number(metrics[name])
+
+
+def metrics_table(metrics: Mapping[str, float]) -> Table:
+    """All metrics with their definitions."""
+    from ufm_fast.metrics import METRICS
+
+    table = Table(box=None, pad_edge=False)
+    for header in ("metric", "value", "what it is"):
+        table.add_column(header, no_wrap=header != "what it is")
+    for name, value in metrics.items():
+        if name.endswith("_stderr"):
+            continue
+        error = metrics.get(f"{name}_stderr")
+        text = number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
+        table.add_row(name, text, METRICS[name].description if name in METRICS else "")
+    return table
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a table; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.{digits}g}"
+
+
+def plan_tables(plan: Plan) -> Iterator[Table]:
+    """The tables of ``ufm-fast plan``."""
+    from ufm_fast.plan import readable
+
+    sizes = Table(title="problem", title_justify="left", show_header=False)
+    for name, text in (
+        ("samples, classes, dim", f"{plan.samples:,}, {plan.classes:,}, {plan.dim:,}"),
+        ("rows", f"{plan.rows:,} (reduce={plan.reduce})"),
+        ("parameters", f"{readable(plan.parameters)}, and as much for the gradient"),
+        ("certificate", readable(plan.certificate) if plan.certificate else "streaming"),
+        ("evaluation", f"{plan.flops:.2e} flops at {plan.rate / 1e9:.0f} Gflop/s measured on {plan.device}"),
+        ("memory free", readable(plan.free)),
+    ):
+        sizes.add_row(name, text)
+    yield sizes
+    backends = Table(title="backends", title_justify="left")
+    for header in ("backend", "chunk rows", "workspace", "s / evaluation"):
+        backends.add_column(header)
+    for backend in plan.backends:
+        backends.add_row(backend.name, f"{backend.chunk:,}", readable(backend.workspace), number(backend.seconds, 2))
+    yield backends
+    methods = Table(title="methods: memory in all", title_justify="left")
+    for header in ("method", "own state", *(backend.name for backend in plan.backends)):
+        methods.add_column(header)
+    for name, size in plan.methods.items():
+        methods.add_row(name, readable(size), *(readable(plan.total(name, backend.name)) for backend in plan.backends))
+    yield methods

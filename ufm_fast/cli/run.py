@@ -1,0 +1,273 @@
+"""``ufm-fast solve``: a configuration becomes a run directory, also when it is interrupted or continued."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ufm_fast.cli import config as configs
+from ufm_fast.cli.config import Config
+from ufm_fast.cli.flags import BY_NAME
+from ufm_fast.errors import InputError
+from ufm_fast.run_directory import RunDirectory, refuse_occupied
+
+if TYPE_CHECKING:
+    from ufm_fast.point import Point
+    from ufm_fast.problem import Problem
+    from ufm_fast.run_state import Progress
+    from ufm_fast.solvers.solution import Solution, StepRecord
+
+SAVE_SECONDS = 10.0
+#: NC metrics are logged by default up to this many entries of W and H: at ten times as many a point takes a second.
+_CHEAP = 1 << 16
+
+
+@dataclass
+class Job:
+    """A solve that is about to run: its problem, where it writes, and where it starts."""
+
+    problem: Problem
+    config: Config
+    run: RunDirectory
+    start: Point | None
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+    fresh: bool = True  # the run directory was made by this call
+
+    @property
+    def reduce(self) -> str:
+        return resolved_reduce(self.config)
+
+
+def resolved_reduce(config: Mapping[str, Any]) -> str:
+    """What ``solve`` makes of 'auto': frozen features are one a sample."""
+    if config["reduce"] == "auto":
+        return "none" if config["freeze"] == "h" else "classes"
+    return str(config["reduce"])
+
+
+# ---- a new run -------------------------------------------------------------------------------------------------------
+
+
+def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
+    """Check everything that can be checked before the first step, then make the run directory."""
+    from ufm_fast.backends import make_backend
+    from ufm_fast.doctor import environment
+    from ufm_fast.run_state import Progress, read_start
+
+    config = configs.resolve(given, file)
+    check_choices(config)
+    config["device"], note = configs.pick_device(config["device"])
+    problem = configs.build_problem(config)
+    make_backend(config["backend"], problem.device)
+    config["classes"] = problem.num_classes
+    digest = configs.digest(config, problem)
+    path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
+    refuse_occupied(path, digest)
+    start = None if config["start_from"] is None else read_start(Path(config["start_from"]))
+    run = RunDirectory.create(path, config, digest, environment(problem.device))
+    return Job(problem, config, run, start, Progress(), [note] if note else [])
+
+
+def check_choices(config: Mapping[str, Any]) -> None:
+    """Names that Problem does not know, before anything is built. ``solve`` checks the rest before its first step."""
+    from ufm_fast.objective import VARIABLES
+    from ufm_fast.solve import METHODS
+    from ufm_fast.starts import STARTS
+
+    choices = {
+        "method": METHODS, "variables": VARIABLES, "start": STARTS, "reduce": ("auto", "classes", "none"),
+        "pairwise": ("auto", "exact", "sampled", "none"),
+    }  # fmt: skip
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}; got {config[name]!r}")
+    for name in ("max_steps", "log_every", "history"):
+        if config[name] is not None and config[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {config[name]}")
+
+
+# ---- a run that goes on ----------------------------------------------------------------------------------------------
+
+
+def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | RunDirectory:
+    """The job that continues a run; the run itself if it is finished.
+
+    Errors: InputError for flags that contradict the run, except those that do not change which minimum is sought.
+    """
+    from ufm_fast.point import Point
+    from ufm_fast.run_state import Progress, data_arguments, load_state
+
+    run = RunDirectory.open(path, "resume")
+    unknown = [name for name in BY_NAME if name not in run.config]
+    if unknown:
+        raise InputError(f"resume: config.json in {path} lacks {', '.join(unknown)}; the file was damaged")
+    config = _changed(run.config, given, file)
+    check_choices(config)
+    if finished(run) and not config["tol"] < run.config["tol"]:
+        return run
+    config["device"], note = configs.pick_device(config["device"])
+    if not run.state_file.exists():  # killed before the first save
+        problem = configs.build_problem(config)
+        return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False)
+    tensors, progress, reduce = load_state(run)
+    problem = configs.build_problem(config, data_arguments(tensors))
+    shapes = tuple(tensors["W"].shape), (tensors["H"].shape[0], tensors["H"].shape[1])
+    if shapes != ((problem.num_classes, problem.dim), (problem.rows(reduce).number, problem.dim)):
+        raise InputError(f"resume: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
+    start = Point(tensors["W"], tensors["H"], tensors.get("b")).to(device=problem.device)
+    if not start.finite():
+        raise InputError(f"resume: {run.state_file} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
+    return Job(problem, config, run, start, progress, [note] if note else [], fresh=False)
+
+
+def finished(run: RunDirectory) -> bool:
+    return run.summary is not None and run.summary.get("outcome") in ("converged", "stalled")
+
+
+def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:
+    content = {} if file is None else configs.read_toml(file)
+    wanted = {**content, **{key: value for key, value in given.items() if value is not None}}
+    for name, value in wanted.items():
+        if name not in configs.RESUMABLE and config[name] != value:
+            allowed = ", ".join(configs.RESUMABLE)
+            raise InputError(
+                f"{name} = {value!r} contradicts the run, which has {config[name]!r}; drop it (a resumed run may "
+                f"change {allowed}) or solve into another --out"
+            )
+    changed = dict(config)
+    configs.lay_over(changed, {name: value for name, value in wanted.items() if name in configs.RESUMABLE})
+    return changed
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
+    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point."""
+    from ufm_fast.run_state import Progress, save_state
+    from ufm_fast.solve import solve
+
+    if not job.fresh:
+        job.run.write_config(job.config, job.run.hash)
+        job.run.truncate_log(job.progress.step)
+    log = _Log(job, report)
+    try:
+        solution: Solution = solve(job.problem, **_arguments(job), on_log=log)
+    except BaseException as error:
+        log.leave(saving=isinstance(error, KeyboardInterrupt))
+        raise
+    log.finish(solution)
+    progress = Progress(solution.steps, solution.evaluations, solution.seconds)
+    # A diverged run keeps the last state that was saved on the way: a resume can start there with smaller steps.
+    if solution.outcome.value != "diverged" or not job.run.state_file.exists():
+        save_state(job.run, job.problem, solution.point, solution.reduce, progress)
+    job.run.write_summary({**solution.summary(), "hash": job.run.hash})
+    return solution
+
+
+def _arguments(job: Job) -> dict[str, Any]:
+    config = job.config
+    names = (
+        "method", "backend", "variables", "start", "tol", "max_steps", "learning_rate", "momentum", "history",
+        "certificate", "pairwise", "log_every",
+    )  # fmt: skip
+    return {
+        **{name: config[name] for name in names},
+        "reduce": job.reduce,
+        "initial": job.start,
+        "first_step": job.progress.step,
+        "previous_evaluations": job.progress.evaluations,
+        "previous_seconds": job.progress.seconds,
+    }
+
+
+class _Log:
+    """What happens at a log point: a line in the log, the state at most every ten seconds, the progress bar."""
+
+    def __init__(self, job: Job, report: Callable[[StepRecord], None]) -> None:
+        self.job, self.report = job, report
+        self._saved = time.monotonic()
+        # On a resume the first record repeats the last one of the run before.
+        self._last_step = max((record["step"] for record in job.run.records()), default=-1)
+        self._latest: tuple[StepRecord, Callable[[], Point]] | None = None
+        wanted = job.config["log_metrics"]
+        size = job.problem.dim * (job.problem.num_classes + job.problem.rows(job.reduce).number)
+        self._metrics = size <= _CHEAP if wanted is None else wanted
+
+    def __call__(self, record: StepRecord, point: Callable[[], Point]) -> None:
+        usable = math.isfinite(record.value)
+        if record.step > self._last_step:
+            metrics = collapse_metrics(self.job.problem, point(), self.job.reduce) if self._metrics and usable else {}
+            self._append({**asdict(record), **metrics})
+        if usable:
+            self._latest = record, point
+            if not self.job.run.state_file.exists() or time.monotonic() - self._saved >= SAVE_SECONDS:
+                self._save()
+        self.report(record)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self.job.run.append(record)
+        self._last_step = record["step"]
+
+    def _save(self) -> None:
+        from ufm_fast.run_state import Progress, save_state
+
+        if self._latest is not None:
+            record, point = self._latest
+            progress = Progress(record.step, record.evaluations, record.seconds)
+            save_state(self.job.run, self.job.problem, point(), self.job.reduce, progress)
+            self._saved = time.monotonic()
+
+    def leave(self, *, saving: bool) -> None:
+        """``solve`` raised: keep the latest log point of an interrupted run, and no trace of one that never began."""
+        if self._latest is None and self.job.fresh:
+            self.job.run.discard()
+        elif saving:
+            self._save()
+
+    def finish(self, solution: Solution) -> None:
+        """The last point belongs in the log; an interrupt and the closed form come without a log point."""
+        if solution.steps > self._last_step:
+            names = ("value", "data_value", "gradient_norm", "evaluations", "seconds")
+            self._append({"step": solution.steps, **{name: getattr(solution, name) for name in names}})
+
+
+def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
+    """NC1-NC3 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
+    from ufm_fast.metrics import ClassStatistics, RowMatrix, nc1_pinv, nc2, nc3
+
+    rows = problem.rows(reduce)
+    if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
+        return {}
+    W, device = RowMatrix.of(point.W), point.H.device
+    labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
+    means = ClassStatistics(point.H, labels, problem.num_classes, counts)
+    found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
+    if means.classes == problem.num_classes:
+        found["nc3"] = nc3(W.raw, means.sample_centred_means)
+    return found
+
+
+@contextmanager
+def terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt inside, so that a batch system's kill saves the run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # signals can be set there only
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
