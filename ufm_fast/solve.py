@@ -55,12 +55,12 @@ def make_solver(
         raise InputError(f"momentum must lie in (0, 1), got {momentum}")
     beta = 0.9 if momentum is None else momentum
     solvers: dict[str, Callable[[], Solver]] = {
-        "auto": lambda: LBFGSThenNewton(history or 20),
+        "auto": lambda: LBFGSThenNewton(history or 10),
         "gd": lambda: GradientDescent(learning_rate),
         "momentum": lambda: GradientDescent(learning_rate, beta),
         "nesterov": lambda: GradientDescent(learning_rate, beta, nesterov=True),
         "adam": lambda: Adam(learning_rate),
-        "lbfgs": lambda: LBFGS(history or 20),
+        "lbfgs": lambda: LBFGS(history or 10),
         "newton-cg": NewtonCG,
         "alternating": Alternating,
         "closed-form": NewtonCG,  # evaluates its point only

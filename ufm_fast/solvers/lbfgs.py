@@ -31,7 +31,7 @@ class LBFGS:
     name = "lbfgs"
     patience = 20
 
-    def __init__(self, history: int = 20, max_steps: int = 5000, precondition: bool = True) -> None:
+    def __init__(self, history: int = 10, max_steps: int = 5000, precondition: bool = True) -> None:
         self.history, self.max_steps, self.precondition = history, max_steps, precondition
 
     def init(self, objective: Objective, point: Point) -> State:

@@ -26,7 +26,9 @@ from ufm_fast.point import Point
 
 
 def applicable(objective: Objective) -> bool:
-    """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced variables, nothing frozen."""
+    """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced variables, nothing frozen;
+    and every class well above the collapse threshold sqrt(n_k)/N > mu, below which its factors vanish and G is not -mu I.
+    """
     problem, targets = objective.problem, objective.targets
     K = problem.num_classes
     return (
@@ -37,6 +39,7 @@ def applicable(objective: Objective) -> bool:
         and problem.freeze is None
         and objective.variables == "balanced"
         and bool((targets.indices == torch.arange(K, device=targets.indices.device)).all())
+        and (1.0 - problem.loss.smoothing) * float(objective.row_weight.min() / problem.num_samples) ** 0.5 >= 2.0 * problem.mu
     )
 
 

@@ -1,0 +1,271 @@
+"""The drop-in losses inside torch: opcheck, first and second derivatives, torch.func, torch.compile, autocast, graph reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ufm_fast import functional as fused
+from ufm_fast.functional import operators, target_sets
+from ufm_fast.targets import Targets
+
+N, K, D = 6, 5, 3
+
+
+def leaf(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def parts(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    return leaf(1, N, D, dtype=dtype), leaf(2, K, D, dtype=dtype), leaf(3, K, dtype=dtype)
+
+
+LABELS = torch.tensor([0, 4, 2, -100, 2, 1])
+SETS = Targets(torch.tensor([0, 4, 2, 1, 3, 2, 1, 0, 2]), torch.tensor([0, 2, 3, 5, 6, 7, 9]))
+WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.3, 0.7], dtype=torch.float64)
+
+CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    f"{name}-{reduction}": (lambda h, W, b, f=function, r=reduction: f(h, W, b, r))  # type: ignore[misc]
+    for name, function in {
+        "ce": lambda h, W, b, r: fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, reduction=r),
+        "ce-weighted-smooth": lambda h, W, b, r: fused.linear_cross_entropy(
+            h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT, label_smoothing=0.2
+        ),
+        "focal": lambda h, W, b, r: fused.linear_focal_loss(h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT),
+        "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
+        "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
+    }.items()
+    for reduction in ("none", "mean")
+}
+case = pytest.mark.parametrize("name", list(CASES))
+
+
+@case
+def test_first_and_second_derivatives(name: str) -> None:
+    assert torch.autograd.gradcheck(CASES[name], parts())
+    assert torch.autograd.gradgradcheck(CASES[name], parts())
+
+
+def test_derivatives_of_a_many_headed_loss() -> None:
+    y = torch.tensor([[0, 1], [2, 3], [4, -100]])
+
+    def function(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return fused.linear_cross_entropy(h, W, y, linear_bias=b, label_smoothing=0.1)
+
+    inputs = leaf(1, 3, 2), leaf(2, 5, 2, 2), leaf(3, 5, 2)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+ROWS = torch.rand(N, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+CLEAN = LABELS.clamp_min(0)
+
+
+def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    h, W, b = parts()
+    fixed = [x.detach() for x in (h, W, b)]
+    direction = [x.detach() for x in (leaf(5, N, D), leaf(6, K, D), leaf(7, K))]
+    calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "labels": (operators.checked_labels, (LABELS, K, -100)),
+        "sets": (target_sets.checked_csr, (SETS.indptr, SETS.indices, K)),
+    }
+    for loss, parameter in (("ce", 0.1), ("focal", 2.0), ("pick-all", 0.0), ("mse", 0.0)):
+        targets = (SETS.indices, SETS.indptr) if loss == "pick-all" else (CLEAN, None)
+        rows = ROWS.clone().requires_grad_()
+        calls[f"head-{loss}"] = operators.head, (h, W, b, *targets, rows, loss, parameter, [True] * 3)
+        calls[f"losses-{loss}"] = operators.head_losses, (h, W, b, *targets, loss, parameter)
+        calls[f"product-{loss}"] = (
+            operators.head_product, (*fixed, *targets, ROWS, *direction, loss, parameter, [True] * 3),
+        )  # fmt: skip
+        calls[f"slopes-{loss}"] = operators.head_slopes, (*fixed, *targets, *direction, loss, parameter)
+    calls["head-frozen"] = operators.head, (h, fixed[1], None, CLEAN, None, ROWS, "ce", 0.0, [True, False, False])
+    calls["product-partial"] = (
+        operators.head_product,
+        (*fixed, CLEAN, None, ROWS, direction[0], None, None, "ce", 0.0, [False, True, False]),
+    )
+    return calls
+
+
+@pytest.mark.parametrize("name", list(operator_calls()))
+def test_opcheck(name: str) -> None:
+    operator, arguments = operator_calls()[name]
+    results = torch.library.opcheck(operator, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_row_weights_have_derivatives_too() -> None:
+    h, W, b = parts()
+    rows = ROWS.clone().requires_grad_()
+
+    def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        result: Tensor = operators.head(h, W, b, CLEAN, None, rows, "ce", 0.1, [True] * 3)[0]
+        return result
+
+    assert torch.autograd.gradcheck(value, (h, W, b, rows))
+    assert torch.autograd.gradgradcheck(value, (h, W, b, rows))
+
+
+@case
+def test_func_grad_and_its_nesting(name: str) -> None:
+    """torch.func.grad equals autograd, and a gradient of a gradient equals the double backward."""
+    h, W, b = parts()
+    loss = lambda h, W, b: CASES[name](h, W, b).sum()  # noqa: E731
+    expected = torch.autograd.grad(loss(h, W, b), (h, W, b), create_graph=True)
+    fixed = tuple(x.detach() for x in (h, W, b))
+    for found, truth in zip(torch.func.grad(loss, argnums=(0, 1, 2))(*fixed), expected, strict=True):
+        torch.testing.assert_close(found, truth)
+    nested = torch.func.grad(lambda h: torch.func.grad(loss, argnums=1)(h, fixed[1], fixed[2]).square().sum())(fixed[0])
+    (truth,) = torch.autograd.grad(expected[1].square().sum(), h)
+    torch.testing.assert_close(nested, truth)
+
+
+def test_third_derivatives_are_refused_in_words() -> None:
+    h, W, b = parts()
+    (first,) = torch.autograd.grad(CASES["ce-mean"](h, W, b), h, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), h, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivatives"):
+        torch.autograd.grad(second.square().sum(), h)
+
+
+@case
+def test_compiles_as_one_graph(name: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(CASES[name], fullgraph=True, backend="aot_eager")
+    ours, theirs = parts(), parts()
+    upstream = torch.rand(CASES[name](*theirs).shape, dtype=torch.float64)
+    for leaves, function in ((ours, compiled), (theirs, CASES[name])):
+        function(*leaves).backward(upstream)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-13, atol=1e-15)
+
+
+def test_compiles_with_a_dynamic_batch_and_checks_labels_there() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(fused.linear_cross_entropy, fullgraph=True, backend="aot_eager", dynamic=True)
+    _, W, _ = parts()
+    for rows in (4, 7, 9):
+        h, y = leaf(rows, rows, D), torch.arange(rows) % K
+        torch.testing.assert_close(compiled(h, W, y), F.cross_entropy(F.linear(h, W), y))
+    with pytest.raises(ValueError, match="target must lie in"):
+        compiled(leaf(1, 4, D), W, torch.tensor([0, 1, 2, K]))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_casts_as_torch_does(compiled: bool) -> None:
+    h, W, b = parts(torch.float32)
+    function = fused.linear_cross_entropy
+    if compiled:
+        torch.compiler.reset()
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = function(h, W, LABELS, linear_bias=b)
+        mixed = fused.linear_cross_entropy(h.bfloat16(), W, LABELS, linear_bias=b)
+        wide = fused.linear_cross_entropy(h.double(), W.double(), LABELS)
+    rounded = [x.detach().bfloat16().double() for x in (h, W, b)]
+    truth = F.cross_entropy(F.linear(*rounded), LABELS)
+    assert (ours.dtype, mixed.dtype, wide.dtype) == (torch.float32, torch.float32, torch.float64)
+    for found in (ours, mixed):  # the loss itself is not rounded to bfloat16
+        assert abs(float(found.detach()) - float(truth)) < 1e-6
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(ours, (h, W, b)))
+
+
+def test_autocast_leaves_the_sums_alone() -> None:
+    """With float32 inputs given to the operator itself, autocast around it changes nothing."""
+    h, W, _ = parts(torch.float32)
+    arguments = (h, W, None, CLEAN, None, ROWS, "ce", 0.1, [True, True, False])
+    plain = operators.head(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for a, b in zip(operators.head(*arguments), plain, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_kept_graph_gives_the_same_gradient_again(factor: float) -> None:
+    """Gradient buffers are handed over to the caller, who may overwrite them: never while the graph is to be used again."""
+    h, W, b = parts()
+    loss = CASES["ce-mean"](h, W, b) * factor
+    loss.backward(retain_graph=True)
+    assert W.grad is not None
+    first = W.grad.clone()
+    W.grad.zero_()
+    h.grad = b.grad = None
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(W.grad, first, rtol=0, atol=0)
+    (again,) = torch.autograd.grad(loss, W)
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert not again.requires_grad
+
+
+def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = []
+    scaled = operators._scaled
+
+    def spy(upstream: Tensor, gradient: Tensor) -> Tensor:
+        result = scaled(upstream, gradient)
+        handed.append((gradient.data_ptr(), result.data_ptr()))
+        return result
+
+    monkeypatch.setattr(operators, "_scaled", spy)
+    for factor in (1.0, 3.0):
+        h, W, b = parts()
+        (CASES["ce-mean"](h, W, b) * factor).backward()
+        assert all(before == after for before, after in handed)
+        assert W.grad is not None
+        assert W.grad.data_ptr() in [after for _, after in handed]
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, ...]] = []
+    backend = operators.backend_for("cpu")
+    head = backend.head
+    monkeypatch.setattr(
+        backend, "head", lambda x, out, **k: (
+            seen.append(tuple(g is not None for g in (out.features, out.weight, out.bias))), head(x, out, **k))[1],
+    )  # fmt: skip
+    leaves = list(parts())
+    leaves[frozen] = leaves[frozen].detach()
+    loss = CASES["ce-mean"](*leaves)  # type: ignore[arg-type]
+    loss.backward()
+    assert seen == [tuple(i != frozen for i in range(3))]
+    assert leaves[frozen].grad is None
+    with torch.no_grad():
+        CASES["ce-mean"](*leaves)  # type: ignore[arg-type]
+    assert seen[-1] == (False, False, False)
+
+
+def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps = []
+    backend = operators.backend_for("cpu")
+    for name in ("head", "losses", "head_hvp", "logit_products"):
+        method = getattr(backend, name)
+        monkeypatch.setattr(backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1])
+    CASES["ce-mean"](*parts()).backward()
+    assert sweeps == ["head"]
+
+
+def test_shapes_are_inferred_without_data() -> None:
+    h, W, y = torch.empty(4, 3, device="meta"), torch.empty(5, 3, device="meta"), torch.empty(4, device="meta").long()
+    assert fused.linear_cross_entropy(h, W, y).shape == ()
+    assert fused.linear_cross_entropy(h, W, y, reduction="none").shape == (4,)
+
+
+def test_a_penalty_on_the_gradient_through_a_network() -> None:
+    """A penalty on the gradient, as in training: the double backward reaches what lies before the head."""
+    x, V, W = leaf(1, N, 4), leaf(2, D, 4), leaf(3, K, D)
+
+    def penalised(V: Tensor, W: Tensor, fast: bool) -> Tensor:
+        h = torch.tanh(x.detach() @ V.T)
+        loss = fused.linear_cross_entropy(h, W, CLEAN) if fast else F.cross_entropy(F.linear(h, W), CLEAN)
+        (gradient,) = torch.autograd.grad(loss.square(), W, create_graph=True)
+        return loss + gradient.square().sum()
+
+    ours = torch.autograd.grad(penalised(V, W, True), (V, W))
+    for found, truth in zip(ours, torch.autograd.grad(penalised(V, W, False), (V, W)), strict=True):
+        torch.testing.assert_close(found, truth)

@@ -1,0 +1,19 @@
+"""Drop-in functions: a classifier head and its loss in one call, with torch's own signatures.
+
+In ``from torch.nn.functional import linear_cross_entropy`` write ``ufm_fast.functional``: the same arguments and results,
+on torch from 2.11 on.
+"""
+
+from ufm_fast.functional.derivatives import HeadEvaluation, HeadGradients, hvp, value_and_grad
+from ufm_fast.functional.losses import linear_cross_entropy, linear_focal_loss, linear_pick_all, linear_squared_error
+
+__all__ = [
+    "HeadEvaluation",
+    "HeadGradients",
+    "hvp",
+    "linear_cross_entropy",
+    "linear_focal_loss",
+    "linear_pick_all",
+    "linear_squared_error",
+    "value_and_grad",
+]

@@ -1,0 +1,215 @@
+"""Value, gradients and Hessian products of a penalised head without autograd: for solvers and hand-written loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends import BACKENDS, Backend, Gradients, HeadInput, RowStatistics, make_backend
+from ufm_fast.backends.base import compute_dtype
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.functional import checks
+from ufm_fast.functional.operators import backend_for
+from ufm_fast.functional.target_sets import checked_sets
+from ufm_fast.losses import Loss, make_loss
+from ufm_fast.targets import Targets, check_labels
+
+PARTS = ("features", "weight", "bias")
+
+
+class HeadGradients(NamedTuple):
+    """One tensor for each part of a head, or None: a gradient, a direction, or a Hessian product."""
+
+    features: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None = None
+
+
+class HeadEvaluation(NamedTuple):
+    """What one sweep gives; ``accuracy`` and ``margins`` are None for the squared error, which makes no N x K pass.
+
+    value: the objective, float64 (); gradient: HeadGradients in the dtype of sums; accuracy: share of the row weight
+    whose lowest target logit is above every other class's, float64 (); margins: by how much, in nats, float64 (N,).
+    """
+
+    value: Tensor
+    gradient: HeadGradients
+    accuracy: Tensor | None
+    margins: Tensor | None
+
+
+def value_and_grad(
+    loss: str | Loss, features: Tensor, weight: Tensor, targets: Any, bias: Tensor | None = None, *,
+    row_weight: Tensor | None = None, reduction: str = "mean", lambda_w: float = 0.0, lambda_h: float = 0.0,
+    lambda_b: float = 0.0, smoothing: float = 0.0, gamma: float | None = None, need: Collection[str] = PARTS,
+    backend: str | Backend = "auto",
+) -> HeadEvaluation:  # fmt: skip
+    """Value, gradients, accuracy and margins of a penalised head from one sweep over its logits, which are never held.
+
+        f = sum_r o_r l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2
+
+    with o = row_weight for reduction 'sum' and row_weight / sum(row_weight) for 'mean'; row_weight is 1 by default.
+    Shapes: features H (N, d), weight W (K, d), bias b (K,), targets (N,) integers, for the loss 'pick-all' also sets as
+    in ``linear_pick_all``; row_weight (N,). ``loss``: a name of LOSSES, with ``smoothing`` or ``gamma``, or a loss object.
+    A part not in ``need`` has gradient None and costs no product. Half-precision inputs have float32 gradients.
+
+    Equivalent to ``torch.autograd.grad`` of the dense expression, but accurate also near collapse, where l is 1e-35.
+    Errors: InputError / InputTypeError naming the argument and the mend.
+    """
+    chosen, x, wanted = _arguments(
+        loss, features, weight, targets, bias, row_weight, reduction, smoothing, gamma, need, backend
+    )
+    penalties = _penalties(lambda_h, lambda_w, lambda_b)
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        points = (x.features, x.weight, x.bias)
+        out = _prefilled(points, penalties, wanted)
+        result = chosen.head(x, Gradients(*out), statistics=True)
+        value = result.value.double()
+        for point, penalty in zip(points, penalties, strict=True):
+            if penalty and point is not None:
+                value = value + 0.5 * penalty * torch.linalg.vector_norm(point, dtype=torch.float64).square()
+        accuracy, margins = _quality(result.statistics, x.row_weight)
+    return HeadEvaluation(value, HeadGradients(*out), accuracy, margins)
+
+
+def hvp(
+    loss: str | Loss, features: Tensor, weight: Tensor, targets: Any, direction: HeadGradients | tuple[Any, ...],
+    bias: Tensor | None = None, *, row_weight: Tensor | None = None, reduction: str = "mean", lambda_w: float = 0.0,
+    lambda_h: float = 0.0, lambda_b: float = 0.0, smoothing: float = 0.0, gamma: float | None = None,
+    need: Collection[str] = PARTS, backend: str | Backend = "auto",
+) -> HeadGradients:  # fmt: skip
+    """Hessian of ``value_and_grad``'s f times a direction (v_features, v_weight, v_bias), at about twice its cost.
+
+    A part of the direction that is None stands for zeros; v_bias may be left out. Arguments, dtypes and errors otherwise
+    as in ``value_and_grad``. Equivalent to ``torch.autograd.functional.hvp`` of the dense expression.
+    """
+    chosen, x, wanted = _arguments(
+        loss, features, weight, targets, bias, row_weight, reduction, smoothing, gamma, need, backend
+    )
+    points = (x.features, x.weight, x.bias)
+    parts = _checked_direction(direction, points)
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        out = _prefilled(parts, _penalties(lambda_h, lambda_w, lambda_b), wanted)
+        v_features, v_weight, v_bias = parts
+        assert v_features is not None
+        assert v_weight is not None
+        chosen.head_hvp(x, HeadInput(x.loss, v_features, v_weight, v_bias, x.targets, x.row_weight), Gradients(*out))
+    return HeadGradients(*out)
+
+
+def _arguments(
+    loss: str | Loss, features: Tensor, weight: Tensor, targets: Any, bias: Tensor | None, row_weight: Tensor | None,
+    reduction: str, smoothing: float, gamma: float | None, need: Collection[str], backend: str | Backend,
+) -> tuple[Backend, HeadInput, list[bool]]:  # fmt: skip
+    tensors = {"features": features, "weight": weight, "bias": bias}
+    checks.check_floats(tensors, one_dtype=True)
+    checks.check_shapes(features, weight, bias, ("features", "weight", "bias"))
+    if features.dim() != 2 or weight.dim() != 2:
+        raise InputError(f"features must be (N, d) and weight (K, d), got {tuple(features.shape)}, {tuple(weight.shape)}")
+    if reduction not in ("mean", "sum"):
+        raise InputError(f"reduction must be mean or sum, got {reduction!r}")
+    if isinstance(loss, str):
+        loss = make_loss(loss, smoothing=smoothing, gamma=gamma)
+    elif smoothing or gamma is not None:
+        raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
+    unknown = set(need) - set(PARTS)
+    if unknown:
+        raise InputError(f"need must name parts among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    rows = _row_weight(row_weight, features, reduction)
+    checked = _targets(loss, targets, features, weight.shape[0])
+    bias = None if bias is None else bias.detach().contiguous()
+    x = HeadInput(loss, features.detach().contiguous(), weight.detach().contiguous(), bias, checked, rows)
+    return _backend(backend, weight.device), x, [part in need and tensors[part] is not None for part in PARTS]
+
+
+def _backend(backend: str | Backend, device: torch.device) -> Backend:
+    if backend == "auto":
+        return backend_for(device.type)
+    if isinstance(backend, str):
+        return make_backend(backend, device)
+    if not hasattr(backend, "head_hvp"):
+        raise InputTypeError(f"backend must be one of {', '.join(BACKENDS)} or a backend, got {type(backend).__name__}")
+    return backend
+
+
+def _targets(loss: Loss, targets: Any, features: Tensor, classes: int) -> Targets:
+    if loss.multi_label:
+        indptr, indices = checked_sets(targets, features.shape[0], classes, features.device)
+        return Targets(indices, indptr)
+    targets = targets.indices if isinstance(targets, Targets) and targets.single else targets
+    checks.check_tensor(targets, "targets")
+    if targets.requires_grad:
+        raise InputError("targets must not require a gradient; pass targets.detach()")
+    if targets.device != features.device:
+        raise InputError(f"targets are on {targets.device} but features on {features.device}; move them with .to()")
+    if tuple(targets.shape) != (features.shape[0],):
+        raise InputError(f"targets must have shape ({features.shape[0]},), one class a row, got {tuple(targets.shape)}")
+    return Targets(check_labels(targets, classes, "targets").contiguous())
+
+
+def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> Tensor:
+    if row_weight is None:
+        weights = torch.ones(features.shape[0], dtype=torch.float64, device=features.device)
+    else:
+        checks.check_floats({"features": features, "row_weight": row_weight}, one_dtype=False)
+        if tuple(row_weight.shape) != (features.shape[0],):
+            raise InputError(f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}")
+        weights = row_weight.detach().double()
+    # An empty or weightless mean is NaN, as everywhere in torch.
+    return weights / weights.sum() if reduction == "mean" else weights
+
+
+def _penalties(lambda_h: float, lambda_w: float, lambda_b: float) -> tuple[float, float, float]:
+    for name, value in (("lambda_h", lambda_h), ("lambda_w", lambda_w), ("lambda_b", lambda_b)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputTypeError(f"{name} must be a number, got {value!r}")
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"{name} must be a finite number >= 0, got {value}")
+    return float(lambda_h), float(lambda_w), float(lambda_b)
+
+
+def _prefilled(
+    points: tuple[Tensor | None, ...], penalties: tuple[float, ...], wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """lambda times each part: the backend adds its sums onto that."""
+    buffers: list[Tensor | None] = []
+    for point, penalty, needed in zip(points, penalties, wanted, strict=True):
+        if point is None or not needed:
+            buffers.append(None)
+        elif penalty:
+            buffers.append(point.to(compute_dtype(point.dtype)) * penalty)
+        else:
+            buffers.append(torch.zeros(point.shape, dtype=compute_dtype(point.dtype), device=point.device))
+    return tuple(buffers)
+
+
+def _checked_direction(direction: Any, points: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    if not isinstance(direction, tuple) or not 2 <= len(direction) <= 3:
+        raise InputError("direction must have the parts (features, weight) or (features, weight, bias), None for zeros")
+    parts = [*direction, None][:3]
+    checked: list[Tensor | None] = []
+    for name, part, point in zip(PARTS, parts, points, strict=True):
+        if point is None and part is not None:
+            raise InputError(f"direction has a {name} part but the head has no {name}; pass None there")
+        if part is not None and point is not None:
+            checks.check_floats({name: point, f"direction's {name}": part}, one_dtype=False)
+            if part.shape != point.shape:
+                raise InputError(f"direction's {name} must have shape {tuple(point.shape)}, got {tuple(part.shape)}")
+        if point is None:
+            checked.append(None)
+        elif part is None:
+            checked.append(torch.zeros_like(point, dtype=compute_dtype(point.dtype)))
+        else:
+            checked.append(part.detach().to(compute_dtype(point.dtype)).contiguous())
+    return tuple(checked)
+
+
+def _quality(statistics: RowStatistics | None, row_weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    if statistics is None:
+        return None, None
+    total = row_weight.sum()
+    return ((statistics.margin > 0) * row_weight).sum() / total, statistics.margin

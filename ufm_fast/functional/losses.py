@@ -1,0 +1,281 @@
+"""Losses of features and a classifier: torch's own signature, fused, differentiable twice, exact when collapsed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.base import compute_dtype
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.functional import checks
+from ufm_fast.functional.operators import checked_labels, row_losses, value_and_gradients
+from ufm_fast.functional.target_sets import checked_sets
+from ufm_fast.targets import Targets, TargetSets
+
+_NAMES = ("input", "linear_weight", "linear_bias")
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+) -> Tensor:
+    """Cross-entropy of ``linear(input, linear_weight, linear_bias)`` without holding the logits.
+
+    For a row with logits z and target y, class weights w and smoothing e, with a = (1 - e) w_y + e mean(w):
+
+        l = a log(1 + sum_{k != y} exp(z_k - z_y)) + e (mean(w) z_y - mean_k(w_k z_k)),   nats
+
+    'mean' divides the sum by sum w_y over the rows that are not ignored. Equivalent to
+    ``torch.nn.functional.linear_cross_entropy`` of torch 2.13 with the same arguments, i.e.
+    ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, but relatively accurate even where the
+    loss is 1e-35, differentiable twice, and at home in torch.func.grad, torch.compile and autocast.
+
+    Shapes: input (d) or (N, d); linear_weight (K, d) or (K, d_1, ..., d); linear_bias as linear_weight less its last;
+    target (), (N) or (N, d_1, ...) of class indices, or probabilities in the logits' shape (N, K, d_1, ...); weight (K,).
+    The result has the input's dtype (float32 under autocast) and, for 'none', the shape of the class indices. Class
+    probabilities are as large as the logits, so the dense expression evaluates them. ``options`` (torch's chunking) is
+    accepted and not used: memory is bounded always. A mean over no rows is NaN with zero gradients, as in torch.
+
+    Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
+    dtypes, wrong shapes, fewer than 2 classes, a target or class weight that requires a gradient.
+    """
+    tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    features, matrix, bias, dtype = _prepared(tensors)
+    checks.check_target(target, input.device)
+    checks.check_class_weight(weight, linear_weight)
+    checks.check_reduction(reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if options is not None and not hasattr(options, "batch_chunk_size"):
+        raise InputTypeError(f"options must be None or torch.nn.LinearCrossEntropyOptions, got {type(options).__name__}")
+    if target.is_floating_point():
+        if ignore_index is not None:
+            raise InputError("ignore_index goes with class indices only; drop it or pass class indices as target")
+        return _of_probabilities(features, matrix, bias, target, weight, reduction, label_smoothing).to(dtype)
+    checks.check_labels_shape(target, (*input.shape[:-1], *linear_weight.shape[1:-1]))
+    ignore = -100 if ignore_index is None else ignore_index
+    labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
+    return _over_heads(features, matrix, bias, labels, kept, weight, reduction, label_smoothing).to(dtype)
+
+
+def linear_focal_loss(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, gamma: float = 2.0,
+    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100,
+) -> Tensor:  # fmt: skip
+    """Focal loss  w_y (1 - p_y)^gamma (-log p_y)  of a linear classifier, without holding the logits.
+
+    Shapes and class indices as in ``linear_cross_entropy`` with one head: input (d) or (N, d), linear_weight (K, d),
+    target () or (N). 'mean' divides by sum w_y over the rows that are not ignored. gamma = 0 is the cross-entropy.
+    Finite, with its digits, at p_y = 0 and p_y = 1, where the textbook form is NaN or 0. Equivalent, for moderate logits:
+    ``l = F.cross_entropy(F.linear(input, linear_weight), target, reduction="none")``, then
+    ``((1 - torch.exp(-l)) ** gamma * l).mean()``.
+
+    Errors: as ``linear_cross_entropy``; InputError for a negative or infinite gamma. Source: arXiv 1708.02002, eq. 4.
+    """
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+        raise InputTypeError(f"gamma must be a number, got {gamma!r}")
+    if not 0.0 <= gamma < math.inf:
+        raise InputError(f"gamma must be a finite number >= 0, got {gamma}")
+    tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    return _single_label(tensors, target, weight, reduction, ignore_index, "focal", float(gamma))
+
+
+def linear_squared_error(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100,
+) -> Tensor:  # fmt: skip
+    """Half squared error  w_y/2 |z - e_y|^2  of linear outputs z to the one-hot target, in O((N + K) d^2).
+
+    Gram matrices give value and gradients: no N x K work at all. Shapes, ``weight`` (by the target's class), ignored
+    rows and 'mean' (over rows, not over entries) as in ``linear_focal_loss``. Equivalent:
+    ``0.5 * (F.linear(input, linear_weight) - F.one_hot(target, K)).square().sum(1).mean()``.
+    Errors: as ``linear_cross_entropy``.
+    """
+    tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    return _single_label(tensors, target, weight, reduction, ignore_index, "mse", 0.0)
+
+
+def linear_pick_all(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Targets | TargetSets | Tensor | Sequence[Sequence[int]],
+    *,
+    linear_bias: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Pick-all-label loss  sum_{k in S} (logsumexp(z) - z_k)  of a linear classifier, S the set of a row's targets.
+
+    Shapes: input (N, d), linear_weight (K, d), linear_bias (K,). ``target`` is one of
+
+    - Targets or TargetSets: the sets in CSR form, ``indices[indptr[r]:indptr[r + 1]]`` those of row r;
+    - an integer tensor (N, m): the classes of each row, padded with negative numbers; (N,) is one class a row;
+    - a sequence of N sequences of classes.
+
+    'mean' is over rows. One target a row is the cross-entropy. Equivalent, with a 0/1 matrix Y of the sets:
+    ``-(Y * F.log_softmax(F.linear(input, linear_weight), dim=1)).sum(1).mean()``.
+    Errors: as ``linear_cross_entropy``; InputError for an empty set, a set of all classes, a class named twice in a row.
+    Source: arXiv 2310.15903, eq. 2.
+    """
+    tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    features, matrix, bias, dtype = _prepared(tensors)
+    checks.check_reduction(reduction)
+    if input.dim() != 2 or linear_weight.dim() != 2:
+        raise InputError(f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and "
+                         f"{tuple(linear_weight.shape)}")  # fmt: skip
+    indptr, indices = checked_sets(target, input.shape[0], linear_weight.shape[0], input.device)
+    factor = torch.ones(input.shape[0], dtype=torch.float64, device=input.device)
+    loss = _reduced(features, matrix, bias, indices, indptr, factor, factor, reduction, "pick-all", 0.0)
+    return (loss + _undefined(factor) if reduction == "mean" else loss).to(dtype)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------------
+
+
+def _prepared(tensors: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+    """Checked (features, matrix, bias) in the dtype of the products, and the dtype of the result.
+
+    Under autocast as torch's ``linear`` and ``cross_entropy``: products in autocast's dtype, the loss in float32.
+    """
+    features, matrix, bias = tensors.values()
+    checks.check_tensor(features, "input")
+    device = features.device.type
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    checks.check_floats(tensors, one_dtype=not cast)
+    checks.check_shapes(features, matrix, bias, _NAMES)
+    if not cast or any(x is not None and x.dtype == torch.float64 for x in (features, matrix, bias)):
+        checks.check_floats(tensors, one_dtype=True)
+        return features, matrix, bias, features.dtype
+    dtype = torch.get_autocast_dtype(device)
+    return features.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype), torch.float32
+
+
+def _single_label(
+    tensors: dict[str, Any], target: Tensor, class_weight: Tensor | None, reduction: str, ignore_index: int,
+    loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    features, matrix, bias, dtype = _prepared(tensors)
+    checks.check_target(target, features.device)
+    checks.check_class_weight(class_weight, matrix)
+    checks.check_reduction(reduction)
+    if matrix.dim() != 2:
+        raise InputError(f"linear_weight must have shape (K, d), got {tuple(matrix.shape)}")
+    if target.is_floating_point():
+        raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
+    checks.check_labels_shape(target, tuple(features.shape[:-1]))
+    labels, kept = checked_labels(target, matrix.shape[0], ignore_index)
+    factor = kept if class_weight is None else kept * class_weight.double()[labels]
+    rows = features.reshape(-1, features.shape[-1])
+    values = _reduced(rows, matrix, bias, labels.reshape(-1), None, factor.reshape(-1), factor, reduction, loss, parameter)
+    values = values + _undefined(factor) if reduction == "mean" else values
+    return (values.reshape(target.shape) if reduction == "none" else values).to(dtype)
+
+
+def _over_heads(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, class_weight: Tensor | None,
+    reduction: str, smoothing: float,
+) -> Tensor:  # fmt: skip
+    """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as ``reduction`` says."""
+    rows = features.reshape(-1, features.shape[-1])
+    shape, (classes, *out) = labels.shape, matrix.shape[:-1]
+    heads = math.prod(out)
+    labels, kept = labels.reshape(-1, heads), kept.reshape(-1, heads)
+    factor = kept if class_weight is None else kept * class_weight.double()[labels]
+    if heads == 1:
+        parts = [(matrix.reshape(classes, -1), None if bias is None else bias.reshape(classes))]
+    else:
+        matrices, biases = matrix.reshape(classes, heads, -1), None if bias is None else bias.reshape(classes, heads)
+        parts = [(matrices[:, j], None if biases is None else biases[:, j]) for j in range(heads)]
+    values = [
+        _one_head(rows, W, b, labels[:, j], kept[:, j], factor[:, j], factor, class_weight, reduction, smoothing)
+        for j, (W, b) in enumerate(parts)
+    ]
+    if reduction == "none":
+        return torch.stack(values, dim=1).reshape(shape)
+    total = values[0] if heads == 1 else torch.stack(values).sum()
+    return total + _undefined(factor) if reduction == "mean" else total
+
+
+def _one_head(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, factor: Tensor,
+    everything: Tensor, class_weight: Tensor | None, reduction: str, smoothing: float,
+) -> Tensor:  # fmt: skip
+    """One K x d classifier. Smoothing by the backend, or, with class weights, as a rank-one term beside the sweep."""
+    if class_weight is None and smoothing < 1.0:
+        return _reduced(features, matrix, bias, labels, None, factor, everything, reduction, "ce", smoothing)
+    if smoothing == 0.0:
+        return _reduced(features, matrix, bias, labels, None, factor, everything, reduction, "ce", 0.0)
+    ones = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+    w = ones if class_weight is None else class_weight.double()
+    mixed = (1.0 - smoothing) * factor + smoothing * w.mean() * kept
+    entropy = _reduced(features, matrix, bias, labels, None, mixed, everything, reduction, "ce", 0.0)
+    with torch.autocast(matrix.device.type, enabled=False):
+        tilt = _tilt(features, matrix, bias, labels, w) * _normalised(smoothing * kept, everything, reduction).to(entropy.dtype)
+    return entropy + (tilt if reduction == "none" else tilt.sum())
+
+
+def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, w: Tensor) -> Tensor:
+    """mean(w) z_y - mean_k(w_k z_k) of each row (N,), through two rows of d numbers: no N x K work."""
+    dtype = compute_dtype(matrix.dtype)
+    h, level, share = features.to(dtype), w.mean().to(dtype), (w / w.shape[0]).to(dtype)
+    tilt = (h * (level * matrix.index_select(0, labels).to(dtype) - share @ matrix.to(dtype))).sum(1)
+    if bias is None:
+        return tilt
+    return tilt + (level * bias.to(dtype)[labels] - share @ bias.to(dtype))
+
+
+def _reduced(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, factor: Tensor,
+    everything: Tensor, reduction: str, loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    """factor_r l_r of each row, or its sum, over the sum of ``everything`` for the mean."""
+    if reduction == "none":
+        losses: Tensor = row_losses(features, matrix, bias, indices, indptr, loss, parameter)
+        # An ignored row contributes 0 whatever its features hold, so it must not be multiplied by 0.
+        return torch.where(factor == 0, 0, losses * factor.to(losses.dtype))
+    grad = torch.is_grad_enabled()
+    need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
+    row_weight = _normalised(factor, everything, reduction)
+    value: Tensor = value_and_gradients(features, matrix, bias, indices, indptr, row_weight, loss, parameter, need)[0]
+    return value
+
+
+def _normalised(factor: Tensor, everything: Tensor, reduction: str) -> Tensor:
+    if reduction != "mean":
+        return factor
+    total = everything.sum()
+    return factor / torch.where(total == 0, 1, total)
+
+
+def _undefined(factor: Tensor) -> Tensor:
+    """0, or NaN where a mean is over nothing, as torch has it: the value is undefined, the gradients are zero."""
+    return torch.where(factor.sum() == 0, math.nan, 0.0)
+
+
+def _of_probabilities(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, reduction: str,
+    smoothing: float,
+) -> Tensor:  # fmt: skip
+    classes, *out = matrix.shape[:-1]
+    shape = (*features.shape[:-1], classes, *out)
+    if tuple(target.shape) != shape:
+        raise InputError(f"target of dtype {target.dtype} must hold class probabilities of shape {shape}, got "
+                         f"{tuple(target.shape)}; class indices must be integers")  # fmt: skip
+    flat = None if bias is None else bias.reshape(-1)
+    logits = torch.nn.functional.linear(features, matrix.reshape(-1, matrix.shape[-1]), flat).reshape(shape)
+    dtype = compute_dtype(logits.dtype)
+    class_weight = None if class_weight is None else class_weight.to(dtype)
+    return torch.nn.functional.cross_entropy(
+        logits.to(dtype), target.to(dtype), weight=class_weight, reduction=reduction, label_smoothing=smoothing
+    )

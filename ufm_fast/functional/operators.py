@@ -1,0 +1,383 @@
+"""The head as torch operators: one sweep for value and gradients, differentiable twice, traceable, never R x K.
+
+    head           (value, gradients) of  sum_r row_weight_r l_r;  its own derivative is head_product and head_losses
+    head_losses    l_r;  its derivative is head with row_weight = the incoming gradient
+    head_product   Hessian of the sum times a direction
+    head_slopes    derivative of every l_r along a direction: what row_weight's gradient needs in a double backward
+
+``head`` returns its gradients as *outputs* that are differentiable themselves, so first and second order share one
+formula:  d(value) = g . gradient  and  d(gradient . v) = Hessian v.  A third order is refused in words.
+All take the loss as its name and its one parameter (smoothing of ce, gamma of focal): operators take no objects.
+Library users want the functions of ``ufm_fast.functional``; these names are not part of the public interface.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends import Backend, Gradients, HeadInput, make_backend
+from ufm_fast.backends.base import compute_dtype
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.losses import LOSSES, Focal, Loss, make_loss
+from ufm_fast.targets import Targets
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+_HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
+_LOSS = "str loss, float parameter"
+
+# Neither is public in torch, so either may go. Without the first, torch.func refuses the operators; without the second,
+# gradients are copied rather than handed over.
+_transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+@functools.lru_cache(maxsize=8)
+def backend_for(device_type: str) -> Backend:
+    """The backend that ``auto`` means on this kind of device; kept, because looking packages up costs more than a head."""
+    return make_backend("auto", device_type)
+
+
+def named_loss(name: str, parameter: float) -> Loss:
+    """The loss object of an operator's (name, parameter) pair."""
+    return make_loss(name, smoothing=parameter if name == "ce" else 0.0, gamma=parameter if name == "focal" else None)
+
+
+def loss_arguments(loss: Loss) -> tuple[str, float]:
+    """The (name, parameter) pair of a loss object. Errors: InputTypeError for one that is not of LOSSES."""
+    if type(loss) is not LOSSES.get(loss.name):
+        raise InputTypeError(f"loss must be one of {', '.join(LOSSES)} here, got an object of {type(loss).__name__}")
+    return loss.name, float(loss.gamma if isinstance(loss, Focal) else loss.smoothing)
+
+
+def _differentiable(registered: Any, context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``registered`` with its derivative, inside torch.func transforms as well.
+
+    A custom operator's own autograd rule refuses torch.func (as of torch 2.13), a Function with setup_context does not;
+    torch.compile in turn sees through the operator. Both are given the same rule.
+    """
+    registered.register_autograd(backward, setup_context=context)
+    rules = {"forward": registered, "setup_context": context, "backward": backward}
+    function = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
+
+    def call(*arguments: Any) -> Any:
+        return function.apply(*arguments) if _transforming() else registered(*arguments)  # type: ignore[attr-defined]
+
+    return call
+
+
+def operator(schema: str) -> Callable[[_Function], Any]:
+    """Register under ufm_fast::<function name>; autocast is off inside, where sums must keep the dtype they have."""
+
+    def register(function: _Function) -> Any:
+        @functools.wraps(function)
+        def exact(*arguments: Any) -> Any:
+            with torch.autocast(arguments[0].device.type, enabled=False):
+                return function(*arguments)
+
+        return torch.library.custom_op(f"ufm_fast::{function.__name__}", exact, mutates_args=(), schema=schema)
+
+    return register
+
+
+def _head_input(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    row_weight: Tensor, loss: str, parameter: float,
+) -> HeadInput:  # fmt: skip
+    targets = Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
+    # Backends may read memory directly, so what is strided or expanded is laid out first.
+    bias = None if bias is None else bias.contiguous()
+    return HeadInput(
+        named_loss(loss, parameter), features.contiguous(), weight.contiguous(), bias, targets, row_weight.contiguous()
+    )
+
+
+def _zeros(likes: Sequence[Tensor | None], need: Sequence[bool]) -> list[Tensor | None]:
+    """A zero buffer in the dtype of sums for each tensor whose derivative is needed."""
+    return [
+        torch.zeros(x.shape, dtype=compute_dtype(x.dtype), device=x.device) if wanted and x is not None else None
+        for x, wanted in zip(likes, need, strict=True)
+    ]
+
+
+def _filled(buffers: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Operators cannot return None: an empty tensor stands for a derivative that was not asked for."""
+    absent = [like.new_empty(0, dtype=compute_dtype(like.dtype)) for _ in buffers]
+    return tuple(other if buffer is None else buffer for buffer, other in zip(buffers, absent, strict=True))
+
+
+def _fake_gradients(likes: Sequence[Tensor | None], need: Sequence[bool]) -> tuple[Tensor, ...]:
+    like = likes[0]
+    assert like is not None
+    dtype = compute_dtype(like.dtype)
+    return tuple(
+        like.new_empty(x.shape if wanted and x is not None else (0,), dtype=dtype)
+        for x, wanted in zip(likes, need, strict=True)
+    )
+
+
+# ---- labels ------------------------------------------------------------------------------------------------------
+
+
+@operator("(Tensor labels, SymInt classes, int ignore_index) -> (Tensor, Tensor)")
+def checked_labels(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """(labels as int64 with 0 for ignored ones, factor of each row: 1, or 0 where ignored), after a check of the range.
+
+    An operator, so that a compiled graph checks too. While a CUDA graph is captured nothing may be read back: then a
+    label out of range costs a NaN factor in place of an error, and never a read out of bounds.
+    """
+    if labels.dtype not in _INTEGERS:
+        raise InputTypeError(f"target must hold integers, got {labels.dtype}; convert class indices with target.long()")
+    labels = labels.to(torch.int64)
+    kept = labels != ignore_index
+    clean = torch.where(kept, labels, 0)
+    wrong = (clean < 0) | (clean >= classes)
+    factor = kept.double()
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return torch.where(wrong, 0, clean), factor.masked_fill(wrong, float("nan"))
+    if bool(wrong.any()):
+        raise InputError(
+            f"target must lie in [0, {classes}) or equal ignore_index ({ignore_index}), "
+            f"got values from {int(labels.min())} to {int(labels.max())}; mend the labels or the rows of linear_weight"
+        )
+    return clean, factor
+
+
+def _checked_labels_shapes(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(labels, dtype=torch.int64), torch.empty_like(labels, dtype=torch.float64)
+
+
+checked_labels.register_fake(_checked_labels_shapes)
+
+
+# ---- value and gradients in one sweep ----------------------------------------------------------------------------
+
+
+@operator(f"({_HEAD}, Tensor row_weight, {_LOSS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)")
+def head(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
+    x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
+    grad_features, grad_weight, grad_bias = _zeros((features, weight, bias), need)
+    backend, active = backend_for(weight.device.type), _active_rows(x)
+    if active is None:
+        value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias)).value
+    else:
+        part = HeadInput(x.loss, x.features[active], x.weight, x.bias, Targets(x.targets.indices[active]), x.row_weight[active])
+        (block,) = _zeros((part.features,), need[:1])
+        value = backend.head(part, Gradients(block, grad_weight, grad_bias)).value
+        if grad_features is not None and block is not None:
+            grad_features[active] = block
+    return (value.to(compute_dtype(weight.dtype)), *_filled((grad_features, grad_weight, grad_bias), weight))
+
+
+def _head_shapes(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    value = weight.new_empty((), dtype=compute_dtype(weight.dtype))
+    return (value, *_fake_gradients((features, weight, bias), need))
+
+
+head.register_fake(_head_shapes)
+
+
+def _active_rows(x: HeadInput) -> Tensor | None:
+    """Rows with a weight, where others can be left out: single labels, on the CPU (a GPU would wait for the count)."""
+    if x.row_weight.device.type != "cpu" or not x.targets.single:
+        return None
+    active = torch.nonzero(x.row_weight).reshape(-1)
+    return None if active.numel() == x.row_weight.numel() else active
+
+
+def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
+    """upstream * gradient + Hessian @ directions; for row_weight  upstream * l + slopes along the directions."""
+    *inputs, row_weight = ctx.saved_tensors[:6]
+    needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
+    along = [v if wanted else None for v, wanted in zip(directions, ctx.need, strict=True)]
+    loss = (ctx.loss, ctx.parameter)
+    total: list[Tensor | None] = [None, None, None]
+    weight_gradient = None
+    if upstream is not None and any(needed):
+        total = [_scaled(upstream, g) if w else None for g, w in zip(_gradients(ctx, needed), needed, strict=True)]
+    if any(v is not None for v in along):
+        if any(needed):
+            product = hessian_product(*inputs, row_weight, *along, *loss, needed)
+            total = [_sum(a, b if w else None) for a, b, w in zip(total, product, needed, strict=True)]
+        if ctx.needs_input_grad[5]:
+            weight_gradient = row_slopes(*inputs, *along, *loss).to(row_weight.dtype)
+    if upstream is not None and ctx.needs_input_grad[5]:
+        weight_gradient = _sum(weight_gradient, (upstream * row_losses(*inputs, *loss)).to(row_weight.dtype))
+    total = [t if t is None else t.to(x.dtype) for t, x in zip(total, inputs, strict=False)]
+    return (*total, None, None, weight_gradient, None, None, None)
+
+
+def _gradients(ctx: Any, needed: list[bool]) -> tuple[Tensor, ...]:
+    """The gradients of the forward sweep; a new sweep where it could not know that one would be needed."""
+    saved: tuple[Tensor, ...] = ctx.saved_tensors[6:]
+    if all(have or not wanted for have, wanted in zip(ctx.need, needed, strict=True)):
+        return saved
+    inputs = ctx.saved_tensors[:6]
+    again: tuple[Tensor, ...] = value_and_gradients(*inputs, ctx.loss, ctx.parameter, needed)[1:]
+    return again
+
+
+def _scaled(upstream: Tensor, gradient: Tensor) -> Tensor:
+    """upstream * gradient, in place where this backward is the last reader of the buffer: K x d may be gigabytes.
+
+    ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the buffer is handed over as it is.
+    """
+    plain = type(upstream) is Tensor and type(gradient) is Tensor  # not a tracer's or a transform's stand-in
+    if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
+        return upstream * gradient
+    gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
+    if upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    return gradient.mul_(upstream)
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
+
+
+value_and_gradients = _differentiable(head, _head_context, _head_backward)
+
+
+# ---- the loss of each row ----------------------------------------------------------------------------------------
+
+
+@operator(f"({_HEAD}, {_LOSS}) -> Tensor")
+def head_losses(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    """l_r of each row (R,), in the dtype of sums."""
+    x = _head_input(features, weight, bias, indices, indptr, _ones(features), loss, parameter)
+    if not features.shape[0]:
+        return features.new_zeros(0, dtype=compute_dtype(weight.dtype))
+    return backend_for(weight.device.type).losses(x).to(compute_dtype(weight.dtype))
+
+
+def _head_losses_shapes(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
+
+
+head_losses.register_fake(_head_losses_shapes)
+
+
+def _ones(features: Tensor) -> Tensor:
+    return torch.ones(features.shape[0], dtype=torch.float64, device=features.device)
+
+
+def _losses_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.loss, ctx.parameter = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _losses_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    inputs = ctx.saved_tensors
+    needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
+    gradients = value_and_gradients(*inputs, upstream, ctx.loss, ctx.parameter, needed)[1:]
+    total = [g.to(x.dtype) if w else None for g, x, w in zip(gradients, inputs, needed, strict=False)]
+    return (*total, None, None, None, None)
+
+
+row_losses = _differentiable(head_losses, _losses_context, _losses_backward)
+
+
+# ---- second order ------------------------------------------------------------------------------------------------
+
+
+@operator(
+    f"({_HEAD}, Tensor row_weight, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}, bool[] need)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+def head_product(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
+    loss: str, parameter: float, need: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
+    x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
+    direction = _direction(x, v_features, v_weight, v_bias)
+    out = _zeros((features, weight, bias), need)
+    backend_for(weight.device.type).head_hvp(x, direction, Gradients(*out))
+    return _filled(out, weight)
+
+
+def _head_product_shapes(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
+    loss: str, parameter: float, need: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _fake_gradients((features, weight, bias), need)
+
+
+head_product.register_fake(_head_product_shapes)
+
+
+def _direction(x: HeadInput, features: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> HeadInput:
+    """A direction at ``x`` in its dtype of sums, with zeros for parts that do not move."""
+    features, weight, bias = (
+        v.contiguous() if v is not None else zeros
+        for v, zeros in zip((features, weight, bias), _zeros((x.features, x.weight, x.bias), [True] * 3), strict=True)
+    )
+    assert features is not None
+    assert weight is not None
+    return HeadInput(x.loss, features, weight, bias, x.targets, x.row_weight)
+
+
+@operator(f"({_HEAD}, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}) -> Tensor")
+def head_slopes(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    """Slope of each row's loss along the direction (R,):  v_h . G W + h . G v_W + G v_b  with G the logit gradient."""
+    x = _head_input(features, weight, bias, indices, indptr, _ones(features), loss, parameter)
+    v = _direction(x, v_features, v_weight, v_bias)
+    dtype, dim = compute_dtype(weight.dtype), features.shape[1]
+    right = [x.weight.to(dtype), v.weight] if v.bias is None else [x.weight.to(dtype), v.weight, v.bias[:, None]]
+    product, _ = backend_for(weight.device.type).logit_products(x, torch.cat(right, dim=1), None)
+    assert product is not None
+    slopes = (v.features * product[:, :dim]).sum(1) + (x.features * product[:, dim : 2 * dim]).sum(1)
+    return slopes if v.bias is None else slopes + product[:, -1]
+
+
+def _head_slopes_shapes(
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
+    v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
+
+
+head_slopes.register_fake(_head_slopes_shapes)
+
+
+def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Nothing is kept for a third derivative."""
+
+
+def _no_third(ctx: Any, *upstream: Tensor) -> Any:
+    raise NotImplementedError("third derivatives of a fused loss are not available; take them of the dense expression")
+
+
+hessian_product = _differentiable(head_product, _no_context, _no_third)
+row_slopes = _differentiable(head_slopes, _no_context, _no_third)

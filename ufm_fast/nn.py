@@ -1,0 +1,169 @@
+"""Modules: the unconstrained features model with its parameters, and the classifier head with its loss, as torch has it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.functional import linear_cross_entropy
+from ufm_fast.functional.checks import check_reduction
+from ufm_fast.functional.operators import loss_arguments, value_and_gradients
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.starts import make_start
+
+
+class UFM(nn.Module):
+    """The regularised unconstrained features model as a module, for any optimiser of ``torch.optim``.
+
+    Parameters W (K x d), H (R x d, a row per class or per sample) and b (K,) or None, in the model's own units; a frozen
+    factor does not require a gradient. ``model()`` is the objective, a scalar differentiable twice:
+
+        f = sum_r (n_r/N) l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 sum_r n_r |h_r|^2 + lambda_b/2 |b|^2
+
+    ``reduce``: 'classes' (one row for each class or distinct target set, exact, since samples with equal targets have
+    equal features at a minimum), 'none' (one row a sample), 'auto' is 'classes'. ``start`` and ``seed``: the initial point,
+    a name of ``ufm_fast.starts``. Training is two lines; L-BFGS needs the closure, the others may use it:
+
+        optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+        optimizer.step(model.closure)
+
+    Errors: InputTypeError unless ``problem`` is a Problem; InputError for an unknown reduce or start.
+    Source: Mixon et al., arXiv 2011.11619; Zhu et al., arXiv 2105.02375, eq. 3.
+    """
+
+    W: nn.Parameter
+    H: nn.Parameter
+    b: nn.Parameter | None
+    indices: Tensor
+    indptr: Tensor | None
+    row_weight: Tensor
+
+    def __init__(self, problem: Problem, *, reduce: str = "auto", start: str = "normal", seed: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(problem, Problem):
+            raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
+        if reduce not in ("auto", "classes", "none"):
+            raise InputError(f"reduce must be auto, classes or none; got {reduce!r}")
+        objective = Objective(problem, reduce=reduce, variables="raw")
+        self.problem, self.reduce = problem, objective.reduce
+        self._loss, self._parameter = loss_arguments(problem.loss)
+        point = objective.to_model(make_start(objective, start, seed=seed))
+        self.W = nn.Parameter(point.W, requires_grad=problem.freeze != "w")
+        self.H = nn.Parameter(point.H, requires_grad=problem.freeze != "h")
+        self.register_parameter("b", None if point.b is None else nn.Parameter(point.b))
+        targets = objective.targets
+        self.register_buffer("indices", targets.indices, persistent=False)
+        self.register_buffer("indptr", targets.indptr, persistent=False)
+        self.register_buffer("row_weight", objective.row_weight, persistent=False)
+        self._master = objective.dtype
+
+    def forward(self) -> Tensor:
+        """f at the current parameters, a scalar in their dtype."""
+        inputs = (self.H, self.W, self.b)
+        need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+        if self.problem.torch_dtype != self._master:  # half precision rounds parameters before each product
+            inputs = tuple(None if x is None else x.to(self.problem.torch_dtype) for x in inputs)  # type: ignore[assignment]
+        rows = (self.indices, self.indptr, self.row_weight)
+        fit: Tensor = value_and_gradients(*inputs, *rows, self._loss, self._parameter, need)[0]
+        value: Tensor = fit + self.penalty()
+        return value
+
+    def penalty(self) -> Tensor:
+        """The lambda terms of f. Dot products, because a square would make a copy of each parameter."""
+        problem = self.problem
+        counts = (self.row_weight * problem.num_samples).to(self.H.dtype)
+        weights: Tensor = 0.5 * problem.lambda_w * torch.dot(self.W.reshape(-1), self.W.reshape(-1))
+        features: Tensor = 0.5 * problem.lambda_h * (counts @ torch.linalg.vecdot(self.H, self.H))
+        total = weights + features
+        return total if self.b is None else total + 0.5 * problem.lambda_b * torch.dot(self.b, self.b)
+
+    def closure(self) -> Tensor:
+        """Clear the gradients, evaluate f, back-propagate, return f: what ``optimizer.step`` takes."""
+        self.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            value: Tensor = self()
+            torch.autograd.backward(value)
+        return value.detach()
+
+    def point(self, *, lift: bool = False) -> Point:
+        """(W, H, b) now, detached; with ``lift`` one row of H for each of the N samples. What the metrics take."""
+        H = self.H.detach()
+        if lift and self.reduce == "classes":
+            H = H.index_select(0, self.problem.sample_row().to(H.device))
+        return Point(self.W.detach(), H, None if self.b is None else self.b.detach())
+
+    def extra_repr(self) -> str:
+        rows, dim = self.H.shape
+        return f"classes={self.W.shape[0]}, dim={dim}, rows={rows}, loss={self._loss}, reduce={self.reduce}"
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """A linear classifier and its cross-entropy in one module: ``torch.nn.LinearCrossEntropyLoss``, fused.
+
+    Constructor, ``state_dict`` and initial values as in torch 2.13 (also on torch 2.11, which has none); ``forward`` calls
+    ``ufm_fast.functional.linear_cross_entropy``, where formula, shapes and errors stand. ``out_features``: (d_1, ...) heads
+    beside the classes. Differentiable twice, exact when collapsed, never holding the logits; ``options`` is accepted and
+    not needed for that. Equivalent: ``nn.CrossEntropyLoss(...)(nn.Linear(in_features, num_classes, bias)(input), target)``.
+
+    Errors: InputError for a weight of another shape than (num_classes,), smoothing outside [0, 1] or an unknown reduction.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+    ) -> None:
+        super().__init__()
+        if weight is not None and weight.shape != (num_classes,):
+            raise InputError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        check_reduction(reduction)
+        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
+        self.options = options
+        self.register_buffer("weight", weight)
+        # Flat, as torch keeps it: Linear has no multi-dimensional weight, and saved states stay interchangeable.
+        outputs = math.prod(self.out_features, start=num_classes)
+        self.linear = nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Loss of a batch: input (d) or (N, d), target class indices or probabilities."""
+        shape = (self.num_classes, *self.out_features)
+        bias = self.linear.bias
+        return linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*shape, self.linear.in_features),
+            target,
+            linear_bias=None if bias is None else bias.reshape(shape),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features}, "
+            f"bias={self.linear.bias is not None}, reduction={self.reduction}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, options={self.options}"
+        )
