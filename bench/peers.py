@@ -1,0 +1,166 @@
+"""Mean cross-entropy of a linear head, value and both gradients, by every peer that is installed.
+
+A contender is a function (features, weight, labels) -> (loss, grad_features, grad_weight). Peers are imported, never
+copied; one that is not installed, or does not offer an option in its version, is left out with its reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ufm_kernels import head
+from ufm_kernels.segments import Segments
+
+Contender = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+PRODUCTS = "library products"
+OURS = "ufm_kernels"
+
+
+def ours(mode: str, chunk_rows: int, products: str = "triton") -> Contender:
+    """The chunked driver of this repository."""
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gradients = torch.zeros_like(features, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+        scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
+        result = head.softmax_value_and_grad(
+            features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1],
+            chunk_rows=chunk_rows, mode=mode, products=products,
+        )  # fmt: skip
+        return result.losses.mean(), *gradients
+
+    return run
+
+
+def one_pass(mode: str) -> Contender:
+    """The driver of this repository that never stores E (features of at most 128 columns)."""
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gradients = torch.zeros_like(features, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+        scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
+        segments = Segments.of(labels[:, None].int(), len(weight))
+        result = head.one_pass_value_and_grad(
+            features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1], mode=mode,
+            segments=segments,
+        )  # fmt: skip
+        return result.losses.mean(), *gradients
+
+    return run
+
+
+def library_products(chunk_rows: int) -> Contender:
+    """The three matrix products alone, chunk by chunk: the practical ceiling. Its values are not a loss."""
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad_features, grad_weight = torch.empty_like(features), torch.zeros_like(weight)
+        for start in range(0, len(features), chunk_rows):
+            part = slice(start, start + chunk_rows)
+            logits = features[part] @ weight.T
+            torch.mm(logits, weight, out=grad_features[part])
+            grad_weight.addmm_(logits.T, features[part])
+        return grad_weight[0, 0], grad_features, grad_weight
+
+    return run
+
+
+def torch_chunked(chunk_rows: int, compiled: bool) -> Contender:
+    """Row-chunked torch: log-sum-exp and softmax minus one-hot, as one writes it by hand."""
+
+    def chunk(features: Tensor, weight: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        logits = (features @ weight.T).float()
+        loss = functional.cross_entropy(logits, labels, reduction="sum") / count
+        gradient = torch.softmax(logits, 1)
+        gradient = (gradient - functional.one_hot(labels, len(weight))) / count
+        gradient = gradient.to(features.dtype)
+        return loss, gradient @ weight, gradient.T @ features
+
+    step = torch.compile(chunk) if compiled else chunk
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss = torch.zeros((), device=features.device)
+        grad_features, grad_weight = torch.empty_like(features), torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(features), chunk_rows):
+            part = slice(start, start + chunk_rows)
+            value, grad_features[part], added = step(features[part], weight, labels[part], len(features))
+            loss += value
+            grad_weight += added
+        return loss, grad_features, grad_weight
+
+    return run
+
+
+def through_autograd(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Contender:
+    """A peer that is a differentiable function of features and weight."""
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = features.detach().requires_grad_(), weight.detach().requires_grad_()
+        value = loss(*leaves, labels)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    return run
+
+
+def torch_function() -> Contender:
+    """torch.nn.functional.linear_cross_entropy (2.13 and later) with its automatic chunking."""
+    function = functional.linear_cross_entropy
+    options = torch.nn.LinearCrossEntropyOptions()
+    return through_autograd(lambda h, w, y: function(h, w, y, options=options))
+
+
+def liger(chunk_mem_const: int) -> Contender:
+    """Liger's fused linear cross-entropy with fp32 accumulation of the weight gradient."""
+    module = importlib.import_module("liger_kernel.transformers.fused_linear_cross_entropy")
+    offered = inspect.signature(module.LigerFusedLinearCrossEntropyLoss.__init__).parameters
+    options: dict[str, object] = {"accum_dtype": torch.float32}
+    if chunk_mem_const != 1:
+        options["chunk_mem_const"] = chunk_mem_const
+    missing = [name for name in options if name not in offered]
+    if missing:
+        raise ImportError(f"this version of Liger has no {', '.join(missing)}")
+    loss = module.LigerFusedLinearCrossEntropyLoss(**options)
+    return through_autograd(lambda h, w, y: loss(w, h, y))
+
+
+def cut_cross_entropy() -> Contender:
+    """Cut Cross-Entropy without its filter, which drops every tile without a target once K > 4096."""
+    function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return through_autograd(lambda h, w, y: function(h, w, y, impl="cce_exact"))
+
+
+def quack() -> Contender:
+    """QuACK's chunked linear cross-entropy."""
+    function = importlib.import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
+    return through_autograd(lambda h, w, y: function(h, w, y, reduction="mean"))
+
+
+def contenders(modes: list[str], dim: int, chunk_rows: int) -> tuple[dict[str, Contender], dict[str, str]]:
+    """(contenders by name, reasons why the others are missing). Ours come first, the products last."""
+    found: dict[str, Contender] = {}
+    missing: dict[str, str] = {}
+    for mode in modes:
+        found[f"{OURS} {mode}"] = ours(mode, chunk_rows)
+        if mode in ("bf16", "tf32"):
+            found[f"{OURS} {mode}, library products"] = ours(mode, chunk_rows, "library")
+        if dim <= head.NARROW:
+            found[f"{OURS} {mode}, one pass"] = one_pass(mode)
+    makers: dict[str, Callable[[], Contender]] = {
+        "torch chunked": lambda: torch_chunked(chunk_rows, compiled=False),
+        "torch chunked, compiled": lambda: torch_chunked(chunk_rows, compiled=True),
+        "torch linear_cross_entropy": torch_function,
+        "Liger, chunk_mem_const 1": lambda: liger(1),
+        "Liger, chunk_mem_const 16": lambda: liger(16),
+        "Cut Cross-Entropy exact": cut_cross_entropy,
+        "QuACK": quack,
+    }
+    for name, maker in makers.items():
+        try:
+            found[name] = maker()
+        except (ImportError, AttributeError) as error:
+            missing[name] = f"{type(error).__name__}: {error}"
+    found[PRODUCTS] = library_products(chunk_rows)
+    return found, missing

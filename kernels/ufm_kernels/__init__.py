@@ -1,0 +1,23 @@
+"""Triton kernels for the softmax and squared-error heads of large classifiers, usable alone.
+
+From the simplest to the cleverest:
+
+    primitives.py     device functions that every kernel shares
+    tiles.py          which tile each kernel uses on which architecture
+    operands.py       precision modes: how a matrix is rounded or split before the tensor cores see it
+    segments.py       sums of rows that share a class, and one dot product per row and target
+    nearest.py        largest competing logit of every row, without the logits
+    off_target.py     E = exp(z - z_y) off the targets, with its row sums
+    products.py       the two products of E with the parameters, epilogues fused
+    one_pass.py       loss and both gradients with E never stored, for narrow features
+    matvec.py         products with the logit gradient and its transpose
+    hvp.py            the tile of the Hessian-vector product
+    squared_error.py  Gram matrices; gradient, penalty and update of the squared error
+    rows.py           loss and gradient factors of a row from its sums: where the loss functions live
+    head.py           drivers on torch tensors: values and gradients
+    curvature.py      drivers on torch tensors: Hessian-vector products, products with the logit gradient
+    squared_head.py   driver on torch tensors of the squared error
+    compile_gate.py   builds every kernel without a GPU and inspects the result
+
+Importing the package imports neither torch nor triton.
+"""

@@ -1,0 +1,202 @@
+"""Drivers of second order: Hessian-vector products of a softmax head, and products with its logit gradient.
+
+With E, s, T, l, p of `rows` for one target a row, and du the direction's logits less their target entry:
+
+    ds = sum_k E_k du_k
+    logit gradient   G_k = a E_k,                   a = g'(l) / (T + s)
+    its derivative   R_k = E_k (a du_k + c),        c = (g''(l) - g'(l)) ds / (T + s)^2
+    off the target, and minus the row's sum on it. So
+    Hessian-vector product: features R W + G dW, classes R' H + G' dH, bias R' 1.
+
+ds needs no pass of its own: it is h . (E dW) + dh . (E W) + E db, whose products are needed anyway.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .head import check, check_buffers, exponentials, features_of
+from .hvp import move_exponentials
+from .matvec import exponential_product
+from .operands import empty_chunk, mode_named, operand
+from .products import add_product, add_weighted_sums
+from .rows import LossFunction, as_labels, cross_entropy_value, cross_entropy_weight, finish_rows
+from .segments import Segments, add_class_sums, target_logits
+
+
+def cross_entropy_curvature(log_ratio: Tensor, probability: Tensor) -> Tensor:
+    """g''(l) = 0."""
+    return torch.zeros_like(log_ratio)
+
+
+def softmax_hvp(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    weight_fn: LossFunction = cross_entropy_weight,
+    curvature_fn: LossFunction = cross_entropy_curvature,
+    smoothing: float = 0.0,
+    *,
+    d_features: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor | None = None,
+    out_features: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor | None = None,
+    chunk_rows: int = 4096,
+    mode: str = "bf16",
+    segments: Segments | None = None,
+) -> None:
+    """Add the Hessian of sum_i row_weight_i loss_i times (d_features, d_weight, d_bias) to the out buffers.
+
+    Arguments as in `head.softmax_value_and_grad`, one target a row; curvature_fn is g''(l, p). Directions have the
+    shapes of what they move; `d_bias` only with a bias.
+    """
+    chosen = mode_named(mode)
+    labels = as_labels(targets)
+    check(features, weight, labels, row_weight, smoothing, cross_entropy_value, chunk_rows, "triton", chosen)
+    check_buffers(features, weight, bias, out_features, out_weight, out_bias, True, True)
+    if labels.shape[1] != 1:
+        raise ValueError("targets: Hessian-vector products take one target a row")
+    passes, classes = chosen.passes, weight.shape[0]
+    H, W, dH, dW = (operand(x, chosen.logits, passes) for x in (features, weight, d_features, d_weight))
+    same = chosen.logits == chosen.products
+    V, dV = (W, dW) if same else (operand(x, chosen.products, 1) for x in (weight, d_weight))
+    exact = [features_of(x, prepared, chosen) for x, prepared in ((features, H), (weight, W), (d_features, dH), (d_weight, dW))]
+    z = target_logits(exact[0], exact[1], bias, labels)
+    base = (target_logits(exact[2], exact[1], None, labels) + target_logits(exact[0], exact[3], d_bias, labels))[:, 0]
+    E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
+    slopes, moves = [], []
+    for start in range(0, len(H), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        e, label, scale = E[: len(H[part])], labels[part], row_weight[part]
+        offset, sums = exponentials(H[part], W, bias, z[part], label, e, chosen, classes)
+        rows = finish_rows(z[part], label >= 0, offset, sums, lambda l, p: l, weight_fn)
+        a = rows.factor * scale
+        moved, turned = torch.zeros_like(out_features[part]), torch.zeros_like(out_features[part])
+        add_product(moved, e, V, passes=passes, depth=classes)
+        add_product(turned, e, dV, passes=passes, depth=classes)
+        ds = (d_features[part].float() * moved).sum(1) + (features[part].float() * turned).sum(1)
+        if d_bias is not None:
+            add_weighted_sums(ds, e, d_bias.float().contiguous(), passes=passes, classes=classes, transposed=False)
+        ds -= base[part] * sums[1]
+        c = second_factor(z[part], offset, sums, ds, weight_fn, curvature_fn) * scale
+        slopes.append(rows.own[:, 0] * scale)
+        out_features[part].addcmul_(turned, a[:, None])
+        add_product(
+            out_weight, e, operand(d_features[part].float() * a[:, None], chosen.products, passes), passes=passes,
+            depth=len(e), transposed=True,
+        )  # fmt: skip
+        moves.append(move_exponentials(H[part], W, dH[part], dW, d_bias, base[part], a, c, e, passes=passes))
+        ones = torch.ones_like(scale)
+        add_product(out_features[part], e, V, passes=passes, depth=classes, factor=ones)
+        product = operand(features[part].float(), chosen.products, passes)
+        add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True)
+        if out_bias is not None:
+            add_weighted_sums(out_bias, e, ones, passes=passes, classes=classes)
+    own, moved = torch.cat(slopes) - smoothing * row_weight, torch.cat(moves)
+    add_target_terms(
+        (features, weight, d_features, d_weight), labels, own, moved, (out_features, out_weight, out_bias), segments
+    )
+    if smoothing:
+        out_features.addr_(row_weight, d_weight.float().mean(0), alpha=-smoothing)
+        out_weight -= (smoothing / classes) * (row_weight @ d_features.float())
+
+
+def second_factor(z, offset, sums, ds, weight_fn, curvature_fn):
+    """(g''(l) - g'(l)) ds / (T + s)^2 of every row, rescaled for the rounding of E as the first factor is."""
+    mass, kept, _ = sums
+    unit = torch.exp(z[:, 0] - offset)
+    ratio = torch.where(unit > 0, mass / unit, float("inf"))
+    log_ratio = torch.where(ratio.isfinite(), torch.log1p(ratio), torch.log(unit + mass) + offset - z[:, 0])
+    probability = mass / (unit + mass)
+    rescale = torch.where(kept > 0, mass / kept, 1.0)
+    change = curvature_fn(log_ratio, probability) - weight_fn(log_ratio, probability)
+    # The rescaling enters once through ds and once through the E that this multiplies.
+    return change * ds * rescale**2 / (unit + mass) ** 2
+
+
+def add_target_terms(inputs, labels, own, moved, outs, segments):
+    """Minus own dw_y and moved w_y for features; the same by class for the classes and the bias."""
+    features, weight, d_features, d_weight = inputs
+    out_features, out_weight, out_bias = outs
+    index = labels[:, 0].long().clamp(0, len(weight) - 1)
+    out_features.addcmul_(d_weight[index].float(), own[:, None], value=-1)
+    out_features.addcmul_(weight[index].float(), moved[:, None], value=-1)
+    segments = segments or Segments.of(labels, weight.shape[0])
+    add_class_sums(out_weight, d_features.contiguous(), own[:, None], segments, -1.0)
+    add_class_sums(out_weight, features.contiguous(), moved[:, None], segments, -1.0)
+    if out_bias is not None:
+        ones = torch.ones((len(labels), 1), device=labels.device)
+        add_class_sums(out_bias.view(-1, 1), ones, moved[:, None], segments, -1.0)
+
+
+@dataclass(frozen=True)
+class LogitGradient:
+    """The N x K matrix G of derivatives of sum_i row_weight_i loss_i in the logits, as an operator."""
+
+    product: Callable[..., Tensor]  # E X or E' Y
+    factor: Tensor
+    own: Tensor
+    labels: Tensor
+    row_weight: Tensor
+    segments: Segments
+    classes: int
+    smoothing: float
+
+    def times(self, X: Tensor) -> Tensor:
+        """G X (R, r) for X (K, r), r <= 16."""
+        out = self.factor[:, None] * self.product(X)
+        for t in range(self.labels.shape[1]):
+            out.addcmul_(X[self.labels[:, t].long().clamp(0, self.classes - 1)], self.own[:, t, None], value=-1)
+        return out - (self.smoothing / self.classes) * self.row_weight[:, None] * X.sum(0)
+
+    def transposed_times(self, Y: Tensor) -> Tensor:
+        """G' Y (K, r) for Y (R, r), r <= 16."""
+        out = self.product(self.factor[:, None] * Y, transposed=True).contiguous()
+        add_class_sums(out, Y.contiguous(), self.own, self.segments, -1.0)
+        return out - (self.smoothing / self.classes) * (self.row_weight @ Y)
+
+
+def logit_gradient(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    weight_fn: LossFunction = cross_entropy_weight,
+    smoothing: float = 0.0,
+    *,
+    chunk_rows: int = 4096,
+    mode: str = "bf16x3",
+) -> LogitGradient:
+    """G of `LogitGradient`; arguments as in `head.softmax_value_and_grad`. Memory: one chunk of E while it is built."""
+    chosen = mode_named(mode)
+    labels = as_labels(targets)
+    check(features, weight, labels, row_weight, smoothing, cross_entropy_value, chunk_rows, "triton", chosen)
+    classes = weight.shape[0]
+    H, W = operand(features, chosen.logits, chosen.passes), operand(weight, chosen.logits, chosen.passes)
+    z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
+    E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
+    offsets, sums = [], []
+    for start in range(0, len(H), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        offset, found = exponentials(H[part], W, bias, z[part], labels[part], E[: len(H[part])], chosen, classes)
+        offsets.append(offset)
+        sums.append(found)
+    offset, found = torch.cat(offsets), torch.cat(sums, 1)
+    # E is not rounded in these products, so its plain sum takes the place of the rounded one.
+    found = torch.stack((found[0], found[0], found[2]))
+    rows = finish_rows(z, labels >= 0, offset, found, lambda l, p: l, weight_fn)
+
+    def product(X: Tensor, transposed: bool = False) -> Tensor:
+        return exponential_product(H, W, bias, offset, labels, X, passes=chosen.passes, transposed=transposed)
+
+    own = (rows.own - smoothing) * row_weight[:, None]
+    return LogitGradient(
+        product, rows.factor * row_weight, own, labels, row_weight, Segments.of(labels, classes), classes, smoothing
+    )

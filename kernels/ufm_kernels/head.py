@@ -1,0 +1,274 @@
+"""Drivers: loss and gradients of a softmax head from torch tensors, a bounded chunk of E at a time or none at all.
+
+The formulas of a row are in `rows`, those of the two products in `products`. Buffers are added to, so that the caller
+may fill them with a penalty's gradient beforehand.
+"""
+
+import torch
+from torch import Tensor
+
+from .off_target import off_target
+from .one_pass import forward, transposed
+from .operands import Mode, empty_chunk, mode_named, operand
+from .products import add_product, add_weighted_sums
+from .rows import (
+    HeadResult,
+    LossFunction,
+    as_labels,
+    cross_entropy_value,
+    cross_entropy_weight,
+    finish_rows,
+    twice,
+)
+from .segments import Segments, add_class_sums, target_logits
+
+NARROW = 128  # columns of features that the one-pass kernels hold
+
+
+def exponentials(
+    H: Tensor, W: Tensor, bias: Tensor | None, z: Tensor, labels: Tensor, E: Tensor, mode: Mode, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Fill E; return (offset, statistics (3, rows)). Rows that overflow are done again from their maximum."""
+
+    def attempt(offset: Tensor, flag: Tensor | None) -> tuple[Tensor, None]:
+        settings = {"passes": mode.passes, "classes": classes, "flag": flag}
+        return off_target(H, W, bias, offset, labels, E, **settings), None
+
+    offset, sums, _ = twice(attempt, z, labels)
+    return offset, sums
+
+
+def library_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in fp32 by the library; halves are not supported there."""
+    if not a.is_cuda or a.dtype == torch.float32:
+        return torch.mm(a.float(), b.float())
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def softmax_value_and_grad(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    value_fn: LossFunction = cross_entropy_value,
+    weight_fn: LossFunction = cross_entropy_weight,
+    smoothing: float = 0.0,
+    *,
+    grad_features: Tensor | None = None,
+    grad_weight: Tensor | None = None,
+    grad_bias: Tensor | None = None,
+    chunk_rows: int = 4096,
+    mode: str = "bf16",
+    need_features: bool = True,
+    need_weight: bool = True,
+    segments: Segments | None = None,
+    products: str = "triton",
+) -> HeadResult:
+    """Losses of every row; adds row_weight_i d loss_i to the gradient buffers, which the caller has pre-filled.
+
+    Args:
+        features (R, d), weight (K, d), bias (K,) or None: any float dtype, rounded or split as `mode` says.
+        targets: (R,) labels, or (R, T) padded with -1 (cross-entropy summed over the targets; no smoothing).
+            Run `segments.check_labels` once on new labels; a label that is no class makes its row NaN.
+        row_weight: (R,) fp32, sample weight times the scale of the objective.
+        value_fn, weight_fn: g(l, p) and g'(l, p) of the loss, on vectors of R entries.
+        smoothing: eps of eps (z_y - mean_k z_k), costs no product with N x K entries.
+        grad_features (R, d), grad_weight (K, d), grad_bias (K,): contiguous fp32; None only if not needed.
+        chunk_rows: rows of E held at once; memory is `operands.chunk_bytes(chunk_rows, K, mode)`.
+        mode: a key of `operands.MODES`.
+        segments: `Segments.of(labels, K)` where the caller has it already.
+        products: 'triton', or 'library' for torch.mm and a separate epilogue (single-pass modes only).
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit.
+    """
+    chosen = mode_named(mode)
+    labels = as_labels(targets)
+    check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, chosen)
+    check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
+    classes, H = weight.shape[0], operand(features, chosen.logits, chosen.passes)
+    W = operand(weight, chosen.logits, chosen.passes)
+    V = W if chosen.logits == chosen.products else operand(weight, chosen.products, 1)
+    z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
+    E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
+    done, own = [], []
+    for start in range(0, len(H), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        h, e, label, scale = H[part], E[: len(H[part])], labels[part], row_weight[part]
+        offset, sums = exponentials(h, W, bias, z[part], label, e, chosen, classes)
+        rows = finish_rows(z[part], label >= 0, offset, sums, value_fn, weight_fn)
+        factor = rows.factor * scale
+        coefficient = (rows.own - smoothing) * scale[:, None]
+        done.append((rows.loss, rows.ratio, rows.margin))
+        own.append(coefficient)
+        if need_features:
+            add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products)
+        if need_weight:
+            add_weight(grad_weight, e, features[part], factor, chosen, products)
+        if grad_bias is not None:
+            add_weighted_sums(grad_bias, e, factor, passes=chosen.passes, classes=classes)
+    result = HeadResult(*(torch.cat(column) for column in zip(*done, strict=True)))
+    return finish(
+        result, features, weight, bias, labels, row_weight, smoothing, z, torch.cat(own), segments,
+        grad_features if need_features else None, grad_weight if need_weight else None, grad_bias,
+    )  # fmt: skip
+
+
+def one_pass_value_and_grad(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    value_fn: LossFunction = cross_entropy_value,
+    weight_fn: LossFunction = cross_entropy_weight,
+    smoothing: float = 0.0,
+    *,
+    grad_features: Tensor | None = None,
+    grad_weight: Tensor | None = None,
+    grad_bias: Tensor | None = None,
+    mode: str = "bf16",
+    need_features: bool = True,
+    need_weight: bool = True,
+    segments: Segments | None = None,
+) -> HeadResult:
+    """`softmax_value_and_grad` with E never stored, for d <= 128: logits are formed twice, memory is O((R + K) d)."""
+    chosen = mode_named(mode)
+    labels = as_labels(targets)
+    check(features, weight, labels, row_weight, smoothing, value_fn, 1, "triton", chosen)
+    if features.shape[1] > NARROW:
+        raise ValueError(f"features: {features.shape[1]} columns; the one-pass kernels hold at most {NARROW}")
+    check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
+    H, W = operand(features, chosen.logits, chosen.passes), operand(weight, chosen.logits, chosen.passes)
+    V = W if chosen.logits == chosen.products else operand(weight, chosen.products, 1)
+    z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
+
+    def attempt(offset: Tensor, flag: Tensor | None) -> tuple[Tensor, Tensor]:
+        statistics, product = forward(H, W, V, bias, offset, labels, passes=chosen.passes, flag=flag)
+        return statistics, product.sum(0)
+
+    offset, sums, product = twice(attempt, z, labels)
+    rows = finish_rows(z, labels >= 0, offset, sums, value_fn, weight_fn)
+    factor = rows.factor * row_weight
+    own = (rows.own - smoothing) * row_weight[:, None]
+    if need_features:
+        columns = features.shape[1]
+        grad_features.addcmul_(product[:, :columns], factor[:, None])
+        subtract_targets(grad_features, weight if chosen.passes == 3 else W, labels, own)
+    if need_weight or grad_bias is not None:
+        X = operand(features.float() * factor[:, None], chosen.products, chosen.passes)
+        grown, column_sums = transposed(H, W, X, bias, offset, labels, factor, passes=chosen.passes)
+        if need_weight:
+            grad_weight += grown[:, : features.shape[1]]
+        if grad_bias is not None:
+            grad_bias += column_sums
+    result = HeadResult(rows.loss, rows.ratio, rows.margin)
+    return finish(
+        result, features, weight, bias, labels, row_weight, smoothing, z, own, segments,
+        grad_features if need_features else None, grad_weight if need_weight else None, grad_bias,
+    )  # fmt: skip
+
+
+def finish(
+    result, features, weight, bias, labels, row_weight, smoothing, z, own, segments, grad_features, grad_weight, grad_bias
+):
+    """Target terms and smoothing, which need no pass over classes: the last step of both drivers."""
+    add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
+    if not smoothing:
+        return result
+    mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
+    return result._replace(losses=result.losses + smoothing * (z[:, 0] - mean))
+
+
+def subtract_targets(out, points, labels, own):
+    """out_i -= sum_t own_it points_(y_it)."""
+    for t in range(labels.shape[1]):
+        point = points[labels[:, t].long().clamp(0, len(points) - 1), : out.shape[1]].float()
+        out.addcmul_(point, own[:, t, None], value=-1)
+
+
+def check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight):
+    """ValueErrors about the gradient buffers."""
+    for name, needed, out, like in (
+        ("grad_features", need_features, grad_features, features),
+        ("grad_weight", need_weight, grad_weight, weight),
+        ("grad_bias", grad_bias is not None, grad_bias, weight[:, 0]),
+    ):
+        if needed and (out is None or out.shape != like.shape or out.dtype != torch.float32 or not out.is_contiguous()):
+            raise ValueError(f"{name}: must be a contiguous float32 tensor of shape {tuple(like.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: shape {tuple(bias.shape)}, must be ({weight.shape[0]},)")
+
+
+def check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, mode):
+    """ValueErrors of `softmax_value_and_grad` that concern its inputs."""
+    rows, classes = features.shape[0], weight.shape[0]
+    if features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
+        raise ValueError(f"features {tuple(features.shape)}, weight {tuple(weight.shape)}: must be (R, d) and (K, d)")
+    if rows == 0 or classes < 2:
+        raise ValueError(f"features has {rows} rows and weight {classes} classes: at least 1 and 2 are needed")
+    if labels.shape[0] != rows or row_weight.shape != (rows,) or row_weight.dtype != torch.float32:
+        raise ValueError(f"targets, row_weight: one entry for each of the {rows} rows, row_weight in float32")
+    devices = {features.device, weight.device, labels.device, row_weight.device}
+    if len(devices) > 1:
+        raise ValueError(f"features, weight, targets, row_weight: on different devices {sorted(map(str, devices))}")
+    if labels.shape[1] > 1 and (smoothing or value_fn is not cross_entropy_value):
+        raise ValueError("targets: several targets a row work with plain cross-entropy only")
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows={chunk_rows}: must be at least 1")
+    if products not in ("triton", "library") or (products == "library" and mode.passes != 1):
+        raise ValueError(f"products={products!r}: 'triton', or 'library' in a single-pass mode")
+
+
+def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
+    """The matrix whose dot products the target logits are: what the tiles saw, or the original of a split one."""
+    return prepared if mode.passes == 1 else x.float().contiguous()
+
+
+def add_features(out, E, V, factor, coefficient, labels, mode, products):
+    """out += factor * (E V) - sum_t coefficient_t v_(y_t)."""
+    if products == "triton":
+        add_product(
+            out, E, V, passes=mode.passes, depth=V.shape[0], factor=factor, coefficient=coefficient,
+            labels=labels, points=V,
+        )  # fmt: skip
+        return
+    classes, columns = V.shape[0], out.shape[1]
+    out.addcmul_(library_product(out, E[:, :classes], V[:, :columns]), factor[:, None])
+    subtract_targets(out, V, labels, coefficient)
+
+
+def add_weight(out, E, features, factor, mode, products):
+    """out += E' (factor * H)."""
+    X = operand(features.float() * factor[:, None], mode.products, mode.passes)
+    if products == "triton":
+        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True)
+    else:
+        out += library_product(out, E[:, : out.shape[0]].T, X[:, : out.shape[1]])
+
+
+def add_targets(features, labels, own, grad_weight, grad_bias, segments, classes):
+    """The target terms of dW and db, summed class by class in a fixed order."""
+    if grad_weight is None and grad_bias is None:
+        return
+    segments = segments or Segments.of(labels, classes)
+    if grad_weight is not None:
+        add_class_sums(grad_weight, features.contiguous(), own, segments, -1.0)
+    if grad_bias is not None:
+        ones = torch.ones((len(labels), 1), device=labels.device)
+        add_class_sums(grad_bias.view(-1, 1), ones, own, segments, -1.0)
+
+
+def add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias):
+    """The rank-one gradient of -smoothing mean_k z_k; returns mean_k z_k of every row."""
+    classes = weight.shape[0]
+    middle = weight.float().mean(0)
+    if grad_features is not None:
+        grad_features.addr_(row_weight, middle, alpha=-smoothing)
+    if grad_weight is not None:
+        grad_weight -= (smoothing / classes) * (row_weight @ features.float())
+    if grad_bias is not None:
+        grad_bias -= (smoothing / classes) * row_weight.sum()
+    mean = features.float() @ middle
+    return mean if bias is None else mean + bias.float().mean()

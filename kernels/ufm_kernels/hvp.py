@@ -1,0 +1,85 @@
+"""The tile of the Hessian-vector product: how the logit gradient moves when features and classes move.
+
+    du = dH W' + H dW' + db - (its target entry),    R = E (a du + c)
+
+with a_i = phi'(s_i), c_i = phi''(s_i) ds_i of the row. R is the off-target part of the directional derivative of the
+logit gradient; E is read and R written over it, so a chunk needs no second buffer. R then enters the same two products
+as E (`products`), and its row sums are its target entries.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch import Launch, descriptor
+from .primitives import corner, load_tile, multiply, pass_of, round_to
+
+
+@triton.jit
+def hvp_kernel(
+    H, W, dH, dW, db, base, slope, curvature, E, sums, rows, classes, depth, stride,
+    BIAS: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
+    TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    halves: tl.constexpr = 1 if PASSES == 1 else 2
+    width = stride // halves
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
+    steps = tl.cdiv(depth, BLOCK_K)
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
+        tile_row, tile_column = corner(tile, down, across, GROUP)
+        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
+        dz = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for step in range(PASSES * steps):
+            block, low_h, low_w = pass_of(step, steps, PASSES)
+            k = block * BLOCK_K
+            h = load_tile(dH, row, k, low_h * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, TMA)
+            w = load_tile(W, column, k, low_w * depth, classes, depth, depth * halves, BLOCK_N, BLOCK_K, TMA)
+            dz = multiply(h, w.T, dz)
+        for step in range(PASSES * steps):
+            block, low_h, low_w = pass_of(step, steps, PASSES)
+            k = block * BLOCK_K
+            h = load_tile(H, row, k, low_h * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, TMA)
+            w = load_tile(dW, column, k, low_w * depth, classes, depth, depth * halves, BLOCK_N, BLOCK_K, TMA)
+            dz = multiply(h, w.T, dz)
+        r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
+        if BIAS:
+            dz += tl.load(db + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
+        dz -= tl.load(base + r, mask=r < rows, other=0.0)[:, None]
+        place = E + r.to(tl.int64)[:, None] * stride + c[None, :]
+        inside = (r[:, None] < rows) & (c[None, :] < width)
+        e = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        if PASSES == 3:
+            e += tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+        a = tl.load(slope + r, mask=r < rows, other=0.0)[:, None]
+        moved = e * (a * dz + tl.load(curvature + r, mask=r < rows, other=0.0)[:, None])
+        high = round_to(moved, SINGLE)
+        kept = high.to(tl.float32)
+        tl.store(place, high, mask=inside)
+        if PASSES == 3:
+            low = round_to(moved - kept, SINGLE)
+            tl.store(place + width, low, mask=inside)
+            kept += low.to(tl.float32)
+        tl.store(sums + tile_column.to(tl.int64) * rows + r, tl.sum(kept, 1), mask=r < rows)
+
+
+def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, launch=None):
+    """Replace E by R = E (slope (dz - base) + curvature) and return the row sums of the rounded R, (rows,) fp32.
+
+    H, dH (rows, .) and W, dW (classes, .): operands of `passes`. db (classes,) or None. base, slope, curvature: (rows,)
+    fp32: the target entry of dz, phi'(s) and phi''(s) ds.
+    """
+    halves = 1 if passes == 1 else 2
+    rows, width = H.shape[0], E.shape[1] // halves
+    launch = launch or Launch.of("hvp", H)
+    tile = launch.tile
+    across = triton.cdiv(width, tile.columns)
+    sums = base.new_empty((across, rows))
+    operands = (H, W, dH, dW)
+    if tile.tma:
+        left, right = (tile.rows, tile.depth), (tile.columns, tile.depth)
+        operands = [descriptor(x, block) for x, block in zip(operands, (left, right, left, right), strict=True)]
+    hvp_kernel[launch.grid(triton.cdiv(rows, tile.rows) * across)](
+        *operands, base if db is None else db, base, slope, curvature, E, sums,
+        rows, W.shape[0], H.shape[1] // halves, E.shape[1],
+        BIAS=db is not None, SINGLE=E.element_size() == 4, PASSES=passes, **launch.options(),
+    )  # fmt: skip
+    return sums.sum(0)

@@ -1,0 +1,48 @@
+"""How a kernel is launched: tile, grid and compile options for the device that holds the operands."""
+
+from dataclasses import dataclass
+
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .tiles import Tile, architecture_of, tile_for
+
+
+def descriptor(matrix, block):
+    """The host-side TMA descriptor of a row-major matrix whose tiles are `block` (zero outside the matrix)."""
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), list(block))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A tile and the number of programs that are resident at once (0: one program a tile)."""
+
+    tile: Tile
+    resident: int = 0
+
+    @classmethod
+    def of(cls, kernel, operand):
+        """The table's launch of `kernel` for the dtype and device of `operand`; CPU tensors mean the interpreter."""
+        bits = 8 * operand.element_size()
+        if not operand.is_cuda:
+            return cls(tile_for(kernel, bits, 0))
+        from torch.cuda import get_device_properties
+
+        properties = get_device_properties(operand.device)
+        tile = tile_for(kernel, bits, architecture_of((properties.major, properties.minor)))
+        return cls(tile, properties.multi_processor_count if tile.tma else 0)
+
+    def grid(self, tiles):
+        """One program a tile, or one a multiprocessor that walks over the tiles."""
+        return (min(tiles, self.resident) if self.resident else tiles,)
+
+    def options(self):
+        """The keyword arguments of a tiled kernel."""
+        tile = self.tile
+        return {
+            "TMA": tile.tma, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth, "GROUP": tile.group,
+            **self.compile_options(),
+        }  # fmt: skip
+
+    def compile_options(self):
+        """Warps and stages. fp fusion is asked for by name because a later triton turns it off."""
+        return {"num_warps": self.tile.warps, "num_stages": self.tile.stages, "enable_fp_fusion": True}

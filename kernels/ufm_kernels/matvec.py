@@ -1,0 +1,85 @@
+"""Products with the logit gradient and its transpose, for features of any width: G X and G' Y without G.
+
+    G = f (E - s e_y),  E = exp(H W' + b - o) off the target
+
+The optimality certificate needs the operator norm of G, that is, these two products with a few vectors at a time. Both
+rebuild E tile by tile; X and Y have up to 16 columns (zero-padded to 16), which stay in registers.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch import Launch
+from .one_pass import is_target_column, parts_of
+from .primitives import is_target, load_tile, multiply, pass_of, round_to
+
+VECTORS = 16
+
+
+@triton.jit
+def logit_product_kernel(
+    A, B, X, bias, offset, labels, out, rows, columns, depth, span,
+    TRANSPOSED: tl.constexpr, TARGETS: tl.constexpr, BIAS: tl.constexpr, PASSES: tl.constexpr, VECTORS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out_part = E X over a span of columns; TRANSPOSED: A holds the classes and B the samples."""
+    halves: tl.constexpr = 1 if PASSES == 1 else 2
+    row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
+    r = row + tl.arange(0, BLOCK_M)
+    v = tl.arange(0, VECTORS)
+    first, last = part * span, tl.minimum((part + 1) * span, columns)
+    steps = tl.cdiv(depth, BLOCK_K)
+    total = tl.zeros((BLOCK_M, VECTORS), tl.float32)
+    for column in range(first, last, BLOCK_N):
+        z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for step in range(PASSES * steps):
+            block, low_a, low_b = pass_of(step, steps, PASSES)
+            k = block * BLOCK_K
+            a = load_tile(A, row, k, low_a * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, False)
+            b = load_tile(B, column, k, low_b * depth, columns, depth, depth * halves, BLOCK_N, BLOCK_K, False)
+            z = multiply(a, b.T, z)
+        c = column + tl.arange(0, BLOCK_N)
+        if TRANSPOSED:
+            hit = is_target_column(labels, c, r, columns, TARGETS)
+            z -= tl.load(offset + c, mask=c < columns, other=0.0)[None, :]
+            if BIAS:
+                z += tl.load(bias + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+        else:
+            hit = is_target(labels, r, c, rows, TARGETS)
+            z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
+            if BIAS:
+                z += tl.load(bias + c, mask=c < columns, other=0.0).to(tl.float32)[None, :]
+        e = tl.exp(tl.where((c[None, :] < last) & ~hit, z, float("-inf")))
+        # Both factors as tf32 pairs: a certificate is worth its digits, and this product is the small one.
+        x = tl.load(X + c.to(tl.int64)[:, None] * VECTORS + v[None, :], mask=(c < columns)[:, None], other=0.0)
+        e_high, x_high = round_to(e, True), round_to(x, True)
+        total = multiply(e - e_high, x_high, total)
+        total = multiply(e_high, x - x_high, total)
+        total = multiply(e_high, x_high, total)
+    place = out + (part.to(tl.int64) * rows + r)[:, None] * VECTORS + v[None, :]
+    tl.store(place, total, mask=(r < rows)[:, None])
+
+
+def exponential_product(H, W, bias, offset, labels, X, *, passes, transposed=False, launch=None, parts=None):
+    """E X (rows, r) for X (classes, r), or E' X (classes, r) for X (rows, r) if `transposed`; r <= 16, fp32.
+
+    H, W: operands of `passes`; offset (rows,) fp32; labels (rows, T) int32. Targets are excluded from E.
+    """
+    vectors = X.shape[1]
+    if vectors > VECTORS:
+        raise ValueError(f"X: has {vectors} columns; at most {VECTORS}")
+    A, B = (W, H) if transposed else (H, W)
+    launch = launch or Launch.of("matvec", A)
+    tile = launch.tile
+    blocks = triton.cdiv(A.shape[0], tile.rows)
+    parts, span = parts_of(blocks, B.shape[0], tile.columns) if parts is None else parts
+    wide = offset.new_zeros((B.shape[0], VECTORS))
+    wide[:, :vectors] = X
+    out = offset.new_empty((parts, A.shape[0], VECTORS))
+    logit_product_kernel[(blocks, parts)](
+        A, B, wide, offset if bias is None else bias, offset, labels, out, A.shape[0], B.shape[0],
+        A.shape[1] // (1 if passes == 1 else 2), span,
+        TRANSPOSED=transposed, TARGETS=labels.shape[1], BIAS=bias is not None, PASSES=passes, VECTORS=VECTORS,
+        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, **launch.compile_options(),
+    )  # fmt: skip
+    return out.sum(0)[:, :vectors]

@@ -1,0 +1,185 @@
+"""Loss and both gradients with E never stored, for features of at most 128 columns.
+
+    forward   a program owns rows: streams the classes, keeps s, the sum of rounded E, max u and E V in registers
+    weight    a program owns classes: streams the rows, keeps E' X and E' f in registers
+
+Like attention with V = W, but the offset z_y is known beforehand, so nothing is rescaled on the way. Either loop can be
+cut into parts (a second grid axis) whose results are summed in a fixed order, for when rows or classes are few.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch import Launch
+from .primitives import is_target, multiply, round_to, tile_at
+
+
+@triton.jit
+def load_half(matrix, row, shift, rows, columns, stride, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """A block of rows, all columns, of one half of an operand."""
+    place, inside = tile_at(matrix + shift, row, 0, rows, columns, stride, HEIGHT, WIDTH)
+    return tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit
+def multiply_halves(a, a_low, b, b_low, total, PASSES: tl.constexpr):
+    """total + (a + a_low)(b + b_low), without the product of the two low halves; one product if PASSES is 1."""
+    if PASSES == 3:
+        total = multiply(a_low, b, total)
+        total = multiply(a, b_low, total)
+    return multiply(a, b, total)
+
+
+@triton.jit
+def forward_kernel(
+    H, W, V, bias, offset, labels, flag, statistics, out, rows, classes, depth, width, span,
+    TARGETS: tl.constexpr, BIAS: tl.constexpr, FLAG: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    halves: tl.constexpr = 1 if PASSES == 1 else 2
+    row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
+    first, last = part * span, tl.minimum((part + 1) * span, classes)
+    if FLAG:
+        last = tl.where(tl.load(flag) != 0, last, first)
+    r = row + tl.arange(0, BLOCK_M)
+    low: tl.constexpr = PASSES // 2
+    h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_M, D)
+    h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_M, D)
+    shift = tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
+    mass, kept = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M, D), tl.float32)
+    for column in range(first, last, BLOCK_N):
+        c = column + tl.arange(0, BLOCK_N)
+        w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_N, D)
+        w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_N, D)
+        z = multiply_halves(h, h_low, w.T, w_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES)
+        if BIAS:
+            z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
+        keep = (c[None, :] < last) & ~is_target(labels, r, c, rows, TARGETS)
+        z = tl.where(keep, z - shift, float("-inf"))
+        peak = tl.maximum(peak, tl.max(z, 1))
+        z = tl.exp(z)
+        mass += tl.sum(z, 1)
+        e = round_to(z, SINGLE)
+        e_low = round_to(z - e.to(tl.float32), SINGLE)
+        kept += tl.sum(e.to(tl.float32), 1)
+        if PASSES == 3:
+            kept += tl.sum(e_low.to(tl.float32), 1)
+        v = load_half(V, column, 0, classes, width, width * halves, BLOCK_N, D)
+        v_low = load_half(V, column, low * width, classes, width, width * halves, BLOCK_N, D)
+        total = multiply_halves(e, e_low, v, v_low, total, PASSES)
+    slot = statistics + part.to(tl.int64) * rows + r
+    plane = tl.num_programs(1).to(tl.int64) * rows
+    tl.store(slot, mass, mask=r < rows)
+    tl.store(slot + plane, kept, mask=r < rows)
+    tl.store(slot + 2 * plane, peak, mask=r < rows)
+    place, inside = tile_at(out + part.to(tl.int64) * rows * width, row, 0, rows, width, width, BLOCK_M, D)
+    tl.store(place, total, mask=inside)
+
+
+@triton.jit
+def weight_kernel(
+    H, W, X, bias, offset, labels, factor, out, sums, rows, classes, depth, width, span,
+    TARGETS: tl.constexpr, BIAS: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    halves: tl.constexpr = 1 if PASSES == 1 else 2
+    low: tl.constexpr = PASSES // 2
+    column, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
+    first, last = part * span, tl.minimum((part + 1) * span, rows)
+    c = column + tl.arange(0, BLOCK_M)
+    w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_M, D)
+    w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_M, D)
+    shift = tl.zeros((BLOCK_M,), tl.float32)
+    if BIAS:
+        shift = tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)
+    weights = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, D), tl.float32)
+    for row in range(first, last, BLOCK_N):
+        r = row + tl.arange(0, BLOCK_N)
+        h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_N, D)
+        h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_N, D)
+        z = multiply_halves(w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES)
+        keep = (r[None, :] < last) & ~is_target_column(labels, r, c, rows, TARGETS)
+        z += shift[:, None] - tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
+        z = tl.exp(tl.where(keep, z, float("-inf")))
+        e = round_to(z, SINGLE)
+        e_low = round_to(z - e.to(tl.float32), SINGLE)
+        kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)
+        weights += tl.sum(kept * tl.load(factor + r, mask=r < rows, other=0.0)[None, :], 1)
+        x = load_half(X, row, 0, rows, width, width * halves, BLOCK_N, D)
+        x_low = load_half(X, row, low * width, rows, width, width * halves, BLOCK_N, D)
+        total = multiply_halves(e, e_low, x, x_low, total, PASSES)
+    tl.store(sums + part.to(tl.int64) * classes + c, weights, mask=c < classes)
+    place, inside = tile_at(out + part.to(tl.int64) * classes * width, column, 0, classes, width, width, BLOCK_M, D)
+    tl.store(place, total, mask=inside)
+
+
+@triton.jit
+def is_target_column(labels, row, column, rows, TARGETS: tl.constexpr):
+    """`is_target` for a tile with classes down and rows across."""
+    hit = (column[:, None] < 0) & (row[None, :] < 0)
+    for t in tl.static_range(TARGETS):
+        label = tl.load(labels + row.to(tl.int64) * TARGETS + t, mask=row < rows, other=-1)
+        hit = hit | (column[:, None] == label[None, :])
+    return hit
+
+
+def parts_of(blocks, length, block, resident=264):
+    """(parts, span): how many parts to cut a loop of `length` into so that blocks * parts fills the device."""
+    parts = max(1, min(resident // max(blocks, 1), triton.cdiv(length, 8 * block)))
+    span = triton.cdiv(triton.cdiv(length, parts), block) * block
+    return triton.cdiv(length, span), span
+
+
+def block_width(depth, width):
+    """The constant D: a power of two that holds the columns of the operands and of the values."""
+    return max(16, triton.next_power_of_2(max(depth, width)))
+
+
+def kernel_name(passes):
+    """The row of the tile table."""
+    return "one_pass" if passes == 1 else "one_pass_split"
+
+
+def forward(H, W, V, bias, offset, labels, *, passes, flag=None, launch=None, parts=None):
+    """(statistics (3, rows), E V (rows, width) fp32) with E = exp(H W' + b - offset), zero at the targets.
+
+    H, W and V are operands of `passes`; with float32 operands E is kept in tf32, else in bfloat16 (V then is, too).
+    Statistics are the sums of E and of rounded E and the maxima of z - offset. `flag` as in `off_target`.
+    """
+    halves = 1 if passes == 1 else 2
+    rows, depth, width = H.shape[0], H.shape[1] // halves, V.shape[1] // halves
+    launch = launch or Launch.of(kernel_name(passes), V)
+    tile = launch.tile
+    blocks = triton.cdiv(rows, tile.rows)
+    parts, span = parts_of(blocks, W.shape[0], tile.columns) if parts is None else parts
+    statistics = offset.new_empty((3, parts, rows))
+    out = offset.new_empty((parts, rows, width))
+    forward_kernel[(blocks, parts)](
+        H, W, V, bias if bias is not None else offset, offset, labels, flag if flag is not None else labels,
+        statistics, out, rows, W.shape[0], depth, width, span,
+        TARGETS=labels.shape[1], BIAS=bias is not None, FLAG=flag is not None, SINGLE=V.element_size() == 4,
+        PASSES=passes, BLOCK_M=tile.rows, BLOCK_N=tile.columns, D=block_width(depth, width), **launch.compile_options(),
+    )  # fmt: skip
+    return statistics, out
+
+
+def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, parts=None):
+    """(E' X (classes, width) fp32, E' factor (classes,) fp32), E as in `forward`, X (rows, halves * width)."""
+    halves = 1 if passes == 1 else 2
+    classes, depth, width = W.shape[0], W.shape[1] // halves, X.shape[1] // halves
+    launch = launch or Launch.of(kernel_name(passes), X)
+    tile = launch.tile
+    blocks = triton.cdiv(classes, tile.rows)
+    parts, span = parts_of(blocks, H.shape[0], tile.columns) if parts is None else parts
+    out = offset.new_empty((parts, classes, width))
+    sums = offset.new_empty((parts, classes))
+    weight_kernel[(blocks, parts)](
+        H, W, X, bias if bias is not None else offset, offset, labels, factor, out, sums,
+        H.shape[0], classes, depth, width, span,
+        TARGETS=labels.shape[1], BIAS=bias is not None, SINGLE=X.element_size() == 4, PASSES=passes,
+        BLOCK_M=tile.rows, BLOCK_N=tile.columns, D=block_width(depth, width), **launch.compile_options(),
+    )  # fmt: skip
+    return out.sum(0), sums.sum(0)

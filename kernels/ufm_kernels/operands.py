@@ -1,0 +1,98 @@
+"""Precision modes: how a matrix is rounded, or split into two halves, before the tensor cores see it.
+
+| mode   | logits    | E, gradients' operands | passes | error relative to norms (d = 2048), cost with bf16 = 1 |
+| ------ | --------- | ---------------------- | ------ | ------------------------------------------------------ |
+| bf16   | bfloat16  | bfloat16               | 1      | 5e-4, 1                                                |
+| fp16   | float16   | float32 as tf32        | 1      | exact operands; E to 2^-12, 1.7                        |
+| tf32   | tf32      | tf32                   | 1      | 5e-5, 2                                                |
+| bf16x3 | bf16 pair | bf16 pair              | 3      | 7e-7, 3                                                |
+| tf32x3 | tf32 pair | tf32 pair              | 3      | 1e-8 of the operands, fp32 accumulation, 6             |
+
+float16 has not the range of E, so its products run in tf32, which holds every float16 exactly.
+A pair is x = high + low, stored side by side in one matrix [high | low]; a product of pairs is one product of three
+times the depth (`primitives.pass_of`), so that no kernel has code of its own for it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEPTH_MULTIPLE = 64  # half width of split operands: the depth of every tile divides it
+WIDTH_MULTIPLE = 256  # half width of a split E: every tile's columns divide it
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Element of the logits' operands, element of E and of the operands of its products, and passes."""
+
+    logits: torch.dtype
+    products: torch.dtype
+    passes: int = 1
+
+    @property
+    def halves(self) -> int:
+        return 1 if self.passes == 1 else 2
+
+
+MODES = {
+    "bf16": Mode(torch.bfloat16, torch.bfloat16),
+    "fp16": Mode(torch.float16, torch.float32),
+    "tf32": Mode(torch.float32, torch.float32),
+    "bf16x3": Mode(torch.bfloat16, torch.bfloat16, 3),
+    "tf32x3": Mode(torch.float32, torch.float32, 3),
+}
+
+
+def mode_named(name: str) -> Mode:
+    if name not in MODES:
+        raise ValueError(f"mode={name!r}: choose one of {', '.join(MODES)}")
+    return MODES[name]
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x rounded to nearest in `dtype`, where float32 stands for tf32 (the tensor cores would truncate)."""
+    if dtype != torch.float32:
+        return x.to(dtype)
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return x.float()  # already exact in tf32
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + 0x1000) & -0x2000).view(torch.float32)
+
+
+def padded(columns: int, multiple: int) -> int:
+    return -(-columns // multiple) * multiple
+
+
+def operand(x: Tensor, dtype: torch.dtype, passes: int) -> Tensor:
+    """x (rows, columns) as the kernels read it: (rows, halves * width) contiguous, zero beyond `columns`.
+
+    One pass: x itself where dtype, layout and 16-byte alignment already fit, else a copy. Three passes: [high | low].
+    """
+    if passes == 1:
+        width = padded(x.shape[1], 16 // dtype.itemsize)
+        fits = x.dtype == dtype and dtype != torch.float32 and x.is_contiguous() and x.data_ptr() % 16 == 0
+        if width == x.shape[1]:
+            return x if fits else rounded(x, dtype).contiguous()
+        copy = x.new_zeros((x.shape[0], width), dtype=dtype)
+        copy[:, : x.shape[1]] = rounded(x, dtype)
+        return copy
+    width = padded(x.shape[1], DEPTH_MULTIPLE)
+    pair = x.new_zeros((x.shape[0], 2 * width), dtype=dtype)
+    high = rounded(x, dtype)
+    pair[:, : x.shape[1]] = high
+    pair[:, width : width + x.shape[1]] = rounded(x.float() - high.float(), dtype)
+    return pair
+
+
+def empty_chunk(rows: int, classes: int, mode: Mode, device: torch.device) -> Tensor:
+    """Room for E of a chunk: (rows, halves * width), width >= classes, every row 16-byte aligned."""
+    multiple = 16 // mode.products.itemsize if mode.passes == 1 else WIDTH_MULTIPLE
+    return torch.empty((rows, mode.halves * padded(classes, multiple)), dtype=mode.products, device=device)
+
+
+def chunk_bytes(rows: int, classes: int, mode: str) -> int:
+    """Bytes of E for `rows` rows, for planning memory."""
+    chosen = mode_named(mode)
+    multiple = 16 // chosen.products.itemsize if chosen.passes == 1 else WIDTH_MULTIPLE
+    return rows * chosen.halves * padded(classes, multiple) * chosen.products.itemsize

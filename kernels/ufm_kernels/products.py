@@ -1,0 +1,139 @@
+"""The two products of E with the parameters, with everything after the product in the epilogue.
+
+    dH += factor * (E W) - sum_t coefficient_t w_(y_t)          rows: samples, depth: classes
+    dW += E' X,  X = factor * H                                 rows: classes, depth: the samples of the chunk
+
+One kernel: the second takes E transposed and has neither factor nor targets. Each output element is read, added to and
+written by one program in one order, so gradients are the same bits from run to run.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch import Launch, descriptor
+from .primitives import corner, load_tile, multiply, pass_of, tile_at
+
+
+@triton.jit
+def finish(
+    total, out, factor, coefficient, labels, points, row, column, rows, columns, depth, stride_b,
+    FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of one block of the product: row factor, target term, accumulation."""
+    r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
+    if FACTOR:
+        total *= tl.load(factor + r, mask=r < rows, other=0.0)[:, None]
+    for t in range(TARGETS):
+        entry = r.to(tl.int64) * TARGETS + t
+        label = tl.load(labels + entry, mask=r < rows, other=-1)
+        # A label that is no class (there are `depth` of them) must not read memory; its coefficient is NaN.
+        weight = tl.load(coefficient + entry, mask=label >= 0, other=0.0)[:, None]
+        point = points + label.to(tl.int64)[:, None] * stride_b + c[None, :]
+        known = ((label >= 0) & (label < depth))[:, None] & (c < columns)[None, :]
+        total -= weight * tl.load(point, mask=known, other=0.0).to(tl.float32)
+        if PASSES == 3:
+            total -= weight * tl.load(point + stride_b // 2, mask=known, other=0.0).to(tl.float32)
+    place, inside = tile_at(out, row, column, rows, columns, columns, HEIGHT, WIDTH)
+    tl.store(place, total + tl.load(place, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def product_kernel(
+    A, B, out, factor, coefficient, labels, points, rows, columns, depth, stride_a, stride_b,
+    TRANSPOSED: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr,
+    TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    low_a, low_b = stride_a // 2, stride_b // 2
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    steps = tl.cdiv(depth, BLOCK_K)
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
+        tile_row, tile_column = corner(tile, down, across, GROUP)
+        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for step in range(PASSES * steps):
+            block, in_a, in_b = pass_of(step, steps, PASSES)
+            k = block * BLOCK_K
+            if TRANSPOSED:
+                a = load_tile(A, k, row, in_a * low_a, depth, rows, stride_a, BLOCK_K, BLOCK_M, TMA).T
+            else:
+                a = load_tile(A, row, k, in_a * low_a, rows, depth, stride_a, BLOCK_M, BLOCK_K, TMA)
+            b = load_tile(B, k, column, in_b * low_b, depth, columns, stride_b, BLOCK_K, BLOCK_N, TMA)
+            total = multiply(a, b, total)
+        # Half a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
+        left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
+        finish(
+            left, out, factor, coefficient, labels, points, row, column, rows, columns, depth, stride_b,
+            FACTOR, TARGETS, PASSES, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
+        finish(
+            right, out, factor, coefficient, labels, points, row, column + BLOCK_N // 2, rows, columns, depth, stride_b,
+            FACTOR, TARGETS, PASSES, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
+
+
+@triton.jit
+def weighted_sums_kernel(
+    E, weight, out, rows, classes, stride,
+    TRANSPOSED: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """out_k += sum_i weight_i E_ik over a block of classes, or out_i += sum_k weight_k E_ik over a block of rows."""
+    first = tl.program_id(0) * BLOCK
+    kept = first + tl.arange(0, BLOCK)
+    if TRANSPOSED:
+        length, limit = classes, rows
+    else:
+        length, limit = rows, classes
+    total = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, limit, SPAN):
+        summed = begin + tl.arange(0, SPAN)
+        w = tl.load(weight + summed, mask=summed < limit, other=0.0)
+        inside = (summed < limit)[:, None] & (kept < length)[None, :]
+        if TRANSPOSED:
+            place = E + summed.to(tl.int64)[:, None] * stride + kept[None, :]
+        else:
+            place = E + kept.to(tl.int64)[None, :] * stride + summed[:, None]
+        e = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        if HALVES == 2:
+            e += tl.load(place + stride // 2, mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(w[:, None] * e, 0)
+    tl.store(out + kept, total + tl.load(out + kept, mask=kept < length, other=0.0), mask=kept < length)
+
+
+def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
+    """out (classes,) += E' weight if `transposed`, else out (rows,) += E weight; fp32, E as `off_target` leaves it."""
+    block, span = (64, 64) if transposed else (16, 256)
+    weighted_sums_kernel[(triton.cdiv(out.shape[0], block),)](
+        E, weight, out, E.shape[0], classes, E.stride(0), TRANSPOSED=transposed, HALVES=1 if passes == 1 else 2,
+        BLOCK=block, SPAN=span, num_warps=4, num_stages=2,
+    )  # fmt: skip
+
+
+def add_product(
+    out, A, B, *, passes, depth, transposed=False, factor=None, coefficient=None, labels=None, points=None, launch=None
+):
+    """out += factor * (A B) - sum_t coefficient_t points[labels_t], with A transposed first if `transposed`.
+
+    Args:
+        out: (rows, columns) contiguous fp32.
+        A: (rows, halves * depth), or (depth, halves * rows) if transposed; both halves if `passes` is 3.
+        B: (depth, halves * columns), padded as the operands are. `points` has B's row length and halves.
+        depth: the length of the contraction, at most the rows of B: padding of A beyond it is not read as data.
+        factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
+    """
+    rows, columns = out.shape
+    if not out.is_contiguous():
+        raise ValueError("out: must be contiguous")
+    launch = launch or Launch.of("transposed" if transposed else "product", A)
+    tile = launch.tile
+    a, b = A, B
+    if tile.tma:
+        a = descriptor(A, (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth))
+        b = descriptor(B, (tile.depth, tile.columns))
+    unused = out
+    product_kernel[launch.grid(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns))](
+        a, b, out, unused if factor is None else factor, unused if coefficient is None else coefficient,
+        unused if labels is None else labels, unused if points is None else points,
+        rows, columns, depth, A.stride(0), B.stride(0),
+        TRANSPOSED=transposed, FACTOR=factor is not None, TARGETS=0 if labels is None else labels.shape[1],
+        PASSES=passes, **launch.options(),
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Which tile every kernel uses, by architecture and operand: the one table that is tuned.
+
+Entries are chosen by resources (registers, shared memory, occupancy of the epilogue), not by a timing: no device was
+available when they were written. `compile_gate` builds every one.
+"""
+
+from typing import NamedTuple
+
+SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}  # bytes a block may use
+
+
+class Tile(NamedTuple):
+    """Rows x columns of the output a program owns, depth of one step, and how it is scheduled."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int = 4
+    stages: int = 3
+    tma: bool = False
+    group: int = 8
+
+
+# Small enough that shapes of a few dozen are ragged in every direction.
+INTERPRETED = Tile(32, 64, 32)
+
+# (kernel, bits of an operand's element) -> architecture -> tile. Pointer tiles for sm_80 stay below the 99 KiB of
+# its smaller relatives (8.6, 8.9, 12.0), which use the same row.
+TILES: dict[tuple[str, int], dict[int, Tile]] = {
+    ("off_target", 16): {
+        80: Tile(128, 128, 32, 8, 4),
+        90: Tile(128, 256, 64, 8, 3, tma=True),
+        100: Tile(128, 128, 64, 4, 4, tma=True),
+    },
+    # E in fp32 or split, or several targets: the epilogue holds more of the tile at once.
+    ("off_target_wide", 16): {
+        80: Tile(64, 128, 32, 8, 4),
+        90: Tile(128, 128, 64, 8, 4, tma=True),
+        100: Tile(128, 128, 64, 8, 4, tma=True),
+    },
+    ("off_target_wide", 32): {
+        80: Tile(64, 64, 32, 4, 3),
+        90: Tile(128, 128, 32, 8, 4, tma=True),
+        100: Tile(128, 128, 32, 8, 4, tma=True),
+    },
+    ("product", 16): {
+        80: Tile(128, 128, 32, 8, 4),
+        90: Tile(128, 128, 64, 8, 4, tma=True),
+        100: Tile(128, 64, 64, 8, 4, tma=True),
+    },
+    ("product", 32): {
+        80: Tile(64, 128, 32, 4, 3),
+        90: Tile(128, 128, 32, 8, 3, tma=True),
+        100: Tile(128, 128, 32, 8, 3, tma=True),
+    },
+    ("transposed", 16): {
+        80: Tile(128, 128, 32, 8, 4),
+        90: Tile(128, 256, 64, 8, 3, tma=True),
+        100: Tile(128, 128, 64, 8, 4, tma=True),
+    },
+    ("transposed", 32): {
+        80: Tile(64, 128, 32, 4, 3),
+        90: Tile(128, 128, 32, 8, 3, tma=True),
+        100: Tile(128, 128, 32, 8, 3, tma=True),
+    },
+    # Rows kept and columns streamed a step; the depth is the whole feature width.
+    ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 64, 0, 8, 2), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass_split", 16): {80: Tile(64, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass_split", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 4, 1)},
+    ("gram", 16): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
+    ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
+    ("squared_error", 16): {80: Tile(64, 64, 32, 4, 4), 90: Tile(64, 128, 64, 8, 3), 100: Tile(128, 64, 64, 8, 3)},
+    ("squared_error", 32): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 128, 32, 8, 3), 100: Tile(128, 64, 32, 8, 3)},
+    ("nearest", 16): {80: Tile(64, 128, 32, 8, 4), 90: Tile(128, 128, 64, 8, 3), 100: Tile(128, 64, 64, 8, 3)},
+    ("nearest", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 128, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
+    ("matvec", 16): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 64, 4, 3), 100: Tile(128, 64, 64, 8, 3)},
+    ("matvec", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
+    ("hvp", 16): {
+        80: Tile(64, 128, 32, 8, 3),
+        90: Tile(128, 128, 64, 8, 3, tma=True),
+        100: Tile(128, 128, 64, 8, 3, tma=True),
+    },
+    ("hvp", 32): {
+        80: Tile(64, 64, 32, 8, 3),
+        90: Tile(128, 64, 32, 8, 3, tma=True),
+        100: Tile(128, 64, 32, 8, 3, tma=True),
+    },
+}
+
+
+def architecture_of(capability: tuple[int, int]) -> int:
+    """The row of the table for a compute capability: 80 also serves 8.6, 8.9 and 12.x; 100 serves 10.x."""
+    major = capability[0]
+    if major < 8:
+        raise ValueError(f"capability={capability}: these kernels need compute capability 8.0 or newer")
+    return {9: 90, 10: 100}.get(major, 80)
+
+
+def tile_for(kernel: str, bits: int, architecture: int) -> Tile:
+    """The tile of `kernel` for operands of `bits` bits on sm_`architecture`; architecture 0 is the interpreter."""
+    return INTERPRETED if architecture == 0 else TILES[kernel, bits][architecture]

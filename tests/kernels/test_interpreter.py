@@ -1,0 +1,490 @@
+"""Values of every kernel against float64: under triton's interpreter on a CPU, compiled where there is a CUDA device."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="triton has no build for this platform")
+
+from ufm_kernels import head, one_pass
+from ufm_kernels import rows as rows_of
+from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
+from ufm_kernels.hvp import move_exponentials
+from ufm_kernels.launch import Launch
+from ufm_kernels.nearest import nearest
+from ufm_kernels.off_target import off_target
+from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, operand
+from ufm_kernels.products import add_product, add_weighted_sums
+from ufm_kernels.segments import Segments, add_class_sums, check_labels, target_logits
+from ufm_kernels.squared_error import gram, squared_error_rows
+from ufm_kernels.squared_head import squared_error_value_and_grad
+from ufm_kernels.tiles import TILES, Tile, architecture_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter truncates to bfloat16 where the device rounds, and meets infinities that numpy remarks upon.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+quick = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+sizes = {
+    "rows": st.integers(1, 40),
+    "classes": st.integers(2, 75),
+    "dim": st.integers(1, 40),
+    "seed": st.integers(0, 2**31 - 1),
+}
+GRADIENT = {"bf16": 2e-2, "fp16": 2e-3, "tf32": 3e-3, "bf16x3": 1e-4, "tf32x3": 2e-6}
+LOSS = {"bf16": 3e-6, "fp16": 3e-6, "tf32": 3e-3, "bf16x3": 3e-5, "tf32x3": 3e-6}
+
+
+class Case:
+    """A random head with float64 copies of exactly what the mode can represent."""
+
+    def __init__(self, rows, classes, dim, seed, mode="bf16x3", targets=1, margin=None, bias=True):
+        make = torch.Generator().manual_seed(seed)
+        normal = lambda *shape: torch.randn(*shape, generator=make)  # noqa: E731
+        targets = min(targets, classes - 1)
+        labels = torch.stack([torch.randperm(classes, generator=make)[:targets] for _ in range(rows)])
+        if targets > 1:
+            labels[::3, 1:] = -1
+        weight, features = normal(classes, dim) / dim**0.5, normal(rows, dim) * 2
+        if margin is not None:
+            weight = torch.nn.functional.normalize(torch.eye(classes, max(dim, classes))[:, :dim] + 0.02 * weight)
+            features = margin * weight[labels[:, 0]] + 0.01 * normal(rows, dim)
+        if mode in ("bf16", "fp16"):
+            weight, features = (x.to(MODES[mode].logits) for x in (weight, features))
+        self.mode = mode
+        self.features, self.weight = features.to(DEVICE), weight.to(DEVICE)
+        self.bias = (normal(classes) * 0.1).to(DEVICE) if bias else None
+        self.labels = labels.to(DEVICE)
+        self.row_weight = torch.rand(rows, generator=make).to(DEVICE)
+
+    def parameters(self):
+        given_ones = [self.features, self.weight] + ([] if self.bias is None else [self.bias])
+        return [x.double().requires_grad_() for x in given_ones]
+
+    def losses(self, features, weight, bias=None, smoothing=0.0, gamma=0.0):
+        """float64 losses that keep their digits near collapse and at extreme logits."""
+        z = features @ weight.T + (0 if bias is None else bias)
+        known = self.labels >= 0
+        index = self.labels.clamp_min(0)
+        own = z.gather(1, index)
+        if self.labels.shape[1] > 1:
+            return torch.where(known, z.logsumexp(1)[:, None] - own, 0.0).sum(1)
+        off = (z - own).scatter(1, index, float("-inf")).logsumexp(1)
+        loss = torch.logaddexp(torch.zeros_like(off), off)
+        return torch.sigmoid(off) ** gamma * loss + smoothing * (own[:, 0] - z.mean(1))
+
+    def reference(self, smoothing=0.0, gamma=0.0):
+        parameters = self.parameters()
+        losses = self.losses(*parameters, smoothing=smoothing, gamma=gamma)
+        return losses.detach(), torch.autograd.grad((self.row_weight.double() * losses).sum(), parameters)
+
+    def run(self, driver=head.softmax_value_and_grad, smoothing=0.0, gamma=0.0, **options):
+        value, weight = rows_of.focal(gamma) if gamma else (rows_of.cross_entropy_value, rows_of.cross_entropy_weight)
+        buffers = {"grad_features": self.features, "grad_weight": self.weight}
+        if self.bias is not None:
+            buffers["grad_bias"] = self.bias
+        buffers = {key: torch.zeros_like(x, dtype=torch.float32) for key, x in buffers.items()}
+        targets = self.labels if self.labels.shape[1] > 1 else self.labels[:, 0]
+        result = driver(
+            self.features, self.weight, self.bias, targets, self.row_weight, value, weight, smoothing,
+            mode=self.mode, **buffers, **options,
+        )  # fmt: skip
+        return result, list(buffers.values())
+
+
+def error(found, expected):
+    """Normwise error relative to the expected, absolute where that is zero."""
+    size = expected.double().norm()
+    return float((found.double() - expected.double()).norm() / (size if size > 0 else 1.0))
+
+
+def agree(case, result, gradients, smoothing=0.0, gamma=0.0, scale=1.0):
+    losses, expected = case.reference(smoothing, gamma)
+    assert error(result.losses, losses) < scale * LOSS[case.mode]
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert error(found, wanted) < scale * GRADIENT[case.mode]
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+@given(**sizes, chunk=st.integers(7, 50), bias=st.booleans())
+@quick
+def test_chunked_gradients(mode, rows, classes, dim, seed, chunk, bias):
+    case = Case(rows, classes, dim, seed, mode, bias=bias)
+    agree(case, *case.run(chunk_rows=chunk))
+
+
+@pytest.mark.parametrize("mode", ["bf16", "tf32", "bf16x3"])
+@given(**sizes)
+@quick
+def test_one_pass_gradients(mode, rows, classes, dim, seed):
+    case = Case(rows, classes, dim, seed, mode)
+    agree(case, *case.run(head.one_pass_value_and_grad))
+
+
+@given(**sizes, smoothing=st.floats(0.01, 0.3), gamma=st.sampled_from([0.0, 0.5, 2.0]))
+@quick
+def test_smoothing_and_focal(rows, classes, dim, seed, smoothing, gamma):
+    case = Case(rows, classes, dim, seed, "tf32x3")
+    agree(case, *case.run(smoothing=smoothing, gamma=gamma), smoothing, gamma, scale=10)
+
+
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+@given(**sizes, targets=st.integers(2, 4))
+@quick
+def test_several_targets(driver, rows, classes, dim, seed, targets):
+    case = Case(rows, max(classes, 3), dim, seed, "tf32x3", targets=targets)
+    agree(case, *case.run(driver), scale=5)
+
+
+@pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
+@pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
+def test_collapsed_margins_keep_their_digits(margin, mode):
+    """At 50 nats the loss is 1e-21: any loss made of lse - z_y is exactly zero there in fp32, or noise."""
+    case = Case(33, 40, 40, 5, mode, margin=margin, bias=False)
+    losses, _ = case.reference()
+    assert losses.max() < 1e-6
+    assert losses.min() > 0
+    agree(case, *case.run(), scale=20 if mode == "tf32x3" else 2)
+    agree(case, *case.run(head.one_pass_value_and_grad), scale=20 if mode == "tf32x3" else 2)
+    focal = Case(33, 40, 40, 5, mode, margin=20.0, bias=False)
+    agree(focal, *focal.run(gamma=0.5), gamma=0.5, scale=20 if mode == "tf32x3" else 2)
+
+
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
+def test_hostile_logits(driver, targets, mode):
+    """Wrong classes that lead by hundreds of nats go through the row maximum; the other rows are untouched."""
+    case = Case(21, 50, 20, 3, mode, targets=targets)
+    case.features[3] *= 300
+    case.features[11] *= -300
+    result, gradients = case.run(driver)
+    losses, _ = case.reference()
+    assert losses.max() > 200
+    agree(case, result, gradients, scale=5)
+
+
+@given(**sizes)
+@quick
+def test_margin_and_mass(rows, classes, dim, seed):
+    case = Case(rows, classes, dim, seed, "tf32x3")
+    features, weight, bias = case.parameters()
+    z = (features @ weight.T + bias).detach()
+    own = z.gather(1, case.labels)
+    rival = z.scatter(1, case.labels, float("-inf"))
+    result, _ = case.run()
+    torch.testing.assert_close(result.margin.double(), own[:, 0] - rival.amax(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.off_target_mass.double(), (rival - own).exp().sum(1), rtol=1e-5, atol=1e-30)
+
+
+def test_adds_to_buffers_skips_frozen_and_repeats_bit_for_bit():
+    case = Case(37, 71, 24, 1, "bf16")
+    _, first = case.run(chunk_rows=20)
+    _, again = case.run(chunk_rows=20)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    filled = torch.full_like(first[0], 3.0)
+    head.softmax_value_and_grad(
+        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, grad_features=filled,
+        need_weight=False, chunk_rows=20,
+    )  # fmt: skip
+    torch.testing.assert_close(filled - 3.0, first[0], rtol=1e-4, atol=1e-5)
+
+
+def test_library_products_agree():
+    case = Case(37, 71, 24, 2, "bf16")
+    agree(case, *case.run(products="library", chunk_rows=20))
+
+
+def test_a_label_that_is_no_class_is_refused_or_poisons_its_row():
+    case = Case(9, 12, 8, 0, "bf16x3")
+    with pytest.raises(ValueError, match="0 to 11"):
+        check_labels(torch.tensor([[3], [12]], device=DEVICE), 12)
+    check_labels(case.labels, 12)
+    case.labels[4] = 10**6
+    for driver in (head.one_pass_value_and_grad, head.softmax_value_and_grad):
+        result, gradients = case.run(driver)
+        assert result.losses.isnan().nonzero().tolist() == [[4]]
+        assert gradients[0][:4].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "fp8"}, "fp8"),
+        ({"chunk_rows": 0}, "chunk_rows=0"),
+        ({"products": "library", "mode": "bf16x3"}, "library"),
+        ({"targets": torch.zeros(5)}, "targets"),
+        ({"targets": torch.zeros(4, dtype=torch.long)}, "one entry"),
+        ({"targets": torch.zeros(5, 2, dtype=torch.long), "smoothing": 0.1}, "several targets"),
+        ({"weight": torch.zeros(1, 3)}, "1 classes"),
+        ({"weight": torch.zeros(4, 2)}, "must be"),
+        ({"grad_weight": torch.zeros(3, 3)}, "grad_weight"),
+        ({"grad_features": torch.zeros(5, 3, dtype=torch.float64)}, "grad_features"),
+        ({"bias": torch.zeros(3)}, "bias"),
+    ],
+)
+def test_bad_input_is_refused_in_words(change, message):
+    arguments = {
+        "features": torch.zeros(5, 3), "weight": torch.zeros(4, 3), "bias": None,
+        "targets": torch.zeros(5, dtype=torch.long), "row_weight": torch.ones(5),
+        "grad_features": torch.zeros(5, 3), "grad_weight": torch.zeros(4, 3), **change,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        head.softmax_value_and_grad(**arguments)
+
+
+def descriptors():
+    """Tiles that load by pointer and by descriptor, the latter where the device has them."""
+    by_descriptor = DEVICE == "cpu" or torch.cuda.get_device_capability()[0] >= 9
+    return [False, True] if by_descriptor else [False]
+
+
+@pytest.mark.parametrize("tma", descriptors())
+@pytest.mark.parametrize("mode", ["bf16", "fp16", "tf32x3"])
+@given(**sizes, targets=st.integers(1, 3))
+@settings(quick, max_examples=2)
+def test_off_target_kernel(mode, tma, rows, classes, dim, seed, targets):
+    case = Case(rows, max(classes, 4), dim, seed, mode, targets=targets)
+    chosen, classes = MODES[mode], case.weight.shape[0]
+    H, W = (operand(x, chosen.logits, chosen.passes) for x in (case.features, case.weight))
+    labels = case.labels.int().contiguous()
+    z = case.features.double() @ case.weight.double().T + case.bias.double()
+    offset = z.gather(1, case.labels[:, :1])[:, 0].float()
+    E = empty_chunk(rows, classes, chosen, z.device)
+    assert E.numel() * E.element_size() == chunk_bytes(rows, classes, mode)
+    launch = Launch(Tile(32, 64, 32, tma=tma), resident=3)
+    sums = off_target(H, W, case.bias, offset, labels, E, passes=chosen.passes, classes=classes, launch=launch)
+    u = z - offset.double()[:, None]
+    spare = torch.cat((u, torch.zeros_like(u[:, :1])), 1)  # padding -1 points at the extra column
+    spare.scatter_(1, torch.where(case.labels < 0, classes, case.labels), float("-inf"))
+    u = spare[:, :classes]
+    width = E.shape[1] // chosen.halves
+    stored = E[:, :classes].double() + (E[:, width : width + classes].double() if chosen.passes == 3 else 0)
+    assert error(stored, u.exp()) < GRADIENT[mode]
+    assert error(sums[0].sum(0), u.exp().sum(1)) < 1e-5
+    assert error(sums[1].sum(0), stored.sum(1)) < 1e-5
+    torch.testing.assert_close(sums[2].amax(0).double(), u.amax(1), rtol=1e-5, atol=1e-5)
+    assert not E[:, classes:width].any()
+    before = E.clone()
+    flag = torch.zeros((), dtype=torch.int32, device=z.device)
+    off_target(H, W, None, offset * 0, labels, E, passes=chosen.passes, classes=classes, flag=flag, launch=launch)
+    assert torch.equal(E, before)
+
+
+@pytest.mark.parametrize("tma", descriptors())
+@pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
+@pytest.mark.parametrize("transposed", [False, True])
+@given(**sizes)
+@settings(quick, max_examples=2)
+def test_product_kernel(mode, tma, transposed, rows, classes, dim, seed):
+    """Exact integers, so that only the indexing can be wrong."""
+    make = torch.Generator().manual_seed(seed)
+    integers = lambda *shape: torch.randint(-4, 5, shape, generator=make).float().to(DEVICE)  # noqa: E731
+    chosen = MODES[mode]
+    whole, B = integers(rows, classes), integers(rows if transposed else classes, dim)
+    E = empty_chunk(rows, classes, chosen, whole.device).zero_()
+    E[:, :classes] = whole
+    out, labels = integers(classes if transposed else rows, dim), torch.randint(-1, classes, (rows, 2), generator=make)
+    factor, coefficient = integers(rows), integers(rows, 2)
+    expected = out + (whole.T @ B if transposed else factor[:, None] * (whole @ B))
+    labels = labels.int().to(DEVICE)
+    extra = {}
+    V = operand(B, chosen.products, chosen.passes)
+    if not transposed:
+        known = (labels >= 0).float()
+        expected -= ((coefficient * known)[..., None] * B[labels.long().clamp_min(0)]).sum(1)
+        extra = {"factor": factor, "coefficient": coefficient, "labels": labels, "points": V}
+    launch = Launch(Tile(32, 64, 32, tma=tma), resident=2)
+    add_product(out, E, V, passes=chosen.passes, depth=len(B), transposed=transposed, launch=launch, **extra)
+    assert torch.equal(out, expected)
+
+
+@given(**sizes, transposed=st.booleans())
+@quick
+def test_weighted_sums(rows, classes, dim, seed, transposed):
+    make = torch.Generator().manual_seed(seed)
+    whole = torch.randn(rows, classes, generator=make).to(DEVICE)
+    E = operand(whole, torch.bfloat16, 3) if transposed else operand(whole.bfloat16(), torch.bfloat16, 1)
+    weight = torch.randn(rows if transposed else classes, generator=make).to(DEVICE)
+    out = torch.ones(classes if transposed else rows, device=DEVICE)
+    add_weighted_sums(out, E, weight, passes=3 if transposed else 1, classes=classes, transposed=transposed)
+    expected = 1 + ((whole.T if transposed else whole.bfloat16().float()) @ weight)
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@given(**sizes, splits=st.sampled_from([1, 3]))
+@settings(quick, max_examples=3)
+def test_class_sums_and_target_logits(rows, classes, dim, seed, splits):
+    classes = min(classes, 12)
+    case = Case(rows, classes, dim, seed, "tf32x3", targets=2)
+    labels = case.labels.int().contiguous()
+    z = case.features.double() @ case.weight.double().T + case.bias.double()
+    expected = torch.where(labels >= 0, z.gather(1, case.labels.clamp_min(0)), 0.0)
+    found = target_logits(case.features, case.weight, case.bias, labels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    out = torch.ones_like(case.weight)
+    coefficient = torch.where(labels >= 0, found, 7.0)  # what stands beside the padding must not count
+    add_class_sums(out, case.features, coefficient, Segments.of(labels, classes), -2.0, splits)
+    sums = torch.zeros(classes + 1, dim, dtype=torch.float64, device=DEVICE)
+    for t in range(labels.shape[1]):
+        index = torch.where(case.labels[:, t] < 0, classes, case.labels[:, t])
+        sums.index_add_(0, index, coefficient[:, t, None].double() * case.features.double())
+    torch.testing.assert_close(out.double(), 1 - 2 * sums[:classes], rtol=1e-4, atol=1e-4)
+
+
+@given(**sizes, parts=st.sampled_from([(1, 128), (2, 64)]))
+@quick
+def test_nearest(rows, classes, dim, seed, parts):
+    case = Case(rows, classes, dim, seed, "bf16x3")
+    labels, center = case.labels[:, 0].int(), -1.0 / 7
+    Q, C = case.features.bfloat16(), case.weight.bfloat16()
+    C_padded = operand(C, torch.bfloat16, 1)
+    index, moments = nearest(operand(Q, torch.bfloat16, 1), C_padded, labels, bias=case.bias, center=center, parts=parts)
+    z = Q.double() @ C.double().T + case.bias.double()
+    rival = z.scatter(1, case.labels, float("-inf"))
+    others = torch.ones_like(z).scatter(1, case.labels, 0.0)
+    expected = torch.stack(
+        (rival.amax(1), (z * others).sum(1), ((z - center) ** 2 * others).sum(1), ((z - center).abs() * others).sum(1))
+    )
+    assert torch.equal(index, rival.argmax(1))
+    torch.testing.assert_close(moments.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nearest_takes_the_lowest_class_of_a_tie():
+    C = operand(torch.ones(70, 8, device=DEVICE).bfloat16(), torch.bfloat16, 1)
+    labels = torch.arange(70, dtype=torch.int32, device=DEVICE)
+    index, _ = nearest(C, C, labels, parts=(2, 64))
+    assert index.tolist() == [1] + [0] * 69
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@given(**sizes, parts=st.sampled_from([1, 3]))
+@quick
+def test_gram_is_float64_grade(dtype, rows, classes, dim, seed, parts):
+    X = torch.randn(rows + classes, dim, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+    found = gram(X, parts=parts)
+    assert error(found, X.double().T @ X.double()) < (1e-14 if dtype == torch.float32 else 3e-7)
+    assert torch.equal(found, found.T)
+
+
+@given(**sizes, bias=st.booleans(), weighted=st.booleans())
+@quick
+def test_squared_error(rows, classes, dim, seed, bias, weighted):
+    case = Case(rows, classes, dim, seed, "tf32x3", bias=bias)
+    parameters = case.parameters()
+    z = parameters[0] @ parameters[1].T + (parameters[2] if bias else 0)
+    wanted = torch.nn.functional.one_hot(case.labels[:, 0], classes)
+    weights = 0.5 * (case.row_weight.double() if weighted else 1)
+    value = (weights * ((z - wanted) ** 2).sum(1)).sum() / 2
+    buffers = [torch.zeros_like(x, dtype=torch.float32) for x in parameters]
+    names = ("grad_features", "grad_weight", "grad_bias")
+    found = squared_error_value_and_grad(
+        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight if weighted else None, 0.5,
+        mode="tf32x3", **dict(zip(names, buffers, strict=False)),
+    )  # fmt: skip
+    torch.testing.assert_close(found, value.detach(), rtol=1e-5, atol=1e-7)
+    for gradient, expected in zip(buffers, torch.autograd.grad(value, parameters), strict=True):
+        assert error(gradient, expected) < 1e-5
+
+
+@given(**sizes)
+@quick
+def test_squared_error_step(rows, classes, dim, seed):
+    """Gradient, penalty and momentum step of one pass against the written-out formulas."""
+    case = Case(rows, classes, dim, seed, "tf32x3")
+    make = torch.Generator().manual_seed(seed)
+    A, velocity = (torch.randn(n, dim, generator=make).to(DEVICE) for n in (dim, rows))
+    constant = torch.randn(dim, generator=make).to(DEVICE)
+    penalty, momentum, rate = 0.3, 0.9, 0.1
+    expected = case.row_weight[:, None] * (case.features @ A + constant - case.weight[case.labels[:, 0]])
+    expected += penalty * case.features
+    moved = momentum * velocity + expected
+    gradient, updated = torch.empty_like(case.features), torch.empty_like(case.features)
+    squared_error_rows(
+        operand(case.features, torch.float32, 3), operand(A, torch.float32, 3), constant, case.labels.int(),
+        case.weight, case.row_weight, case.features, gradient, passes=3,
+        settings=torch.tensor([penalty, momentum, rate], device=DEVICE), velocity=velocity, updated=updated,
+    )  # fmt: skip
+    for found, wanted in ((gradient, expected), (velocity, moved), (updated, case.features - rate * moved)):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "gamma"), [("bf16", 0.0), ("tf32x3", 0.0), ("tf32x3", 2.0)])
+@given(**{**sizes, "rows": st.integers(1, 20), "classes": st.integers(2, 30)}, smoothing=st.sampled_from([0.0, 0.1]))
+@settings(quick, max_examples=2)
+def test_hessian_vector_product(mode, gamma, rows, classes, dim, seed, smoothing):
+    case = Case(rows, classes, dim, seed, mode)
+    make = torch.Generator().manual_seed(seed)
+    directions = [torch.randn(x.shape, generator=make).to(DEVICE, x.dtype) for x in (case.features, case.weight)]
+    directions.append(torch.randn(classes, generator=make).to(DEVICE))
+
+    def objective(*parameters):
+        return (case.row_weight.double() * case.losses(*parameters, smoothing=smoothing, gamma=gamma)).sum()
+
+    parameters = tuple(x.detach() for x in case.parameters())
+    expected = torch.autograd.functional.hvp(objective, parameters, tuple(x.double() for x in directions))[1]
+    outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
+    softmax_hvp(
+        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight,
+        rows_of.focal(gamma)[1] if gamma else rows_of.cross_entropy_weight,
+        rows_of.focal_curvature(gamma) if gamma else cross_entropy_curvature, smoothing,
+        d_features=directions[0], d_weight=directions[1], d_bias=directions[2],
+        out_features=outs[0], out_weight=outs[1], out_bias=outs[2], chunk_rows=13, mode=mode,
+    )  # fmt: skip
+    size = sum(x.norm() ** 2 for x in expected) ** 0.5
+    for found, wanted in zip(outs, expected, strict=True):
+        assert float((found.double() - wanted).norm() / size) < 10 * GRADIENT[mode]
+
+
+@pytest.mark.parametrize("tma", descriptors())
+def test_hvp_kernel_by_pointer_and_descriptor(tma):
+    make = torch.Generator().manual_seed(0)
+    H, dH = (torch.randn(35, 40, generator=make).to(DEVICE, torch.bfloat16) for _ in range(2))
+    W, dW = (torch.randn(70, 40, generator=make).to(DEVICE, torch.bfloat16) for _ in range(2))
+    base, slope, curvature = (torch.randn(35, generator=make).to(DEVICE) for _ in range(3))
+    E = torch.rand(35, 72, generator=make).to(DEVICE, torch.bfloat16)
+    dz = dH.double() @ W.double().T + H.double() @ dW.double().T - base.double()[:, None]
+    expected = E.double()[:, :70] * (slope.double()[:, None] * dz + curvature.double()[:, None])
+    launch = Launch(Tile(32, 64, 32, tma=tma), resident=2)
+    E[:, 70:] = 0
+    sums = move_exponentials(H, W, dH, dW, None, base, slope, curvature, E, passes=1, launch=launch)
+    assert error(E[:, :70], expected) < 1e-2
+    torch.testing.assert_close(sums, E.float().sum(1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@given(**sizes)
+@settings(quick, max_examples=2)
+def test_products_with_the_logit_gradient(smoothing, rows, classes, dim, seed):
+    case = Case(rows, classes, dim, seed, "tf32x3")
+    features, weight, bias = (x.detach() for x in case.parameters())
+    z = (features @ weight.T + bias).requires_grad_()
+    losses = torch.nn.functional.cross_entropy(z, case.labels[:, 0], reduction="none")
+    losses = losses + smoothing * (z.gather(1, case.labels)[:, 0] - z.mean(1))
+    G = torch.autograd.grad((case.row_weight.double() * losses).sum(), z)[0]
+    operator = logit_gradient(
+        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, smoothing=smoothing, mode="tf32x3",
+        chunk_rows=17,
+    )  # fmt: skip
+    make = torch.Generator().manual_seed(seed)
+    X, Y = (torch.randn(n, 3, generator=make).to(DEVICE) for n in (classes, rows))
+    assert error(operator.times(X), G @ X.double()) < 1e-5
+    assert error(operator.transposed_times(Y), G.T @ Y.double()) < 1e-5
+
+
+def test_one_pass_loops_can_be_cut_into_parts():
+    case = Case(37, 71, 24, 4, "tf32x3")
+    labels = case.labels.int().contiguous()
+    H, W = operand(case.features, torch.float32, 3), operand(case.weight, torch.float32, 3)
+    offset = target_logits(case.features, case.weight, case.bias, labels)[:, 0]
+    whole, cut = (one_pass.forward(H, W, W, case.bias, offset, labels, passes=3, parts=parts) for parts in ((1, 128), (2, 64)))
+    torch.testing.assert_close(rows_of.collected(whole[0]), rows_of.collected(cut[0]), rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(whole[1].sum(0), cut[1].sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_every_row_of_the_tile_table_serves_every_architecture():
+    assert all(set(row) == {80, 90, 100} for row in TILES.values())
+    assert [architecture_of(x) for x in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 0))] == [80, 80, 90, 100, 80]
+    with pytest.raises(ValueError, match=r"8\.0"):
+        architecture_of((7, 5))
