@@ -32,7 +32,7 @@ def make(name: str, N: int, K: int, d: int) -> Callable[[], object]:
         weight = torch.full((N,), 1.0 / N, dtype=torch.float64)
 
         def ours() -> object:
-            out = Gradients(torch.zeros_like(H), torch.zeros_like(W), None)
+            out = Gradients(torch.empty_like(H), torch.empty_like(W), None, fresh=True)
             return backend.head(HeadInput(loss, H, W, None, targets, weight), out).value, out
 
         return ours

@@ -1,6 +1,6 @@
 """Squared error at K = N = 1,000,000, d = 128, float32: seconds a step, seconds for the metrics, peak memory.
 
-    python bench/million.py [--classes 1000000] [--dim 128] [--steps 5] [--out FILE.csv]
+python bench/million.py [--classes 1000000] [--dim 128] [--steps 5] [--out FILE.csv]
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def main() -> None:
 
 
 def _row(args: argparse.Namespace, what: str, seconds: float) -> dict[str, object]:
-    row: dict[str, object] = {
-        "K": args.classes, "d": args.dim, "what": what, "seconds": round(seconds, 2), "peak_GB": round(peak_rss_bytes() / 1e9, 2)
-    }  # fmt: skip
+    row: dict[str, object] = {"K": args.classes, "d": args.dim, "what": what, "seconds": round(seconds, 2)}
+    row["peak_GB"] = round(peak_rss_bytes() / 1e9, 2)
     print(row, flush=True)
     return row
 

@@ -33,7 +33,9 @@ def test_tiled_equals_reference(problem, chunk, seed, scale):
     products = zip(*(o.backend.logit_products(o.head_input(x), right, left) for o in (dense, tiled)), strict=True)
     for a, b in products:
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12 * float(a.abs().max() + 1))
-    torch.testing.assert_close(tiled.backend.losses(tiled.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        tiled.backend.losses(tiled.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12
+    )
     if expected.statistics is not None:
         torch.testing.assert_close(actual.statistics.margin, expected.statistics.margin, rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(
@@ -131,7 +133,10 @@ def test_hostile_logits_stay_finite(dtype, case, size):
     generator = torch.Generator().manual_seed(3)
     H = (torch.randn(7, 5, generator=generator) * size).to(dtype)
     W = torch.randn(6, 5, generator=generator).to(dtype)
-    loss, y = make_loss(**{"name": case["loss"], **{k: v for k, v in case.items() if k != "loss"}}), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    loss, y = (
+        make_loss(**{"name": case["loss"], **{k: v for k, v in case.items() if k != "loss"}}),
+        torch.tensor([0, 1, 2, 3, 4, 5, 0]),
+    )
     kept = torch.float32 if dtype == torch.bfloat16 else dtype
     out = Gradients(torch.zeros(7, 5, dtype=kept), torch.zeros(6, 5, dtype=kept), None)
     x = HeadInput(loss, H, W, None, Targets(y), torch.ones(7, dtype=torch.float64))
@@ -140,6 +145,22 @@ def test_hostile_logits_stay_finite(dtype, case, size):
     assert float(value) == pytest.approx(float(expected), rel=1e-5 if kept == torch.float32 else 1e-12)
     assert bool(torch.isfinite(out.features).all())
     assert bool(torch.isfinite(out.weight).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(1, 4), st.integers(0, 10**6))
+def test_fresh_buffers_are_written(problem, chunk, seed):
+    """Garbage in a fresh buffer, NaN included, does not get into the gradient."""
+    objective = Objective(problem)
+    x = objective.head_input(random_point(objective, seed))
+    likes = (x.features, x.weight, x.bias)
+    for backend in (TiledBackend(chunk), ReferenceBackend()):
+        zero = Gradients(*(None if t is None else torch.zeros_like(t) for t in likes))
+        fresh = Gradients(*(None if t is None else torch.full_like(t, float("nan")) for t in likes), fresh=True)
+        assert float(backend.head(x, zero).value) == float(backend.head(x, fresh).value)
+        for a, b in ((zero.features, fresh.features), (zero.weight, fresh.weight), (zero.bias, fresh.bias)):
+            if a is not None:
+                torch.testing.assert_close(b, a, rtol=1e-13, atol=1e-15)
 
 
 def test_half_precision_inputs_give_float32_gradients():

@@ -33,7 +33,9 @@ def _imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("ufm_fast", "ufm_kernels"):
             found.append((node.module, id(node) in typing_only))
         elif isinstance(node, ast.Import):
-            found += [(a.name, id(node) in typing_only) for a in node.names if a.name.split(".")[0] in ("ufm_fast", "ufm_kernels")]
+            found += [
+                (a.name, id(node) in typing_only) for a in node.names if a.name.split(".")[0] in ("ufm_fast", "ufm_kernels")
+            ]
     return found
 
 

@@ -10,7 +10,8 @@ from strategies import relative
 
 from ufm_fast import InputError, Outcome, Point, Problem, solve
 from ufm_fast.objective import Objective
-from ufm_fast.solve import METHODS, load_start, make_solver
+from ufm_fast.run_state import read_start
+from ufm_fast.solve import METHODS, make_solver
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
 from ufm_fast.starts import STARTS, make_start
@@ -173,7 +174,9 @@ def test_balanced_start_is_balanced():
 def test_spectral_start_is_the_minimiser_for_equal_counts():
     problem = Problem(classes=9, dim=11, per_class=2)
     objective = Objective(problem)
-    assert objective.value_and_grad(make_start(objective, "spectral")).value == pytest.approx(closed_form(problem).value, rel=1e-13)
+    assert objective.value_and_grad(make_start(objective, "spectral")).value == pytest.approx(
+        closed_form(problem).value, rel=1e-13
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,14 +225,14 @@ def test_start_files(tmp_path):
     save_file(arrays, tmp_path / "a.safetensors")
     np.savez(tmp_path / "a.npz", **{k: v.numpy() for k, v in arrays.items()})
     for name in ("a.safetensors", "a.npz"):
-        assert torch.equal(load_start(tmp_path / name).W, arrays["W"])
+        assert torch.equal(read_start(tmp_path / name).W, arrays["W"])
         (tmp_path / "short").with_suffix((tmp_path / name).suffix).write_bytes((tmp_path / name).read_bytes()[:40])
-    for name, words in (("short.npz", "not a readable"), ("short.safetensors", "not a readable"), ("no.npz", "no file")):
+    for name, words in (("short.npz", "short.npz"), ("short.safetensors", "short.safetensors"), ("no.npz", "no.npz")):
         with pytest.raises(InputError, match=words):
-            load_start(tmp_path / name)
+            read_start(tmp_path / name)
     save_file({"W": torch.ones(3, 2)}, tmp_path / "b.safetensors")
-    with pytest.raises(InputError, match="must hold arrays W"):
-        load_start(tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="lacks H"):
+        read_start(tmp_path / "b.safetensors")
 
 
 def test_interrupt_returns_the_latest_point():

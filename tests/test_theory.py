@@ -128,9 +128,7 @@ CASES = {
     "ce one against the rest": make(counts=(1, 20, 20, 20), bias=FREE),
     "ce K=2 imbalanced": make(counts=(1, 20), dim=1),
     "ce minority collapse, d=3": make(counts=(20, 1, 20, 1, 20, 1), dim=3, lam=(2e-2, 2e-2)),
-    "ce shared direction collapsed": make(
-        counts=(20, 1, 20, 1, 20, 1), lam=(6.2e-2, 6.2e-2), bias=PENALISED, lambda_b=0.02
-    ),
+    "ce shared direction collapsed": make(counts=(20, 1, 20, 1, 20, 1), lam=(6.2e-2, 6.2e-2), bias=PENALISED, lambda_b=0.02),
     "ce two groups collapsed": make(counts=(20, 1, 20, 1), lam=(0.2, 0.2), bias=PENALISED, lambda_b=0.1),
     "ce three groups collapsed": make(counts=(20, 5, 20, 1), lam=(0.2, 0.2), bias=FREE, dim=1),
     "ce empty classes": make(counts=(6, 0, 6, 0, 6)),
@@ -300,9 +298,7 @@ def test_bias_penalty_joins_its_limits():
     for counts in ((5, 5, 5, 5), (9, 4, 4, 1)):
         free, nearly_free = (theory.biased_mse_minimum(counts, *lam, x) for x in (0.0, 1e-12))
         assert nearly_free == pytest.approx(free, rel=1e-9)
-        assert theory.biased_mse_minimum(counts, *lam, 1e12) == pytest.approx(
-            theory.mse_minimum(counts, 4, *lam), rel=1e-9
-        )
+        assert theory.biased_mse_minimum(counts, *lam, 1e12) == pytest.approx(theory.mse_minimum(counts, 4, *lam), rel=1e-9)
     for lambda_b in (0.0, 1e-3, 0.1, 1.0, 1e3):
         balanced = theory.balanced_mse_minimum(4, 5, 4, *lam, lambda_b)
         assert theory.biased_mse_minimum((5,) * 4, *lam, lambda_b) == pytest.approx(balanced, rel=1e-13)
@@ -439,17 +435,13 @@ def test_nonnegative_features():
     bounds = [(None, None)] * 16 + [(0, None)] * 16
     options = {"maxiter": 5000, "maxfun": 9000, "ftol": 1e-16, "gtol": 1e-10}
     starts = np.abs(np.random.default_rng(0).standard_normal((8, 32)))
-    found = [
-        minimize(value_and_grad, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun for x in starts
-    ]
+    found = [minimize(value_and_grad, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun for x in starts]
     assert min(found) == pytest.approx(expected, rel=1e-9)
     assert expected > lower_bound(problem, theory.closed_form(make(counts=(3, 3, 3, 3))).point())
     assert theory.nonnegative_ce_minimum([4, 4, 0], 9.0, 9.0) == pytest.approx(math.log(3), rel=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("classes", "dim", "scale", "smoothing"), [(4, 3, 2.0, 0.0), (3, 3, 30.0, 0.2), (4, 5, 1.0, 0.1)]
-)
+@pytest.mark.parametrize(("classes", "dim", "scale", "smoothing"), [(4, 3, 2.0, 0.0), (3, 3, 30.0, 0.2), (4, 5, 1.0, 0.1)])
 def test_normalised_features(classes, dim, scale, smoothing):
     targets = (1 - smoothing) * torch.eye(classes, dtype=torch.float64) + smoothing / classes
 

@@ -20,10 +20,10 @@ from ufm_fast.problem import Problem
 
 #: Vectors of the size of the parameters that each method holds beside the point and its gradient.
 METHOD_VECTORS = {
-    "gd": 1, "momentum": 2, "nesterov": 3, "adam": 3, "lbfgs": 44, "newton-cg": 7, "alternating": 1, "closed-form": 1,
+    "gd": 1, "momentum": 2, "nesterov": 3, "adam": 3, "lbfgs": 24, "newton-cg": 7, "alternating": 1, "closed-form": 1,
 }  # fmt: skip
 _LBFGS_OTHER = 4
-_LBFGS_HISTORY = 20
+_LBFGS_HISTORY = 10
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +21,7 @@ from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import Run, log_spaced, minimise
 from ufm_fast.solvers.newton_cg import NewtonCG
 from ufm_fast.solvers.solution import Outcome, Solution, StepRecord
-from ufm_fast.starts import STARTS, make_start
+from ufm_fast.starts import make_start
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificate import certify
 
@@ -97,7 +95,8 @@ def solve(
 
     ``method``: 'auto' is L-BFGS with a Newton-CG finish, always iterative. ``reduce``: 'classes' (and 'auto') solves one row
     for each class or target set, exact; 'none' one a sample. ``variables``: 'balanced' or 'raw'. ``start``: a name of STARTS,
-    or ``initial``: a Point with W, one H row for each row (or each sample), and b. ``tol``: |grad| relative to
+    or ``initial``: a Point with W, one H row for each row (or each sample), and b (``run_state.read_start`` reads one
+    from a file). ``tol``: |grad| relative to
     max(lambda_w |W| + lambda_h |H|, mu). ``log_every``: steps between log points (default: log-spaced). ``on_log(record,
     model_point)`` is called at each log point with a function that gives the model's Point. The first_step and previous_
     arguments number a resumed run. Ctrl-C returns the point that was reached, outcome 'interrupted'.
@@ -114,7 +113,10 @@ def solve(
         raise InputError(f"reduce must be auto, classes or none; got {reduce!r}")
     solver = make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
     objective = Objective(
-        problem, backend=make_backend(backend, problem.device), reduce=_reduction(problem, reduce), variables=variables
+        problem,
+        backend=make_backend(backend, problem.device, problem.torch_dtype),
+        reduce=_reduction(problem, reduce),
+        variables=variables,
     )
     objective.evaluations = previous_evaluations
     theory = closed_form(problem)
@@ -186,32 +188,6 @@ def _given_start(objective: Objective, point: Point) -> Point:
     if not Point(point.W, H, b).finite():
         raise InputError("the start holds NaN or infinite values; give finite W, H and b")
     return objective.from_model(point.W.to(device), H.to(device), None if b is None else b.to(device))
-
-
-def load_start(path: str | Path) -> Point:
-    """Initial point from a .safetensors or .npz file with arrays W, H and optionally b.
-
-    Errors: InputError for a missing, truncated or foreign file, or missing arrays.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"start must be one of {', '.join(STARTS)} or a .safetensors or .npz file; there is no file {path}")
-    arrays: dict[str, Any]
-    try:
-        if path.suffix == ".npz":
-            import numpy as np
-
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-        else:
-            from safetensors.torch import load_file
-
-            arrays = load_file(path)
-    except Exception as error:  # each reader has its own errors for a broken file
-        raise InputError(f"start: {path} is not a readable .npz or .safetensors file ({error})") from error
-    if "W" not in arrays or "H" not in arrays:
-        raise InputError(f"start: {path} must hold arrays W (K x d) and H (N x d); it holds {', '.join(arrays) or 'nothing'}")
-    return Point(arrays["W"], arrays["H"], arrays.get("b"))
 
 
 def _solution(

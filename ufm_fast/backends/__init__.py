@@ -14,10 +14,10 @@ from ufm_fast.errors import InputError
 BACKENDS = ("auto", "reference", "tiled", "triton")
 
 
-def make_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
-    """The backend called ``name``; 'auto' is triton on CUDA where it is installed, else tiled.
+def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
+    """The backend called ``name``; 'auto' is triton on CUDA where it is installed and ``dtype`` is not float64, else tiled.
 
-    Errors: InputError for an unknown name, or for triton without triton or without a CUDA device.
+    Errors: InputError for an unknown name, or for triton without triton, without a CUDA device, or in float64.
     """
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
@@ -25,11 +25,13 @@ def make_backend(name: str = "auto", device: torch.device | str = "cpu") -> Back
     installed = importlib.util.find_spec("triton") is not None
     if name == "reference":
         return ReferenceBackend()
-    if name == "triton" or (name == "auto" and on_cuda and installed):
+    if name == "triton" or (name == "auto" and on_cuda and installed and dtype != torch.float64):
         if not installed:
             raise InputError("backend triton needs the package triton (Linux with CUDA); use backend tiled")
         if not on_cuda:
             raise InputError("backend triton needs device cuda; use backend tiled on the CPU")
+        if dtype == torch.float64:
+            raise InputError("backend triton has no float64 kernels; use backend tiled, or dtype float32")
         from ufm_fast.backends.triton import TritonBackend
 
         return TritonBackend()

@@ -40,7 +40,7 @@ class ReferenceBackend:
         with torch.enable_grad():
             value = self._value(x, leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None)
             grads = torch.autograd.grad(value, leaves)
-        self._add(out, grads)
+        self._add(out.cleared(), grads)
         return HeadResult(value.detach().double(), self._statistics(x) if statistics else None)
 
     def _statistics(self, x: HeadInput) -> RowStatistics | None:
@@ -62,7 +62,7 @@ class ReferenceBackend:
             value = self._value(x, leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None)
             grads = torch.autograd.grad(value, leaves, create_graph=True)
             product = torch.autograd.grad(grads, leaves, direction)
-        self._add(out, product)
+        self._add(out.cleared(), product)
 
     def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         z = self._logits(x).detach().requires_grad_()

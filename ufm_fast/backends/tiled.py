@@ -22,7 +22,7 @@ from ufm_fast.backends import gram
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype
 from ufm_fast.losses import SoftmaxLoss
 
-_TILE_BYTES = 64 << 20
+_NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 128 << 20, 512
 
 
 def available_bytes(device: torch.device) -> int:
@@ -40,11 +40,14 @@ def available_bytes(device: torch.device) -> int:
 
 
 def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buffers: int = 1) -> int:
-    """Rows of a chunk: 64 MiB of exponentials, at least 32 rows where an eighth of the free memory allows it."""
-    budget = min(_TILE_BYTES, available_bytes(device) // 8)
+    """Rows of a chunk: 24 MiB of exponentials stay near the cache; but 512 rows keep the products efficient, up to 128 MiB.
+
+    Never more than an eighth of the free memory, and at least 32 rows (a product of fewer is slow) where that allows it.
+    """
     row = classes * itemsize * buffers
-    fewest = min(32, max(1, available_bytes(device) // 8 // row))
-    return max(1, min(rows, max(fewest, budget // row)))
+    most = max(1, available_bytes(device) // 8 // row)
+    wanted = max(_NEAR_BYTES // row, min(_EFFICIENT_ROWS, _FAR_BYTES // row), 32)
+    return max(1, min(rows, wanted, most))
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Chunk:
     start: int
     stop: int
     features: Tensor  # C x d, in the compute dtype
+    target_rows: Tensor  # rows of W at the target entries
     E: Tensor  # C x K exponentials, zero on targets; overwritten by later steps
     mass: Tensor  # s', the sum of E
     entry_row: Tensor  # row within the chunk of each target entry
@@ -100,7 +104,7 @@ class TiledBackend:
 
     def _chunks(self, x: HeadInput, W: Tensor, buffer: Tensor) -> Iterator[Chunk]:
         assert isinstance(x.loss, SoftmaxLoss)
-        mean_row = W.mean(0, dtype=torch.float64)
+        mean_row = W.mean(0).double()
         bias = None if x.bias is None else x.bias.double()
         for start in range(0, x.features.shape[0], buffer.shape[0]):
             yield self._sweep(x, x.loss, W, bias, mean_row, start, buffer)
@@ -112,12 +116,12 @@ class TiledBackend:
         h = x.features[start : start + buffer.shape[0]].to(W.dtype)
         stop = start + h.shape[0]
         rows, columns = x.targets.slice(start, stop)
-        h64 = h.double()
+        h64, target_rows = h.double(), W.index_select(0, columns)
         if x.targets.single:
-            z = (h64 * W.index_select(0, columns)).sum(1)
+            z = (h64 * target_rows).sum(1)
             M = torch.ones_like(z)
         else:
-            z = (h64.index_select(0, rows) * W.index_select(0, columns)).sum(1)
+            z = (h64.index_select(0, rows) * target_rows).sum(1)
             M = _segment_sum(torch.ones_like(z), rows, h.shape[0])
         mean_logit = h64 @ mean_row
         if bias is not None:
@@ -137,15 +141,17 @@ class TiledBackend:
         if loss.smoothing:
             value = value + loss.smoothing * (z - mean_logit)
         return Chunk(
-            start, stop, h, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target, offset,
-            x.row_weight[start:stop].double(),
+            start, stop, h, target_rows, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target,
+            offset, x.row_weight[start:stop].double(),
         )  # fmt: skip
 
     # ---- the interface ---------------------------------------------------------------------------------------------
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         if not isinstance(x.loss, SoftmaxLoss):
-            return HeadResult(gram.value_and_grad(_upcast(x), out), None)
+            return HeadResult(gram.value_and_grad(_upcast(x), out.cleared()), None)
+        if x.features.shape[0] == 0:
+            out = out.cleared()  # no chunk will write
         W = x.weight.to(compute_dtype(x.weight.dtype))
         (buffer,) = self._buffers(x, W.dtype, 1)
         total = torch.zeros((), dtype=torch.float64, device=W.device)
@@ -156,8 +162,11 @@ class TiledBackend:
                 least = _segment_min(c.entry_logit, c.entry_row, c.M.shape[0], x.targets.single)
                 margins.append(least - c.E.amax(1).double().log() - c.offset)
                 masses.append(c.log_mass)
-            self._add_products(x.loss, c, W, W, c.features, out.features, out.weight, out.bias)
-        found = RowStatistics(torch.cat(margins), torch.cat(masses)) if statistics else None
+            if out.fresh and c.start == 0 and out.bias is not None:
+                out.bias.zero_()
+            self._add_products(x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh)
+        none = total.new_zeros(0)
+        found = RowStatistics(torch.cat([none, *margins]), torch.cat([none, *masses])) if statistics else None
         return HeadResult(total, found)
 
     def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -181,22 +190,36 @@ class TiledBackend:
 
     def _add_products(
         self, loss: SoftmaxLoss, c: Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
-        forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None,
+        forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None, fresh: bool = False,
     ) -> None:  # fmt: skip
-        """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G."""
+        """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G.
+
+        With ``fresh`` forward and backward are written, not added to (backward by the first chunk).
+        """
         slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
         factor = (slope * c.p / c.mass).to(W.dtype)
         entry = _entry_coefficients(loss, c, slope).to(W.dtype)
         even = -loss.smoothing / W.shape[0] * c.row_weight
         if forward is not None and right is not None:
             block = forward[c.start : c.stop]
-            block.add_((c.E @ right).mul_(factor[:, None]))
-            _add_entries(block, c.entry_row, entry, right, c.entry_class, ordered=c.entry_row.numel() == block.shape[0])
+            own = c.target_rows if right is W else right.index_select(0, c.entry_class)
+            product = torch.mm(c.E, right, out=block) if fresh else c.E @ right
+            product.mul_(factor[:, None])
+            if c.entry_row.numel() == block.shape[0]:  # one target a row: rows are in order
+                product.addcmul_(own, entry[:, None])
+            else:
+                product.index_add_(0, c.entry_row, own * entry[:, None])
+            if not fresh:
+                block.add_(product)
             if loss.smoothing:
                 block.add_(torch.outer(even.to(W.dtype), right.sum(0)))
         if backward is not None and left is not None:
-            backward.addmm_(c.E.T, left * factor[:, None])
-            backward.index_add_(0, c.entry_class, left.index_select(0, c.entry_row) * entry[:, None])
+            if fresh and c.start == 0:
+                torch.mm(c.E.T, left * factor[:, None], out=backward)
+            else:
+                backward.addmm_(c.E.T, left * factor[:, None])
+            own = left if c.entry_row.numel() == left.shape[0] else left.index_select(0, c.entry_row)
+            backward.index_add_(0, c.entry_class, own * entry[:, None])
             if loss.smoothing:
                 backward.add_((even.to(W.dtype) @ left)[None, :])
         if column_sum is not None:
@@ -207,7 +230,8 @@ class TiledBackend:
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         if not isinstance(x.loss, SoftmaxLoss):
-            return gram.hvp(_upcast(x), _upcast(v), out)
+            return gram.hvp(_upcast(x), _upcast(v), out.cleared())
+        out = out.cleared()
         W = x.weight.to(compute_dtype(x.weight.dtype))
         dW = v.weight.to(W.dtype)
         buffer, change = self._buffers(x, W.dtype, 2)
@@ -245,7 +269,7 @@ class TiledBackend:
         if out.features is not None:
             block = out.features[c.start : c.stop]
             block.addmm_(c.E, W)
-            _add_entries(block, c.entry_row, entry, W, c.entry_class, ordered=c.entry_row.numel() == block.shape[0])
+            block.index_add_(0, c.entry_row, c.target_rows * entry[:, None])
         if out.weight is not None:
             out.weight.addmm_(c.E.T, c.features)
             out.weight.index_add_(0, c.entry_class, c.features.index_select(0, c.entry_row) * entry[:, None])
@@ -308,15 +332,6 @@ def _entry_coefficients(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     near = q[c.entry_row] * (c.M[c.entry_row] * rise / total[c.entry_row] - c.excess[c.entry_row]) - c.p[c.entry_row]
     far = (q * c.M)[c.entry_row] * c.entry_share - 1.0
     return c.row_weight[c.entry_row] * torch.where(level[c.entry_row], near, far)
-
-
-def _add_entries(block: Tensor, rows: Tensor, entry: Tensor, values: Tensor, columns: Tensor, *, ordered: bool) -> None:
-    """block[rows] += entry * values[columns]; ``ordered`` says that rows is 0, 1, 2, ... (one target a row)."""
-    addition = values.index_select(0, columns).mul_(entry[:, None])
-    if ordered:
-        block.add_(addition)
-    else:
-        block.index_add_(0, rows, addition)
 
 
 def _segment_sum(values: Tensor, rows: Tensor, number: int) -> Tensor:

@@ -66,7 +66,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     check_choices(config)
     config["device"], note = configs.pick_device(config["device"])
     problem = configs.build_problem(config)
-    make_backend(config["backend"], problem.device)
+    make_backend(config["backend"], problem.device, problem.torch_dtype)
     config["classes"] = problem.num_classes
     digest = configs.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"

@@ -67,7 +67,7 @@ def value_and_grad(
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         points = (x.features, x.weight, x.bias)
         out = _prefilled(points, penalties, wanted)
-        result = chosen.head(x, Gradients(*out), statistics=True)
+        result = chosen.head(x, Gradients(out[0], out[1], out[2], fresh=not any(penalties)), statistics=True)
         value = result.value.double()
         for point, penalty in zip(points, penalties, strict=True):
             if penalty and point is not None:
@@ -93,11 +93,13 @@ def hvp(
     points = (x.features, x.weight, x.bias)
     parts = _checked_direction(direction, points)
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        out = _prefilled(parts, _penalties(lambda_h, lambda_w, lambda_b), wanted)
+        penalties = _penalties(lambda_h, lambda_w, lambda_b)
+        out = _prefilled(parts, penalties, wanted)
         v_features, v_weight, v_bias = parts
         assert v_features is not None
         assert v_weight is not None
-        chosen.head_hvp(x, HeadInput(x.loss, v_features, v_weight, v_bias, x.targets, x.row_weight), Gradients(*out))
+        direction_input = HeadInput(x.loss, v_features, v_weight, v_bias, x.targets, x.row_weight)
+        chosen.head_hvp(x, direction_input, Gradients(out[0], out[1], out[2], fresh=not any(penalties)))
     return HeadGradients(*out)
 
 
@@ -123,14 +125,14 @@ def _arguments(
     checked = _targets(loss, targets, features, weight.shape[0])
     bias = None if bias is None else bias.detach().contiguous()
     x = HeadInput(loss, features.detach().contiguous(), weight.detach().contiguous(), bias, checked, rows)
-    return _backend(backend, weight.device), x, [part in need and tensors[part] is not None for part in PARTS]
+    return _backend(backend, weight.device, weight.dtype), x, [part in need and tensors[part] is not None for part in PARTS]
 
 
-def _backend(backend: str | Backend, device: torch.device) -> Backend:
+def _backend(backend: str | Backend, device: torch.device, dtype: torch.dtype) -> Backend:
     if backend == "auto":
-        return backend_for(device.type)
+        return backend_for(device.type, dtype)
     if isinstance(backend, str):
-        return make_backend(backend, device)
+        return make_backend(backend, device, dtype)
     if not hasattr(backend, "head_hvp"):
         raise InputTypeError(f"backend must be one of {', '.join(BACKENDS)} or a backend, got {type(backend).__name__}")
     return backend
@@ -175,7 +177,7 @@ def _penalties(lambda_h: float, lambda_w: float, lambda_b: float) -> tuple[float
 def _prefilled(
     points: tuple[Tensor | None, ...], penalties: tuple[float, ...], wanted: list[bool]
 ) -> tuple[Tensor | None, ...]:
-    """lambda times each part: the backend adds its sums onto that."""
+    """lambda times each part, which the backend adds its sums onto; without any lambda, memory for it to write."""
     buffers: list[Tensor | None] = []
     for point, penalty, needed in zip(points, penalties, wanted, strict=True):
         if point is None or not needed:
@@ -183,7 +185,8 @@ def _prefilled(
         elif penalty:
             buffers.append(point.to(compute_dtype(point.dtype)) * penalty)
         else:
-            buffers.append(torch.zeros(point.shape, dtype=compute_dtype(point.dtype), device=point.device))
+            create = torch.zeros if any(penalties) else torch.empty
+            buffers.append(create(point.shape, dtype=compute_dtype(point.dtype), device=point.device))
     return tuple(buffers)
 
 

@@ -38,9 +38,9 @@ _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_g
 
 
 @functools.lru_cache(maxsize=8)
-def backend_for(device_type: str) -> Backend:
+def backend_for(device_type: str, dtype: torch.dtype) -> Backend:
     """The backend that ``auto`` means on this kind of device; kept, because looking packages up costs more than a head."""
-    return make_backend("auto", device_type)
+    return make_backend("auto", device_type, dtype)
 
 
 def named_loss(name: str, parameter: float) -> Loss:
@@ -97,10 +97,12 @@ def _head_input(
     )
 
 
-def _zeros(likes: Sequence[Tensor | None], need: Sequence[bool]) -> list[Tensor | None]:
-    """A zero buffer in the dtype of sums for each tensor whose derivative is needed."""
+def _zeros(
+    likes: Sequence[Tensor | None], need: Sequence[bool], create: Callable[..., Tensor] = torch.zeros
+) -> list[Tensor | None]:
+    """A buffer (zero, or as ``create`` makes it) in the dtype of sums for each tensor whose derivative is needed."""
     return [
-        torch.zeros(x.shape, dtype=compute_dtype(x.dtype), device=x.device) if wanted and x is not None else None
+        create(x.shape, dtype=compute_dtype(x.dtype), device=x.device) if wanted and x is not None else None
         for x, wanted in zip(likes, need, strict=True)
     ]
 
@@ -165,14 +167,17 @@ def head(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
     x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
-    grad_features, grad_weight, grad_bias = _zeros((features, weight, bias), need)
-    backend, active = backend_for(weight.device.type), _active_rows(x)
+    backend, active = backend_for(weight.device.type, weight.dtype), _active_rows(x)
+    # Fresh memory, which the backend writes: zeroing a gradient first would be a pass over it for nothing.
+    grad_weight, grad_bias = _zeros((weight, bias), need[1:], torch.empty)
     if active is None:
-        value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias)).value
+        (grad_features,) = _zeros((features,), need[:1], torch.empty)
+        value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias, fresh=True)).value
     else:
+        (grad_features,) = _zeros((features,), need[:1])
         part = HeadInput(x.loss, x.features[active], x.weight, x.bias, Targets(x.targets.indices[active]), x.row_weight[active])
-        (block,) = _zeros((part.features,), need[:1])
-        value = backend.head(part, Gradients(block, grad_weight, grad_bias)).value
+        (block,) = _zeros((part.features,), need[:1], torch.empty)
+        value = backend.head(part, Gradients(block, grad_weight, grad_bias, fresh=True)).value
         if grad_features is not None and block is not None:
             grad_features[active] = block
     return (value.to(compute_dtype(weight.dtype)), *_filled((grad_features, grad_weight, grad_bias), weight))
@@ -270,7 +275,7 @@ def head_losses(
     x = _head_input(features, weight, bias, indices, indptr, _ones(features), loss, parameter)
     if not features.shape[0]:
         return features.new_zeros(0, dtype=compute_dtype(weight.dtype))
-    return backend_for(weight.device.type).losses(x).to(compute_dtype(weight.dtype))
+    return backend_for(weight.device.type, weight.dtype).losses(x).to(compute_dtype(weight.dtype))
 
 
 def _head_losses_shapes(
@@ -319,7 +324,7 @@ def head_product(
     x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
     out = _zeros((features, weight, bias), need)
-    backend_for(weight.device.type).head_hvp(x, direction, Gradients(*out))
+    backend_for(weight.device.type, weight.dtype).head_hvp(x, direction, Gradients(out[0], out[1], out[2]))
     return _filled(out, weight)
 
 
@@ -355,7 +360,7 @@ def head_slopes(
     v = _direction(x, v_features, v_weight, v_bias)
     dtype, dim = compute_dtype(weight.dtype), features.shape[1]
     right = [x.weight.to(dtype), v.weight] if v.bias is None else [x.weight.to(dtype), v.weight, v.bias[:, None]]
-    product, _ = backend_for(weight.device.type).logit_products(x, torch.cat(right, dim=1), None)
+    product, _ = backend_for(weight.device.type, weight.dtype).logit_products(x, torch.cat(right, dim=1), None)
     assert product is not None
     slopes = (v.features * product[:, :dim]).sum(1) + (x.features * product[:, dim : 2 * dim]).sum(1)
     return slopes if v.bias is None else slopes + product[:, -1]

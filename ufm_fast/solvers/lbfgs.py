@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -21,7 +21,7 @@ class _Memory:
     preconditioner: pairing.PairPreconditioner | None = None
     age: int = 0
     settling: bool = False  # begun away from the minimum's subspaces: the gauge is worth fixing again on the way
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
 
 
 class LBFGS:

@@ -22,9 +22,14 @@ class Trial:
     evaluation: Evaluation
 
 
-def _cubic(a: Trial, b: Trial) -> float:
-    """Minimiser of the cubic through two values and slopes, kept a tenth away from both ends of the bracket."""
+def _between(a: Trial, b: Trial, rounding: float) -> float:
+    """Minimiser of the cubic through two values and slopes, kept a tenth away from both ends of the bracket.
+
+    Where the values differ by rounding only, the root of the line through the slopes.
+    """
     low, high = min(a.t, b.t), max(a.t, b.t)
+    if abs(a.value - b.value) <= rounding and a.slope * b.slope < 0:
+        return a.t - a.slope * (b.t - a.t) / (b.slope - a.slope)
     d1 = a.slope + b.slope - 3 * (a.value - b.value) / (a.t - b.t)
     square = d1 * d1 - a.slope * b.slope
     t = 0.5 * (low + high)
@@ -80,7 +85,7 @@ def line_search(
             low, top = x, low
         else:
             low = x
-        t = max(2.0 * t, _extrapolate(origin, x)) if top is None else _cubic(low, top)
+        t = max(2.0 * t, _extrapolate(origin, x)) if top is None else _between(low, top, rounding)
         if top is not None and abs(top.t - low.t) <= 1e-12 * max(abs(top.t), abs(low.t)):
             break
     return low if low.t > 0 and low.value < origin.value else None

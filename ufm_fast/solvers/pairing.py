@@ -115,25 +115,32 @@ class PairPreconditioner:
         return cls(s.clamp_min(float(floor)), h, problem.mu, bias)
 
     def apply(self, g: Point) -> Point:
-        """Preconditioner times a gradient."""
-        K, mu, dtype = self.s.numel(), self.mu, g.W.dtype
+        """Preconditioner times a gradient, a block of rows at a time: the dozen passes over a block stay in the cache."""
+        K = self.s.numel()
         a, b = g.H[:, :K], g.W[:, :K]
-        sj, si = self.s[None, :].to(dtype), self.s[:, None].to(dtype)
+        H, W = g.H / (2 * self.mu), g.W / (2 * self.mu)
+        s, h = self.s.to(a.dtype), self.h.to(a.dtype)
+        height = max(1, (1 << 16) // K)
+        for start in range(0, K, height):
+            rows = slice(start, start + height)
+            H[rows, :K], W[rows, :K] = self._block(a[rows], b[:, rows].T, b[rows], a[:, rows].T, s, h, rows)
+        self._diagonal(H[:, :K], W[:, :K], a.diagonal(), b.diagonal())
+        bias = None if g.b is None or self.bias is None else g.b / self.bias.to(g.b.dtype)
+        return Point(W, H, bias)
+
+    def _block(self, a: Tensor, bT: Tensor, b: Tensor, aT: Tensor, s: Tensor, h: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Rows of the result for A and B: a = A_ij, bT = B_ji, b = B_ij, aT = A_ji."""
+        mu, sj, si = self.mu, s[None, :], s[rows, None]
         q = si.square() + sj.square()
-        hi, hj = self.h[:, None].to(dtype) * q + 1e-4 * mu, self.h[None, :].to(dtype) * q + 1e-4 * mu
-        along1, along2 = sj * a + si * b.T, sj * b + si * a.T
-        across1, across2 = si * a - sj * b.T, si * b - sj * a.T
+        hi, hj = h[rows, None] * q + 1e-4 * mu, h[None, :] * q + 1e-4 * mu
+        along1, along2 = sj * a + si * bT, sj * b + si * aT
+        across1, across2 = si * a - sj * bT, si * b - sj * aT
         determinant = (hi * hj + mu * (hi + hj)) * q
         out1 = ((hj + mu) * along1 + mu * along2) / determinant
         out2 = (mu * along1 + (hi + mu) * along2) / determinant
-        back1 = (0.75 * across1 + 0.25 * across2) / (mu * q)
-        back2 = (0.25 * across1 + 0.75 * across2) / (mu * q)
-        H, W = g.H / (2 * mu), g.W / (2 * mu)
-        H[:, :K] = sj * out1 + si * back1
-        W[:, :K] = sj * out2 + si * back2
-        self._diagonal(H[:, :K], W[:, :K], a.diagonal(), b.diagonal())
-        bias = None if g.b is None or self.bias is None else g.b / self.bias.to(dtype)
-        return Point(W, H, bias)
+        scale = 0.25 / (mu * q)
+        back1, back2 = (3.0 * across1 + across2) * scale, (across1 + 3.0 * across2) * scale
+        return sj * out1 + si * back1, sj * out2 + si * back2
 
     def _diagonal(self, H: Tensor, W: Tensor, a: Tensor, b: Tensor) -> None:
         """The target's logit: its curvature is that of K - 1 off-target ones together, and A_ii, B_ii pair up."""

@@ -232,9 +232,7 @@ def _pick_all(problem: Problem) -> ClosedForm | None:
     if bool((sizes == 1).all()):  # one label a sample: cross-entropy
         form = _cross_entropy(problem)
         rows = sets.indices.long()
-        return form and ClosedForm(
-            form.value, form.source, form.collapsed, form.exact, RowsOfClasses(form.logits, rows)
-        )
+        return form and ClosedForm(form.value, form.source, form.collapsed, form.exact, RowsOfClasses(form.logits, rows))
     classes = len(problem.counts)
     per_set = _equally_frequent_sets(classes, sizes, sets.counts)
     if per_set is None:
@@ -243,9 +241,7 @@ def _pick_all(problem: Problem) -> ClosedForm | None:
     if best.sigma > 0 and problem.dim < classes - 1:
         return None
     with_bias, penalties = problem.bias != "none", (problem.lambda_w, problem.lambda_h)
-    logits = TagAverages(
-        classes, problem.dim, sets.indptr, sets.indices, best.slopes, best.sigma, with_bias, *penalties
-    )
+    logits = TagAverages(classes, problem.dim, sets.indptr, sets.indices, best.slopes, best.sigma, with_bias, *penalties)
     source = "pick-all cross-entropy, convex reduction (tag-wise average of arXiv 2310.15903)"
     return ClosedForm(best.value, source, best.sigma == 0, True, logits)
 

@@ -66,9 +66,7 @@ def _bias_alone(share: Array, size: Array, lambda_b: float) -> tuple[Array, Arra
         step = -np.linalg.solve(hessian, gradient)
         decrement, length = float(-(size * gradient) @ step), 1.0
         while (
-            decrement > 1e-10 * value
-            and length > 1e-9
-            and softmax(bias + length * step)[1] > value - 1e-4 * length * decrement
+            decrement > 1e-10 * value and length > 1e-9 and softmax(bias + length * step)[1] > value - 1e-4 * length * decrement
         ):
             length /= 2
         bias = bias + length * step

@@ -74,9 +74,7 @@ def bias_leak(lambda_b: float) -> float:
     return 1 - 1 / (1 + check_bias_penalty(lambda_b)) if lambda_b > 1 else lambda_b / (1 + lambda_b)
 
 
-def biased_mse_minimum(
-    counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, lambda_b: float = 0.0
-) -> float:
+def biased_mse_minimum(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, lambda_b: float = 0.0) -> float:
     """Minimum with a bias and any counts, for d >= K: a convex problem in the bias alone,
 
     F(b) = sum_j huber(sigma_j((I - b 1') diag(sqrt(n_k)))) + lambda_b/2 |b|^2, huber(x) = x^2/(2N) for x <= tau and
@@ -140,11 +138,7 @@ class BiasedSpectrum:
             step = -np.linalg.solve(hessian, gradient)
             decrement, length = float(-gradient @ step), 1.0
             endgame = decrement <= 1e-11 * value
-            while (
-                not endgame
-                and length > 1e-9
-                and self._objective(bias + length * step) > value - 1e-4 * length * decrement
-            ):
+            while not endgame and length > 1e-9 and self._objective(bias + length * step) > value - 1e-4 * length * decrement:
                 length /= 2
             candidate = bias + length * step
             new_gradient, new_hessian = self._derivatives(candidate)

@@ -30,9 +30,7 @@ def collapse_penalty(count: int, samples: int, smoothing: float = 0.0) -> float:
     return (1 - check_smoothing(smoothing)) * root / check_integer("samples", samples, 1)
 
 
-def collapsed_classes(
-    counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, smoothing: float = 0.0
-) -> Tensor:
+def collapsed_classes(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, smoothing: float = 0.0) -> Tensor:
     """Boolean (K,): which classes are beyond their `collapse_penalty`."""
     n = check_counts(counts)
     limit = (1 - check_smoothing(smoothing)) * torch.sqrt(n) / n.sum()
@@ -54,9 +52,7 @@ def simplex_bias_penalty(classes: int, per_class: int, lambda_w: float, lambda_h
     return c / (1 - c) if c < 1 else math.inf
 
 
-def majority_count_at_collapse(
-    classes: tuple[int, int], minority_count: int, lambda_w: float, lambda_h: float
-) -> float:
+def majority_count_at_collapse(classes: tuple[int, int], minority_count: int, lambda_w: float, lambda_h: float) -> float:
     """The n_A from which on the K_B classes of n_B = `minority_count` samples collapse: (sqrt(n_B)/mu - K_B n_B)/K_A.
 
     Setting: arXiv 2309.09725; the formula is our derivation.

@@ -54,9 +54,7 @@ class TwoGroupMinimum:
 
     @property
     def rank(self) -> int:
-        return sum((k - 1) * (sigma > 0) for k, sigma in zip(self.classes, self.within, strict=True)) + (
-            self.shared > 0
-        )
+        return sum((k - 1) * (sigma > 0) for k, sigma in zip(self.classes, self.within, strict=True)) + (self.shared > 0)
 
     @property
     def left(self) -> Pair:
@@ -123,9 +121,7 @@ def weighted_two_groups(
     return TwoGroupMinimum(problem(v)[0], classes, within, shared, (float(right[0]), float(right[1])), bias)
 
 
-def layer_peeled_two_groups(
-    classes: tuple[int, int], ratio: float, energy_w: float, energy_h: float
-) -> TwoGroupMinimum:
+def layer_peeled_two_groups(classes: tuple[int, int], ratio: float, energy_w: float, energy_h: float) -> TwoGroupMinimum:
     """Minimum of the layer-peeled model with class weights 1 (group A) and 1/ratio (group B).
 
     min sum_A CE + (1/ratio) sum_B CE over class means (a sum, not a mean), subject to (1/K) sum |w_k|^2 <= E_W and

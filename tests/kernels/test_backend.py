@@ -1,0 +1,275 @@
+"""The triton backend against the dense definition in float64, on the float32 numbers that it was given."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton has no build for this platform")
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    pytest.skip("tests/test_kernels.py runs this under the interpreter", allow_module_level=True)
+
+from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend
+from ufm_fast.backends import triton as module
+from ufm_fast.backends.triton import TritonBackend, plan_chunk
+from ufm_fast.errors import InputError
+from ufm_fast.losses import make_loss
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.targets import Targets
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter truncates to bfloat16 where the device rounds, and meets infinities that numpy remarks upon.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+LOSSES = [
+    make_loss("ce"), make_loss("ce", smoothing=0.1), make_loss("focal"), make_loss("focal", gamma=0.5),
+    make_loss("pick-all"), make_loss("mse"),
+]  # fmt: skip
+SETS = Targets(torch.tensor([2, 0, 1, 4, 3, 6, 1, 5, 0]), torch.tensor([0, 1, 3, 4, 7, 8, 9]))
+NAMES = [f"{loss.name}-{getattr(loss, 'gamma', loss.smoothing)}" for loss in LOSSES]
+PARTS = ("features", "weight", "bias")
+
+
+def case(loss, targets=None, bias=True, dtype=torch.float32, rows=6, classes=7, dim=5, scale=1.0):
+    make = torch.Generator().manual_seed(3)
+    normal = lambda *shape: torch.randn(*shape, generator=make).to(DEVICE)  # noqa: E731
+    features, weight = (scale * normal(rows, dim)).to(dtype), normal(classes, dim).to(dtype)
+    if targets is None:
+        targets = Targets(torch.randint(classes, (rows,), generator=make))
+    row_weight = torch.rand(rows, generator=make, dtype=torch.float64).to(DEVICE)
+    return HeadInput(loss, features, weight, normal(classes) if bias else None, targets.to(DEVICE), row_weight)
+
+
+def direction(x):
+    return HeadInput(
+        x.loss, torch.randn_like(x.features), torch.randn_like(x.weight),
+        None if x.bias is None else torch.randn_like(x.bias), x.targets, x.row_weight,
+    )  # fmt: skip
+
+
+def exact(x):
+    bias = None if x.bias is None else x.bias.double()
+    return HeadInput(x.loss, x.features.double(), x.weight.double(), bias, x.targets, x.row_weight)
+
+
+def buffers(x, fill=0.0, dtype=torch.float32, without=(), fresh=False):
+    parts = {name: getattr(x, name) for name in PARTS}
+    made = [
+        None if value is None or name in without else torch.full_like(value, fill, dtype=dtype) for name, value in parts.items()
+    ]
+    return Gradients(*made, fresh=fresh)
+
+
+def close(found, expected, tolerance=1e-4):
+    for name in PARTS:
+        a, b = getattr(found, name), getattr(expected, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert float((a.double() - b).norm()) <= tolerance * max(float(b.norm()), 1e-12), name
+
+
+def check_head(x, backend, tolerance=1e-4):
+    out, wanted = buffers(x, 0.25), buffers(x, 0.25, torch.float64)
+    found = backend.head(x, out, statistics=True)
+    expected = ReferenceBackend().head(exact(x), wanted, statistics=True)
+    assert found.value.dtype == torch.float64
+    assert float(found.value) == pytest.approx(float(expected.value), rel=tolerance)
+    close(out, wanted, tolerance)
+    assert (found.statistics is None) == (expected.statistics is None)
+    if found.statistics is not None:
+        for name in ("margin", "log_off_target_mass"):
+            a, b = getattr(found.statistics, name), getattr(expected.statistics, name)
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(backend.losses(x), ReferenceBackend().losses(exact(x)), rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
+def test_head(loss):
+    check_head(case(loss), TritonBackend(chunk=4 if loss is LOSSES[0] else None))
+
+
+@pytest.mark.parametrize("loss", [LOSSES[1], LOSSES[5]], ids=["ce", "mse"])
+def test_head_without_bias(loss):
+    check_head(case(loss, bias=False), TritonBackend())
+
+
+def test_head_of_target_sets():
+    check_head(case(make_loss("pick-all"), SETS), TritonBackend())
+
+
+@pytest.mark.parametrize("targets", [None, SETS], ids=["single", "sets"])
+def test_hostile_logits_and_small_masses(targets):
+    """Losses of hundreds of nats, and rows whose mass leaves float32."""
+    x = case(make_loss("pick-all" if targets else "ce"), targets, scale=60.0)
+    found = TritonBackend().head(x, buffers(x), statistics=True)
+    expected = ReferenceBackend().head(exact(x), buffers(x, dtype=torch.float64), statistics=True)
+    assert float(found.value) == pytest.approx(float(expected.value), rel=1e-5)
+    mass, wanted = found.statistics.log_off_target_mass, expected.statistics.log_off_target_mass
+    assert wanted.max() > 150
+    kept = wanted > -85
+    torch.testing.assert_close(mass[kept], wanted[kept], rtol=1e-5, atol=1e-4)
+    assert (mass[~kept] < -85).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[5]], ids=["ce", "mse"])
+def test_half_precision(loss, dtype, tolerance):
+    check_head(case(loss, dtype=dtype), TritonBackend(), tolerance)
+
+
+def test_one_pass_where_no_chunk_fits(monkeypatch):
+    monkeypatch.setattr(module, "_free_bytes", lambda device: 64)
+    monkeypatch.setattr(module, "softmax_value_and_grad", None)
+    check_head(case(LOSSES[1]), TritonBackend())
+    check_head(case(LOSSES[4], SETS), TritonBackend())
+
+
+@pytest.mark.parametrize(("without", "dtype"), [(("features",), torch.float32), (("weight", "bias"), torch.float64)])
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[5]], ids=["ce", "mse"])
+def test_frozen_parts_and_fresh_buffers(loss, without, dtype):
+    """Fresh memory holds anything."""
+    x = case(loss)
+    wanted, out = buffers(x, 0.0, torch.float64, without), buffers(x, float("nan"), dtype, without, fresh=True)
+    ReferenceBackend().head(exact(x), wanted)
+    TritonBackend().head(x, out)
+    close(out, wanted)
+
+
+def test_a_buffer_of_another_layout():
+    x = case(LOSSES[0])
+    out, wanted = Gradients(None, torch.ones(5, 7, device=DEVICE).T, None), buffers(x, 1.0, torch.float64, ("features", "bias"))
+    ReferenceBackend().head(exact(x), wanted)
+    TritonBackend().head(x, out)
+    close(out, wanted)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"), [(LOSSES[0], None), (LOSSES[2], None), (LOSSES[3], None), (LOSSES[4], SETS), (LOSSES[5], None)],
+    ids=["ce", "focal-2", "focal-0.5", "sets", "mse"],
+)  # fmt: skip
+def test_hessian_vector_product(loss, targets):
+    x = case(loss, targets)
+    v = direction(x)
+    wanted, out = buffers(x, 0.25, torch.float64), buffers(x, 0.25)
+    ReferenceBackend().head_hvp(exact(x), exact(v), wanted)
+    TritonBackend().head_hvp(x, v, out)
+    close(out, wanted)
+
+
+@pytest.mark.parametrize("without", ["features", "weight"])
+def test_hessian_vector_product_of_a_frozen_part(without):
+    x = case(LOSSES[1])
+    v = direction(x)
+    wanted, out = buffers(x, 0.0, torch.float64, (without,)), buffers(x, float("nan"), without=(without,), fresh=True)
+    ReferenceBackend().head_hvp(exact(x), exact(v), wanted)
+    TritonBackend(chunk=4).head_hvp(x, v, out)
+    close(out, wanted)
+
+
+def test_terminal_phase_keeps_its_digits():
+    """Margins of 50: a loss of 1e-21, and a focal loss of 1e-61 which float32 does not hold."""
+    make = torch.Generator().manual_seed(0)
+    weight = (torch.eye(7) + 0.02 * torch.randn(7, 7, generator=make)).to(DEVICE)
+    targets = Targets(torch.arange(7)).to(DEVICE)
+    for loss in (LOSSES[0], LOSSES[2]):
+        x = HeadInput(loss, 50 * weight, weight, None, targets, torch.ones(7, dtype=torch.float64, device=DEVICE))
+        out, wanted = buffers(x), buffers(x, 0.0, torch.float64)
+        found, expected = TritonBackend().head(x, out).value, TiledBackend().head(exact(x), wanted).value
+        assert float(expected) < 1e-18
+        assert float(found) == pytest.approx(float(expected), rel=5e-5)
+        if loss.name == "ce":
+            close(out, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("columns", [18, 70])
+@pytest.mark.parametrize(("loss", "targets"), [(LOSSES[1], None), (LOSSES[4], SETS), (LOSSES[5], None)])
+def test_products_with_the_logit_gradient(loss, targets, columns):
+    x = case(loss, targets)
+    right, left = torch.randn(7, columns, device=DEVICE), torch.randn(6, columns, device=DEVICE)
+    found = TritonBackend(chunk=4).logit_products(x, right, left)
+    wanted = ReferenceBackend().logit_products(exact(x), right.double(), left.double())
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == right.dtype
+        assert float((a.double() - b).norm()) < 1e-4 * float(b.norm())
+
+
+def test_products_that_nobody_asks_for():
+    x = case(LOSSES[0])
+    assert TritonBackend().logit_products(x, None, None) == (None, None)
+
+
+def test_negative_row_weights_no_rows_and_wide_sets():
+    for loss in (LOSSES[0], LOSSES[5]):
+        x = case(loss)
+        check_head(HeadInput(loss, x.features, x.weight, x.bias, x.targets, x.row_weight - 0.5), TritonBackend())
+        none = HeadInput(loss, x.features[:0], x.weight, x.bias, Targets(x.targets.indices[:0]), x.row_weight[:0])
+        out = buffers(none, float("nan"), fresh=True)
+        assert float(TritonBackend().head(none, out).value) == 0.0
+        assert not out.weight.any()
+    sets = Targets(torch.cat([torch.arange(34), torch.tensor([3])]), torch.tensor([0, 34, 35]))
+    check_head(case(LOSSES[4], sets, rows=2, classes=40), TritonBackend())
+
+
+def test_remembers_targets_only_while_they_are_the_same():
+    backend, x = TritonBackend(), case(LOSSES[0])
+    other = case(LOSSES[0], Targets((x.targets.indices.cpu() + 1) % 7))
+    for y in (x, other, x):
+        expected = ReferenceBackend().losses(exact(y))
+        torch.testing.assert_close(backend.losses(y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_objective_over_it():
+    problem = Problem(
+        counts=[2, 1, 3], dim=4, lambda_w=0.02, lambda_h=0.005, bias="penalised", lambda_b=0.03, dtype="float32", device=DEVICE
+    )
+    results = []
+    for backend in (TiledBackend(), TritonBackend()):
+        objective = Objective(problem, backend=backend)
+        make = torch.Generator().manual_seed(0)
+        x = Point(*(torch.randn(*s, generator=make).to(DEVICE) for s in ((3, 4), (objective.rows.number, 4), (3,))))
+        results.append((objective.value_and_grad(x), objective.hvp(x, x)))
+    (expected, moved), (found, product) = results
+    assert found.value == pytest.approx(expected.value, rel=1e-5)
+    for a, b in zip((*found.gradient.parts(), *product.parts()), (*expected.gradient.parts(), *moved.parts()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_plan_of_a_chunk():
+    assert plan_chunk(100_000, 100_000, "bf16", 80 << 30) == 8192
+    assert plan_chunk(100, 100_000, "bf16", 80 << 30) == 100
+    assert plan_chunk(10_000, 1_000_000, "tf32x3", 16 << 30) == 512
+    assert plan_chunk(10_000, 1_000_000, "tf32x3", 1 << 30) == 0
+    assert plan_chunk(10, 100, "bf16", 100) == 0
+
+
+def test_chunk_is_halved_when_memory_runs_out(monkeypatch):
+    asked = []
+
+    def empty(size, **options):
+        asked.append(size)
+        if len(asked) < 3:
+            raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.torch, "empty", empty)
+        assert module._reserve(1024, 64, 1000, "bf16", torch.device(DEVICE)) == 256
+        assert asked[0] > asked[1] > asked[2]
+
+
+def test_refusals_in_words():
+    x = exact(case(LOSSES[0]))
+    backend = TritonBackend()
+    for call in (
+        lambda: backend.head(x, buffers(x, dtype=torch.float64)), lambda: backend.losses(x),
+        lambda: backend.head_hvp(x, x, buffers(x)), lambda: backend.logit_products(x, None, None),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="use backend tiled for float64"):
+            call()
+    with pytest.raises(InputError, match="bf16x3"):
+        TritonBackend(mode="fp8")
+
+
+def test_a_mode_by_name():
+    check_head(case(LOSSES[0]), TritonBackend(mode="bf16x3"), 1e-3)

@@ -1,0 +1,328 @@
+"""The head by the kernels of ufm_kernels: float32 and half precision, on CUDA.
+
+E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, in the precision that the dtype asks for:
+
+    bfloat16  bf16, one pass      float16  fp16, products in tf32      float32  tf32x3, which keeps 1e-5 at any margin
+
+float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel would not do better goes
+to ``TiledBackend``, which runs on any device: more than ``MAX_TARGETS`` targets in a row, second derivatives with several
+targets a row or of the squared error, and products with more than ``MAX_VECTORS`` columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics
+from ufm_fast.backends.tiled import TiledBackend, available_bytes
+from ufm_fast.errors import InputError
+from ufm_fast.losses import SoftmaxLoss
+from ufm_fast.targets import Targets
+from ufm_kernels import rows as kernel_rows
+from ufm_kernels.curvature import logit_gradient, softmax_hvp
+from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
+from ufm_kernels.operands import MODES, chunk_bytes
+from ufm_kernels.segments import Segments
+from ufm_kernels.squared_head import squared_error_value_and_grad
+
+MAX_TARGETS = 32  # targets of a row that the kernels compare each class with
+MAX_VECTORS = 64  # columns of a product with G: each 16 of them form the logits once more
+_MOST_ROWS, _LEAST_ROWS = 8192, 128  # beyond, a chunk's pass over the gradient is little; below, most of a device idles
+_VECTORS = 16
+_SOFTMAX_MODE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32x3"}
+# One pass loses the residual of the squared error near collapse, and its products are small.
+_SQUARED_MODE = {torch.bfloat16: "bf16x3", torch.float16: "bf16x3", torch.float32: "tf32x3"}
+
+
+def plan_chunk(rows: int, classes: int, mode: str, free_bytes: int) -> int:
+    """Rows of E at a time: up to 8192 in a quarter of the free memory. 0 where not even 128 rows (or all) fit there."""
+    most = free_bytes // 4 // chunk_bytes(1, classes, mode)
+    if most >= rows:
+        return min(rows, _MOST_ROWS)
+    return min(most - most % _LEAST_ROWS, _MOST_ROWS)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Targets as the kernels read them: (R, T) int32, padded with -1, sorted by class; None where T is too large or R is 0."""
+
+    targets: Targets
+    classes: int
+    padded: Tensor | None
+    segments: Segments | None
+
+    @classmethod
+    def of(cls, targets: Targets, classes: int) -> _Labels:
+        if targets.rows == 0:
+            return cls(targets, classes, None, None)
+        if targets.indptr is None:
+            padded = targets.indices[:, None].int()
+        else:
+            sizes = targets.sizes()
+            widest = int(sizes.max())
+            if widest > MAX_TARGETS:
+                return cls(targets, classes, None, None)
+            rows, columns = targets.slice(0, targets.rows)
+            place = torch.arange(rows.numel(), device=rows.device) - targets.indptr[rows]
+            padded = torch.full((targets.rows, widest), -1, dtype=torch.int32, device=rows.device)
+            padded[rows, place] = columns.int()
+        return cls(targets, classes, padded, Segments.of(padded, classes))
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """Rows after a sweep, (R,): float64 losses, log1p(s / T) and float32 off-target mass s / T and margin."""
+
+    losses: Tensor
+    log_ratio: Tensor | None
+    mass: Tensor
+    margin: Tensor
+
+
+class TritonBackend:
+    """Softmax and squared-error heads by Triton kernels. ``mode``: a precision of ufm_kernels instead of the dtype's own.
+
+    ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when it runs out).
+    The last targets' layout, the chunk of each shape and whether weights are negative are remembered: results do not depend
+    on it, repeated calls do not wait for the device, and a solve repeats bit for bit.
+    The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 90 nats.
+    Errors: InputError for an unknown mode, and by every method for float64 inputs.
+    """
+
+    name = "triton"
+
+    def __init__(self, mode: str | None = None, chunk: int | None = None) -> None:
+        if mode is not None and mode not in MODES:
+            raise InputError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        self.mode = mode
+        self.chunk = chunk
+        self._tiled = TiledBackend()
+        self._labels: _Labels | None = None
+        self._sign: tuple[Tensor, int, bool] | None = None
+        self._chunks: dict[tuple[object, ...], int] = {}
+
+    # ---- the interface ---------------------------------------------------------------------------------------------
+
+    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        mode = self._mode_of(x)
+        if not isinstance(x.loss, SoftmaxLoss):
+            return self._squared_error(x, out, mode)
+        labels = self._labels_of(x)
+        if labels.padded is None:
+            return self._tiled.head(x, out, statistics=statistics)
+        out = out.cleared()
+        buffers = _writable(out)
+        swept = self._sweep(x, x.loss, labels, labels.padded, buffers, mode)
+        _hand_over(buffers, out)
+        value = x.row_weight.double() @ swept.losses
+        return HeadResult(value, _statistics(swept, x.targets) if statistics else None)
+
+    def losses(self, x: HeadInput) -> Tensor:
+        mode = self._mode_of(x)
+        labels = self._labels_of(x)
+        if not isinstance(x.loss, SoftmaxLoss) or labels.padded is None:
+            return self._tiled.losses(x)
+        return self._sweep(x, x.loss, labels, labels.padded, Gradients(None, None, None), mode).losses
+
+    def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        mode, loss = self._mode_of(x), x.loss
+        labels = self._labels_of(x)
+        if not isinstance(loss, SoftmaxLoss) or labels.padded is None or labels.padded.shape[1] > 1:
+            return self._tiled.head_hvp(x, v, out)
+        out = out.cleared()
+        buffers = _writable(out)
+        features, weight = (  # the driver has no way to leave one out
+            torch.zeros(like.shape, device=like.device) if buffer is None else buffer
+            for buffer, like in ((buffers.features, x.features), (buffers.weight, x.weight))
+        )
+        with _on(x.weight.device):
+            softmax_hvp(
+                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), loss.weight, _curvature(loss),
+                loss.smoothing, d_features=v.features.to(x.features.dtype), d_weight=v.weight.to(x.weight.dtype),
+                d_bias=_bias(v), out_features=features, out_weight=weight, out_bias=buffers.bias,
+                chunk_rows=self._chunk_of(x, mode), mode=mode, segments=labels.segments,
+            )  # fmt: skip
+        _hand_over(buffers, out)
+        return None
+
+    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        mode, loss = self._mode_of(x), x.loss
+        labels = self._labels_of(x)
+        wide = any(t is not None and t.shape[1] > MAX_VECTORS for t in (right, left))
+        if not isinstance(loss, SoftmaxLoss) or labels.padded is None or wide:
+            return self._tiled.logit_products(x, right, left)
+        with _on(x.weight.device):
+            G = logit_gradient(
+                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), loss.weight, loss.smoothing,
+                chunk_rows=self._chunk_of(x, mode), mode=mode,
+            )  # fmt: skip
+            forward = backward = None
+            if right is not None:
+                forward = torch.cat([G.times(part) for part in _columns(right)], 1).to(right.dtype)
+            if left is not None:
+                backward = torch.cat([G.transposed_times(part) for part in _columns(left)], 1).to(left.dtype)
+        return forward, backward
+
+    # ---- the drivers -----------------------------------------------------------------------------------------------
+
+    def _sweep(self, x: HeadInput, loss: SoftmaxLoss, labels: _Labels, padded: Tensor, out: Gradients, mode: str) -> _Swept:
+        """Run a driver: losses of every row, gradients added into ``out``."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def value(l: Tensor, p: Tensor) -> Tensor:
+            seen.append((l, p))
+            return l
+
+        value_fn: kernel_rows.LossFunction = kernel_rows.cross_entropy_value if loss.multi_label else value
+        weight_fn: kernel_rows.LossFunction = kernel_rows.cross_entropy_weight if loss.multi_label else loss.weight
+        options: dict[str, Any] = {
+            "grad_features": out.features, "grad_weight": out.weight, "grad_bias": out.bias, "mode": mode,
+            "need_features": out.features is not None, "need_weight": out.weight is not None, "segments": labels.segments,
+        }  # fmt: skip
+        arguments = (x.features, x.weight, _bias(x), padded, x.row_weight.float(), value_fn, weight_fn, loss.smoothing)
+        with _on(x.weight.device):
+            chunk = self._chunk_of(x, mode, one_pass=x.features.shape[1] <= NARROW)
+            if chunk == 0:
+                result = one_pass_value_and_grad(*arguments, **options)
+            else:
+                result = softmax_value_and_grad(*arguments, **options, chunk_rows=chunk)
+        losses, log_ratio = result.losses.double(), None
+        if seen:
+            log_ratio, p = (torch.cat(column).double() for column in zip(*seen, strict=True))
+            if not loss.smoothing:
+                losses = loss.value(log_ratio, p)  # p ** gamma underflows float32 long before p does
+        return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
+
+    def _squared_error(self, x: HeadInput, out: Gradients, mode: str) -> HeadResult:
+        if x.features.shape[0] == 0 or self._negative(x.row_weight):
+            return self._tiled.head(x, out)  # the driver takes the square root of the weights
+        out = out.cleared()
+        buffers = _writable(out)
+        with _on(x.weight.device):
+            value = squared_error_value_and_grad(
+                x.features, x.weight, _bias(x), x.targets.indices, x.row_weight.float(),
+                grad_features=buffers.features, grad_weight=buffers.weight, grad_bias=buffers.bias, mode=mode,
+                need_features=buffers.features is not None, need_weight=buffers.weight is not None,
+                segments=self._labels_of(x).segments,
+            )  # fmt: skip
+        _hand_over(buffers, out)
+        return HeadResult(value, None)
+
+    # ---- what is remembered ----------------------------------------------------------------------------------------
+
+    def _mode_of(self, x: HeadInput) -> str:
+        dtype = torch.promote_types(x.features.dtype, x.weight.dtype)
+        table = _SOFTMAX_MODE if isinstance(x.loss, SoftmaxLoss) else _SQUARED_MODE
+        if dtype not in table:
+            name = str(dtype).removeprefix("torch.")
+            raise InputError(f"backend triton has no {name} kernels; use backend tiled for {name}, or dtype float32")
+        return self.mode or table[dtype]
+
+    def _labels_of(self, x: HeadInput) -> _Labels:
+        found, classes = self._labels, x.weight.shape[0]
+        if found is None or found.targets is not x.targets or found.classes != classes:
+            self._labels = found = _Labels.of(x.targets, classes)
+        return found
+
+    def _negative(self, row_weight: Tensor) -> bool:
+        """Whether a weight is negative, as the incoming gradients of row losses may be."""
+        version, known = -1 if row_weight.is_inference() else row_weight._version, self._sign
+        if version < 0 or known is None or known[0] is not row_weight or known[1] != version:
+            self._sign = known = (row_weight, version, bool((row_weight < 0).any()))
+        return known[2]
+
+    def _chunk_of(self, x: HeadInput, mode: str, *, one_pass: bool = False) -> int:
+        """Rows of a chunk whose memory is there; 0 where none can be afforded and ``one_pass`` does without."""
+        (rows, columns), classes, device = x.features.shape, x.weight.shape[0], x.weight.device
+        key = (rows, columns, classes, mode, one_pass, device)
+        chunk = self._chunks.get(key, self.chunk)
+        if chunk is None:
+            chunk = plan_chunk(rows, classes, mode, _free_bytes(device))
+            if chunk == 0 and not one_pass:
+                chunk = min(rows, _LEAST_ROWS)
+        if device.type == "cuda":
+            chunk = _reserve(chunk, columns, classes, mode, device)
+        if len(self._chunks) > 256:
+            self._chunks.clear()
+        self._chunks[key] = chunk = chunk if one_pass else max(chunk, 1)
+        return chunk
+
+
+def _reserve(chunk: int, columns: int, classes: int, mode: str, device: torch.device) -> int:
+    """Halve the chunk until its memory can be had. Asked before the sweep: one that fails midway has spoilt its buffers."""
+    while chunk:
+        # E, statistics of its tiles, and the operands and products of a chunk of features.
+        wanted = chunk_bytes(chunk, classes, mode) * 9 // 8 + 16 * chunk * columns
+        try:
+            torch.empty(wanted, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            chunk //= 2
+        else:
+            break
+    return chunk
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free memory, that which torch keeps for reuse included."""
+    free = available_bytes(device)
+    if device.type == "cuda":
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels start on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _bias(x: HeadInput) -> Tensor | None:
+    return None if x.bias is None else x.bias.float().contiguous()
+
+
+def _columns(x: Tensor) -> Iterator[Tensor]:
+    return (part.float() for part in torch.split(x, _VECTORS, 1))
+
+
+def _curvature(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
+    """g'' from p g''; 0 where p underflows, for it is multiplied by numbers as small as p."""
+
+    def curvature(l: Tensor, p: Tensor) -> Tensor:
+        tiny = torch.finfo(p.dtype).tiny
+        return torch.where(p > tiny, loss.bend(l, p) / p.clamp_min(tiny), torch.zeros_like(p))
+
+    return curvature
+
+
+def _writable(out: Gradients) -> Gradients:
+    """Contiguous float32 buffers: the given ones, or zeros in place of any other kind."""
+
+    def own(buffer: Tensor | None) -> Tensor | None:
+        if buffer is None or (buffer.dtype == torch.float32 and buffer.is_contiguous()):
+            return buffer
+        return torch.zeros(buffer.shape, device=buffer.device)
+
+    return Gradients(own(out.features), own(out.weight), own(out.bias))
+
+
+def _hand_over(buffers: Gradients, out: Gradients) -> None:
+    """Add what was written into the buffers that stood in for the caller's."""
+    for written, wanted in ((buffers.features, out.features), (buffers.weight, out.weight), (buffers.bias, out.bias)):
+        if written is not None and wanted is not None and written is not wanted:
+            wanted.add_(written)
+
+
+def _statistics(swept: _Swept, targets: Targets) -> RowStatistics:
+    """log s: log(s / T) for one target, where T = 1; for several log T is the rest of the loss, M (log1p(s / T) + log T)."""
+    mass = swept.mass.double()
+    if swept.log_ratio is not None:
+        log_mass, largest = mass.log(), swept.log_ratio
+    else:
+        largest = swept.losses / targets.sizes()
+        log_mass = largest - torch.log1p(mass) + mass.log()
+    return RowStatistics(swept.margin.double(), torch.where(mass.isfinite(), log_mass, largest))
