@@ -57,7 +57,7 @@ def _balance(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     return B, A
 
 
-def _levels(objective: Objective) -> Tensor:
+def levels(objective: Objective) -> Tensor:
     """Logit gap of each row at the minimum of the balanced problem with its count, float64 (R,)."""
     problem, K = objective.problem, objective.problem.num_classes
     counts = objective.rows.counts.double()
@@ -69,7 +69,7 @@ def _levels(objective: Objective) -> Tensor:
 
 def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     problem, K, d, R = objective.problem, objective.problem.num_classes, objective.problem.dim, objective.rows.number
-    level = _levels(objective)
+    level = levels(objective)
     strength = level * objective.rows.counts.double().sqrt()
     targets = objective.rows.targets
     if d < min(R, K - 1) or max(R, K) > _DENSE:

@@ -20,7 +20,6 @@ class _Memory:
     pairs: tuple[Pair, ...] = ()
     preconditioner: pairing.PairPreconditioner | None = None
     age: int = 0
-    settling: bool = False  # begun away from the minimum's subspaces: the gauge is worth fixing again on the way
     progress: Progress = field(default_factory=Progress)
 
 
@@ -40,23 +39,13 @@ class LBFGS:
             return State(point, objective.value_and_grad(point), _Memory())
         found = objective.value_and_grad(point, statistics=True)
         assert found.statistics is not None
-        settling = bool((found.statistics.margin <= 0).any())
-        if settling:  # not yet separating: look for the subspaces first
-            point, found = pairing.lifted_steps(objective, point, found)
-        return self._fix_gauge(objective, State(point, found, _Memory(settling=settling)))
-
-    @staticmethod
-    def _fix_gauge(objective: Objective, state: State) -> State:
-        """The same point in the gauge of its factors, with a preconditioner built there; the pairs belong to the old one."""
-        point = pairing.fix_gauge(state.point)
+        if bool((found.statistics.margin <= 0).any()):  # not yet separating: look for the subspaces first
+            point, found = pairing.lifted_step(objective, point, found)
+        point = pairing.fix_gauge(point)
         found = objective.value_and_grad(point, statistics=True)
-        model = pairing.PairPreconditioner.build(objective, point, found)
-        return State(point, found, replace(state.memory, pairs=(), preconditioner=model))
+        return State(point, found, _Memory((), pairing.PairPreconditioner.build(objective, point, found)))
 
     def step(self, objective: Objective, state: State) -> State:
-        memory: _Memory = state.memory
-        if memory.settling and memory.age in (10, 30):
-            state = self._fix_gauge(objective, state)
         memory = self._refresh(objective, state)
         gradient = state.evaluation.gradient
         direction = _direction(gradient, memory)

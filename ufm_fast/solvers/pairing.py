@@ -15,6 +15,7 @@ The inverse costs O(K^2): nothing beside a gradient. (Our derivation; measured i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from ufm_fast.losses import SoftmaxLoss
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
+from ufm_fast.starts import levels
 
 
 def applicable(objective: Objective) -> bool:
@@ -51,31 +53,36 @@ def fix_gauge(x: Point) -> Point:
     return Point(x.W @ Q.T, x.H @ Q.T, x.b)
 
 
-def lifted_steps(objective: Objective, x: Point, evaluation: Evaluation, steps: int = 2) -> tuple[Point, Evaluation]:
-    """Proximal gradient steps on the convex problem in Z = A B', from the best point on the ray towards zero.
+def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[Point, Evaluation]:
+    """One proximal gradient step on the convex problem in Z = A B', from the best point on the ray towards zero.
 
     Z <- shrink(Z - eta G, eta mu): singular values are shrunk towards zero, which is what the penalty is in Z; then the
-    balanced factors. From a random point one such step finds the subspaces that descent in (A, B) spends most of its steps
-    on, and the second takes out what is left of the start. A step that does not lower the value is not taken.
+    balanced factors. From a random point that one step finds the subspaces that descent in (A, B) spends most of its steps
+    on. Then each class's rows are scaled to the logit gap that its count has at a minimum, which its neighbours hardly
+    disturb. A move that does not lower the value is not made.
     """
     best, found = _shortest(objective, x, evaluation)
     K, N, mu = x.W.shape[0], objective.problem.num_samples, objective.problem.mu
     identity = torch.eye(K, dtype=x.W.dtype, device=x.W.device)
-    # From zero, eta is the logit gap over N that the step reaches; at the minimum that is about log(K sqrt(n) / (N mu)).
-    eta = N * float(torch.log1p(K * (objective.row_weight / N).sqrt() / mu).mean())
-    for _ in range(steps):
-        G = objective.backend.logit_products(objective.head_input(best), identity, None)[0]
-        assert G is not None
-        U, s, Vh = torch.linalg.svd(best.H @ best.W.T - (eta * objective.logit_scale) * G)
-        root = (s - eta * mu).clamp_min(0.0).sqrt()
-        A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)
-        A[:, :K], B[:, :K] = U * root, Vh.T * root
-        candidate = Point(B, A, best.b)
-        at_candidate = objective.value_and_grad(candidate, statistics=True)
-        if not at_candidate.value < found.value:
-            break
-        best, found = candidate, at_candidate
-    return best, found
+    gap = levels(objective).to(x.W.device)
+    # From zero, eta is N times the logit gap that the step reaches.
+    eta = N * float(gap.mean())
+    G = objective.backend.logit_products(objective.head_input(best), identity, None)[0]
+    assert G is not None
+    U, s, Vh = torch.linalg.svd(best.H @ best.W.T - (eta * objective.logit_scale) * G)
+    root = (s - eta * mu).clamp_min(0.0).sqrt()
+    A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)
+    A[:, :K], B[:, :K] = U * root, Vh.T * root
+    best, found = _better(objective, best, found, Point(B, A, best.b))
+    assert found.statistics is not None
+    present = math.log(K - 1) - found.statistics.log_off_target_mass
+    scale = (gap / present).clamp(0.25, 4.0).sqrt().to(x.W.dtype)[:, None]
+    return _better(objective, best, found, Point(best.W * scale, best.H * scale, best.b))
+
+
+def _better(objective: Objective, x: Point, found: Evaluation, candidate: Point) -> tuple[Point, Evaluation]:
+    at_candidate = objective.value_and_grad(candidate, statistics=True)
+    return (candidate, at_candidate) if at_candidate.value < found.value else (x, found)
 
 
 def _shortest(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[Point, Evaluation]:
