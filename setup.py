@@ -38,7 +38,8 @@ setup(
         "all": PLOT + DATA + TABLES,
         "test": [
             *PLOT, *DATA, *TABLES,
-            "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
+            "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.10",
+            "setuptools>=68", "wheel",
             'triton>=3.6; platform_system == "Linux"',
         ],
     },

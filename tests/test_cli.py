@@ -80,7 +80,7 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
     from ufm_fast.losses import LOSSES
     from ufm_fast.objective import VARIABLES
     from ufm_fast.problem import BIASES, DTYPES
-    from ufm_fast.solve import METHODS
+    from ufm_fast.solving import METHODS
     from ufm_fast.starts import STARTS
 
     tables = {
@@ -96,7 +96,7 @@ def test_defaults_are_those_of_the_library() -> None:
     import inspect
 
     from ufm_fast.problem import Problem
-    from ufm_fast.solve import solve as library_solve
+    from ufm_fast.solving import solve as library_solve
 
     parameters = {**inspect.signature(Problem).parameters, **inspect.signature(library_solve).parameters}
     own = {"dim", "device", "loss"}  # a problem without flags is the command line's; the device is chosen there
@@ -225,7 +225,7 @@ def test_an_interrupt_after_the_last_step_keeps_the_last_point(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ufm_fast.solve.certify", stop)
+        patch.setattr("ufm_fast.solving.certify", stop)
         assert solve(*SMALL, "--start", "normal", "--out", "r") == 130
     assert "--resume r" in capsys.readouterr().err
     last = RunDirectory.open(Path("r")).records()[-1]["step"]

@@ -223,7 +223,7 @@ def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, ...]] = []
-    backend = operators.backend_for("cpu")
+    backend = operators.backend_for("cpu", torch.float64)
     head = backend.head
     monkeypatch.setattr(
         backend, "head", lambda x, out, **k: (
@@ -242,7 +242,7 @@ def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.Monkey
 
 def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     sweeps = []
-    backend = operators.backend_for("cpu")
+    backend = operators.backend_for("cpu", torch.float64)
     for name in ("head", "losses", "head_hvp", "logit_products"):
         method = getattr(backend, name)
         monkeypatch.setattr(backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1])

@@ -8,7 +8,7 @@ import torch
 from ufm_fast import plan as planning
 from ufm_fast.plan import make_plan, matmul_rate, readable
 from ufm_fast.problem import Problem
-from ufm_fast.solve import METHODS
+from ufm_fast.solving import METHODS
 
 
 def test_flops_and_bytes_of_a_softmax_loss() -> None:

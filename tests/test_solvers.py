@@ -11,9 +11,9 @@ from strategies import relative
 from ufm_fast import InputError, Outcome, Point, Problem, solve
 from ufm_fast.objective import Objective
 from ufm_fast.run_state import read_start
-from ufm_fast.solve import METHODS, make_solver
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
+from ufm_fast.solving import METHODS, make_solver
 from ufm_fast.starts import STARTS, make_start
 from ufm_fast.targets import TargetSets
 from ufm_fast.theory import closed_form

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ufm_fast.objective import Objective
     from ufm_fast.point import Point
     from ufm_fast.problem import Problem
-    from ufm_fast.solve import solve
     from ufm_fast.solvers.solution import Outcome, Solution
+    from ufm_fast.solving import solve
     from ufm_fast.targets import TargetSets
 
 _HOME = {
@@ -28,14 +28,14 @@ _HOME = {
     "Problem": "problem",
     "Solution": "solvers.solution",
     "TargetSets": "targets",
-    "solve": "solve",
+    "solve": "solving",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"ufm_fast.{_HOME[name]}"), name)
-        globals()[name] = value  # `solve` is also the name of the module it lives in: keep the function
+        globals()[name] = value
         return value
     raise AttributeError(f"module 'ufm_fast' has no attribute {name!r}")
 

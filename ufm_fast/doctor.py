@@ -132,7 +132,7 @@ def _value_and_gradients(
 
 def _against_theory(loss: str) -> Callable[[], tuple[float, float]]:
     def test() -> tuple[float, float]:
-        from ufm_fast.solve import solve
+        from ufm_fast.solving import solve
         from ufm_fast.theory import closed_form
 
         problem = Problem(dim=8, classes=6, per_class=3, loss=loss, lambda_w=5e-3, lambda_h=5e-3)

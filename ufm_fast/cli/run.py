@@ -79,7 +79,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
 def check_choices(config: Mapping[str, Any]) -> None:
     """Names that Problem does not know, before anything is built. ``solve`` checks the rest before its first step."""
     from ufm_fast.objective import VARIABLES
-    from ufm_fast.solve import METHODS
+    from ufm_fast.solving import METHODS
     from ufm_fast.starts import STARTS
 
     choices = {
@@ -153,7 +153,7 @@ def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Con
 def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point."""
     from ufm_fast.run_state import Progress, save_state
-    from ufm_fast.solve import solve
+    from ufm_fast.solving import solve
 
     if not job.fresh:
         job.run.write_config(job.config, job.run.hash)

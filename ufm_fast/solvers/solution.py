@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ufm_fast.theory.certificate import Certificate
 
 
+_NO_CERTIFICATE = {"kind": "none", "certified": False, "lower_bound": None, "relative_gap": None, "spectral_ratio": None}
+
+
 class Outcome(str, Enum):
     """How a solve ended. ``success`` decides the command line's exit code."""
 
@@ -103,6 +106,6 @@ class Solution:
             "variables": self.variables,
             "start": self.start,
             "theory": theory,
-            "certificate": {"kind": "none", "certified": False} if self.certificate is None else self.certificate.summary(),
+            "certificate": _NO_CERTIFICATE if self.certificate is None else self.certificate.summary(),
             "metrics": self.metrics,
         }

@@ -60,6 +60,8 @@ def split_norm(
     g12 = _spectral(GU - V @ inner)
     g21 = _spectral(GV - U @ inner.T)
     g22, low, probability = _complement_norm(forward, adjoint, U, V, steps, failure_probability, seed)
+    if math.isinf(g22):
+        return NormBound(math.inf, max(g11, low), probability)
     blocks = torch.tensor([[g11, g12], [g21, g22]], dtype=torch.float64)
     bound = float(torch.linalg.matrix_norm(blocks, 2)) * (1.0 + 1e-12)
     return NormBound(bound, max(g11, low), probability)
@@ -109,9 +111,11 @@ def _complement_norm(
         T += torch.diag(beta, 1) + torch.diag(beta, -1)
     top = max(float(torch.linalg.eigvalsh(T)[-1]), 0.0)
     low = math.sqrt(top)
+    if off[-1] <= 1e-14 * max(abs(diagonal[0]), 1e-300) or k == size:
+        # The Krylov space of a random start is invariant: with probability one it holds the top eigenvalue.
+        return low * (1.0 + 1e-10), low, failure
     # P(top < (1 - e) lambda_max) <= 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)), for a uniformly random start.
     root = math.log(1.648 * math.sqrt(size) / failure) / (2 * k - 1)
     if root >= 1.0:
-        frobenius = math.inf if k < size else 0.0
-        return max(frobenius, low), low, 0.0
+        return math.inf, low, failure  # too few steps to say anything
     return low / math.sqrt(1.0 - root**2), low, failure
