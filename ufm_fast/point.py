@@ -68,11 +68,6 @@ class Point:
 def _dot(left: Tensor, right: Tensor) -> float:
     if left.dtype == torch.float64:
         return float(torch.dot(left.reshape(-1), right.reshape(-1)))
-    return float((left.double() * right.double()).sum()) if left.numel() < 1 << 22 else _chunked_dot(left, right)
-
-
-def _chunked_dot(left: Tensor, right: Tensor) -> float:
-    # A float64 copy of a million-class gradient would double its memory: go through it in pieces.
-    x, y = left.reshape(-1), right.reshape(-1)
-    pieces = zip(torch.split(x, 1 << 22), torch.split(y, 1 << 22), strict=True)
-    return float(sum(torch.dot(a.double(), c.double()).item() for a, c in pieces))
+    # Products in the parts' dtype, sums in float64, in pieces: no float64 copy of a million-class gradient.
+    x, y = torch.split(left.reshape(-1), 1 << 20), torch.split(right.reshape(-1), 1 << 20)
+    return float(sum((a * c).sum(dtype=torch.float64) for a, c in zip(x, y, strict=True)))

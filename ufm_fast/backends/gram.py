@@ -10,12 +10,14 @@ The value is a difference of O(1) terms: its absolute error is about eps, so the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13  # rows: a block and its float64 copy stay in the cache
 
 
 def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -> Tensor:
@@ -31,29 +33,40 @@ def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -
     return total
 
 
-def _target_sums(x: HeadInput, features: Tensor) -> Tensor:
-    """C: weighted features summed by class (K x d)."""
-    weighted = features * x.row_weight[:, None].to(features.dtype)
-    sums = torch.zeros(x.weight.shape[0], features.shape[1], dtype=features.dtype, device=features.device)
-    return sums.index_add_(0, x.targets.indices, weighted)
+def _weighted_gram(H: Tensor, o: Tensor) -> Tensor:
+    """H' diag(o) H; equal weights, the usual case, come out of the sum."""
+    if bool((o == o[0]).all()):
+        return gram(H) * o[0]
+    return gram(H, o)
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
 
 
 def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
-    """Value (float64 scalar); adds gradients into ``out``."""
+    """Value (float64 scalar); adds gradients into ``out``. Beside them it holds d x d matrices and a block of rows."""
     H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
     o = x.row_weight.double()
     total = o.sum()
-    A, S = gram(W), gram(H, o)
-    C = _target_sums(x, H)
-    fit = 0.5 * (A * S).sum() + 0.5 * total - _inner(W, C)
+    A, S = gram(W), _weighted_gram(H, o)
+    fit = 0.5 * (A * S).sum() + 0.5 * total
+    shift = None if b is None else b @ W
+    weight, A_cast = o.to(H.dtype)[:, None], A.to(H.dtype)
     if out.weight is not None:
-        out.weight.addmm_(W, S.to(W.dtype)).sub_(C)
-    if out.features is not None:
-        residual = H @ A.to(H.dtype)
-        residual.sub_(W.index_select(0, y))
-        if b is not None:
-            residual.add_(b @ W)
-        out.features.addcmul_(residual, x.row_weight[:, None].to(H.dtype))
+        for part in _blocks(W.shape[0]):
+            out.weight[part].addmm_(W[part], S.to(W.dtype))
+    for part in _blocks(H.shape[0]):
+        h, own = H[part], W.index_select(0, y[part])
+        weighted = h * weight[part]
+        fit = fit - (weighted * own).sum(dtype=torch.float64)
+        if out.weight is not None:
+            out.weight.index_add_(0, y[part], weighted, alpha=-1)
+        if out.features is not None:
+            residual = (h @ A_cast).sub_(own)
+            if shift is not None:
+                residual.add_(shift)
+            out.features[part].addcmul_(residual, weight[part])
     if b is not None:
         m = (H.double() * o[:, None]).sum(0)
         v = torch.zeros(W.shape[0], dtype=torch.float64, device=W.device).index_add_(0, y, o)
@@ -80,7 +93,8 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
         out.features.addcmul_(change, x.row_weight[:, None].to(H.dtype))
     mixed = gram(H, o, dH)
     if out.weight is not None:
-        out.weight.addmm_(dW, gram(H, o).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype)).sub_(_target_sums(x, dH))
+        out.weight.addmm_(dW, gram(H, o).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype))
+        out.weight.index_add_(0, y, dH * x.row_weight[:, None].to(dH.dtype), alpha=-1)
     if b is not None and db is not None:
         m, dm = (H.double() * o[:, None]).sum(0), (dH.double() * o[:, None]).sum(0)
         if out.weight is not None:
@@ -117,10 +131,3 @@ def losses(x: HeadInput) -> Tensor:
         b = x.bias.double()
         value += H @ (W.T @ b) + 0.5 * b @ b - b[y]
     return value
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64, device=left.device)
-    for a, c in zip(torch.split(left, _CHUNK), torch.split(right, _CHUNK), strict=True):
-        total += (a.double() * c.double()).sum()
-    return total

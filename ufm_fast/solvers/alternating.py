@@ -59,19 +59,18 @@ class Alternating:
     def _classifier(objective: Objective, x: Point) -> Point:
         problem, weight = objective.problem, objective.row_weight
         H = x.H * objective.logit_scale
+        y = objective.targets.indices
         S = gram(H, weight) + objective.weight_penalty * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
-        C = torch.zeros(x.W.shape[0], H.shape[1], dtype=torch.float64, device=H.device)
-        C.index_add_(0, objective.targets.indices, H.double() * weight[:, None])
+        C = torch.zeros_like(x.W).index_add_(0, y, H * weight[:, None].to(H.dtype))
         factor = torch.linalg.cholesky(S)
         if x.b is None:
-            return Point(torch.cholesky_solve(C.T, factor).T.to(x.W.dtype), x.H, None)
+            return Point(_solve_rows(C, factor), x.H, None)
         # W = (C - b m') S^-1 put into the equation of b: (1 + lambda_b - m'S^-1 m) b = v - C S^-1 m, with sum o = 1.
-        m = (H.double() * weight[:, None]).sum(0)
-        v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=H.device).index_add_(0, objective.targets.indices, weight)
+        m = torch.mv(H.T, weight.to(H.dtype)).double()
+        v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=H.device).index_add_(0, y, weight)
         Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
-        b = (v - C @ Sm) / (1.0 + problem.lambda_b - m @ Sm)
-        W = torch.cholesky_solve((C - torch.outer(b, m)).T, factor).T
-        return Point(W.to(x.W.dtype), x.H, b.to(x.b.dtype))
+        b = ((v - C.double() @ Sm) / (1.0 + problem.lambda_b - m @ Sm)).to(x.b.dtype)
+        return Point(_solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b)
 
     @staticmethod
     def _bias(objective: Objective, x: Point) -> Point:
@@ -82,3 +81,10 @@ class Alternating:
         v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=x.W.device).index_add_(0, objective.targets.indices, weight)
         b = (v - x.W.double() @ m) / (1.0 + objective.problem.lambda_b)
         return Point(x.W, x.H, b.to(x.b.dtype))
+
+
+def _solve_rows(C: Tensor, factor: Tensor) -> Tensor:
+    """C S^-1 from the Cholesky factor of S, in float64 by blocks of rows; C is overwritten."""
+    for rows in torch.split(C, 1 << 13):
+        rows.copy_(torch.cholesky_solve(rows.double().T, factor).T)
+    return C

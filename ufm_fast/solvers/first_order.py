@@ -60,8 +60,11 @@ class GradientDescent:
         gradient = state.evaluation.gradient
         if self.nesterov and memory.age > 0:
             gradient = objective.value_and_grad(state.point.axpy(self.momentum, memory.velocity)).gradient
-        velocity = memory.velocity.scale(self.momentum).axpy(-memory.rate, gradient)
-        point = state.point.axpy(1.0, velocity)
+        if self.momentum == 0.0:
+            velocity, point = memory.velocity, state.point.axpy(-memory.rate, gradient)
+        else:
+            velocity = memory.velocity.scale(self.momentum).axpy(-memory.rate, gradient)
+            point = state.point.axpy(1.0, velocity)
         found = objective.value_and_grad(point)
         if not math.isfinite(found.value):
             if self.learning_rate is not None:
