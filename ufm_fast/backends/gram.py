@@ -35,7 +35,7 @@ def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -
 
 def _weighted_gram(H: Tensor, o: Tensor) -> Tensor:
     """H' diag(o) H; equal weights, the usual case, come out of the sum."""
-    if bool((o == o[0]).all()):
+    if o.numel() and bool((o == o[0]).all()):
         return gram(H) * o[0]
     return gram(H, o)
 

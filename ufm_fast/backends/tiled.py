@@ -47,6 +47,7 @@ def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buf
     row = classes * itemsize * buffers
     most = max(1, available_bytes(device) // 8 // row)
     wanted = max(_NEAR_BYTES // row, min(_EFFICIENT_ROWS, _FAR_BYTES // row), 32)
+    rows = max(rows, 1)
     height = max(1, min(rows, wanted, most))
     return -(-rows // -(-rows // height))  # equal chunks: a short last one would be a slow product
 
