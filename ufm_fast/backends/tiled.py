@@ -175,10 +175,9 @@ class TiledBackend:
         if not isinstance(x.loss, SoftmaxLoss):
             return gram.logit_products(_upcast(x), right, left)
         W = x.weight.to(compute_dtype(x.weight.dtype))
-        (buffer,) = self._buffers(x, W.dtype, 1)
         forward = None if right is None else right.new_zeros(x.features.shape[0], right.shape[1])
         backward = None if left is None else left.new_zeros(W.shape[0], left.shape[1])
-        for c in self._chunks(x, W, buffer):
+        for c in self.sweep(x):
             own = None if left is None else left[c.start : c.stop]
             self._add_products(x.loss, c, W, right, own, forward, backward, None)
         return forward, backward
@@ -186,9 +185,7 @@ class TiledBackend:
     def losses(self, x: HeadInput) -> Tensor:
         if not isinstance(x.loss, SoftmaxLoss):
             return gram.losses(x)
-        W = x.weight.to(compute_dtype(x.weight.dtype))
-        (buffer,) = self._buffers(x, W.dtype, 1)
-        return torch.cat([c.value for c in self._chunks(x, W, buffer)])
+        return torch.cat([x.row_weight.new_zeros(0, dtype=torch.float64), *(c.value for c in self.sweep(x))])
 
     def _add_products(
         self, loss: SoftmaxLoss, c: Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
