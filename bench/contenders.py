@@ -61,8 +61,7 @@ def make(name: str, N: int, K: int, d: int) -> Callable[[], object]:
 #: torch's own chunked path: its automatic choice, and explicit chunks of the batch.
 CHUNKINGS: dict[str, dict[str, object]] = {
     "torch chunked auto": {},
-    "torch chunked 256": {"batch_chunk_size": 256, "chunking_method": None},
-    "torch chunked 1024": {"batch_chunk_size": 1024, "chunking_method": None},
+    **{f"torch chunked {rows}": {"batch_chunk_size": rows, "chunking_method": None} for rows in (256, 512, 1024, 2048)},
 }
 
 

@@ -188,7 +188,7 @@ class _SoftmaxDual(_Dual):
         K = self.head.weight.shape[0]
         for c in self.backend.sweep(self.head):
             factor, flow = self._row_factor(c)
-            G = c.E * factor[:, None]
+            G = c.E.T * factor[:, None]
             if self.loss.smoothing:
                 G -= self.loss.smoothing / K
             entry = -flow[c.entry_row] + self.loss.smoothing * (K - 1) / K
