@@ -318,6 +318,33 @@ def test_multi_label_targets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "r"]) == 0
 
 
+def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed, loss in (("a", "0", "ce"), ("b", "1", "ce"), ("c", "0", "mse")):
+        assert solve("--start", "normal", "--loss", loss, "--seed", seed, "--out", name, "--no-plots", "--quiet") == 0
+    capsys.readouterr()
+    assert main(["plot", "a", "b", "c", "--compare", "together"]) == 0
+    assert sorted(path.name for path in Path("together").iterdir()) == ["compare.pdf", "compare.png"]
+    assert "compare.png" in capsys.readouterr().out
+    assert not Path("a/plots").exists() or not list(Path("a/plots").iterdir())
+    Path("file").write_text("")
+    assert "compare" in refused(capsys, "plot", "a", "--compare", "file/sub")
+
+
+def test_groups_of_a_comparison_are_named_by_what_differs() -> None:
+    from ufm_fast.cli.draw import _group_labels
+    from ufm_fast.run_directory import RunDirectory
+
+    def run(**config: object) -> RunDirectory:
+        return RunDirectory(Path("runs/x"), config, "0")
+
+    groups = [
+        [run(loss="ce", lambda_w=0.1, seed=0), run(loss="ce", lambda_w=0.1, seed=1)],
+        [run(loss="ce", lambda_w=1, seed=0)],
+    ]
+    assert _group_labels(groups) == ["lambda-w 0.1 (2 seeds)", "lambda-w 1"]
+    assert _group_labels(groups[1:]) == ["x"]
+
+
 # ---- configuration --------------------------------------------------------------------------------------------------
 
 
@@ -675,7 +702,7 @@ def test_presets_are_listed_and_used(capsys: pytest.CaptureFixture[str]) -> None
 def test_an_error_that_is_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     from ufm_fast.cli import commands
 
-    monkeypatch.setattr(commands, "plot", lambda runs: 1 / 0)
+    monkeypatch.setattr(commands, "plot", lambda runs, compare: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["plot", "r"])
 
@@ -683,7 +710,7 @@ def test_an_error_that_is_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
 def test_input_errors_of_the_library_become_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from ufm_fast.cli import commands
 
-    def fail(runs: object) -> None:
+    def fail(runs: object, compare: object) -> None:
         raise InputError("runs are wrong; mend them")
 
     monkeypatch.setattr(commands, "plot", fail)

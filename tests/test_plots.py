@@ -138,6 +138,26 @@ def test_sampled_cosines_are_pairs_of_different_rows() -> None:
     assert np.array_equal(cosines, plots.pair_cosines(rows, pairs=1000, seed=4))
 
 
+def test_too_many_rows_for_a_simplex_get_the_bound_of_welch(ax: object) -> None:
+    plots.cosine_histogram(ax, {"classifier": torch.randn(20, 3, generator=torch.Generator().manual_seed(0))})
+    assert [line.get_xdata()[0] for line in ax.lines] == [-1 / 19, math.sqrt(17 / (3 * 19))]
+
+
+def test_a_band_is_the_median_within_least_and_most(ax: object) -> None:
+    runs = [[{"step": step, "nc3": factor * 0.5**step} for step in steps] for factor, steps in
+            ((1.0, (0, 1, 2, 4)), (2.0, (0, 2, 4)), (3.0, (0, 4, 5)))]  # fmt: skip
+    assert plots.band(ax, runs, "nc3", label="three") is ax
+    x, y = ax.lines[0].get_data()
+    assert list(x) == [0, 1, 2, 4]  # only one run goes on to step 5
+    assert np.allclose(y, [2, 1, 0.5, 0.125])
+    outline = ax.collections[0].get_paths()[0].vertices
+    assert np.isclose(outline[:, 1].max(), 3)
+    assert plots.band(ax, [runs[0]], "nc3") is ax
+    assert len(ax.collections) == 1
+    plots.band(ax, [[{"step": 0, "nc3": None}]], "nc3")
+    assert len(ax.lines) == 2
+
+
 def test_figures_are_saved_twice_and_alike(tmp_path: Path) -> None:
     for name in ("a", "b"):
         figure = plots.new_figure()

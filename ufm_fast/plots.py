@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ def collapse_metrics(ax: Axes, records: Records) -> Axes:
 def _curve(
     ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, title: str, label: str | None
 ) -> Axes:
-    kept = [(x, y) for x, y in zip(places, values, strict=True) if y is not None and 0 < y < _LARGEST]
+    kept = [(x, y) for x, y in zip(places, values, strict=True) if _shown(y)]
     x, y = [place for place, _ in kept], [value for _, value in kept]
     colour = COLOURS[len(ax.lines) % len(COLOURS)]
     marker = "o" if len(x) <= 80 else ""
@@ -96,6 +96,37 @@ def _curve(
     ax.set_xlabel("seconds" if against == "seconds" else "step")
     ax.set_ylabel(title)
     return _plain(ax)
+
+
+def band(ax: Axes, runs: Sequence[Records], name: str, *, against: str = "step", label: str | None = None) -> Axes:
+    """Quantity ``name`` of the logs of several runs that differ in their seed: the median, and a band from least to most.
+
+    Logs are read at the places of their union, by interpolation of the logarithm, as far as half of the runs go.
+    """
+    curves = [
+        ([record[against] for record in records if _shown(record.get(name))],
+         [math.log(record[name]) for record in records if _shown(record.get(name))])
+        for records in runs
+    ]  # fmt: skip
+    curves = [curve for curve in curves if curve[0]]
+    ends = sorted((x[-1] for x, _ in curves), reverse=True)
+    places = sorted({place for x, _ in curves for place in x if place <= ends[(len(ends) - 1) // 2]})
+    rows = [np.interp(places, x, y, left=math.nan, right=math.nan) for x, y in curves]
+    if not rows:
+        return ax
+    table = np.exp(np.stack(rows))
+    middle = np.nanmedian(table, axis=0)
+    before = len(ax.lines)
+    _curve(ax, places, [float(value) for value in middle], against, name, label)
+    if len(rows) > 1:
+        low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
+        ax.fill_between(places, low, high, color=ax.lines[before].get_color(), alpha=0.2, linewidth=0)
+    return ax
+
+
+def _shown(value: float | None) -> TypeGuard[float]:
+    """Whether a logarithmic axis can show the value."""
+    return value is not None and 0 < value < _LARGEST
 
 
 def _whole_ticks(axis: Axis) -> None:
@@ -159,18 +190,26 @@ def spectrum(ax: Axes, matrices: Mapping[str, Any]) -> Axes:
 
 
 def cosine_histogram(ax: Axes, matrices: Mapping[str, Any], *, pairs: int = _PAIRS, seed: int = 0) -> Axes:
-    """Cosines of pairs of rows about their mean row, with the simplex's -1/(K-1); random pairs where there are many."""
+    """Cosines of pairs of rows about their mean row; random pairs where there are many.
+
+    Lines show the simplex's -1/(K-1) and, where K rows are too many for a simplex in R^d, Welch's bound on the largest.
+    """
     found = {label: pair_cosines(_rows(matrix), pairs, seed) for label, matrix in matrices.items()}
-    K = max(_rows(matrix).shape[0] for matrix in matrices.values())
+    K, d = max(_rows(matrix).shape for matrix in matrices.values())
     ideal = -1.0 / (K - 1)
-    everything = np.concatenate([*found.values(), [ideal]])
+    lines = {f"$-1/(K-1) = {ideal:.4g}$": ideal}
+    if d < K - 1:
+        welch = math.sqrt((K - d) / (d * (K - 1)))
+        lines[f"Welch's bound = {welch:.4g}"] = welch
+    everything = np.concatenate([*found.values(), list(lines.values())])
     low, high = float(everything.min()), float(everything.max())
     margin = max(0.05 * (high - low), 0.02 * abs(ideal), 1e-6)
     bins = np.linspace(low - margin, high + margin, 61)
     for index, (label, values) in enumerate(found.items()):
         filled = {"histtype": "stepfilled", "alpha": 0.35} if index == 0 else {"histtype": "step", "linewidth": 1.6}
         ax.hist(values, bins=bins, color=COLOURS[index], label=label, **filled)  # type: ignore[arg-type]
-    ax.axvline(ideal, color="0.2", linestyle="--", linewidth=1.2, label=f"$-1/(K-1) = {ideal:.4g}$")
+    for (label, place), style in zip(lines.items(), ("--", ":"), strict=False):
+        ax.axvline(place, color="0.2", linestyle=style, linewidth=1.2, label=label)
     ax.set_xlabel("cosine of a pair of classes, centred")
     ax.set_ylabel("pairs")
     _plain(ax)

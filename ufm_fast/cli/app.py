@@ -75,11 +75,16 @@ def plan(config: ConfigFile = None, json: Json = False, **given: Any) -> None:
 
 
 @app.command()
-def plot(runs: Annotated[list[Path], typer.Argument(help="Run directories")]) -> None:
-    """Draw the figures of runs into RUN/plots, as PNG and PDF."""
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories")],
+    compare: Annotated[
+        Path | None, typer.Option(help="Draw the runs together in this folder; equal but for the seed: a band")
+    ] = None,
+) -> None:
+    """Draw the figures of runs into RUN/plots, as PNG and PDF; or all of them in one figure."""
     from ufm_fast.cli import commands
 
-    commands.plot(runs)
+    commands.plot(runs, compare)
 
 
 @app.command()

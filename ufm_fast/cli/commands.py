@@ -124,10 +124,13 @@ def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
             print(f"- {note}")
 
 
-def plot(runs: list[Path]) -> None:
-    from ufm_fast.cli.draw import draw_run
+def plot(runs: list[Path], compare: Path | None = None) -> None:
+    from ufm_fast.cli.draw import draw_run, draw_together
 
     opened = [RunDirectory.open(path, "runs") for path in runs]
+    if compare is not None:
+        _list_paths(f"{compare}:", draw_together(opened, compare))
+        return
     for run in opened:
         _list_paths(f"{run.path}:", draw_run(run))
 

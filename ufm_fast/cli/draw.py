@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,54 @@ def draw_run(run: RunDirectory) -> list[Path]:
         return [path for name, figure in figures.items() for path in plots.save(figure, run.plots, name)]
     except OSError as error:
         raise InputError(f"run: can't write to {run.plots} ({error.strerror or error}); mend its permissions") from error
+
+
+def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
+    """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in their seed alone are a band."""
+    groups: dict[str, list[RunDirectory]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps({k: v for k, v in run.config.items() if k != "seed"}, sort_keys=True), []).append(run)
+    figure = plots.new_figure(12.6, 6.4)
+    axes = figure.subplots(2, 3).ravel()
+    titles = {
+        "gap": "relative gap to theory or bound", "gradient_norm": "gradient norm", "nc1_pinv": "NC1", "nc2_classifier":
+        "NC2, classifier", "nc2_means": "NC2, class means", "nc3": "NC3",
+    }  # fmt: skip
+    for label, group in zip(_group_labels(list(groups.values())), groups.values(), strict=True):
+        logs = [_with_gap(run) for run in group]
+        for ax, name in zip(axes, titles, strict=True):
+            plots.band(ax, logs, name, label=label)
+    for ax, title in zip(axes, titles.values(), strict=True):
+        ax.set_ylabel(title)
+        if not ax.lines:
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, f"{title}: zero or not logged", ha="center", va="center", color="0.4", transform=ax.transAxes)
+    handles, labels = axes[1].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize="small")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return plots.save(figure, folder, "compare")
+    except OSError as error:
+        raise InputError(f"compare: can't write to {folder} ({error.strerror or error}); choose another folder") from error
+
+
+def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:
+    records = run.records()
+    reference, _ = reference_value(records, run.summary or {})
+    scale = abs(reference) or 1.0
+    return [{**record, "gap": None if record["value"] is None else (record["value"] - reference) / scale} for record in records]
+
+
+def _group_labels(groups: list[list[RunDirectory]]) -> list[str]:
+    """What tells the groups apart: the settings that are not the same in all of them, and the number of seeds."""
+    configs = [group[0].config for group in groups]
+    differing = [key for key in configs[0] if key != "seed" and any(c.get(key) != configs[0].get(key) for c in configs)]
+    labels = []
+    for group in groups:
+        words = [f"{key.replace('_', '-')} {group[0].config.get(key)}" for key in differing] or [group[0].path.name]
+        labels.append(", ".join(words) + (f" ({len(group)} seeds)" if len(group) > 1 else ""))
+    return labels
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
