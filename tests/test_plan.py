@@ -65,6 +65,20 @@ def test_a_large_problem_has_no_exact_certificate() -> None:
     assert any("probabilistic" in note for note in plan.notes)
 
 
+def test_the_plan_of_the_kernels_is_what_their_backend_takes() -> None:
+    pytest.importorskip("triton")
+    from ufm_fast.backends.triton import workspace
+
+    chunk, size = workspace(10**6, 1024, 10**6, torch.bfloat16, 80 << 30)
+    assert chunk == 8192
+    assert 2 * chunk * 10**6 < size < 2.5 * chunk * 10**6
+    chunk, size = workspace(1000, 256, 1000, torch.float32, 80 << 30)  # all at once, in pairs of tf32
+    assert chunk == 1000
+    assert size > 8 * 1000 * 1000 + 8 * 2000 * 256
+    assert workspace(10**6, 64, 10**6, torch.bfloat16, 100 << 20)[0] == 0  # not even 128 rows: nothing is stored
+    assert workspace(10**6, 512, 10**6, torch.bfloat16, 100 << 20)[0] == 128
+
+
 def test_bytes_in_words() -> None:
     assert [readable(n) for n in (5, 2048, 3 << 20, 5 << 30, 7 << 40)] == [
         "5 B",

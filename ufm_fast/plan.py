@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ufm_fast.backends import has_triton
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.tiled import available_bytes, chunk_rows
 from ufm_fast.problem import Problem
@@ -119,9 +120,11 @@ def _backends(problem: Problem, R: int, seconds: float, device: torch.device) ->
         return plans
     chunk = chunk_rows(R, K, item, device)
     plans.append(BackendPlan("tiled", chunk, chunk * K * item, seconds))
-    if device.type == "cuda":  # E is kept in two bytes whatever the parameters' dtype
-        chunk = chunk_rows(R, K, 2, device)
-        plans.append(BackendPlan("triton", chunk, 2 * chunk * K, seconds))
+    if device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton():
+        from ufm_fast.backends.triton import workspace
+
+        chunk, size = workspace(R, d, K, problem.torch_dtype, available_bytes(device))
+        plans.append(BackendPlan("triton", chunk, size, seconds))
     return plans
 
 

@@ -14,6 +14,11 @@ from ufm_fast.errors import InputError
 BACKENDS = ("auto", "reference", "tiled", "triton")
 
 
+def has_triton() -> bool:
+    """Whether the package triton is there; it is never a requirement."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
     """The backend called ``name``; 'auto' is triton on CUDA where it is installed and ``dtype`` is not float64, else tiled.
 
@@ -22,7 +27,7 @@ def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: 
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
     on_cuda = torch.device(device).type == "cuda"
-    installed = importlib.util.find_spec("triton") is not None
+    installed = has_triton()
     if name == "reference":
         return ReferenceBackend()
     if name == "triton" or (name == "auto" and on_cuda and installed and dtype != torch.float64):
@@ -40,5 +45,5 @@ def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: 
 
 __all__ = [
     "BACKENDS", "Backend", "Gradients", "HeadInput", "HeadResult", "ReferenceBackend", "RowStatistics", "TiledBackend",
-    "make_backend",
+    "has_triton", "make_backend",
 ]  # fmt: skip

@@ -48,6 +48,23 @@ def plan_chunk(rows: int, classes: int, mode: str, free_bytes: int) -> int:
     return min(most - most % _LEAST_ROWS, _MOST_ROWS)
 
 
+def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, free_bytes: int) -> tuple[int, int]:
+    """(rows of a chunk, bytes beside parameters and gradients) of a softmax head on a device with that much free memory.
+
+    Bytes: the chunk of E with an eighth for its statistics, its features times their factors, and the copies of H and W
+    that split or change their dtype. A chunk of 0 rows: E is never stored.
+    """
+    mode = _SOFTMAX_MODE[dtype]
+    chosen, chunk = MODES[mode], plan_chunk(rows, classes, mode, free_bytes)
+    if chunk == 0 and dim > NARROW:
+        chunk = min(rows, _LEAST_ROWS)
+    item = chosen.halves * chosen.products.itemsize
+    copies = (rows + classes) * dim * chosen.halves * chosen.logits.itemsize if chosen.passes > 1 else 0
+    if chosen.logits != chosen.products:
+        copies += classes * dim * item
+    return chunk, chunk_bytes(chunk, classes, mode) * 9 // 8 + (chunk or rows) * dim * item + copies
+
+
 @dataclass(frozen=True)
 class _Labels:
     """Targets as the kernels read them: (R, T) int32, padded with -1, sorted by class; None where T is too large or R is 0."""
