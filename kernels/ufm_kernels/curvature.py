@@ -1,11 +1,11 @@
 """Drivers of second order: Hessian-vector products of a softmax head, and products with its logit gradient.
 
-With E, s, T, l, p of `rows` for one target a row, and du the direction's logits less their target entry:
+With E, s, T, M, l, p of `rows`, and du the direction's logits less the mean of their target entries:
 
-    ds = sum_k E_k du_k
-    logit gradient   G_k = a E_k,                   a = g'(l) / (T + s)
-    its derivative   R_k = E_k (a du_k + c),        c = (g''(l) - g'(l)) ds / (T + s)^2
-    off the target, and minus the row's sum on it. So
+    ds = sum_k E_k du_k over the other classes, dT = sum_t exp(u_t) du_t over the targets
+    logit gradient   G_k = a E_k,                   a = M g'(l) / (T + s)
+    its derivative   R_k = E_k (a du_k + c),        c = M (g''(l) ds - g'(l) (ds + dT)) / (T + s)^2
+    off the targets, and on them a exp(u_t) (du_t - (ds + dT) / (T + s)), which for one target is minus the row's sum. So
     Hessian-vector product: features R W + G dW, classes R' H + G' dH, bias R' 1.
 
 ds needs no pass of its own: it is h . (E dW) + dh . (E W) + E db, whose products are needed anyway.
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .head import check, check_buffers, exponentials, features_of
+from .head import check, check_buffers, exponentials, features_of, subtract_targets
 from .hvp import move_exponentials
 from .matvec import exponential_product
 from .operands import empty_chunk, mode_named, operand
 from .products import add_product, add_weighted_sums
-from .rows import LossFunction, as_labels, cross_entropy_value, cross_entropy_weight, finish_rows
+from .rows import LossFunction, as_labels, cross_entropy_value, cross_entropy_weight, finish_rows, mean_over
 from .segments import Segments, add_class_sums, target_logits
 
 
@@ -53,22 +53,25 @@ def softmax_hvp(
 ) -> None:
     """Add the Hessian of sum_i row_weight_i loss_i times (d_features, d_weight, d_bias) to the out buffers.
 
-    Arguments as in `head.softmax_value_and_grad`, one target a row; curvature_fn is g''(l, p). Directions have the
-    shapes of what they move; `d_bias` only with a bias.
+    Arguments as in `head.softmax_value_and_grad`; curvature_fn is g''(l, p), and with several targets a row g is the
+    identity. Directions have the shapes of what they move; `d_bias` only with a bias.
     """
     chosen = mode_named(mode)
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, cross_entropy_value, chunk_rows, "triton", chosen)
     check_buffers(features, weight, bias, out_features, out_weight, out_bias, True, True)
-    if labels.shape[1] != 1:
-        raise ValueError("targets: Hessian-vector products take one target a row")
+    if labels.shape[1] > 1 and weight_fn is not cross_entropy_weight:
+        raise ValueError("targets: several targets a row work with plain cross-entropy only")
     passes, classes = chosen.passes, weight.shape[0]
     H, W, dH, dW = (operand(x, chosen.logits, passes) for x in (features, weight, d_features, d_weight))
     same = chosen.logits == chosen.products
     V, dV = (W, dW) if same else (operand(x, chosen.products, 1) for x in (weight, d_weight))
     exact = [features_of(x, prepared, chosen) for x, prepared in ((features, H), (weight, W), (d_features, dH), (d_weight, dW))]
     z = target_logits(exact[0], exact[1], bias, labels)
-    base = (target_logits(exact[2], exact[1], None, labels) + target_logits(exact[0], exact[3], d_bias, labels))[:, 0]
+    known = labels >= 0
+    du = target_logits(exact[2], exact[1], None, labels) + target_logits(exact[0], exact[3], d_bias, labels)
+    _, base = mean_over(du, known)
+    du = torch.where(known, du - base[:, None], 0.0)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     slopes, moves = [], []
     for start in range(0, len(H), chunk_rows):
@@ -84,21 +87,24 @@ def softmax_hvp(
         if d_bias is not None:
             add_weighted_sums(ds, e, d_bias.float().contiguous(), passes=passes, classes=classes, transposed=False)
         ds -= base[part] * sums[1]
-        c = second_factor(z[part], offset, sums, ds, weight_fn, curvature_fn) * scale
-        slopes.append(rows.own[:, 0] * scale)
+        c, own = second_factor(z[part], known[part], offset, sums, ds, du[part], weight_fn, curvature_fn)
+        c, own = c * scale, own * scale[:, None]
+        slopes.append(rows.own * scale[:, None])
         out_features[part].addcmul_(turned, a[:, None])
         add_product(
             out_weight, e, operand(d_features[part].float() * a[:, None], chosen.products, passes), passes=passes,
             depth=len(e), transposed=True,
         )  # fmt: skip
-        moves.append(move_exponentials(H[part], W, dH[part], dW, d_bias, base[part], a, c, e, passes=passes))
+        moved = move_exponentials(H[part], W, dH[part], dW, d_bias, base[part], a, c, e, passes=passes)
+        # The target entries take what makes the row sum to zero with E as it was rounded.
+        moves.append(own + target_share(z[part], known[part]) * (moved - own.sum(1))[:, None])
         ones = torch.ones_like(scale)
         add_product(out_features[part], e, V, passes=passes, depth=classes, factor=ones)
         product = operand(features[part].float(), chosen.products, passes)
         add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True)
         if out_bias is not None:
             add_weighted_sums(out_bias, e, ones, passes=passes, classes=classes)
-    own, moved = torch.cat(slopes) - smoothing * row_weight, torch.cat(moves)
+    own, moved = torch.cat(slopes) - smoothing * row_weight[:, None], torch.cat(moves)
     add_target_terms(
         (features, weight, d_features, d_weight), labels, own, moved, (out_features, out_weight, out_bias), segments
     )
@@ -107,32 +113,41 @@ def softmax_hvp(
         out_weight -= (smoothing / classes) * (row_weight @ d_features.float())
 
 
-def second_factor(z, offset, sums, ds, weight_fn, curvature_fn):
-    """(g''(l) - g'(l)) ds / (T + s)^2 of every row, rescaled for the rounding of E as the first factor is."""
+def second_factor(z, known, offset, sums, ds, du, weight_fn, curvature_fn):
+    """c of every row, rescaled for the rounding of E as the first factor is, and minus the derivative at each target."""
     mass, kept, _ = sums
-    unit = torch.exp(z[:, 0] - offset)
-    ratio = torch.where(unit > 0, mass / unit, float("inf"))
-    log_ratio = torch.where(ratio.isfinite(), torch.log1p(ratio), torch.log(unit + mass) + offset - z[:, 0])
-    probability = mass / (unit + mass)
+    unit = torch.where(known, torch.exp(z - offset[:, None]), 0.0)
+    total, count = unit.sum(1), known.sum(1).clamp_min(1)
+    whole = total + mass
+    ratio = torch.where(total > 0, mass / total, float("inf"))
+    lost = torch.log(whole) + offset - torch.logsumexp(torch.where(known, z, float("-inf")), 1)
+    log_ratio = torch.where(ratio.isfinite(), torch.log1p(ratio), lost)
+    probability = mass / whole
     rescale = torch.where(kept > 0, mass / kept, 1.0)
-    change = curvature_fn(log_ratio, probability) - weight_fn(log_ratio, probability)
-    # The rescaling enters once through ds and once through the E that this multiplies.
-    return change * ds * rescale**2 / (unit + mass) ** 2
+    ds = ds * rescale
+    slope, shift = weight_fn(log_ratio, probability), ds + (unit * du).sum(1)
+    change = curvature_fn(log_ratio, probability) * ds - slope * shift
+    own = (count * slope / whole)[:, None] * unit * ((shift / whole)[:, None] - du)
+    return count * change * rescale / whole**2, own
+
+
+def target_share(z, known):
+    """Softmax among the targets of a row, (rows, T); 0 on the padding."""
+    return torch.where(known, torch.softmax(torch.where(known, z, float("-inf")), 1), 0.0)
 
 
 def add_target_terms(inputs, labels, own, moved, outs, segments):
-    """Minus own dw_y and moved w_y for features; the same by class for the classes and the bias."""
+    """Minus own dw_t and moved w_t over the targets for features; the same by class for the classes and the bias."""
     features, weight, d_features, d_weight = inputs
     out_features, out_weight, out_bias = outs
-    index = labels[:, 0].long().clamp(0, len(weight) - 1)
-    out_features.addcmul_(d_weight[index].float(), own[:, None], value=-1)
-    out_features.addcmul_(weight[index].float(), moved[:, None], value=-1)
+    subtract_targets(out_features, d_weight, labels, own)
+    subtract_targets(out_features, weight, labels, moved)
     segments = segments or Segments.of(labels, weight.shape[0])
-    add_class_sums(out_weight, d_features.contiguous(), own[:, None], segments, -1.0)
-    add_class_sums(out_weight, features.contiguous(), moved[:, None], segments, -1.0)
+    add_class_sums(out_weight, d_features.contiguous(), own, segments, -1.0)
+    add_class_sums(out_weight, features.contiguous(), moved, segments, -1.0)
     if out_bias is not None:
         ones = torch.ones((len(labels), 1), device=labels.device)
-        add_class_sums(out_bias.view(-1, 1), ones, moved[:, None], segments, -1.0)
+        add_class_sums(out_bias.view(-1, 1), ones, moved, segments, -1.0)
 
 
 @dataclass(frozen=True)

@@ -437,6 +437,29 @@ def test_hessian_vector_product(mode, gamma, rows, classes, dim, seed, smoothing
         assert float((found.double() - wanted).norm() / size) < 10 * GRADIENT[mode]
 
 
+@pytest.mark.parametrize(("mode", "margin"), [("bf16", None), ("tf32x3", None), ("tf32x3", 30.0)])
+@given(**{**sizes, "rows": st.integers(1, 20), "classes": st.integers(5, 30)}, targets=st.integers(2, 4))
+@settings(quick, max_examples=2)
+def test_hessian_vector_product_of_several_targets(mode, margin, rows, classes, dim, seed, targets):
+    case = Case(rows, classes, dim, seed, mode, targets=targets, margin=margin)
+    make = torch.Generator().manual_seed(seed)
+    directions = [torch.randn(x.shape, generator=make).to(DEVICE, x.dtype) for x in (case.features, case.weight)]
+    directions.append(torch.randn(classes, generator=make).to(DEVICE))
+    parameters = tuple(x.detach() for x in case.parameters())
+    expected = torch.autograd.functional.hvp(
+        lambda *p: (case.row_weight.double() * case.losses(*p)).sum(), parameters, tuple(x.double() for x in directions)
+    )[1]
+    outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
+    softmax_hvp(
+        case.features, case.weight, case.bias, case.labels, case.row_weight, d_features=directions[0],
+        d_weight=directions[1], d_bias=directions[2], out_features=outs[0], out_weight=outs[1], out_bias=outs[2],
+        chunk_rows=13, mode=mode,
+    )  # fmt: skip
+    size = sum(x.norm() ** 2 for x in expected) ** 0.5
+    for found, wanted in zip(outs, expected, strict=True):
+        assert float((found.double() - wanted).norm() / size) < 10 * GRADIENT[mode]
+
+
 @pytest.mark.parametrize("tma", descriptors())
 def test_hvp_kernel_by_pointer_and_descriptor(tma):
     make = torch.Generator().manual_seed(0)

@@ -5,8 +5,8 @@ E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, i
     bfloat16  bf16, one pass      float16  fp16, products in tf32      float32  tf32x3, which keeps 1e-5 at any margin
 
 float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel would not do better goes
-to ``TiledBackend``, which runs on any device: more than ``MAX_TARGETS`` targets in a row, second derivatives with several
-targets a row or of the squared error, and products with more than ``MAX_VECTORS`` columns.
+to ``TiledBackend``, which runs on any device: more than ``MAX_TARGETS`` targets in a row, second derivatives of the squared
+error, and products with more than ``MAX_VECTORS`` columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ufm_fast.errors import InputError
 from ufm_fast.losses import SoftmaxLoss
 from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
-from ufm_kernels.curvature import logit_gradient, softmax_hvp
+from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
 from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
 from ufm_kernels.operands import MODES, chunk_bytes
 from ufm_kernels.segments import Segments
@@ -150,17 +150,19 @@ class TritonBackend:
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         mode, loss = self._mode_of(x), x.loss
         labels = self._labels_of(x)
-        if not isinstance(loss, SoftmaxLoss) or labels.padded is None or labels.padded.shape[1] > 1:
+        if not isinstance(loss, SoftmaxLoss) or labels.padded is None:
             return self._tiled.head_hvp(x, v, out)
         out = out.cleared()
         buffers = _writable(out)
+        single = not loss.multi_label
+        slope, bend = (loss.weight, _curvature(loss)) if single else (kernel_rows.cross_entropy_weight, cross_entropy_curvature)
         features, weight = (  # the driver has no way to leave one out
             torch.zeros(like.shape, device=like.device) if buffer is None else buffer
             for buffer, like in ((buffers.features, x.features), (buffers.weight, x.weight))
         )
         with _on(x.weight.device):
             softmax_hvp(
-                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), loss.weight, _curvature(loss),
+                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), slope, bend,
                 loss.smoothing, d_features=v.features.to(x.features.dtype), d_weight=v.weight.to(x.weight.dtype),
                 d_bias=_bias(v), out_features=features, out_weight=weight, out_bias=buffers.bias,
                 chunk_rows=self._chunk_of(x, mode), mode=mode, segments=labels.segments,
