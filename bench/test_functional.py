@@ -12,14 +12,19 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import median_ratio, write_csv
 
 from ufm_fast.functional import linear_cross_entropy
 
@@ -40,6 +45,9 @@ def variants() -> dict[str, Loss]:
         found["torch"] = theirs
     if theirs is not None and options is not None:
         found["torch-chunked"] = lambda h, W, y: theirs(h, W, y, options=options())
+        for rows in (256, 512, 1024):
+            by_hand = options(batch_chunk_size=rows, chunking_method=None)
+            found[f"torch-chunked-{rows}"] = lambda h, W, y, by_hand=by_hand: theirs(h, W, y, options=by_hand)
         found["torch-accurate"] = lambda h, W, y: theirs(h, W, y, options=options(acc_policy="accurate"))
     return found
 
@@ -92,7 +100,7 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     error = errors(gradients, h, W, y)
     median = {name: statistics.median(values) for name, values in times.items()}
     return [
-        {"shape": shape, "variant": name, "seconds": median[name], "ratio": median[name] / median["fused"],
+        {"shape": shape, "variant": name, "seconds": median[name], "ratio": median_ratio(times[name], times["fused"]),
          "GFLOP/s": 6e-9 * shape[0] * shape[1] * shape[2] / median[name], "error": error[name]}
         for name in times
     ]  # fmt: skip
@@ -103,13 +111,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes, the cheapest first")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write a CSV file too")
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
     print(f"torch {torch.__version__}, {platform.machine()}, {flags.threads} threads, float32, median of {flags.rounds}")
+    rows = []
     for shape in SHAPES[: flags.shapes]:
         for row in measure(shape, flags.rounds):
-            print("N, K, d = {shape}  {variant:15s} {seconds:8.3f} s  {GFLOP/s:7.1f} GFLOP/s  ratio {ratio:5.2f}  "
-                  "gradient error {error:.1e}".format(**row))  # fmt: skip
+            rows.append(row)
+            print("N, K, d = {shape}  {variant:18s} {seconds:8.3f} s  {GFLOP/s:7.1f} GFLOP/s  ratio {ratio:5.2f}  "
+                  "gradient error {error:.1e}".format(**row), flush=True)  # fmt: skip
+    if flags.out:
+        write_csv(flags.out, rows)
 
 
 if __name__ == "__main__":

@@ -89,18 +89,22 @@ def product_builds(architecture: int) -> Iterator[Build]:
     for mode, (_, stored, passes) in MODES.items():
         if mode == "fp16":  # its products are those of tf32
             continue
-        for transposed, targets in ((False, 1), (False, 4), (False, 0), (True, 0)):
-            tile = tile_of("transposed" if transposed else "product", stored, architecture)
+        for transposed, targets, step in (
+            (False, 1, False), (False, 4, False), (False, 0, False), (True, 0, False), (False, 1, True), (True, 0, True),
+        ):  # fmt: skip
+            tile = tile_of("step" if step else "transposed" if transposed else "product", stored, architecture)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
             types = {
                 "A": described(stored, tile, left), "B": described(stored, tile, (tile.depth, tile.columns)),
                 "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32", "points": f"*{stored}",
+                "current": "*fp32", "velocity": "*fp32", "updated": "*fp32", "settings": "*fp32",
                 "rows": "i32", "columns": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
             }  # fmt: skip
             constants = {
-                "TRANSPOSED": transposed, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes, **blocks(tile),
+                "TRANSPOSED": transposed, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes, "STEP": step,
+                **blocks(tile),
             }  # fmt: skip
-            name = f"product/{mode}/{'transposed' if transposed else f'targets={targets}'}"
+            name = f"product/{mode}/{'transposed' if transposed else f'targets={targets}'}{'/step' if step else ''}"
             yield Build(name, "products.product_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .off_target import off_target
 from .one_pass import forward, transposed
 from .operands import Mode, empty_chunk, mode_named, operand
-from .products import add_product, add_weighted_sums
+from .products import Step, add_product, add_weighted_sums
 from .rows import (
     HeadResult,
     LossFunction,
@@ -87,6 +87,71 @@ def softmax_value_and_grad(
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, chosen)
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
+    grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
+    result, own, z = sweep(
+        features, weight, bias, labels, row_weight, value_fn, weight_fn, smoothing, grad_features, grad_weight, grad_bias,
+        chunk_rows, chosen, products,
+    )  # fmt: skip
+    add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
+    return finish(result, features, weight, bias, row_weight, smoothing, z, grad_features, grad_weight, grad_bias)
+
+
+def softmax_momentum_step(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    value_fn: LossFunction = cross_entropy_value,
+    weight_fn: LossFunction = cross_entropy_weight,
+    smoothing: float = 0.0,
+    *,
+    grad_features: Tensor,
+    grad_weight: Tensor,
+    step_features: Step,
+    step_weight: Step,
+    grad_bias: Tensor | None = None,
+    chunk_rows: int = 4096,
+    mode: str = "bf16",
+    segments: Segments | None = None,
+) -> HeadResult:
+    """`softmax_value_and_grad` and, in the epilogues that complete the gradients, the penalty and the momentum step.
+
+    Each element of H and W is read, and velocity, new point and gradient written, while the gradient is in registers: no
+    pass of their own. Arguments as there, with buffers that hold no penalty; a `Step` (in whose `updated` the new
+    point lies afterwards) for each of the two factors. The bias has its gradient only: it is K numbers.
+    """
+    chosen = mode_named(mode)
+    labels = as_labels(targets)
+    check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, "triton", chosen)
+    check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, True, True)
+    for name, step, like in (("step_features", step_features, features), ("step_weight", step_weight, weight)):
+        check_step(name, step, like)
+    mean = None
+    if smoothing:  # before the sweep, whose last epilogues finish the gradients
+        mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
+    segments = segments or Segments.of(labels, weight.shape[0])
+
+    def close(own: Tensor) -> Step:
+        add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
+        return step_weight
+
+    result, _, z = sweep(
+        features, weight, bias, labels, row_weight, value_fn, weight_fn, smoothing, grad_features, grad_weight, grad_bias,
+        chunk_rows, chosen, "triton", step_features, close,
+    )  # fmt: skip
+    return result if mean is None else result._replace(losses=result.losses + smoothing * (z[:, 0] - mean))
+
+
+def sweep(
+    features, weight, bias, labels, row_weight, value_fn, weight_fn, smoothing, grad_features, grad_weight, grad_bias,
+    chunk_rows, chosen, products, step_features=None, close=None,
+):  # fmt: skip
+    """All that needs E, chunk by chunk: (result of the rows, target coefficients, target logits); None is not computed.
+
+    `step_features`: taken chunk by chunk, whose dH are then complete. `close`: called with the coefficients before the
+    last product of dW; it adds what else dW is made of, and returns the step that this product takes.
+    """
     classes, H = weight.shape[0], operand(features, chosen.logits, chosen.passes)
     W = operand(weight, chosen.logits, chosen.passes)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, 1)
@@ -102,17 +167,15 @@ def softmax_value_and_grad(
         coefficient = (rows.own - smoothing) * scale[:, None]
         done.append((rows.loss, rows.ratio, rows.margin))
         own.append(coefficient)
-        if need_features:
-            add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products)
-        if need_weight:
-            add_weight(grad_weight, e, features[part], factor, chosen, products)
+        if grad_features is not None:
+            step = None if step_features is None else step_features.rows(part)
+            add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products, step)
+        if grad_weight is not None:
+            step = close(torch.cat(own)) if close is not None and start + chunk_rows >= len(H) else None
+            add_weight(grad_weight, e, features[part], factor, chosen, products, step)
         if grad_bias is not None:
             add_weighted_sums(grad_bias, e, factor, passes=chosen.passes, classes=classes)
-    result = HeadResult(*(torch.cat(column) for column in zip(*done, strict=True)))
-    return finish(
-        result, features, weight, bias, labels, row_weight, smoothing, z, torch.cat(own), segments,
-        grad_features if need_features else None, grad_weight if need_weight else None, grad_bias,
-    )  # fmt: skip
+    return HeadResult(*(torch.cat(column) for column in zip(*done, strict=True))), torch.cat(own), z
 
 
 def one_pass_value_and_grad(
@@ -164,17 +227,13 @@ def one_pass_value_and_grad(
         if grad_bias is not None:
             grad_bias += column_sums
     result = HeadResult(rows.loss, rows.ratio, rows.margin)
-    return finish(
-        result, features, weight, bias, labels, row_weight, smoothing, z, own, segments,
-        grad_features if need_features else None, grad_weight if need_weight else None, grad_bias,
-    )  # fmt: skip
-
-
-def finish(
-    result, features, weight, bias, labels, row_weight, smoothing, z, own, segments, grad_features, grad_weight, grad_bias
-):
-    """Target terms and smoothing, which need no pass over classes: the last step of both drivers."""
+    grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
+    return finish(result, features, weight, bias, row_weight, smoothing, z, grad_features, grad_weight, grad_bias)
+
+
+def finish(result, features, weight, bias, row_weight, smoothing, z, grad_features, grad_weight, grad_bias):
+    """Smoothing, which needs no pass over classes: the last step of both drivers."""
     if not smoothing:
         return result
     mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
@@ -186,6 +245,17 @@ def subtract_targets(out, points, labels, own):
     for t in range(labels.shape[1]):
         point = points[labels[:, t].long().clamp(0, len(points) - 1), : out.shape[1]].float()
         out.addcmul_(point, own[:, t, None], value=-1)
+
+
+def check_step(name: str, step: Step, like: Tensor) -> None:
+    """ValueErrors about a momentum step."""
+    shapes = {x.shape for x in (step.current, step.velocity, step.updated)}
+    if shapes != {like.shape} or not all(x.is_contiguous() for x in step):
+        raise ValueError(f"{name}: current, velocity and updated must be contiguous, of shape {tuple(like.shape)}")
+    if step.velocity.dtype != torch.float32 or step.settings.dtype != torch.float32 or step.settings.shape != (3,):
+        raise ValueError(f"{name}: velocity must be float32, settings three float32 numbers: penalty, momentum, rate")
+    if step.updated.data_ptr() == step.current.data_ptr() or step.updated.data_ptr() == like.data_ptr():
+        raise ValueError(f"{name}: updated must be another buffer than the point that the sweep reads")
 
 
 def check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight):
@@ -226,12 +296,12 @@ def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
     return prepared if mode.passes == 1 else x.float().contiguous()
 
 
-def add_features(out, E, V, factor, coefficient, labels, mode, products):
+def add_features(out, E, V, factor, coefficient, labels, mode, products, step=None):
     """out += factor * (E V) - sum_t coefficient_t v_(y_t)."""
     if products == "triton":
         add_product(
             out, E, V, passes=mode.passes, depth=V.shape[0], factor=factor, coefficient=coefficient,
-            labels=labels, points=V,
+            labels=labels, points=V, step=step,
         )  # fmt: skip
         return
     classes, columns = V.shape[0], out.shape[1]
@@ -239,11 +309,11 @@ def add_features(out, E, V, factor, coefficient, labels, mode, products):
     subtract_targets(out, V, labels, coefficient)
 
 
-def add_weight(out, E, features, factor, mode, products):
+def add_weight(out, E, features, factor, mode, products, step=None):
     """out += E' (factor * H)."""
     X = operand(features.float() * factor[:, None], mode.products, mode.passes)
     if products == "triton":
-        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True)
+        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, step=step)
     else:
         out += library_product(out, E[:, : out.shape[0]].T, X[:, : out.shape[1]])
 

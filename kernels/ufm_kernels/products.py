@@ -3,9 +3,13 @@
     dH += factor * (E W) - sum_t coefficient_t w_(y_t)          rows: samples, depth: classes
     dW += E' X,  X = factor * H                                 rows: classes, depth: the samples of the chunk
 
+With a `Step` the epilogue that completes a gradient also takes the momentum step, while its numbers are in registers.
+
 One kernel: the second takes E transposed and has neither factor nor targets. Each output element is read, added to and
 written by one program in one order, so gradients are the same bits from run to run.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -16,10 +20,11 @@ from .primitives import corner, load_tile, multiply, pass_of, tile_at
 
 @triton.jit
 def finish(
-    total, out, factor, coefficient, labels, points, row, column, rows, columns, depth, stride_b,
-    FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
+    depth, stride_b, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, STEP: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue of one block of the product: row factor, target term, accumulation."""
+    """The epilogue of one block of the product: row factor, target term, accumulation, and the step if asked for."""
     r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
     if FACTOR:
         total *= tl.load(factor + r, mask=r < rows, other=0.0)[:, None]
@@ -34,13 +39,24 @@ def finish(
         if PASSES == 3:
             total -= weight * tl.load(point + stride_b // 2, mask=known, other=0.0).to(tl.float32)
     place, inside = tile_at(out, row, column, rows, columns, columns, HEIGHT, WIDTH)
-    tl.store(place, total + tl.load(place, mask=inside, other=0.0), mask=inside)
+    total += tl.load(place, mask=inside, other=0.0)
+    if STEP:
+        here, _ = tile_at(current, row, column, rows, columns, columns, HEIGHT, WIDTH)
+        point = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(settings) * point
+        moving, _ = tile_at(velocity, row, column, rows, columns, columns, HEIGHT, WIDTH)
+        speed = tl.load(settings + 1) * tl.load(moving, mask=inside, other=0.0) + total
+        tl.store(moving, speed, mask=inside)
+        there, _ = tile_at(updated, row, column, rows, columns, columns, HEIGHT, WIDTH)
+        tl.store(there, point - tl.load(settings + 2) * speed, mask=inside)
+    tl.store(place, total, mask=inside)
 
 
 @triton.jit
 def product_kernel(
-    A, B, out, factor, coefficient, labels, points, rows, columns, depth, stride_a, stride_b,
-    TRANSPOSED: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr,
+    A, B, out, factor, coefficient, labels, points, current, velocity, updated, settings,
+    rows, columns, depth, stride_a, stride_b,
+    TRANSPOSED: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, STEP: tl.constexpr,
     TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     low_a, low_b = stride_a // 2, stride_b // 2
@@ -62,12 +78,12 @@ def product_kernel(
         # Half a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
         left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
         finish(
-            left, out, factor, coefficient, labels, points, row, column, rows, columns, depth, stride_b,
-            FACTOR, TARGETS, PASSES, BLOCK_M, BLOCK_N // 2,
+            left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
+            rows, columns, depth, stride_b, FACTOR, TARGETS, PASSES, STEP, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
         finish(
-            right, out, factor, coefficient, labels, points, row, column + BLOCK_N // 2, rows, columns, depth, stride_b,
-            FACTOR, TARGETS, PASSES, BLOCK_M, BLOCK_N // 2,
+            right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row,
+            column + BLOCK_N // 2, rows, columns, depth, stride_b, FACTOR, TARGETS, PASSES, STEP, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
 
 
@@ -108,9 +124,27 @@ def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
     )  # fmt: skip
 
 
+class Step(NamedTuple):
+    """A momentum step: g += penalty x; v = momentum v + g; y = x - rate v, with x, v, y of the gradient's shape.
+
+    current x: any float dtype; velocity v: fp32, in place; updated y: in x's dtype, another buffer than x, which other
+    tiles and later products still read. settings: fp32 (3,) = penalty, momentum, rate on the device: no synchronisation.
+    """
+
+    current: Any
+    velocity: Any
+    updated: Any
+    settings: Any
+
+    def rows(self, part):
+        """The step of some of the rows."""
+        return Step(self.current[part], self.velocity[part], self.updated[part], self.settings)
+
+
 def add_product(
-    out, A, B, *, passes, depth, transposed=False, factor=None, coefficient=None, labels=None, points=None, launch=None
-):
+    out, A, B, *, passes, depth, transposed=False, factor=None, coefficient=None, labels=None, points=None, step=None,
+    launch=None,
+):  # fmt: skip
     """out += factor * (A B) - sum_t coefficient_t points[labels_t], with A transposed first if `transposed`.
 
     Args:
@@ -118,22 +152,24 @@ def add_product(
         A: (rows, halves * depth), or (depth, halves * rows) if transposed; both halves if `passes` is 3.
         B: (depth, halves * columns), padded as the operands are. `points` has B's row length and halves.
         depth: the length of the contraction, at most the rows of B: padding of A beyond it is not read as data.
+        step: a Step taken with the finished `out`, which then holds the penalty's gradient too; or None.
         factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
     """
     rows, columns = out.shape
     if not out.is_contiguous():
         raise ValueError("out: must be contiguous")
-    launch = launch or Launch.of("transposed" if transposed else "product", A)
+    launch = launch or Launch.of("step" if step else "transposed" if transposed else "product", A)
     tile = launch.tile
     a, b = A, B
     if tile.tma:
         a = descriptor(A, (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth))
         b = descriptor(B, (tile.depth, tile.columns))
     unused = out
+    current, velocity, updated, settings = step or (unused, unused, unused, unused)
     product_kernel[launch.grid(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns))](
         a, b, out, unused if factor is None else factor, unused if coefficient is None else coefficient,
         unused if labels is None else labels, unused if points is None else points,
-        rows, columns, depth, A.stride(0), B.stride(0),
+        current, velocity, updated, settings, rows, columns, depth, A.stride(0), B.stride(0),
         TRANSPOSED=transposed, FACTOR=factor is not None, TARGETS=0 if labels is None else labels.shape[1],
-        PASSES=passes, **launch.options(),
+        PASSES=passes, STEP=step is not None, **launch.options(),
     )  # fmt: skip

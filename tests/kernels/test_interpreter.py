@@ -15,7 +15,7 @@ from ufm_kernels.launch import Launch
 from ufm_kernels.nearest import nearest
 from ufm_kernels.off_target import off_target
 from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, operand
-from ufm_kernels.products import add_product, add_weighted_sums
+from ufm_kernels.products import Step, add_product, add_weighted_sums
 from ufm_kernels.segments import Segments, add_class_sums, check_labels, target_logits
 from ufm_kernels.squared_error import gram, squared_error_rows
 from ufm_kernels.squared_head import squared_error_value_and_grad
@@ -298,6 +298,56 @@ def test_product_kernel(mode, tma, transposed, rows, classes, dim, seed):
     launch = Launch(Tile(32, 64, 32, tma=tma), resident=2)
     add_product(out, E, V, passes=chosen.passes, depth=len(B), transposed=transposed, launch=launch, **extra)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
+@given(**sizes, chunk=st.integers(7, 50), smoothing=st.sampled_from([0.0, 0.1]), targets=st.integers(1, 2))
+@quick
+def test_momentum_step(mode, rows, classes, dim, seed, chunk, smoothing, targets):
+    """The step in the epilogues is the step taken afterwards, with and without a second chunk."""
+    case = Case(rows, max(classes, 3), dim, seed, mode, targets=targets)
+    smoothing = 0.0 if targets > 1 else smoothing
+    _, (of_features, of_weight, of_bias) = case.run(smoothing=smoothing, chunk_rows=chunk)
+    make = torch.Generator().manual_seed(seed)
+    steps, wanted = [], []
+    for point, gradient, penalty in ((case.features, of_features, 0.3), (case.weight, of_weight, 0.2)):
+        velocity = torch.randn(point.shape, generator=make).to(DEVICE)
+        settings_of = torch.tensor([penalty, 0.9, 0.5], device=DEVICE)
+        steps.append(Step(point, velocity.clone(), torch.empty_like(point), settings_of))
+        gradient += penalty * point.float()
+        velocity = 0.9 * velocity + gradient
+        wanted.append((gradient, velocity, (point.float() - 0.5 * velocity).to(point.dtype)))
+    buffers = [torch.zeros_like(x, dtype=torch.float32) for x in (case.features, case.weight, case.bias)]
+    head.softmax_momentum_step(
+        case.features, case.weight, case.bias, case.labels if targets > 1 else case.labels[:, 0], case.row_weight,
+        smoothing=smoothing, grad_features=buffers[0], grad_weight=buffers[1], grad_bias=buffers[2],
+        step_features=steps[0], step_weight=steps[1], chunk_rows=chunk, mode=mode,
+    )  # fmt: skip
+    torch.testing.assert_close(buffers[2], of_bias, rtol=1e-4, atol=1e-5)
+    for step, buffer, (gradient, velocity, updated) in zip(steps, buffers, wanted, strict=False):
+        torch.testing.assert_close(buffer, gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(step.velocity, velocity, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(step.updated.float(), updated.float(), rtol=1e-2 if mode == "bf16" else 1e-4, atol=1e-5)
+
+
+def test_momentum_step_refuses_what_does_not_fit():
+    case = Case(5, 6, 4, 0, "tf32x3")
+    gradients = {
+        "grad_features": torch.zeros_like(case.features), "grad_weight": torch.zeros_like(case.weight), "mode": "tf32x3"
+    }  # fmt: skip
+    good = [
+        Step(x, torch.zeros_like(x), torch.empty_like(x), torch.zeros(3, device=DEVICE)) for x in (case.features, case.weight)
+    ]
+    for bad, words in (
+        (good[0]._replace(updated=case.features), "another buffer"),
+        (good[0]._replace(velocity=torch.zeros(2, 2, device=DEVICE)), "of shape"),
+        (good[0]._replace(settings=torch.zeros(2, device=DEVICE)), "three float32"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            head.softmax_momentum_step(
+                case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, step_features=bad,
+                step_weight=good[1], **gradients,
+            )  # fmt: skip
 
 
 @given(**sizes, transposed=st.booleans())

@@ -1,0 +1,82 @@
+"""The three products of the tiled backend with exponentials stored C x K and K x C, fp32: why it stores K x C.
+
+    python bench/layout.py [--rounds 9] [--out bench/results/layout_cpu.csv]
+
+Each layout runs all chunks of its shape, nothing else; in random order within a round, ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import environment, median_ratio, write_csv
+from contenders import SHAPES, inputs
+
+from ufm_fast.backends.tiled import _stride, chunk_rows
+
+LAYOUTS = ("C x K", "K x C, rows of C", "K x C, padded rows")
+
+
+def products(layout: str, shape: tuple[int, int, int], chunk: int) -> Callable[[], None]:
+    """A call that forms the logits of each chunk and both gradients' products from them."""
+    H, W, _ = inputs(*shape)
+    G, D = torch.empty_like(H), torch.zeros_like(W)
+    width = {"C x K": shape[1], "K x C, rows of C": chunk, "K x C, padded rows": _stride(chunk)}[layout]
+    buffer = torch.empty(chunk if layout == "C x K" else shape[1], width)
+
+    def call() -> None:
+        for start in range(0, shape[0], chunk):
+            h = H[start : start + chunk]
+            if layout == "C x K":
+                E = buffer[: len(h)]
+                torch.mm(h, W.T, out=E)
+            else:
+                E = buffer[:, : len(h)].T
+                torch.mm(W, h.T, out=E.T)
+            torch.mm(E, W, out=G[start : start + chunk])
+            D.addmm_(E.T, h)
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    print(environment())
+    rows: list[dict[str, object]] = []
+    for shape in SHAPES:
+        chunk = chunk_rows(shape[0], shape[1], 4, torch.device("cpu"))
+        calls = {layout: products(layout, shape, chunk) for layout in LAYOUTS}
+        seconds: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
+        for turn in range(args.rounds + 1):
+            for layout in random.sample(LAYOUTS, len(LAYOUTS)):
+                began = time.perf_counter()
+                calls[layout]()
+                if turn:
+                    seconds[layout].append(time.perf_counter() - began)
+        for layout in LAYOUTS:
+            rows.append(
+                {
+                    "N": shape[0], "K": shape[1], "d": shape[2], "chunk": chunk, "layout": layout,
+                    "seconds": round(statistics.median(seconds[layout]), 4),
+                    "time_over_first": round(median_ratio(seconds[layout], seconds[LAYOUTS[0]]), 3),
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), sep="\t", flush=True)
+    if args.out:
+        write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
