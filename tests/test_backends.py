@@ -185,9 +185,25 @@ def test_out_of_memory_halves_the_chunk(monkeypatch):
     x = random_point(objective, 1)
     expected = objective.value_and_grad(x)
     monkeypatch.setattr(torch, "empty", scarce)
-    actual = objective.value_and_grad(x)
+    actual = Objective(problem, backend=TiledBackend(9)).value_and_grad(x)
     assert asked[:3] == [9, 4, 2]
     assert actual.value == pytest.approx(expected.value, rel=1e-14)
+
+
+def test_a_kept_buffer_changes_nothing():
+    """One backend for problems of several sizes and dtypes, in and out of inference mode, against a new one each time."""
+    backend = TiledBackend()
+    for seed, (classes, dtype, inference) in enumerate(
+        [(5, "float64", False), (5, "float64", False), (9, "float64", True), (9, "float64", False), (9, "float32", False)]
+    ):
+        problem = Problem(classes=classes, dim=4, dtype=dtype)
+        with torch.inference_mode(inference):
+            x = random_point(Objective(problem), seed)
+            found = Objective(problem, backend=backend).value_and_grad(x)
+            wanted = Objective(problem, backend=TiledBackend()).value_and_grad(x)
+        assert float(found.value) == float(wanted.value)
+        assert torch.equal(found.gradient.W, wanted.gradient.W)
+        assert torch.equal(found.gradient.H, wanted.gradient.H)
 
 
 def test_chunks_are_bounded_and_never_empty():

@@ -18,6 +18,7 @@ from ufm_fast.backends import has_triton
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.tiled import available_bytes, chunk_rows
 from ufm_fast.problem import Problem
+from ufm_fast.theory.certificate import EXACT_CLASSES, held_bytes
 
 #: Vectors of the size of the parameters that each method holds beside the point and its gradient.
 METHOD_VECTORS = {
@@ -86,7 +87,7 @@ def make_plan(problem: Problem, *, reduce: str = "auto", method: str = "auto", h
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=d, reduce=chosen, rows=R, rows_unreduced=N,
         parameters=size, gradient=size, methods={name: number * size for name, number in vectors.items()},
         flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
-        certificate=3 * 8 * min(K, R) ** 2 if max(K, R) <= 4096 else 0, free=available_bytes(device), notes=[],
+        certificate=_certificate(problem, R), free=available_bytes(device), notes=[],
     )  # fmt: skip
     plan.notes.extend(_notes(plan, reduced, method))
     return plan
@@ -128,6 +129,14 @@ def _backends(problem: Problem, R: int, seconds: float, device: torch.device) ->
     return plans
 
 
+def _certificate(problem: Problem, R: int) -> int:
+    """Bytes of the certificate: dense K x K matrices where it is exact, else the gradient of softmax losses if it fits."""
+    K = problem.num_classes
+    if K <= EXACT_CLASSES:
+        return 3 * 8 * K**2
+    return 0 if problem.loss.name == "mse" else held_bytes(R, K, available_bytes(torch.device(problem.device)))
+
+
 def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
     notes = []
     if reduced < plan.samples:
@@ -140,8 +149,8 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
             notes.append(f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, with the same minimum")
     else:
         notes.append("reduce=classes saves nothing here: each row has a target of its own")
-    if max(plan.classes, plan.rows) > 4096:
-        notes.append("the certificate will be probabilistic: an exact one needs at most 4,096 classes and rows")
+    if plan.classes > EXACT_CLASSES:
+        notes.append(f"the certificate will be probabilistic: an exact one needs at most {EXACT_CLASSES:,} classes")
     name = "lbfgs" if method == "auto" else method
     for backend in plan.backends:
         need = plan.total(name, backend.name)

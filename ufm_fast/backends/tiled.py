@@ -26,6 +26,7 @@ from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatisti
 from ufm_fast.losses import SoftmaxLoss
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 128 << 20, 512
+_KEPT_BYTES = 160 << 20
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
 
 
@@ -83,12 +84,16 @@ class Chunk:
 
 
 class TiledBackend:
-    """Bounded memory on any torch device. ``chunk``: rows at a time (default: from free memory, halved when it runs out)."""
+    """Bounded memory on any torch device. ``chunk``: rows at a time (default: from free memory, halved when it runs out).
+
+    On the CPU the buffer of the last ``head`` is kept for the next one, up to 160 MiB.
+    """
 
     name = "tiled"
 
     def __init__(self, chunk: int | None = None) -> None:
         self.chunk = chunk
+        self._spare: list[Tensor] = []  # the last head's buffer
 
     # ---- the sweep -------------------------------------------------------------------------------------------------
 
@@ -102,6 +107,22 @@ class TiledBackend:
                 if rows == 1 or not _out_of_memory(error):
                     raise
                 rows //= 2
+
+    def _spare_or_new(self, x: HeadInput, dtype: torch.dtype) -> list[Tensor]:
+        """One buffer: the spare one if it was made for the same sizes. Meanwhile it is away: another thread makes its own."""
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            return self._buffers(x, dtype, 1)
+        rows = self.chunk or chunk_rows(x.features.shape[0], x.weight.shape[0], dtype.itemsize, x.weight.device)
+        fits = spare.shape == (x.weight.shape[0], rows) and spare.dtype == dtype and spare.device == x.weight.device
+        return [spare] if fits else self._buffers(x, dtype, 1)
+
+    def _keep(self, buffer: Tensor) -> None:
+        """Keep a buffer of up to 160 MiB for the next call: on the CPU, fetching pages anew costs a tenth of a product."""
+        plain = type(buffer) is Tensor and not buffer.is_inference()  # an inference tensor may not be written elsewhere
+        if plain and buffer.device.type == "cpu" and buffer.untyped_storage().nbytes() <= _KEPT_BYTES:
+            self._spare[:] = [buffer]
 
     def sweep(self, x: HeadInput) -> Iterator[Chunk]:
         """Every chunk of rows with its exponentials and row vectors; a chunk is valid until the next one is asked for."""
@@ -160,7 +181,7 @@ class TiledBackend:
         if x.features.shape[0] == 0:
             out = out.cleared()  # no chunk will write
         W = x.weight.to(compute_dtype(x.weight.dtype))
-        (buffer,) = self._buffers(x, W.dtype, 1)
+        (buffer,) = self._spare_or_new(x, W.dtype)
         total = torch.zeros((), dtype=torch.float64, device=W.device)
         margins, masses = [], []
         for c in self._chunks(x, W, buffer):
@@ -172,6 +193,7 @@ class TiledBackend:
             if out.fresh and c.start == 0 and out.bias is not None:
                 out.bias.zero_()
             self._add_products(x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh)
+        self._keep(buffer)
         none = total.new_zeros(0)
         found = RowStatistics(torch.cat([none, *margins]), torch.cat([none, *masses])) if statistics else None
         return HeadResult(total, found)

@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
-from ufm_fast.backends.tiled import Chunk, TiledBackend
+from ufm_fast.backends.tiled import Chunk, TiledBackend, available_bytes
 from ufm_fast.losses import Focal, SoftmaxLoss
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -80,6 +81,12 @@ def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = 
     bound = dual.lower_bound(_theta(norm, problem.mu))
     kind = "none" if not math.isfinite(bound) else "exact" if norm.failure_probability == 0 else "probabilistic"
     return _finish(kind, value, bound, norm.value / problem.mu, norm.failure_probability)
+
+
+def held_bytes(rows: int, classes: int, free_bytes: int) -> int:
+    """Bytes of the scaled gradient that a probabilistic certificate holds: up to a quarter of the free memory, else none."""
+    size = 8 * rows * classes
+    return size if size <= free_bytes // 4 else 0
 
 
 def _theta(norm: NormBound, mu: float) -> float:
@@ -206,10 +213,25 @@ class _SoftmaxDual(_Dual):
         for c, G in self._gradients():
             yield G * self.root[c.start : c.stop, None]
 
+    @cached_property
+    def _held(self) -> Tensor | None:
+        """The scaled gradient (R x K) where there is room for it: more than a hundred products with it follow."""
+        R, K = self.root.numel(), self.head.weight.shape[0]
+        if not held_bytes(R, K, available_bytes(self.root.device)):
+            return None
+        held = self.root.new_empty(R, K)
+        for c, G in self._gradients():
+            torch.mul(G, self.root[c.start : c.stop, None], out=held[c.start : c.stop])
+        return held
+
     def forward(self, X: Tensor) -> Tensor:
+        if self._held is not None:
+            return self._held @ X
         return torch.cat([(G * self.root[c.start : c.stop, None]) @ X for c, G in self._gradients()])
 
     def adjoint(self, Y: Tensor) -> Tensor:
+        if self._held is not None:
+            return self._held.T @ Y
         total = torch.zeros(self.head.weight.shape[0], Y.shape[1], dtype=Y.dtype, device=Y.device)
         for c, G in self._gradients():
             total.addmm_(G.T, Y[c.start : c.stop] * self.root[c.start : c.stop, None])
