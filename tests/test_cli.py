@@ -140,7 +140,7 @@ def test_json_is_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture
     assert run.config == result["config"]
     assert Path(result["run"]).name == f"ce-4-6-{run.hash[:8]}"
     assert run.records()[0]["step"] == 0
-    assert {"nc2_classifier", "nc3", "gradient_norm"} <= set(run.records()[-1])
+    assert {"nc2_classifier", "nc3", "nc4", "gradient_norm"} <= set(run.records()[-1])
     assert json.loads((run.path / "environment.json").read_text())["versions"]["torch"] == torch.__version__
 
 

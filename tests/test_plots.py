@@ -72,6 +72,11 @@ def test_only_metrics_that_were_recorded_and_are_positive_are_drawn(ax: object) 
     assert [line.get_label() for line in ax.lines] == ["NC3  self-duality"]
 
 
+def test_nc4_is_drawn_as_its_distance_from_one(ax: object) -> None:
+    plots.collapse_metrics(ax, [{"step": step, "value": 1.0, "nc4": 1 - 0.5 ** (step + 1)} for step in range(3)])
+    assert list(ax.lines[0].get_ydata()) == [0.5, 0.25, 0.125]
+
+
 def test_no_metrics_no_legend(ax: object) -> None:
     plots.collapse_metrics(ax, [{"step": 0, "value": 1.0}])
     assert ax.get_legend() is None

@@ -32,6 +32,7 @@ _LABELS = {
     "nc2_classifier": "NC2  classifier",
     "nc2_means": "NC2  class means",
     "nc3": "NC3  self-duality",
+    "nc4": "NC4  share of samples off their nearest mean",
 }
 _BLOCKS = 200
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label
@@ -71,9 +72,11 @@ def gradient_norm(ax: Axes, records: Records, *, against: str = "step", label: s
 
 
 def collapse_metrics(ax: Axes, records: Records) -> Axes:
-    """NC1-NC3 against step, as far as the log holds them."""
+    """NC1-NC4 against step, as far as the log holds them and a logarithmic axis shows them; NC4 as its distance from 1."""
     for name, text in _LABELS.items():
         found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        if name == "nc4":
+            found = [(step, 1.0 - value) for step, value in found]
         if any(value > 0 for _, value in found):
             _curve(ax, [step for step, _ in found], [value for _, value in found], "step", "distance from collapse", text)
     if ax.lines:

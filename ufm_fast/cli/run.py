@@ -241,8 +241,8 @@ class _Log:
 
 
 def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
-    """NC1-NC3 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
-    from ufm_fast.metrics import ClassStatistics, RowMatrix, nc1_pinv, nc2, nc3
+    """NC1-NC4 of a point. Empty for several targets a row, where classes have no means."""
+    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
 
     rows = problem.rows(reduce)
     if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
@@ -253,6 +253,7 @@ def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, f
     found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
     if means.classes == problem.num_classes:
         found["nc3"] = nc3(W.raw, means.sample_centred_means)
+    found["nc4"] = nc4(means, W.raw, point.b, Sampling()).value
     return found
 
 
