@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LOSS_CASES, problems, random_point, relative, simplex_logits
 
-from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, make_backend
-from ufm_fast.backends.tiled import chunk_rows
+from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, make_backend, tiled
+from ufm_fast.backends.tiled import buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.losses import make_loss
 from ufm_fast.objective import Objective
@@ -209,8 +211,31 @@ def test_a_kept_buffer_changes_nothing():
 def test_chunks_are_bounded_and_never_empty():
     cpu = torch.device("cpu")
     assert chunk_rows(10, 5, 8, cpu) == 10
-    assert chunk_rows(10**6, 10**6, 4, cpu) >= 1
-    assert chunk_rows(10**6, 65536, 4, cpu) * 65536 * 4 <= 256 << 20
+    for rows, classes, buffers in itertools.product(
+        (1, 15, 17, 33, 64, 500, 4096, 10**6), (2, 100, 8192, 65536, 10**6), (1, 2)
+    ):
+        chunk = chunk_rows(rows, classes, 4, cpu, buffers)
+        number = -(-rows // chunk)
+        assert 1 <= chunk <= rows
+        assert buffers * buffer_bytes(chunk, classes, 4) <= max(132 << 20, buffers * 32 * classes * 4)  # padding included
+        if number > 1:
+            assert (rows + number - 1) // number > chunk - 64  # no chunk is much shorter than the others
+
+
+def test_chunks_fit_what_is_free(monkeypatch):
+    monkeypatch.setattr(tiled, "available_bytes", lambda device: 8 * 20 * 10**6 * 4)
+    assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 16
+    monkeypatch.setattr(tiled, "available_bytes", lambda device: 100)
+    assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 1
+
+
+def test_the_limit_of_a_container_counts(tmp_path):
+    assert tiled._container_bytes(tmp_path) > 1 << 60
+    for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 600\ninactive_file 50\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert tiled._container_bytes(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert tiled._container_bytes(tmp_path) > 1 << 60
 
 
 def test_backend_names():

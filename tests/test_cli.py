@@ -318,6 +318,11 @@ def test_multi_label_targets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "r"]) == 0
 
 
+def test_plan_refuses_what_solve_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (("--method", "foo"), ("--method", "closed_form"), ("--history", "0"), ("--reduce", "rows")):
+        assert flags[0].strip("-") in refused(capsys, "plan", "--classes", "5", "--dim", "8", *flags)
+
+
 def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
     for name, seed, loss in (("a", "0", "ce"), ("b", "1", "ce"), ("c", "0", "mse")):
         assert solve("--start", "normal", "--loss", loss, "--seed", seed, "--out", name, "--no-plots", "--quiet") == 0
@@ -328,6 +333,36 @@ def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("a/plots").exists() or not list(Path("a/plots").iterdir())
     Path("file").write_text("")
     assert "compare" in refused(capsys, "plot", "a", "--compare", "file/sub")
+    log = Path("a/metrics.jsonl")
+    for text, words in (('{"step": 1}\n', "no value"), ("", "no log")):
+        log.write_text(text)
+        assert words in refused(capsys, "plot", "b", "a", "--compare", "never")
+        assert words in refused(capsys, "plot", "a")
+    assert not Path("never").exists()
+
+
+def test_a_group_keeps_its_style_where_a_panel_lacks_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ufm_fast import plots
+    from ufm_fast.cli import draw
+    from ufm_fast.run_directory import RunDirectory
+
+    shown = []
+    monkeypatch.setattr(plots, "save", lambda figure, folder, name: shown.append(figure) or [])
+    record = {"step": 0, "seconds": 0.0, "value": 1.0, "gradient_norm": 0.5}
+    runs = []
+    for dim in range(7):
+        run = RunDirectory(Path(f"r{dim}"), {"dim": dim, "seed": 0}, "0")
+        run.path.mkdir()
+        run.append({**record, "nc3": 0.1 if dim == 1 else 0.0})
+        runs.append(run)
+    draw.draw_together([*runs, runs[0]], Path("figures"))
+    axes, legend = shown[0].axes, shown[0].legends[0]
+    gradient, nc3 = axes[1].lines, axes[5].lines
+    assert len(gradient) == 7
+    assert [line.get_color() for line in nc3] == [gradient[1].get_color()]
+    assert gradient[6].get_color() == gradient[0].get_color()
+    assert gradient[6].get_linestyle() != gradient[0].get_linestyle()
+    assert [text.get_text() for text in legend.get_texts()] == [f"dim {dim}" for dim in range(7)]
 
 
 def test_groups_of_a_comparison_are_named_by_what_differs() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ufm_fast import plan as planning
+from ufm_fast.errors import InputError
 from ufm_fast.plan import make_plan, matmul_rate, readable
 from ufm_fast.problem import Problem
 from ufm_fast.solving import METHODS
@@ -17,7 +18,8 @@ def test_flops_and_bytes_of_a_softmax_loss() -> None:
     assert plan.flops == 6 * 20 * 5 * 7
     assert plan.parameters == plan.gradient == 8 * ((20 + 5) * 7 + 5)
     tiled = next(backend for backend in plan.backends if backend.name == "tiled")
-    assert tiled.workspace == tiled.chunk * 5 * 8
+    assert tiled.chunk == 20
+    assert tiled.workspace == 32 * 5 * 8  # rows of 20 numbers are padded to 32
     assert plan.total("gd", "tiled") == plan.parameters * 2 + plan.methods["gd"] + tiled.workspace
 
 
@@ -46,6 +48,7 @@ def test_too_little_memory_is_said_with_a_mend(monkeypatch: pytest.MonkeyPatch) 
     assert "--history" in notes
     assert "--backend tiled" in notes
     assert "--reduce classes" in "\n".join(make_plan(problem, reduce="none", method="gd").notes)
+    assert "--no-certificate" in notes
     assert "more memory" in "\n".join(make_plan(problem, method="gd").notes)
 
 
@@ -66,18 +69,57 @@ def test_a_large_problem_has_no_exact_certificate() -> None:
     assert any("probabilistic" in note for note in plan.notes)
 
 
-def test_the_plan_of_the_kernels_is_what_their_backend_takes() -> None:
+def test_the_plan_of_the_kernels_is_what_their_backend_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from ufm_fast.backends.triton import workspace
+    from ufm_fast.backends import triton as module
 
-    chunk, size = workspace(10**6, 1024, 10**6, torch.bfloat16, 80 << 30)
+    cpu = torch.device("cpu")
+
+    def plan(rows: int, dim: int, classes: int, dtype: torch.dtype, free: int) -> tuple[int, int, int]:
+        monkeypatch.setattr(module, "free_bytes", lambda device: free)
+        return module.softmax_plan(rows, dim, classes, dtype, cpu)
+
+    chunk, size, second = plan(10**6, 1024, 10**6, torch.bfloat16, 80 << 30)
     assert chunk == 8192
     assert 2 * chunk * 10**6 < size < 2.5 * chunk * 10**6
-    chunk, size = workspace(1000, 256, 1000, torch.float32, 80 << 30)  # all at once, in pairs of tf32
+    assert second > size
+    chunk, size, second = plan(1000, 256, 1000, torch.float32, 80 << 30)  # all at once, in pairs of tf32
     assert chunk == 1000
     assert size > 8 * 1000 * 1000 + 8 * 2000 * 256
-    assert workspace(10**6, 64, 10**6, torch.bfloat16, 100 << 20)[0] == 0  # not even 128 rows: nothing is stored
-    assert workspace(10**6, 512, 10**6, torch.bfloat16, 100 << 20)[0] == 128
+    assert second > size + 8 * 2000 * 256  # the directions are split too
+    assert plan(10**6, 64, 10**6, torch.bfloat16, 100 << 20)[0] == 0  # not even 128 rows: nothing is stored
+    assert plan(10**6, 512, 10**6, torch.bfloat16, 100 << 20)[0] == 128
+    assert module.squared_workspace(5000, 64, 5000, torch.float32) < 5000 * 5000 * 4
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("tf32x3", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize("dim", [8, 20, 64])
+def test_the_bytes_of_operands_are_those_of_their_copies(mode: str, dtype: torch.dtype, dim: int) -> None:
+    pytest.importorskip("triton")
+    from ufm_kernels.operands import MODES, operand, operand_bytes
+
+    chosen = MODES[mode]
+    for target in (chosen.logits, chosen.products):
+        made = operand(torch.randn(7, dim).to(dtype), target, chosen.passes)
+        assert made.nbytes == operand_bytes(7, dim, target, chosen.passes)
+
+
+def test_the_peak_is_that_of_the_certificate_where_it_is_larger() -> None:
+    problem = Problem(dim=8, classes=5000)
+    plan = make_plan(problem)
+    assert plan.total("lbfgs", "tiled") == plan.parameters + plan.certificate
+    without = make_plan(problem, certificate=False)
+    assert without.total("lbfgs", "tiled") < plan.total("lbfgs", "tiled")
+    tiled = next(backend for backend in without.backends if backend.name == "tiled")
+    assert without.total("auto", "tiled") - without.total("lbfgs", "tiled") == tiled.workspace_hessian - tiled.workspace
+    assert make_plan(Problem(dim=8, classes=5000, freeze="w")).certificate < 10**6  # no matrix of classes
+
+
+def test_the_plan_refuses_what_solve_refuses() -> None:
+    with pytest.raises(InputError, match="method must be one of"):
+        make_plan(Problem(dim=8, classes=5), method="foo")
+    with pytest.raises(InputError, match="history must be at least 1"):
+        make_plan(Problem(dim=8, classes=5), history=0)
 
 
 def test_bytes_in_words() -> None:

@@ -16,7 +16,8 @@ import torch
 
 from ufm_fast.backends import has_triton
 from ufm_fast.backends.base import compute_dtype
-from ufm_fast.backends.tiled import available_bytes, chunk_rows
+from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
+from ufm_fast.errors import InputError
 from ufm_fast.problem import Problem
 from ufm_fast.theory.certificate import EXACT_CLASSES, held_bytes
 
@@ -30,11 +31,12 @@ _LBFGS_HISTORY = 10
 
 @dataclass(frozen=True)
 class BackendPlan:
-    """One backend: rows of a chunk, bytes that it needs beside the vectors, seconds an evaluation."""
+    """One backend: rows of a chunk, bytes beside the vectors for a gradient and a Hessian product, seconds an evaluation."""
 
     name: str
     chunk: int
     workspace: int
+    workspace_hessian: int
     seconds: float
 
 
@@ -61,9 +63,14 @@ class Plan:
     notes: list[str]
 
     def total(self, method: str, backend: str) -> int:
-        """Peak bytes of a solve."""
-        workspace = next(b.workspace for b in self.backends if b.name == backend)
-        return self.parameters + self.gradient + self.methods[method] + workspace
+        """Peak bytes of a solve: of its steps, or of the certificate that follows them."""
+        return max(self.steps(method, backend), self.parameters + self.certificate)
+
+    def steps(self, method: str, backend: str) -> int:
+        """Bytes that the steps of a method need; ``auto`` is lbfgs with a finish by newton-cg."""
+        plan = next(b for b in self.backends if b.name == backend)
+        work = max(plan.workspace, plan.workspace_hessian) if method in ("auto", "newton-cg") else plan.workspace
+        return self.parameters + self.gradient + self.methods["lbfgs" if method == "auto" else method] + work
 
     def summary(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -71,15 +78,24 @@ class Plan:
         return {**asdict(self), "totals": totals}
 
 
-def make_plan(problem: Problem, *, reduce: str = "auto", method: str = "auto", history: int | None = None) -> Plan:
-    """The plan of a problem on its device; ``rate`` is measured there in a fraction of a second."""
+def make_plan(
+    problem: Problem, *, reduce: str = "auto", method: str = "auto", history: int | None = None, certificate: bool = True
+) -> Plan:
+    """The plan of a problem on its device; ``rate`` is measured there in a fraction of a second.
+
+    Arguments as in ``solve``. Errors: InputError for an unknown method, or a history below 1.
+    """
+    if method != "auto" and method not in METHOD_VECTORS:
+        raise InputError(f"method must be one of auto, {', '.join(METHOD_VECTORS)}; got {method!r}")
+    if history is not None and history < 1:
+        raise InputError(f"history must be at least 1, got {history}")
     chosen = "classes" if reduce == "auto" else reduce
     K, d, N = problem.num_classes, problem.dim, problem.num_samples
     reduced = problem.rows("classes").number
     R = reduced if chosen == "classes" else N
     dtype = compute_dtype(problem.torch_dtype)
     size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
-    vectors = {**METHOD_VECTORS, "lbfgs": 2 * (history or _LBFGS_HISTORY) + _LBFGS_OTHER}
+    vectors = {**METHOD_VECTORS, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
     flops = 8.0 * (R + K) * d * d if problem.loss.name == "mse" else 6.0 * R * K * d
@@ -87,7 +103,7 @@ def make_plan(problem: Problem, *, reduce: str = "auto", method: str = "auto", h
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=d, reduce=chosen, rows=R, rows_unreduced=N,
         parameters=size, gradient=size, methods={name: number * size for name, number in vectors.items()},
         flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
-        certificate=_certificate(problem, R), free=available_bytes(device), notes=[],
+        certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
     )  # fmt: skip
     plan.notes.extend(_notes(plan, reduced, method))
     return plan
@@ -114,27 +130,38 @@ def _backends(problem: Problem, R: int, seconds: float, device: torch.device) ->
     # The dense definition does all R x K work whatever the loss, and autograd keeps logits, softmax and gradient.
     dense = 3 * R * K * item
     share = 6.0 * R * K * d / (8.0 * (R + K) * d * d) if problem.loss.name == "mse" else 1.0
-    plans = [BackendPlan("reference", R, dense, seconds * share)]
+    plans = [BackendPlan("reference", R, dense, 2 * dense, seconds * share)]
+    kernels = device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton()
     if problem.loss.name == "mse":
         work = 4 * d * d * 8 + R * d * item
-        plans.append(BackendPlan("tiled", R, work, seconds))
-        return plans
-    chunk = chunk_rows(R, K, item, device)
-    plans.append(BackendPlan("tiled", chunk, chunk * K * item, seconds))
-    if device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton():
-        from ufm_fast.backends.triton import workspace
+        plans.append(BackendPlan("tiled", R, work, work, seconds))
+        if kernels:
+            from ufm_fast.backends.triton import squared_workspace
 
-        chunk, size = workspace(R, d, K, problem.torch_dtype, available_bytes(device))
-        plans.append(BackendPlan("triton", chunk, size, seconds))
+            plans.append(BackendPlan("triton", R, squared_workspace(R, d, K, problem.torch_dtype), work, seconds))
+        return plans
+    chunk, second = (chunk_rows(R, K, item, device, buffers) for buffers in (1, 2))
+    sizes = buffer_bytes(chunk, K, item), 2 * buffer_bytes(second, K, item)
+    plans.append(BackendPlan("tiled", chunk, *sizes, seconds))
+    if kernels:
+        from ufm_fast.backends.triton import softmax_plan
+
+        plans.append(BackendPlan("triton", *softmax_plan(R, d, K, problem.torch_dtype, device), seconds))
     return plans
 
 
-def _certificate(problem: Problem, R: int) -> int:
-    """Bytes of the certificate: dense K x K matrices where it is exact, else the gradient of softmax losses if it fits."""
-    K = problem.num_classes
+def _certificate(problem: Problem, R: int, size: int) -> int:
+    """Bytes of the certificate beside ``size`` bytes of parameters, of which it makes float64 copies.
+
+    Dense K x K matrices where it is exact, else the gradient of softmax losses if it fits; with a frozen factor a gradient.
+    """
+    K, item = problem.num_classes, compute_dtype(problem.torch_dtype).itemsize
+    copy = 0 if item == 8 else size // item * 8
+    if problem.freeze is not None:
+        return copy + size // item * 8
     if K <= EXACT_CLASSES:
-        return 3 * 8 * K**2
-    return 0 if problem.loss.name == "mse" else held_bytes(R, K, available_bytes(torch.device(problem.device)))
+        return copy + 3 * 8 * K**2
+    return copy + (0 if problem.loss.name == "mse" else held_bytes(R, K, available_bytes(torch.device(problem.device))))
 
 
 def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
@@ -153,12 +180,15 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
         notes.append(f"the certificate will be probabilistic: an exact one needs at most {EXACT_CLASSES:,} classes")
     name = "lbfgs" if method == "auto" else method
     for backend in plan.backends:
-        need = plan.total(name, backend.name)
+        need = plan.steps(method, backend.name)
         if need > plan.free:
             notes.append(
                 f"not enough memory for {name} on {backend.name}: {readable(need)} needed, {readable(plan.free)} free; "
                 + ("use --backend tiled" if backend.name == "reference" else _mend(plan, name))
             )
+    if plan.parameters + plan.certificate > plan.free:
+        wanted = readable(plan.parameters + plan.certificate)
+        notes.append(f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; use --no-certificate")
     return notes
 
 

@@ -32,7 +32,7 @@ _LABELS = {
     "nc2_classifier": "NC2  classifier",
     "nc2_means": "NC2  class means",
     "nc3": "NC3  self-duality",
-    "nc4": "NC4  share of samples off their nearest mean",
+    "nc4": "NC4  share predicted unlike the nearest mean",
 }
 _BLOCKS = 200
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label
@@ -85,13 +85,13 @@ def collapse_metrics(ax: Axes, records: Records) -> Axes:
 
 
 def _curve(
-    ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, title: str, label: str | None
-) -> Axes:
+    ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, title: str, label: str | None,
+    style: int | None = None,
+) -> Axes:  # fmt: skip
     kept = [(x, y) for x, y in zip(places, values, strict=True) if _shown(y)]
     x, y = [place for place, _ in kept], [value for _, value in kept]
-    colour = COLOURS[len(ax.lines) % len(COLOURS)]
     marker = "o" if len(x) <= 80 else ""
-    ax.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
+    ax.plot(x, y, **line_style(len(ax.lines) if style is None else style), marker=marker, markersize=3, label=label)
     ax.set_yscale("log")
     if against == "step" and x and max(x) > 200:
         ax.set_xscale("symlog", linthresh=10)
@@ -101,10 +101,19 @@ def _curve(
     return _plain(ax)
 
 
-def band(ax: Axes, runs: Sequence[Records], name: str, *, against: str = "step", label: str | None = None) -> Axes:
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of the curve of that number: after six colours the dashes change."""
+    dashes = ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes, "linewidth": 1.5}
+
+
+def band(
+    ax: Axes, runs: Sequence[Records], name: str, *, against: str = "step", label: str | None = None, style: int | None = None
+) -> Axes:
     """Quantity ``name`` of the logs of several runs that differ in their seed: the median, and a band from least to most.
 
     Logs are read at the places of their union, by interpolation of the logarithm, as far as half of the runs go.
+    ``style``: the number of the curve for ``line_style``, where the axes do not hold all curves; else the next one.
     """
     curves = [
         ([record[against] for record in records if _shown(record.get(name))],
@@ -120,7 +129,7 @@ def band(ax: Axes, runs: Sequence[Records], name: str, *, against: str = "step",
     table = np.exp(np.stack(rows))
     middle = np.nanmedian(table, axis=0)
     before = len(ax.lines)
-    _curve(ax, places, [float(value) for value in middle], against, name, label)
+    _curve(ax, places, [float(value) for value in middle], against, name, label, style)
     if len(rows) > 1:
         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
         ax.fill_between(places, low, high, color=ax.lines[before].get_color(), alpha=0.2, linewidth=0)

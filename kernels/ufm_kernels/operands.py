@@ -85,6 +85,12 @@ def operand(x: Tensor, dtype: torch.dtype, passes: int) -> Tensor:
     return pair
 
 
+def operand_bytes(rows: int, columns: int, dtype: torch.dtype, passes: int) -> int:
+    """Bytes of the copy that `operand` makes of a matrix that it can't take as it is, for planning memory."""
+    halves, multiple = (1, 16 // dtype.itemsize) if passes == 1 else (2, DEPTH_MULTIPLE)
+    return rows * halves * padded(columns, multiple) * dtype.itemsize
+
+
 def empty_chunk(rows: int, classes: int, mode: Mode, device: torch.device) -> Tensor:
     """Room for E of a chunk: (rows, halves * width), width >= classes, every row 16-byte aligned."""
     multiple = 16 // mode.products.itemsize if mode.passes == 1 else WIDTH_MULTIPLE

@@ -120,7 +120,7 @@ def test_half_precision(loss, dtype, tolerance):
 
 
 def test_one_pass_where_no_chunk_fits(monkeypatch):
-    monkeypatch.setattr(module, "_free_bytes", lambda device: 64)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 64)
     monkeypatch.setattr(module, "softmax_value_and_grad", None)
     check_head(case(LOSSES[1]), TritonBackend())
     check_head(case(LOSSES[4], SETS), TritonBackend())

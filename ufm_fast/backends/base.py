@@ -71,7 +71,7 @@ class HeadResult:
 
 
 class Backend(Protocol):
-    """The interface; implementations are stateless."""
+    """The interface. What an implementation remembers (memory, sorted labels) never changes a result."""
 
     name: str
 

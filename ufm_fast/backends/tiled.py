@@ -15,8 +15,10 @@ takes H then both read and write along memory, which the libraries do up to a th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,37 +27,51 @@ from ufm_fast.backends import gram
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype
 from ufm_fast.losses import SoftmaxLoss
 
-_NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 128 << 20, 512
-_KEPT_BYTES = 160 << 20
+_NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of the device; a cautious constant where the system does not tell."""
+    """Free memory of the device, or of the container if that is less; a cautious constant where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 2 << 30
+            free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = 2 << 30
+    return min(free, _container_bytes())
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that the control group of this process still grants (version 2; its file cache counts as free)."""
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        return max(int(limit) - int(used) + (int(cached[1]) if cached else 0), 0)
+    except (OSError, ValueError):  # no such group, or no limit: the word "max"
+        return 1 << 62
 
 
 def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buffers: int = 1) -> int:
-    """Rows of a chunk: 24 MiB of exponentials stay near the cache; but 512 rows keep the products efficient, up to 128 MiB.
+    """Rows of a chunk: 24 MiB of exponentials stay near the cache; but 528 rows keep the products efficient, up to 132 MiB.
 
     Never more than an eighth of the free memory, and at least 32 rows (a product of fewer is slow) where that allows it.
+    With ``buffers`` the bounds are on all of them together. The padding of ``buffer_bytes`` is within the bounds.
     """
-    row = classes * itemsize * buffers
-    most = max(1, available_bytes(device) // 8 // row)
-    wanted = max(_NEAR_BYTES // row, min(_EFFICIENT_ROWS, _FAR_BYTES // row), 32)
-    rows = max(rows, 1)
-    height = max(1, min(rows, wanted, most))
-    height = -(-rows // -(-rows // height))  # equal chunks: a short last one would be a slow product
-    return min(rows, -(-height // 32) * 32) if height > 128 else height
+    row, rows = classes * itemsize * buffers, max(rows, 1)
+    # The power of two below: what is free changes from call to call, the chunks and so the last bits should not.
+    most = 1 << max(1, available_bytes(device) // 8 // row).bit_length() - 1
+    limit = min(max(_NEAR_BYTES // row, min(_EFFICIENT_ROWS, _FAR_BYTES // row), 32), most)
+    if _stride(rows) <= limit:
+        return rows
+    number = -(-rows // _longest_stride(limit))
+    return min(_stride(-(-rows // number)), _longest_stride(limit))  # equal chunks: a short last one would be slow
+
+
+def buffer_bytes(chunk: int, classes: int, itemsize: int) -> int:
+    """Bytes of the exponentials of ``chunk`` rows as they are stored."""
+    return _stride(chunk) * classes * itemsize
 
 
 @dataclass
@@ -86,7 +102,7 @@ class Chunk:
 class TiledBackend:
     """Bounded memory on any torch device. ``chunk``: rows at a time (default: from free memory, halved when it runs out).
 
-    On the CPU the buffer of the last ``head`` is kept for the next one, up to 160 MiB.
+    On the CPU the buffer of the last ``head`` is kept for the next one of the same sizes, up to 132 MiB.
     """
 
     name = "tiled"
@@ -110,18 +126,21 @@ class TiledBackend:
 
     def _spare_or_new(self, x: HeadInput, dtype: torch.dtype) -> list[Tensor]:
         """One buffer: the spare one if it was made for the same sizes. Meanwhile it is away: another thread makes its own."""
+        K, device = x.weight.shape[0], x.weight.device
+        rows = self.chunk or chunk_rows(x.features.shape[0], K, dtype.itemsize, device)
         try:
             spare = self._spare.pop()
         except IndexError:
             return self._buffers(x, dtype, 1)
-        rows = self.chunk or chunk_rows(x.features.shape[0], x.weight.shape[0], dtype.itemsize, x.weight.device)
-        fits = spare.shape == (x.weight.shape[0], rows) and spare.dtype == dtype and spare.device == x.weight.device
-        return [spare] if fits else self._buffers(x, dtype, 1)
+        if spare.shape == (K, rows) and spare.dtype == dtype and spare.device == device:
+            return [spare]
+        del spare  # before the new one is made
+        return self._buffers(x, dtype, 1)
 
     def _keep(self, buffer: Tensor) -> None:
-        """Keep a buffer of up to 160 MiB for the next call: on the CPU, fetching pages anew costs a tenth of a product."""
+        """Keep a buffer for the next call: on the CPU, fetching its pages anew takes 2 to 3 % of a head's time."""
         plain = type(buffer) is Tensor and not buffer.is_inference()  # an inference tensor may not be written elsewhere
-        if plain and buffer.device.type == "cpu" and buffer.untyped_storage().nbytes() <= _KEPT_BYTES:
+        if plain and buffer.device.type == "cpu" and buffer.untyped_storage().nbytes() <= _FAR_BYTES:
             self._spare[:] = [buffer]
 
     def sweep(self, x: HeadInput) -> Iterator[Chunk]:
@@ -315,14 +334,13 @@ def _exponentials(
     E[columns, rows] = 0.0
     mass = E.sum(0).double()
     hostile = ~((mass > 0) & (mass < torch.finfo(E.dtype).max ** 0.5))
-    bad = torch.nonzero(hostile).reshape(-1)
-    if bad.numel():
+    for bad in torch.split(torch.nonzero(hostile).reshape(-1), max(1, h.shape[0] // 8)):  # an eighth of E's memory
         z = W @ h.index_select(0, bad).T
         if bias is not None:
             z.add_(bias[:, None])
         position = torch.full_like(hostile, -1, dtype=torch.int64)
         position[bad] = torch.arange(bad.numel(), device=bad.device)
-        mine = hostile[rows]
+        mine = position[rows] >= 0
         z[columns[mine], position[rows[mine]]] = -float("inf")
         top = z.amax(0)
         z.sub_(top).exp_()
@@ -382,6 +400,14 @@ def _stride(columns: int) -> int:
         return columns
     aligned = -(-columns // 16) * 16
     return aligned + 16 if aligned % 64 == 0 else aligned
+
+
+def _longest_stride(limit: int) -> int:
+    """The longest row up to ``limit`` that needs no padding."""
+    if limit < 16:
+        return limit
+    aligned = limit // 16 * 16
+    return aligned - 16 if aligned % 64 == 0 else aligned
 
 
 def _column_products(A: Tensor, B: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
 from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
-from ufm_kernels.operands import MODES, chunk_bytes
+from ufm_kernels.operands import MODES, chunk_bytes, operand_bytes
 from ufm_kernels.segments import Segments
 from ufm_kernels.squared_head import squared_error_value_and_grad
 
@@ -48,21 +48,43 @@ def plan_chunk(rows: int, classes: int, mode: str, free_bytes: int) -> int:
     return min(most - most % _LEAST_ROWS, _MOST_ROWS)
 
 
-def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, free_bytes: int) -> tuple[int, int]:
-    """(rows of a chunk, bytes beside parameters and gradients) of a softmax head on a device with that much free memory.
+def planned_rows(rows: int, classes: int, mode: str, device: torch.device, *, one_pass: bool) -> int:
+    """``plan_chunk`` on the device as it is; without the one-pass kernels at least ``_LEAST_ROWS``."""
+    chunk = plan_chunk(rows, classes, mode, free_bytes(device))
+    return min(rows, _LEAST_ROWS) if chunk == 0 and not one_pass else chunk
 
-    Bytes: the chunk of E with an eighth for its statistics, its features times their factors, and the copies of H and W
-    that split or change their dtype. A chunk of 0 rows: E is never stored.
+
+def softmax_plan(rows: int, dim: int, classes: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int]:
+    """(rows of a chunk, bytes of ``head``, bytes of ``head_hvp``) beside parameters and gradients, as the backend runs them."""
+    mode = _SOFTMAX_MODE[dtype]
+    chunk, second = (planned_rows(rows, classes, mode, device, one_pass=one) for one in (dim <= NARROW, False))
+    sizes = (workspace(rows, dim, classes, dtype, chunk), workspace(rows, dim, classes, dtype, second, second=True))
+    return chunk, *sizes
+
+
+def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int, *, second: bool = False) -> int:
+    """Bytes beside parameters and gradients of a softmax head by chunks of so many rows; ``second``: of a Hessian product.
+
+    The chunk of E with an eighth for its statistics, its features times their factors, and the copies of H and W (and of
+    their directions) that are split, padded or change their dtype. A chunk of 0 rows: E is never stored.
     """
     mode = _SOFTMAX_MODE[dtype]
-    chosen, chunk = MODES[mode], plan_chunk(rows, classes, mode, free_bytes)
-    if chunk == 0 and dim > NARROW:
-        chunk = min(rows, _LEAST_ROWS)
-    item = chosen.halves * chosen.products.itemsize
-    copies = (rows + classes) * dim * chosen.halves * chosen.logits.itemsize if chosen.passes > 1 else 0
+    chosen, matrices = MODES[mode], 2 if second else 1
+    copies = 0
+    if chosen.passes > 1 or chosen.logits != dtype or dim * dtype.itemsize % 16:
+        copies += operand_bytes(rows + classes, dim, chosen.logits, chosen.passes)
     if chosen.logits != chosen.products:
-        copies += classes * dim * item
-    return chunk, chunk_bytes(chunk, classes, mode) * 9 // 8 + (chunk or rows) * dim * item + copies
+        copies += operand_bytes(classes, dim, chosen.products, 1)
+    of_chunk = operand_bytes(chunk or rows, dim, chosen.products, chosen.passes) + (8 * chunk * dim if second else 0)
+    return chunk_bytes(chunk, classes, mode) * 9 // 8 + of_chunk + matrices * copies
+
+
+def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> int:
+    """The same of the squared error: operands, weighted rows and their Gram matrices; nothing of size rows x classes."""
+    chosen = MODES[_SQUARED_MODE[dtype]]
+    single = 4 * (2 * rows + classes) * dim  # the weighted rows, and float32 copies of H and W where they are not
+    double = 8 * max(rows, classes) * dim + 64 * dim**2  # a Gram matrix's copy where the device has no float64 cores
+    return operand_bytes(rows + classes, dim, chosen.logits, chosen.passes) + single + double
 
 
 @dataclass(frozen=True)
@@ -262,9 +284,7 @@ class TritonBackend:
         key = (rows, columns, classes, mode, one_pass, device)
         chunk = self._chunks.get(key, self.chunk)
         if chunk is None:
-            chunk = plan_chunk(rows, classes, mode, _free_bytes(device))
-            if chunk == 0 and not one_pass:
-                chunk = min(rows, _LEAST_ROWS)
+            chunk = planned_rows(rows, classes, mode, device, one_pass=one_pass)
         if device.type == "cuda":
             chunk = _reserve(chunk, columns, classes, mode, device)
         if len(self._chunks) > 256:
@@ -287,7 +307,7 @@ def _reserve(chunk: int, columns: int, classes: int, mode: str, device: torch.de
     return chunk
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Free memory, that which torch keeps for reuse included."""
     free = available_bytes(device)
     if device.type == "cuda":

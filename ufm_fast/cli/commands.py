@@ -107,14 +107,14 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
 
 
 def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
+    from ufm_fast.cli.run import check_choices
     from ufm_fast.plan import make_plan
 
     config = configs.resolve(given, file)
-    for name, allowed in (("reduce", ("auto", "classes", "none")),):
-        if config[name] not in allowed:
-            raise InputError(f"{name} must be one of {', '.join(allowed)}; got {config[name]!r}")
+    check_choices(config)
     config["device"], _ = configs.pick_device(config["device"])
-    made = make_plan(configs.build_problem(config), reduce=config["reduce"], method=config["method"], history=config["history"])
+    names = ("reduce", "method", "history", "certificate")
+    made = make_plan(configs.build_problem(config), **{name: config[name] for name in names})
     if json:
         report.print_json(made.summary())
     else:

@@ -18,9 +18,9 @@ def draw_run(run: RunDirectory) -> list[Path]:
     """Draw all figures into the run's plots/. Errors: InputError without matplotlib, or for a damaged run."""
     from ufm_fast.run_state import load_state, state_head
 
-    records = run.records()
-    if not records or not run.state_file.exists():
-        raise InputError(f"run: {run.path} holds no log or no state to draw; solve it first")
+    records = log_of(run)
+    if not run.state_file.exists():
+        raise InputError(f"run: {run.path} holds no state to draw; solve it first")
     head = state_head(load_state(run)[0])
     figures = {"convergence": _convergence(records, run.summary or {})}
     if any("nc2_classifier" in record for record in records):
@@ -38,29 +38,43 @@ def draw_run(run: RunDirectory) -> list[Path]:
         raise InputError(f"run: can't write to {run.plots} ({error.strerror or error}); mend its permissions") from error
 
 
+def log_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """The run's log, which has something to draw. Errors: InputError for an empty log, or a record without a quantity."""
+    records = run.records()
+    if not records:
+        raise InputError(f"run: {run.path} holds no log to draw; solve it first")
+    for number, record in enumerate(records, 1):
+        absent = [name for name in ("value", "gradient_norm", "seconds") if name not in record]
+        if absent:
+            raise InputError(f"run: line {number} of {run.path / 'metrics.jsonl'} has no {absent[0]}; the file was damaged")
+    return records
+
+
 def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
     """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in their seed alone are a band."""
     groups: dict[str, list[RunDirectory]] = {}
-    for run in runs:
+    for run in {run.path.resolve(): run for run in runs}.values():  # a run that is named twice counts once
         groups.setdefault(json.dumps({k: v for k, v in run.config.items() if k != "seed"}, sort_keys=True), []).append(run)
     figure = plots.new_figure(12.6, 6.4)
+    from matplotlib.lines import Line2D
+
     axes = figure.subplots(2, 3).ravel()
     titles = {
         "gap": "relative gap to theory or bound", "gradient_norm": "gradient norm", "nc1_pinv": "NC1", "nc2_classifier":
         "NC2, classifier", "nc2_means": "NC2, class means", "nc3": "NC3",
     }  # fmt: skip
-    for label, group in zip(_group_labels(list(groups.values())), groups.values(), strict=True):
+    labels = _group_labels(list(groups.values()))
+    for number, group in enumerate(groups.values()):
         logs = [_with_gap(run) for run in group]
         for ax, name in zip(axes, titles, strict=True):
-            plots.band(ax, logs, name, label=label)
+            plots.band(ax, logs, name, style=number)
     for ax, title in zip(axes, titles.values(), strict=True):
         ax.set_ylabel(title)
         if not ax.lines:
             ax.set_axis_off()
             ax.text(0.5, 0.5, f"{title}: zero or not logged", ha="center", va="center", color="0.4", transform=ax.transAxes)
-    handles, labels = axes[1].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize="small")
+    handles = [Line2D([], [], label=label, **plots.line_style(number)) for number, label in enumerate(labels)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize="small")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return plots.save(figure, folder, "compare")
@@ -69,7 +83,7 @@ def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
 
 
 def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:
-    records = run.records()
+    records = log_of(run)
     reference, _ = reference_value(records, run.summary or {})
     scale = abs(reference) or 1.0
     return [{**record, "gap": None if record["value"] is None else (record["value"] - reference) / scale} for record in records]
@@ -78,11 +92,14 @@ def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:
 def _group_labels(groups: list[list[RunDirectory]]) -> list[str]:
     """What tells the groups apart: the settings that are not the same in all of them, and the number of seeds."""
     configs = [group[0].config for group in groups]
-    differing = [key for key in configs[0] if key != "seed" and any(c.get(key) != configs[0].get(key) for c in configs)]
+    keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
+    differing = [key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)]
     labels = []
     for group in groups:
         words = [f"{key.replace('_', '-')} {group[0].config.get(key)}" for key in differing] or [group[0].path.name]
-        labels.append(", ".join(words) + (f" ({len(group)} seeds)" if len(group) > 1 else ""))
+        seeds = len({run.config.get("seed") for run in group})
+        several = f" ({len(group)} runs)" if seeds < len(group) else f" ({seeds} seeds)" if seeds > 1 else ""
+        labels.append(", ".join(words) + several)
     return labels
 
 

@@ -152,7 +152,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         ("samples, classes, dim", f"{plan.samples:,}, {plan.classes:,}, {plan.dim:,}"),
         ("rows", f"{plan.rows:,} (reduce={plan.reduce})"),
         ("parameters", f"{readable(plan.parameters)}, and as much for the gradient"),
-        ("certificate", readable(plan.certificate) if plan.certificate else "streaming"),
+        ("certificate", readable(plan.certificate) if plan.certificate else "none, or streaming"),
         ("evaluation", f"{plan.flops:.2e} flops at {plan.rate / 1e9:.0f} Gflop/s measured on {plan.device}"),
         ("memory free", readable(plan.free)),
     ):

@@ -241,7 +241,7 @@ class _Log:
 
 
 def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
-    """NC1-NC4 of a point. Empty for several targets a row, where classes have no means."""
+    """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
     from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
 
     rows = problem.rows(reduce)
@@ -253,7 +253,8 @@ def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, f
     found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
     if means.classes == problem.num_classes:
         found["nc3"] = nc3(W.raw, means.sample_centred_means)
-    found["nc4"] = nc4(means, W.raw, point.b, Sampling()).value
+    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
+    found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
     return found
 
 
