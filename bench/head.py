@@ -9,6 +9,7 @@ One row a contender and shape: median seconds, the ratio to ours (median over ro
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,10 @@ SLOW = 8.0  # seconds: a contender slower than this is called once
 def extra_bytes(name: str, shape: tuple[int, int, int]) -> int:
     """Peak resident memory beyond inputs and gradients, in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", name, "--shape", ",".join(map(str, shape))]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    # What the set-up freed goes back to the system at once: else the contender would reuse it, unseen.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout.split()[-1])
 
 
 def report_memory(name: str, shape: tuple[int, int, int]) -> None:

@@ -188,7 +188,9 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
             )
     if plan.parameters + plan.certificate > plan.free:
         wanted = readable(plan.parameters + plan.certificate)
-        notes.append(f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; use --no-certificate")
+        notes.append(
+            f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; use --no-certificate"
+        )
     return notes
 
 

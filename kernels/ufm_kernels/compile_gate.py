@@ -90,7 +90,8 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode == "fp16":  # its products are those of tf32
             continue
         for transposed, targets, step in (
-            (False, 1, False), (False, 4, False), (False, 0, False), (True, 0, False), (False, 1, True), (True, 0, True),
+            (False, 1, False), (False, 4, False), (False, 0, False), (True, 0, False),
+            (False, 1, True), (False, 4, True), (True, 0, True),
         ):  # fmt: skip
             tile = tile_of("step" if step else "transposed" if transposed else "product", stored, architecture)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)

@@ -64,6 +64,7 @@ def softmax_value_and_grad(
     need_weight: bool = True,
     segments: Segments | None = None,
     products: str = "triton",
+    steps: tuple[Step, Step] | None = None,
 ) -> HeadResult:
     """Losses of every row; adds row_weight_i d loss_i to the gradient buffers, which the caller has pre-filled.
 
@@ -79,6 +80,8 @@ def softmax_value_and_grad(
         mode: a key of `operands.MODES`.
         segments: `Segments.of(labels, K)` where the caller has it already.
         products: 'triton', or 'library' for torch.mm and a separate epilogue (single-pass modes only).
+        steps: momentum steps of features and weight, with their penalties, taken in the epilogues that complete the
+            gradients: no pass of their own. The gradient buffers then hold no penalty beforehand, and afterwards do.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
@@ -87,71 +90,9 @@ def softmax_value_and_grad(
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, chosen)
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
+    check_steps(steps, features, weight, products, need_features and need_weight)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
-    result, own, z = sweep(
-        features, weight, bias, labels, row_weight, value_fn, weight_fn, smoothing, grad_features, grad_weight, grad_bias,
-        chunk_rows, chosen, products,
-    )  # fmt: skip
-    add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
-    return finish(result, features, weight, bias, row_weight, smoothing, z, grad_features, grad_weight, grad_bias)
-
-
-def softmax_momentum_step(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_weight: Tensor,
-    value_fn: LossFunction = cross_entropy_value,
-    weight_fn: LossFunction = cross_entropy_weight,
-    smoothing: float = 0.0,
-    *,
-    grad_features: Tensor,
-    grad_weight: Tensor,
-    step_features: Step,
-    step_weight: Step,
-    grad_bias: Tensor | None = None,
-    chunk_rows: int = 4096,
-    mode: str = "bf16",
-    segments: Segments | None = None,
-) -> HeadResult:
-    """`softmax_value_and_grad` and, in the epilogues that complete the gradients, the penalty and the momentum step.
-
-    Each element of H and W is read, and velocity, new point and gradient written, while the gradient is in registers: no
-    pass of their own. Arguments as there, with buffers that hold no penalty; a `Step` (in whose `updated` the new
-    point lies afterwards) for each of the two factors. The bias has its gradient only: it is K numbers.
-    """
-    chosen = mode_named(mode)
-    labels = as_labels(targets)
-    check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, "triton", chosen)
-    check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, True, True)
-    for name, step, like in (("step_features", step_features, features), ("step_weight", step_weight, weight)):
-        check_step(name, step, like)
-    mean = None
-    if smoothing:  # before the sweep, whose last epilogues finish the gradients
-        mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
-    segments = segments or Segments.of(labels, weight.shape[0])
-
-    def close(own: Tensor) -> Step:
-        add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
-        return step_weight
-
-    result, _, z = sweep(
-        features, weight, bias, labels, row_weight, value_fn, weight_fn, smoothing, grad_features, grad_weight, grad_bias,
-        chunk_rows, chosen, "triton", step_features, close,
-    )  # fmt: skip
-    return result if mean is None else result._replace(losses=result.losses + smoothing * (z[:, 0] - mean))
-
-
-def sweep(
-    features, weight, bias, labels, row_weight, value_fn, weight_fn, smoothing, grad_features, grad_weight, grad_bias,
-    chunk_rows, chosen, products, step_features=None, close=None,
-):  # fmt: skip
-    """All that needs E, chunk by chunk: (result of the rows, target coefficients, target logits); None is not computed.
-
-    `step_features`: taken chunk by chunk, whose dH are then complete. `close`: called with the coefficients before the
-    last product of dW; it adds what else dW is made of, and returns the step that this product takes.
-    """
+    mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
     classes, H = weight.shape[0], operand(features, chosen.logits, chosen.passes)
     W = operand(weight, chosen.logits, chosen.passes)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, 1)
@@ -167,15 +108,17 @@ def sweep(
         coefficient = (rows.own - smoothing) * scale[:, None]
         done.append((rows.loss, rows.ratio, rows.margin))
         own.append(coefficient)
+        last = start + chunk_rows >= len(H)
+        if last:  # before the product that completes dW, whose epilogue may take a step with it
+            add_targets(features, labels, torch.cat(own), grad_weight, grad_bias, segments, classes)
         if grad_features is not None:
-            step = None if step_features is None else step_features.rows(part)
+            step = steps and steps[0].rows(part)
             add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products, step)
         if grad_weight is not None:
-            step = close(torch.cat(own)) if close is not None and start + chunk_rows >= len(H) else None
-            add_weight(grad_weight, e, features[part], factor, chosen, products, step)
+            add_weight(grad_weight, e, features[part], factor, chosen, products, steps[1] if steps and last else None)
         if grad_bias is not None:
             add_weighted_sums(grad_bias, e, factor, passes=chosen.passes, classes=classes)
-    return HeadResult(*(torch.cat(column) for column in zip(*done, strict=True))), torch.cat(own), z
+    return finish(HeadResult(*(torch.cat(column) for column in zip(*done, strict=True))), smoothing, z, mean)
 
 
 def one_pass_value_and_grad(
@@ -229,14 +172,14 @@ def one_pass_value_and_grad(
     result = HeadResult(rows.loss, rows.ratio, rows.margin)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
-    return finish(result, features, weight, bias, row_weight, smoothing, z, grad_features, grad_weight, grad_bias)
-
-
-def finish(result, features, weight, bias, row_weight, smoothing, z, grad_features, grad_weight, grad_bias):
-    """Smoothing, which needs no pass over classes: the last step of both drivers."""
-    if not smoothing:
-        return result
     mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
+    return finish(result, smoothing, z, mean)
+
+
+def finish(result: HeadResult, smoothing: float, z: Tensor, mean: Tensor | None) -> HeadResult:
+    """The result with the smoothing term in its losses; `mean` is what `add_smoothing` returned."""
+    if mean is None:
+        return result
     return result._replace(losses=result.losses + smoothing * (z[:, 0] - mean))
 
 
@@ -247,15 +190,22 @@ def subtract_targets(out, points, labels, own):
         out.addcmul_(point, own[:, t, None], value=-1)
 
 
-def check_step(name: str, step: Step, like: Tensor) -> None:
-    """ValueErrors about a momentum step."""
-    shapes = {x.shape for x in (step.current, step.velocity, step.updated)}
-    if shapes != {like.shape} or not all(x.is_contiguous() for x in step):
-        raise ValueError(f"{name}: current, velocity and updated must be contiguous, of shape {tuple(like.shape)}")
-    if step.velocity.dtype != torch.float32 or step.settings.dtype != torch.float32 or step.settings.shape != (3,):
-        raise ValueError(f"{name}: velocity must be float32, settings three float32 numbers: penalty, momentum, rate")
-    if step.updated.data_ptr() == step.current.data_ptr() or step.updated.data_ptr() == like.data_ptr():
-        raise ValueError(f"{name}: updated must be another buffer than the point that the sweep reads")
+def check_steps(steps: tuple[Step, Step] | None, features: Tensor, weight: Tensor, products: str, both: bool) -> None:
+    """ValueErrors about momentum steps."""
+    if steps is None:
+        return
+    if products != "triton" or not both:
+        raise ValueError("steps: are taken by the triton products of both factors")
+    for step, like in zip(steps, (features, weight), strict=True):
+        state = (step.current, step.velocity, step.updated)
+        if {x.shape for x in state} != {like.shape} or not all(x.is_contiguous() for x in state):
+            raise ValueError(f"steps: current, velocity and updated must be contiguous, of shape {tuple(like.shape)}")
+        if step.updated.dtype != step.current.dtype or step.velocity.dtype != torch.float32:
+            raise ValueError("steps: velocity must be float32, and updated of the dtype of current")
+        if step.settings.dtype != torch.float32 or step.settings.shape != (3,):
+            raise ValueError("steps: settings must be three float32 numbers: penalty, momentum, rate")
+        if step.updated.data_ptr() in {x.data_ptr() for x in (step.current, step.velocity, features, weight)}:
+            raise ValueError("steps: updated must be another buffer than what the sweep still reads")
 
 
 def check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight):
@@ -331,7 +281,9 @@ def add_targets(features, labels, own, grad_weight, grad_bias, segments, classes
 
 
 def add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias):
-    """The rank-one gradient of -smoothing mean_k z_k; returns mean_k z_k of every row."""
+    """The rank-one gradient of -smoothing mean_k z_k; returns mean_k z_k of every row, None without smoothing."""
+    if not smoothing:
+        return None
     classes = weight.shape[0]
     middle = weight.float().mean(0)
     if grad_features is not None:

@@ -67,12 +67,12 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("step", 16): {
         80: Tile(64, 128, 32, 8, 4),
         90: Tile(128, 64, 64, 8, 4, tma=True),
-        100: Tile(128, 64, 64, 8, 4, tma=True),
+        100: Tile(128, 32, 64, 8, 4, tma=True),
     },
     ("step", 32): {
         80: Tile(64, 64, 32, 4, 3),
         90: Tile(128, 64, 32, 8, 3, tma=True),
-        100: Tile(128, 64, 32, 8, 3, tma=True),
+        100: Tile(128, 64, 32, 8, 2, tma=True),
     },
     # Rows kept and columns streamed a step; the depth is the whole feature width.
     ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 64, 0, 8, 2), 100: Tile(128, 32, 0, 8, 2)},

@@ -318,10 +318,10 @@ def test_momentum_step(mode, rows, classes, dim, seed, chunk, smoothing, targets
         velocity = 0.9 * velocity + gradient
         wanted.append((gradient, velocity, (point.float() - 0.5 * velocity).to(point.dtype)))
     buffers = [torch.zeros_like(x, dtype=torch.float32) for x in (case.features, case.weight, case.bias)]
-    head.softmax_momentum_step(
+    head.softmax_value_and_grad(
         case.features, case.weight, case.bias, case.labels if targets > 1 else case.labels[:, 0], case.row_weight,
         smoothing=smoothing, grad_features=buffers[0], grad_weight=buffers[1], grad_bias=buffers[2],
-        step_features=steps[0], step_weight=steps[1], chunk_rows=chunk, mode=mode,
+        steps=(steps[0], steps[1]), chunk_rows=chunk, mode=mode,
     )  # fmt: skip
     torch.testing.assert_close(buffers[2], of_bias, rtol=1e-4, atol=1e-5)
     for step, buffer, (gradient, velocity, updated) in zip(steps, buffers, wanted, strict=False):
@@ -341,13 +341,19 @@ def test_momentum_step_refuses_what_does_not_fit():
     for bad, words in (
         (good[0]._replace(updated=case.features), "another buffer"),
         (good[0]._replace(velocity=torch.zeros(2, 2, device=DEVICE)), "of shape"),
+        (good[0]._replace(updated=good[0].velocity), "another buffer"),
+        (good[0]._replace(updated=good[0].updated.bfloat16()), "dtype of current"),
         (good[0]._replace(settings=torch.zeros(2, device=DEVICE)), "three float32"),
     ):
         with pytest.raises(ValueError, match=words):
-            head.softmax_momentum_step(
-                case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, step_features=bad,
-                step_weight=good[1], **gradients,
-            )  # fmt: skip
+            head.softmax_value_and_grad(
+                case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, steps=(bad, good[1]), **gradients
+            )
+    with pytest.raises(ValueError, match="both factors"):
+        head.softmax_value_and_grad(
+            case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, steps=(good[0], good[1]),
+            need_weight=False, **gradients,
+        )  # fmt: skip
 
 
 @given(**sizes, transposed=st.booleans())

@@ -120,7 +120,7 @@ class TiledBackend:
             try:
                 return [torch.empty(K, _stride(rows), dtype=dtype, device=device)[:, :rows] for _ in range(number)]
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if rows == 1 or not _out_of_memory(error):
+                if rows == 1 or not out_of_memory(error):
                     raise
                 rows //= 2
 
@@ -418,5 +418,6 @@ def _column_products(A: Tensor, B: Tensor) -> Tensor:
     return total
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of an allocation, on any device, says that memory ran out."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "memory" in str(error)

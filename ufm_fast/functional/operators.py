@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ufm_fast.backends import Backend, Gradients, HeadInput, make_backend
+from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.losses import LOSSES, Focal, Loss, make_loss
 from ufm_fast.targets import Targets
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_TILED = TiledBackend()
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 _HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
 _LOSS = "str loss, float parameter"
@@ -39,8 +40,12 @@ _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_g
 
 @functools.lru_cache(maxsize=8)
 def backend_for(device_type: str, dtype: torch.dtype) -> Backend:
-    """The backend that ``auto`` means on this kind of device; kept, because looking packages up costs more than a head."""
-    return make_backend("auto", device_type, dtype)
+    """The backend that ``auto`` means on this kind of device; kept, because looking packages up costs more than a head.
+
+    All dtypes share one ``TiledBackend`` and so the one buffer that it keeps.
+    """
+    backend = make_backend("auto", device_type, dtype)
+    return _TILED if isinstance(backend, TiledBackend) else backend
 
 
 def named_loss(name: str, parameter: float) -> Loss:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
-from ufm_fast.backends.tiled import Chunk, TiledBackend, available_bytes
+from ufm_fast.backends.tiled import Chunk, TiledBackend, available_bytes, out_of_memory
 from ufm_fast.losses import Focal, SoftmaxLoss
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -219,7 +219,12 @@ class _SoftmaxDual(_Dual):
         R, K = self.root.numel(), self.head.weight.shape[0]
         if not held_bytes(R, K, available_bytes(self.root.device)):
             return None
-        held = self.root.new_empty(R, K)
+        try:
+            held = self.root.new_empty(R, K)
+        except RuntimeError as error:  # what was free a moment ago is not: sweep instead
+            if not out_of_memory(error):
+                raise
+            return None
         for c, G in self._gradients():
             torch.mul(G, self.root[c.start : c.stop, None], out=held[c.start : c.stop])
         return held
