@@ -296,7 +296,7 @@ def main() -> int:
 
     for shape in QUICK_SHAPES if chosen.quick else SHAPES:
         for stage in stages:
-            for modes, dtype in ((["bf16"], torch.bfloat16), (["tf32", "bf16x3", "tf32x3"], torch.float32)):
+            for modes, dtype in ((["bf16"], torch.bfloat16), (["tf32", "bf16x3", "fp16x3", "tf32x3"], torch.float32)):
                 if dtype == torch.float32 and (shape[0] > 65536 or stage in ("learning", "late")):
                     continue  # the fp32 modes scale as bf16 does; two stages show their digits
                 for row in head_rows(shape, stage, modes, dtype, rounds):

@@ -57,6 +57,7 @@ MODES = {
     "fp16": ("fp16", "fp32", 1),
     "tf32": ("fp32", "fp32", 1),
     "bf16x3": ("bf16", "bf16", 3),
+    "fp16x3": ("fp16", "bf16", 3),
     "tf32x3": ("fp32", "fp32", 3),
 }
 
@@ -87,7 +88,7 @@ def off_target_builds(architecture: int) -> Iterator[Build]:
 
 def product_builds(architecture: int) -> Iterator[Build]:
     for mode, (_, stored, passes) in MODES.items():
-        if mode == "fp16":  # its products are those of tf32
+        if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
         for transposed, targets, step in (
             (False, 1, False), (False, 4, False), (False, 0, False), (True, 0, False),
@@ -190,6 +191,8 @@ def matvec_builds(architecture: int) -> Iterator[Build]:
 
 def hvp_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
+        if mode == "fp16x3":  # Hessian products run in bf16x3 there
+            continue
         tile = tile_of("hvp", operand, architecture)
         left = described(operand, tile, (tile.rows, tile.depth))
         right = described(operand, tile, (tile.columns, tile.depth))

@@ -20,7 +20,7 @@ from torch import Tensor
 from .head import check, check_buffers, exponentials, features_of, subtract_targets
 from .hvp import move_exponentials
 from .matvec import exponential_product
-from .operands import empty_chunk, mode_named, operand
+from .operands import empty_chunk, logit_operands, mode_named, operand
 from .products import add_product, add_weighted_sums
 from .rows import LossFunction, as_labels, cross_entropy_value, cross_entropy_weight, finish_rows, mean_over
 from .segments import Segments, add_class_sums, target_logits
@@ -56,7 +56,7 @@ def softmax_hvp(
     Arguments as in `head.softmax_value_and_grad`; curvature_fn is g''(l, p), and with several targets a row g is the
     identity. Directions have the shapes of what they move; `d_bias` only with a bias.
     """
-    chosen = mode_named(mode)
+    chosen = mode_named(mode).of_directions
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, cross_entropy_value, chunk_rows, "triton", chosen)
     check_buffers(features, weight, bias, out_features, out_weight, out_bias, True, True)
@@ -65,7 +65,7 @@ def softmax_hvp(
     passes, classes = chosen.passes, weight.shape[0]
     H, W, dH, dW = (operand(x, chosen.logits, passes) for x in (features, weight, d_features, d_weight))
     same = chosen.logits == chosen.products
-    V, dV = (W, dW) if same else (operand(x, chosen.products, 1) for x in (weight, d_weight))
+    V, dV = (W, dW) if same else (operand(x, chosen.products, passes) for x in (weight, d_weight))
     exact = [features_of(x, prepared, chosen) for x, prepared in ((features, H), (weight, W), (d_features, dH), (d_weight, dW))]
     z = target_logits(exact[0], exact[1], bias, labels)
     known = labels >= 0
@@ -194,7 +194,7 @@ def logit_gradient(
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, cross_entropy_value, chunk_rows, "triton", chosen)
     classes = weight.shape[0]
-    H, W = operand(features, chosen.logits, chosen.passes), operand(weight, chosen.logits, chosen.passes)
+    H, W = logit_operands(features, weight, chosen)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     offsets, sums = [], []

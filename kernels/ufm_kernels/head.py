@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .off_target import off_target
 from .one_pass import forward, transposed
-from .operands import Mode, empty_chunk, mode_named, operand
+from .operands import Mode, empty_chunk, logit_operands, mode_named, operand
 from .products import Step, add_product, add_weighted_sums
 from .rows import (
     HeadResult,
@@ -93,9 +93,9 @@ def softmax_value_and_grad(
     check_steps(steps, features, weight, products, need_features and need_weight)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
-    classes, H = weight.shape[0], operand(features, chosen.logits, chosen.passes)
-    W = operand(weight, chosen.logits, chosen.passes)
-    V = W if chosen.logits == chosen.products else operand(weight, chosen.products, 1)
+    classes = weight.shape[0]
+    H, W = logit_operands(features, weight, chosen)
+    V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     done, own = [], []
@@ -146,8 +146,8 @@ def one_pass_value_and_grad(
     if features.shape[1] > NARROW:
         raise ValueError(f"features: {features.shape[1]} columns; the one-pass kernels hold at most {NARROW}")
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
-    H, W = operand(features, chosen.logits, chosen.passes), operand(weight, chosen.logits, chosen.passes)
-    V = W if chosen.logits == chosen.products else operand(weight, chosen.products, 1)
+    H, W = logit_operands(features, weight, chosen)
+    V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
 
     def attempt(offset: Tensor, flag: Tensor | None) -> tuple[Tensor, Tensor]:

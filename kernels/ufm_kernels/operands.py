@@ -6,9 +6,12 @@
 | fp16   | float16   | float32 as tf32        | 1      | exact operands; E to 2^-12, 1.7                        |
 | tf32   | tf32      | tf32                   | 1      | 5e-5, 2                                                |
 | bf16x3 | bf16 pair | bf16 pair              | 3      | 7e-7, 3                                                |
+| fp16x3 | fp16 pair | bf16 pair              | 3      | logits 5e-8, products 7e-7, 3                          |
 | tf32x3 | tf32 pair | tf32 pair              | 3      | 1e-8 of the operands, fp32 accumulation, 6             |
 
-float16 has not the range of E, so its products run in tf32, which holds every float16 exactly.
+float16 has not the range of E, so its products run in tf32, which holds every float16 exactly, or in bf16 pairs. What
+counts in a logit is its absolute error, which the exponential makes relative: a pair of float16 has 22 bits where one of
+bfloat16 has 16, and its narrow range is enough once H and W share their scale (`logit_operands`).
 A pair is x = high + low, stored side by side in one matrix [high | low]; a product of pairs is one product of three
 times the depth (`primitives.pass_of`), so that no kernel has code of its own for it.
 """
@@ -34,12 +37,23 @@ class Mode:
     def halves(self) -> int:
         return 1 if self.passes == 1 else 2
 
+    @property
+    def balanced(self) -> bool:
+        """Whether the logits' operands must share their scale."""
+        return self.logits == torch.float16 and self.passes == 3
+
+    @property
+    def of_directions(self) -> "Mode":
+        """What Hessian products run in: a direction has any scale, which a pair of float16 can't follow."""
+        return Mode(self.products, self.products, self.passes) if self.balanced else self
+
 
 MODES = {
     "bf16": Mode(torch.bfloat16, torch.bfloat16),
     "fp16": Mode(torch.float16, torch.float32),
     "tf32": Mode(torch.float32, torch.float32),
     "bf16x3": Mode(torch.bfloat16, torch.bfloat16, 3),
+    "fp16x3": Mode(torch.float16, torch.bfloat16, 3),
     "tf32x3": Mode(torch.float32, torch.float32, 3),
 }
 
@@ -83,6 +97,24 @@ def operand(x: Tensor, dtype: torch.dtype, passes: int) -> Tensor:
     pair[:, : x.shape[1]] = high
     pair[:, width : width + x.shape[1]] = rounded(x.float() - high.float(), dtype)
     return pair
+
+
+def logit_operands(features: Tensor, weight: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    """(H, W) whose products are the logits; `balanced` modes move a power of two, exactly, from the larger to the smaller.
+
+    Then max|H| and max|W| are within a factor two of the root of their product, and no half leaves float16's range while
+    that product stays below 2^30.
+    """
+    if mode.balanced:
+        largest = [x.abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) for x in (features, weight)]
+        shift = ((largest[1].log2() - largest[0].log2()) / 2).round().clamp(-126, 126)
+        features, weight = (x.float() * power_of_two(s) for x, s in ((features, shift), (weight, -shift)))
+    return operand(features, mode.logits, mode.passes), operand(weight, mode.logits, mode.passes)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent from its bits, exactly; exponents -126 to 127."""
+    return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
 def operand_bytes(rows: int, columns: int, dtype: torch.dtype, passes: int) -> int:

@@ -49,16 +49,16 @@ def squared_error_value_and_grad(
         shift = weight.double().T @ bias.double()
         value = value + 2 * (shift @ mean) + total * bias.double().square().sum()
         constant = shift.float()
-    W, H = operand(weight, chosen.logits, chosen.passes), operand(features, chosen.logits, chosen.passes)
+    W, H = operand(weight, chosen.products, chosen.passes), operand(features, chosen.products, chosen.passes)
     if need_features:
         keep = torch.zeros(3, device=features.device)
         keep[:1] = 1.0  # the buffer is the penalty term: gradient + 1 x buffer
         squared_error_rows(
-            H, operand(classes_gram.float(), chosen.logits, chosen.passes), constant, column, weight.float().contiguous(),
+            H, operand(classes_gram.float(), chosen.products, chosen.passes), constant, column, weight.float().contiguous(),
             weights, grad_features, grad_features, passes=chosen.passes, settings=keep,
         )  # fmt: skip
     if need_weight:
-        product = operand(rows_gram.float(), chosen.logits, chosen.passes)
+        product = operand(rows_gram.float(), chosen.products, chosen.passes)
         add_product(grad_weight, W, product, passes=chosen.passes, depth=columns)
         if bias is not None:
             grad_weight.addr_(bias.float(), mean.float())

@@ -29,6 +29,7 @@ from ufm_fast.losses import SoftmaxLoss
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
+_LEVEL = 8.0  # nats: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
 
 
 def available_bytes(device: torch.device) -> int:
@@ -327,10 +328,15 @@ def _exponentials(
     h: Tensor, W: Tensor, bias: Tensor | None, offset: Tensor, rows: Tensor, columns: Tensor, E: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Fill E = exp(z - offset), K x C, zero on targets; return its column sums and the offset used, both float64 (C,)."""
-    torch.mm(W, h.T, out=E)
-    if bias is not None:
-        E.add_(bias[:, None])
-    E.sub_(offset.to(E.dtype)).exp_()
+    if bias is None:
+        torch.mm(W, h.T, out=E)
+    else:
+        torch.addmm(bias[:, None], W, h.T, out=E)
+    if offset.abs().max() > _LEVEL:
+        E.sub_(offset.to(E.dtype))
+    else:
+        offset = torch.zeros_like(offset)  # a pass over E for nothing
+    E.exp_()
     E[columns, rows] = 0.0
     mass = E.sum(0).double()
     hostile = ~((mass > 0) & (mass < torch.finfo(E.dtype).max ** 0.5))

@@ -74,7 +74,7 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
     if chosen.passes > 1 or chosen.logits != dtype or dim * dtype.itemsize % 16:
         copies += operand_bytes(rows + classes, dim, chosen.logits, chosen.passes)
     if chosen.logits != chosen.products:
-        copies += operand_bytes(classes, dim, chosen.products, 1)
+        copies += operand_bytes(classes, dim, chosen.products, chosen.passes)
     of_chunk = operand_bytes(chunk or rows, dim, chosen.products, chosen.passes) + (8 * chunk * dim if second else 0)
     return chunk_bytes(chunk, classes, mode) * 9 // 8 + of_chunk + matrices * copies
 
@@ -84,7 +84,7 @@ def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> 
     chosen = MODES[_SQUARED_MODE[dtype]]
     single = 4 * (2 * rows + classes) * dim  # the weighted rows, and float32 copies of H and W where they are not
     double = 8 * max(rows, classes) * dim + 64 * dim**2  # a Gram matrix's copy where the device has no float64 cores
-    return operand_bytes(rows + classes, dim, chosen.logits, chosen.passes) + single + double
+    return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + double
 
 
 @dataclass(frozen=True)
