@@ -29,6 +29,7 @@ setup(
         "typer>=0.12",
         "rich>=13",
         "safetensors>=0.4",
+        "filelock>=3.12",
         'tomli>=2.0; python_version < "3.11"',
     ],
     extras_require={

@@ -28,6 +28,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "commit": commit or "unknown",
         "date": datetime.date.today().isoformat(),
+        **({"device": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}),
     }
 
 

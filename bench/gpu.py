@@ -1,15 +1,19 @@
 """Check every kernel against float64 on the device, then time the heads against their peers.
 
-    python bench/gpu.py [--quick] [--out bench/results/gpu] [--skip-tests]
+    python bench/gpu.py [--minutes 9] [--quick] [--skip-tests] [--out bench/results/gpu]
+    python bench/gpu.py --rehearse            on a CPU, at tiny shapes under triton's interpreter: no figures
 
-NOT YET RUN ON A DEVICE: written and checked on a machine without one (its CPU parts are exercised there). Treat the
-first run as a test of this script, too.
+NOT YET RUN ON A DEVICE: what can run without one is rehearsed by the tests. Treat the first run as a test of the rest.
 
 Protocol: variants are interleaved launch by launch; medians with the 20th and 80th percentile; the same data for all
 rivals, never zeros, at four stages of collapse; buffers rotate so that the L2 cache does not serve them. Reported are
 TFLOP/s counting the logits and both gradients as 6 N K d, percent of the same run's library products, peak extra
-bytes, and the errors of loss and gradients against float64. One long table (CSV) and two plots are written.
-Exit status: 2 without CUDA, 1 if a check fails.
+bytes, and the errors of loss and gradients against float64; for the squared error percent of its floor, which is the
+larger of its bytes at the rate of a copy and its flops at the rates of library products in the same precisions.
+
+One long table (CSV), two plots, and a list of where library products beat the fused ones. The tasks run in order of
+interest; with --minutes none is started that would not end in time, and the same command goes on from there: tasks whose
+rows are in the table with this commit and device are done. Exit status: 2 without CUDA, 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -17,136 +21,102 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import importlib.util
+import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from common import environment
+from device import CUDA, DEVICE, forget, free_bytes, interleaved, milliseconds, with_peak
+from gpu_plots import PRODUCTS, draw, fused_or_library
+from oracle import STAGES, data, errors, reference, squared_reference
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-WIDTHS = (64, 128, 512, 1024, 4096)
-SHAPES = [(n, n, d) for n in (16384, 65536, 262144) for d in WIDTHS] + [(8192, 256000, 2304), (4096, 128256, 4096)]
-QUICK_SHAPES = [(4096, 4096, 64), (4096, 8192, 512)]
-SQUARED = [(n, n, d) for n in (65536, 1048576) for d in (512, 2048)]
-QUICK_SQUARED = [(8192, 8192, 256)]
-# Nats by which the target leads the mean of the others: from initialisation to the terminal phase.
-STAGES = {"start": 0.0, "learning": 8.0, "late": 20.0, "terminal": 45.0}
-SAMPLED = 256  # rows and classes on which the float64 reference is evaluated
+BF16, FP32 = torch.bfloat16, torch.float32
+MODES = {BF16: ["bf16"], FP32: ["tf32", "bf16x3", "fp16x3", "tf32x3"]}
+MILLION = (1 << 20, 1 << 20, 1024)
 
 
-def data(
-    N: int, K: int, d: int, margin: float, dtype: torch.dtype, device: str, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(features, weight, labels), every feature near its class direction so that the target leads by about `margin`."""
-    make = torch.Generator(device).manual_seed(seed)
-    weight = torch.nn.functional.normalize(torch.randn(K, d, generator=make, device=device))
-    labels = torch.randint(K, (N,), generator=make, device=device).sort().values
-    features = torch.randn(N, d, generator=make, device=device).mul_(0.3)
-    for part in torch.arange(N, device=device).split(65536):
-        features[part] += margin * weight[labels[part]]
-    return features.to(dtype), weight.to(dtype), labels
+class Task(NamedTuple):
+    """One line of the plan: what is timed, at which shape, stage of collapse and dtype."""
+
+    task: str
+    N: int
+    K: int
+    d: int
+    stage: str
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(map(str, self))
+
+    @property
+    def estimate(self) -> float:
+        """Seconds, cautiously: a dozen contenders five times each at a third of the device's rate, and the oracle."""
+        if self.task == "squared error":
+            return 20.0
+        flops, slow = 6.0 * self.N * self.K * self.d, 1 if self.dtype == BF16 else 5
+        return 15.0 + flops / 3e14 * (12 if self[1:4] == MILLION else 60 * slow) + flops / 3 / 3e13
 
 
-def row_block(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(E, s, loss) of some rows in float64, by the off-target mass."""
-    z = features.double() @ weight.double().T
-    own = z.gather(1, labels[:, None])
-    z.sub_(own).exp_().scatter_(1, labels[:, None], 0.0)
-    mass = z.sum(1)
-    return z, mass, torch.log1p(mass)
-
-
-def reference(features: Tensor, weight: Tensor, labels: Tensor, block: int = 256) -> dict[str, Tensor]:
-    """float64 mean loss, and both gradients on the sampled rows and classes."""
-    N, K = len(features), len(weight)
-    device = features.device
-    rows = torch.linspace(0, N - 1, min(N, SAMPLED), device=device).long()
-    classes = torch.linspace(0, K - 1, min(K, SAMPLED), device=device).long()
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    grad_weight = torch.zeros(len(classes), features.shape[1], dtype=torch.float64, device=device)
-    for part in torch.arange(N, device=device).split(block):
-        E, mass, loss = row_block(features[part], weight, labels[part])
-        total += loss.sum()
-        chosen = E[:, classes] - mass[:, None] * (labels[part][:, None] == classes)
-        grad_weight += (chosen / (1 + mass[:, None])).T @ features[part].double() / N
-    E, mass, _ = row_block(features[rows], weight, labels[rows])
-    grad_features = (E @ weight.double() - mass[:, None] * weight[labels[rows]].double()) / (1 + mass[:, None]) / N
-    return {"loss": total / N, "rows": rows, "classes": classes, "grad_features": grad_features, "grad_weight": grad_weight}
-
-
-def errors(found: tuple[Tensor, Tensor, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Relative error of the loss, normwise of the gradients on the sample."""
-    loss, grad_features, grad_weight = found
-
-    def normwise(a: Tensor, b: Tensor) -> float:
-        return float((a.double() - b).norm() / b.norm())
-
-    return {
-        "loss_error": float((loss.double() - expected["loss"]).abs() / expected["loss"]),
-        "grad_features_error": normwise(grad_features[expected["rows"]], expected["grad_features"]),
-        "grad_weight_error": normwise(grad_weight[expected["classes"]], expected["grad_weight"]),
-    }
-
-
-def interleaved(calls: dict[str, Callable[[int], object]], rounds: int, buffers: int) -> dict[str, list[float]]:
-    """Milliseconds of every call by CUDA events, one launch of each in turn, rotating through `buffers` inputs."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    rotation = cycle(range(buffers))
-    for call in calls.values():
-        call(0)
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            index = next(rotation)
-            torch.cuda.synchronize()
-            start.record()
-            call(index)
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end))
-    return times
+def plan(quick: bool, rehearse: bool) -> list[Task]:
+    """Every task, the most telling first: mid-sized shapes at both ends of training, then the rest."""
+    if quick or rehearse:
+        heads = [(40, 40, 24)] if rehearse else [(4096, 4096, 64), (4096, 8192, 512)]
+        squared = [(64, 64, 32)] if rehearse else [(8192, 8192, 256)]
+        ends = [Task("cross-entropy", *s, stage, t) for s in heads for stage in ("start", "terminal") for t in (BF16, FP32)]
+        return [*ends, *(Task("squared error", *s, "start", FP32) for s in squared)]
+    middle = [(65536, 65536, d) for d in (1024, 512, 4096, 128, 64)]
+    named = [(4096, 128256, 4096), (8192, 256000, 2304)]
+    small = [(16384, 16384, d) for d in (512, 1024, 4096, 128, 64)]
+    large = [(262144, 262144, d) for d in (512, 1024, 128, 64, 4096)]
+    tasks = [Task("cross-entropy", *s, stage, BF16) for s in (*middle, *named) for stage in ("terminal", "start")]
+    tasks += [Task("squared error", n, n, d, "start", FP32) for n in (65536, 1 << 20) for d in (512, 2048)]
+    tasks += [Task("cross-entropy", *MILLION, "terminal", BF16)]
+    tasks += [Task("cross-entropy", *s, stage, FP32) for s in (*middle, *small, *named) for stage in ("terminal", "start")]
+    tasks += [Task("cross-entropy", *s, stage, BF16) for s in small for stage in ("terminal", "start")]
+    tasks += [Task("cross-entropy", *s, stage, BF16) for s in (*middle, *small) for stage in ("late", "learning")]
+    tasks += [Task("cross-entropy", *s, stage, BF16) for s in large for stage in ("terminal", "start")]
+    return tasks
 
 
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
-def extra_bytes(call: Callable[[], object]) -> int:
-    """Peak allocation of one call above what was there before, results included."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    del result
-    return peak
+def spread(values: list[float]) -> dict[str, float]:
+    return {"ms": statistics.median(values), "p20_ms": quantile(values, 0.2), "p80_ms": quantile(values, 0.8)}
 
 
-def chunk_for(K: int, free_bytes: int) -> int:
+def chunk_for(K: int, free: int) -> int:
     """Rows of E that take at most a sixth of the free memory, between 1024 and 8192."""
-    return int(max(1024, min(8192, free_bytes // 6 // (4 * K) // 1024 * 1024)))
+    return int(max(1024, min(8192, free // 6 // (4 * K) // 1024 * 1024)))
 
 
-def head_rows(shape: tuple[int, int, int], stage: str, modes: list[str], dtype: torch.dtype, rounds: int) -> Iterator[dict]:
+def head_rows(task: Task, most: int) -> Iterator[dict]:
     """Check and time every contender at one shape and stage."""
     import peers
 
-    N, K, d = shape
-    chunk = chunk_for(K, torch.cuda.mem_get_info()[0])
-    found, missing = peers.contenders(modes, d, chunk)
-    common = {"task": "cross-entropy", "N": N, "K": K, "d": d, "stage": stage, "dtype": str(dtype), "chunk_rows": chunk}
+    _, N, K, d, stage, dtype = task
+    chunk = chunk_for(K, free_bytes())
+    found, missing = peers.contenders(MODES[dtype], d, chunk)
+    if (N, K, d) == MILLION:  # the question there is whether a step can be had; rivals are compared where they are quick
+        found = {name: found[name] for name in found if name == PRODUCTS or name == f"{peers.OURS} bf16"}
+    common = {**task._asdict(), "chunk_rows": chunk}
     for name, reason in missing.items():
         yield {**common, "contender": name, "note": reason}
-    inputs = [data(N, K, d, STAGES[stage], dtype, "cuda")]
-    copies = 3 if 3 * (N + K) * d * dtype.itemsize < torch.cuda.mem_get_info()[0] // 8 else 1
+    inputs = [data(N, K, d, STAGES[stage], dtype, DEVICE)]
+    copies = 3 if 3 * (N + K) * d * dtype.itemsize < free_bytes() // 8 else 1
     inputs += [tuple(x.clone() for x in inputs[0]) for _ in range(copies - 1)]
     expected = reference(*inputs[0])
     records: dict[str, dict] = {}
@@ -154,61 +124,85 @@ def head_rows(shape: tuple[int, int, int], stage: str, modes: list[str], dtype: 
     for name, contender in found.items():
         record = {**common, "contender": name}
         try:
-            checked = errors(contender(*inputs[0]), expected) if name != peers.PRODUCTS else {}
-            record |= checked | {"peak_extra_bytes": extra_bytes(lambda contender=contender: contender(*inputs[0]))}
+            result, record["peak_extra_bytes"] = with_peak(lambda contender=contender: contender(*inputs[0]))
         except Exception as error:  # a rival that fails at a shape is a result, not the end of the run
-            torch.cuda.empty_cache()
+            forget()
             yield {**record, "note": f"{type(error).__name__}: {str(error)[:200]}"}
             continue
-        records[name] = record
+        records[name] = record | ({} if name == PRODUCTS else errors(result, expected))
+        del result
         calls[name] = lambda index, contender=contender: contender(*inputs[index])
-    times = interleaved(calls, rounds, copies)
-    products = statistics.median(times[peers.PRODUCTS]) if peers.PRODUCTS in times else float("nan")
+    times = interleaved(calls, 10.0, most, copies)
+    products = statistics.median(times[PRODUCTS]) if PRODUCTS in times else float("nan")
     for name, values in times.items():
         median = statistics.median(values)
-        yield records[name] | {
-            "ms": median, "p20_ms": quantile(values, 0.2), "p80_ms": quantile(values, 0.8),
-            "tflops_6NKd": 6 * N * K * d / median / 1e9, "percent_of_products": 100 * products / median,
-        }  # fmt: skip
+        rate = {"tflops_6NKd": 6 * N * K * d / median / 1e9, "percent_of_products": 100 * products / median}
+        yield records[name] | spread(values) | rate
 
 
-def squared_rows(shape: tuple[int, int, int], rounds: int) -> Iterator[dict]:
+def squared_floor(N: int, K: int, d: int, mode: str) -> float:
+    """Milliseconds: bytes of parameters and gradients at the rate of a copy, or flops at the rates of library products."""
+    block = torch.randn(min(N, 1 << 18), d, device=DEVICE)
+    moved = statistics.median([milliseconds(block.clone) for _ in range(7)]) / (2 * block.numel())
+    passes, dtype = (3, BF16) if mode == "bf16x3" else (3, FP32)
+    square, thin = torch.randn(d, d, device=DEVICE).to(dtype), block.to(dtype)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    product = statistics.median([milliseconds(lambda: thin @ square) for _ in range(7)])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    double = block[: 1 << 16].double()
+    gram = statistics.median([milliseconds(lambda: double.T @ double) for _ in range(7)]) / 2  # the upper half
+    flops = (N + K) * (passes * product / len(block) + gram / len(double))
+    return max(flops, 2 * (N + K) * d * moved)
+
+
+def squared_rows(task: Task, most: int) -> Iterator[dict]:
     """The squared error by Gram matrices, and densely in row chunks where that ends within reason."""
     from ufm_kernels.squared_head import squared_error_value_and_grad
 
-    N, K, d = shape
-    features, weight, labels = data(N, K, d, 1.0, torch.float32, "cuda")
-    gradients = torch.zeros_like(features), torch.zeros_like(weight)
+    _, N, K, d, _, dtype = task
+    features, weight, labels = data(N, K, d, 1.0, dtype, DEVICE)
+    expected = squared_reference(features, weight, labels)
 
-    def ours(_: int) -> Tensor:
-        return squared_error_value_and_grad(
-            features, weight, None, labels, None, 1.0 / N, grad_features=gradients[0], grad_weight=gradients[1]
+    def ours(mode: str) -> tuple[Tensor, Tensor, Tensor]:
+        gradients = torch.zeros_like(features), torch.zeros_like(weight)
+        value = squared_error_value_and_grad(
+            features, weight, None, labels, None, 1.0 / N, grad_features=gradients[0], grad_weight=gradients[1], mode=mode
         )
+        return value, *gradients
 
-    def dense(_: int) -> Tensor:
-        value = torch.zeros((), device="cuda")
-        for part in torch.arange(N, device="cuda").split(4096):
+    def dense() -> tuple[Tensor, Tensor, Tensor]:
+        value, grad_features, grad_weight = torch.zeros((), device=DEVICE), torch.empty_like(features), torch.zeros_like(weight)
+        for part in torch.arange(N, device=DEVICE).split(4096):
             residual = features[part] @ weight.T
-            residual[torch.arange(len(part), device="cuda"), labels[part]] -= 1
+            residual[torch.arange(len(part), device=DEVICE), labels[part]] -= 1
             value += residual.square().sum() / (2 * N)
-            gradients[0][part] = residual @ weight / N
-            gradients[1].addmm_(residual.T, features[part], alpha=1 / N)
-        return value
+            grad_features[part] = residual @ weight / N
+            grad_weight.addmm_(residual.T, features[part], alpha=1 / N)
+        return value, grad_features, grad_weight
 
-    calls: dict[str, Callable[[int], object]] = {"ufm_kernels squared error": ours}
+    calls: dict[str, Callable[[], tuple[Tensor, Tensor, Tensor]]] = {
+        f"ufm_kernels {mode}": lambda mode=mode: ours(mode) for mode in ("bf16x3", "tf32x3")
+    }
     if N * K * d < 2e13:
         calls["torch dense chunked"] = dense
-    for name, values in interleaved(calls, rounds, 1).items():
-        median = statistics.median(values)
-        yield {
-            "task": "squared error", "contender": name, "N": N, "K": K, "d": d, "dtype": "torch.float32", "ms": median,
-            "p20_ms": quantile(values, 0.2), "p80_ms": quantile(values, 0.8), "tflops_8Nd2": 8 * N * d * d / median / 1e9,
-        }  # fmt: skip
+    records = {}
+    for name, call in calls.items():
+        result, peak = with_peak(call)
+        records[name] = {**task._asdict(), "contender": name, "peak_extra_bytes": peak, **errors(result, expected)}
+    for name, values in interleaved({name: lambda _, call=call: call() for name, call in calls.items()}, 6.0, most).items():
+        record = records[name] | spread(values)
+        if name.startswith("ufm_kernels"):
+            record["floor_ms"] = squared_floor(N, K, d, name.split()[1])
+            record["percent_of_floor"] = 100 * record["floor_ms"] / record["ms"]
+        yield record
 
 
 def device_tests() -> bool:
-    """The value tests of the kernels, compiled for this device, each kernel against float64."""
-    command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "kernels" / "test_interpreter.py")]
+    """The value tests of kernels and backend, compiled for this device, against float64; in parallel where xdist is."""
+    files = [str(ROOT / "tests" / "kernels" / name) for name in ("test_interpreter.py", "test_backend.py")]
+    command = [sys.executable, "-m", "pytest", "-q", *files]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
@@ -221,9 +215,18 @@ def version(name: str) -> str:
 
 def device_record() -> dict[str, str]:
     """Device and versions beside machine, commit and date."""
-    properties = torch.cuda.get_device_properties(0)
     rivals = {name: version(name) for name in ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
+    if not CUDA:
+        return {**environment(), "device": "none: a rehearsal", "capability": "", **rivals}
+    properties = torch.cuda.get_device_properties(0)
     return {**environment(), "device": properties.name, "capability": f"{properties.major}.{properties.minor}", **rivals}
+
+
+def read(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write(rows: list[dict], path: Path) -> None:
@@ -236,78 +239,48 @@ def write(rows: list[dict], path: Path) -> None:
         writer.writerows(rows)
 
 
-def plot(rows: list[dict], stem: Path) -> None:
-    """Two plots: TFLOP/s against d with the library products as the roof, and time of each rival over ours."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    timed = [row for row in rows if row.get("task") == "cross-entropy" and "ms" in row]
-    if not timed:
-        return
-    last = list(STAGES)[-1]
-    largest = max(row["N"] for row in timed if row["N"] == row["K"]) if any(r["N"] == r["K"] for r in timed) else timed[0]["N"]
-    figure, axes = plt.subplots()
-    for name in dict.fromkeys(row["contender"] for row in timed):
-        mine = sorted((row["d"], row["tflops_6NKd"]) for row in timed if row["contender"] == name and row["N"] == largest)
-        if mine:
-            axes.plot(*zip(*mine, strict=True), "--" if name == "library products" else "o-", label=name)
-    axes.set(xscale="log", xlabel="feature width d", ylabel="TFLOP/s of 6 N K d", title=f"N = {largest}")
-    axes.legend(fontsize=6)
-    figure.savefig(f"{stem}_roofline.png", dpi=150, bbox_inches="tight")
-    figure, axes = plt.subplots(figsize=(9, 4))
-    shapes = list(dict.fromkeys((row["N"], row["K"], row["d"]) for row in timed))
-    for name in dict.fromkeys(row["contender"] for row in timed):
-        ratios = []
-        for index, shape in enumerate(shapes):
-            here = [row for row in timed if (row["N"], row["K"], row["d"]) == shape and row["stage"] in (last, "start")]
-            own = [row["ms"] for row in here if row["contender"].startswith("ufm_kernels")]
-            rival = [row["ms"] for row in here if row["contender"] == name]
-            if own and rival:
-                ratios.append((index, min(rival) / min(own)))
-        if ratios and not name.startswith("ufm_kernels"):
-            axes.plot(*zip(*ratios, strict=True), "o", label=name)
-    axes.axhline(1.0, color="black", linewidth=0.5)
-    axes.set_xticks(range(len(shapes)), [f"{n}\n{k}\n{d}" for n, k, d in shapes], fontsize=6)
-    axes.set(yscale="log", ylabel="time over our best", xlabel="N, K, d")
-    axes.legend(fontsize=6)
-    figure.savefig(f"{stem}_ratio.png", dpi=150, bbox_inches="tight")
+def run(tasks: list[Task], record: dict[str, str], table: Path, deadline: float, most: int) -> tuple[list[dict], list[Task]]:
+    """(all rows of the table, tasks that were left). Rows of earlier commits and devices stay; a task's come together."""
+    rows, left = read(table), []
+    done = {tuple(row[name] for name in Task._fields) for row in rows if all(row[x] == record[x] for x in ("commit", "device"))}
+    for task in tasks:
+        if task.key in done:
+            continue
+        if time.monotonic() + task.estimate > deadline:
+            left.append(task)
+            continue
+        found = []
+        for row in (squared_rows if task.task == "squared error" else head_rows)(task, most):
+            found.append({key: str(value) if isinstance(value, torch.dtype) else value for key, value in row.items()} | record)
+            print({key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in row.items()}, flush=True)
+        forget()
+        rows += found
+        write(rows, table)
+    return rows, left
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no task that would end later than this")
     parser.add_argument("--quick", action="store_true", help="two small shapes, two stages, few rounds")
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes under the interpreter, without CUDA")
     parser.add_argument("--skip-tests", action="store_true", help="time without the value tests")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu", help="stem of the CSV and plots")
     chosen = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("bench/gpu.py needs a CUDA device, and torch sees none here.", file=sys.stderr)
+    deadline = time.monotonic() + 60 * chosen.minutes
+    if chosen.rehearse == CUDA:
+        print("--rehearse is for a CPU" if CUDA else "bench/gpu.py needs a CUDA device; torch sees none here", file=sys.stderr)
         return 2
-    passed = chosen.skip_tests or device_tests()
-    rounds = 5 if chosen.quick else 25
-    stages = ["start", "terminal"] if chosen.quick else list(STAGES)
-    record, rows = device_record(), []
-
-    def keep(row: dict) -> None:
-        rows.append(row | record)
-        print({key: f"{value:.3g}" if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-        write(rows, chosen.out.with_suffix(".csv"))  # a run that is cut short keeps what it has
-
-    for shape in QUICK_SHAPES if chosen.quick else SHAPES:
-        for stage in stages:
-            for modes, dtype in ((["bf16"], torch.bfloat16), (["tf32", "bf16x3", "fp16x3", "tf32x3"], torch.float32)):
-                if dtype == torch.float32 and (shape[0] > 65536 or stage in ("learning", "late")):
-                    continue  # the fp32 modes scale as bf16 does; two stages show their digits
-                for row in head_rows(shape, stage, modes, dtype, rounds):
-                    keep(row)
-                torch.cuda.empty_cache()
-    for shape in QUICK_SQUARED if chosen.quick else SQUARED:
-        for row in squared_rows(shape, rounds):
-            keep(row)
-        torch.cuda.empty_cache()
-    plot(rows, chosen.out)
-    print(f"{len(rows)} rows in {chosen.out.with_suffix('.csv')}; value tests {'passed' if passed else 'FAILED'}")
+    if chosen.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+    passed = chosen.skip_tests or chosen.rehearse or device_tests()
+    table = chosen.out.with_suffix(".csv")
+    few = 1 if chosen.rehearse else 3 if chosen.quick else 25
+    rows, left = run(plan(chosen.quick, chosen.rehearse), device_record(), table, deadline, few)
+    draw(rows, chosen.out)
+    print(*fused_or_library(rows), sep="\n")
+    verdict = "passed" if passed else "FAILED"
+    print(f"{len(rows)} rows in {table}; value tests {verdict}; {len(left)} tasks left for another call")
     return 0 if passed else 1
 
 

@@ -79,7 +79,8 @@ def torch_chunked(chunk_rows: int, compiled: bool) -> Contender:
         gradient = gradient.to(features.dtype)
         return loss, gradient @ weight, gradient.T @ features
 
-    step = torch.compile(chunk) if compiled else chunk
+    compiler = "inductor" if torch.cuda.is_available() else "eager"  # a rehearsal has no C++ compiler
+    step = torch.compile(chunk, dynamic=True, backend=compiler) if compiled else chunk
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss = torch.zeros((), device=features.device)
@@ -114,22 +115,20 @@ def torch_function() -> Contender:
 
 def liger(chunk_mem_const: int) -> Contender:
     """Liger's fused linear cross-entropy with fp32 accumulation of the weight gradient."""
-    module = importlib.import_module("liger_kernel.transformers.fused_linear_cross_entropy")
-    offered = inspect.signature(module.LigerFusedLinearCrossEntropyLoss.__init__).parameters
-    options: dict[str, object] = {"accum_dtype": torch.float32}
-    if chunk_mem_const != 1:
-        options["chunk_mem_const"] = chunk_mem_const
-    missing = [name for name in options if name not in offered]
+    function = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    options: dict[str, object] = {"accum_dtype": torch.float32, "chunk_mem_const": chunk_mem_const}
+    missing = options.keys() - inspect.signature(function).parameters.keys()
     if missing:
-        raise ImportError(f"this version of Liger has no {', '.join(missing)}")
-    loss = module.LigerFusedLinearCrossEntropyLoss(**options)
-    return through_autograd(lambda h, w, y: loss(w, h, y))
+        raise ImportError(f"this version of Liger has no {', '.join(sorted(missing))}")
+    return through_autograd(lambda h, w, y: function(h, w, y, **options))
 
 
 def cut_cross_entropy() -> Contender:
     """Cut Cross-Entropy without its filter, which drops every tile without a target once K > 4096."""
-    function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return through_autograd(lambda h, w, y: function(h, w, y, impl="cce_exact"))
+    module = importlib.import_module("cut_cross_entropy")
+    exact = hasattr(getattr(module, "LinearCrossEntropyImpl", None), "CCE_EXACT")  # a name of later versions for the same
+    options: dict[str, object] = {"impl": "cce_exact"} if exact else {"impl": "cce", "filter_eps": None}
+    return through_autograd(lambda h, w, y: module.linear_cross_entropy(h, w, y, **options))
 
 
 def quack() -> Contender:

@@ -594,7 +594,7 @@ def test_an_interrupted_solve_is_saved_and_finishes_on_resume(
     assert result["outcome"] == "interrupted"
     _, progress, _ = load_state(RunDirectory.open(Path("r")))
     assert progress.step == result["steps"] > 20
-    assert not list(Path("r").glob(".*"))
+    assert [path.name for path in Path("r").glob(".*")] == [".lock"]
     assert solve("--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json") == 0
     finished = printed(capsys)
     assert finished["value"] == pytest.approx(finished["theory"]["value"], rel=1e-9)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,34 @@ def test_a_missing_folder_and_a_missing_configuration(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path)
     with pytest.raises(InputError, match="missing"):
         read_json(tmp_path / "none", "x")
+
+
+# ---- several processes -------------------------------------------------------------------------------------------------
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    held = "import sys\nfrom pathlib import Path\nfrom ufm_fast.run_directory import RunDirectory\n"
+    held += "with RunDirectory.open(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is writing"), run.locked():
+            pass
+        other.communicate("")
+    with run.locked():
+        pass
+
+
+def test_a_run_that_another_process_has_gone_on_with_is_not_overwritten(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    read = run.stamp()
+    with run.locked(read):
+        run.write_summary({"outcome": "converged"})
+    with pytest.raises(InputError, match="resume it again"), run.locked(read):
+        pass
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------

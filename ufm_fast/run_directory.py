@@ -6,6 +6,7 @@
     state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume, measure and export
     summary.json       the result; absent until a solve has ended
     plots/             figures
+    .lock              held by the process that writes, so that two never do
 
 Nothing is ever pickled. A file is written beside its final name and renamed over it, so a reader sees the old
 one or the new one.
@@ -23,11 +24,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ufm_fast.errors import InputError
 
 FORMAT = "ufm-fast-run"
 VERSION = 1
 FILES = ("config.json", "environment.json", "metrics.jsonl", "state.safetensors", "summary.json")
+LOCK = ".lock"
 
 
 def json_ready(value: Any) -> Any:
@@ -124,7 +128,7 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Take back what ``create`` made: for a solve that was refused before its first step."""
-        for name in FILES:
+        for name in (*FILES, LOCK):
             with suppress(OSError):
                 (self.path / name).unlink()
         for folder in self._made:
@@ -153,6 +157,31 @@ class RunDirectory:
         self.config, self.hash = dict(config), digest
         content = {"format": FORMAT, "version": VERSION, "hash": digest, "config": self.config}
         write_text(self.path / "config.json", _pretty(content))
+
+    @contextmanager
+    def locked(self, stamp: tuple[int, ...] | None = None) -> Iterator[None]:
+        """Keep other processes from writing here. ``stamp``: what ``stamp`` said when the run was read.
+
+        Errors: InputError where another process writes, or has written since.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"run: another process is writing to {self.path}; wait for it or choose another --out") from None
+        except OSError as error:
+            raise InputError(f"run: can't lock {self.path} ({error.strerror or error}); choose another --out") from error
+        try:
+            if stamp is not None and stamp != self.stamp():
+                raise InputError(f"run: another process has gone on with {self.path} meanwhile; resume it again")
+            yield
+        finally:
+            lock.release()
+
+    def stamp(self) -> tuple[int, ...]:
+        """When the files that a resume reads were last written."""
+        paths = (self.path / name for name in ("config.json", "state.safetensors", "summary.json"))
+        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
 
     # ---- summary and log -------------------------------------------------------------------------------------------
 
@@ -208,7 +237,7 @@ def refuse_occupied(path: Path, digest: str) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"out: {path} is a file; choose another --out")
     try:
-        occupied = path.is_dir() and any(path.iterdir())
+        occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     except OSError as error:
         raise InputError(f"out: can't read {path} ({error.strerror}); choose another --out") from error
     if not occupied:

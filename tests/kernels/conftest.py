@@ -12,6 +12,6 @@ import torch
 if find_spec("triton") is None:  # macOS, Windows, bare CPU builds
     collect_ignore_glob = ["test_*.py"]
 elif os.environ.get("TRITON_INTERPRET") == "1":
-    collect_ignore = ["test_compile.py"]
+    collect_ignore = ["test_compile.py", "test_bench.py"]
 elif not torch.cuda.is_available():
     collect_ignore = ["test_interpreter.py"]

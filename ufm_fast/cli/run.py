@@ -40,6 +40,7 @@ class Job:
     progress: Progress
     notes: list[str] = field(default_factory=list)
     fresh: bool = True  # the run directory was made by this call
+    stamp: tuple[int, ...] | None = None  # of a run that goes on: its files when they were read
 
     @property
     def reduce(self) -> str:
@@ -106,6 +107,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     from ufm_fast.run_state import Progress, data_arguments, load_state
 
     run = RunDirectory.open(path, "resume")
+    stamp = run.stamp()
     unknown = [name for name in BY_NAME if name not in run.config]
     if unknown:
         raise InputError(f"resume: config.json in {path} lacks {', '.join(unknown)}; the file was damaged")
@@ -116,7 +118,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     config["device"], note = configs.pick_device(config["device"])
     if not run.state_file.exists():  # killed before the first save
         problem = configs.build_problem(config)
-        return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False)
+        return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
     tensors, progress, reduce = load_state(run)
     problem = configs.build_problem(config, data_arguments(tensors))
     shapes = tuple(tensors["W"].shape), (tensors["H"].shape[0], tensors["H"].shape[1])
@@ -125,7 +127,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     start = Point(tensors["W"], tensors["H"], tensors.get("b")).to(device=problem.device)
     if not start.finite():
         raise InputError(f"resume: {run.state_file} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
-    return Job(problem, config, run, start, progress, [note] if note else [], fresh=False)
+    return Job(problem, config, run, start, progress, [note] if note else [], fresh=False, stamp=stamp)
 
 
 def finished(run: RunDirectory) -> bool:
@@ -151,7 +153,15 @@ def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Con
 
 
 def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
-    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point."""
+    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point.
+
+    Errors: InputError where another process writes to the run, or has gone on with it since it was read.
+    """
+    with job.run.locked(job.stamp):
+        return _execute(job, report)
+
+
+def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     from ufm_fast.run_state import Progress, save_state
     from ufm_fast.solving import solve
 

@@ -1,0 +1,76 @@
+"""Clock and memory of the machine a benchmark runs on: CUDA, or a CPU where a script is only rehearsed.
+
+A rehearsal runs the kernels under triton's interpreter at shapes of a few dozen: it shows that a script and its rivals work,
+and its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import cycle
+
+import torch
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+FEWEST = 3  # rounds, however long a call takes
+
+
+def free_bytes() -> int:
+    return int(torch.cuda.mem_get_info()[0]) if CUDA else 1 << 30
+
+
+def synchronise() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def forget() -> None:
+    """Hand cached memory back, so that one contender's peak is not another's failure."""
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """One call by CUDA events, or by the clock."""
+    synchronise()
+    if not CUDA:
+        began = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - began)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def interleaved(
+    calls: dict[str, Callable[[int], object]], seconds: float, most: int, buffers: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds of every call, one launch of each in turn, rotating through so many inputs.
+
+    As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how long a round takes.
+    """
+    rotation = cycle(range(buffers))
+    spent = sum(milliseconds(lambda call=call: call(0)) for call in calls.values())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
+        for name, call in calls.items():
+            index = next(rotation)
+            times[name].append(milliseconds(lambda call=call, index=index: call(index)))
+    return times
+
+
+def with_peak(call: Callable[[], object]) -> tuple[object, int]:
+    """(result of one call, peak allocation above what was there before, the result included; 0 on a CPU)."""
+    if not CUDA:
+        return call(), 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    return result, torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,52 @@
+"""The GPU scripts, rehearsed on a CPU: plan, checks against float64, table, and that a second call goes on."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton has no build for this platform")
+
+BENCH = Path(__file__).parents[2] / "bench"
+rehearsal = pytest.mark.skipif(torch.cuda.is_available(), reason="the scripts run in earnest on a device")
+
+
+def call(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCH / script), "--rehearse", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@rehearsal
+def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
+    out = tmp_path / "table"
+    call("gpu.py", "--out", str(out))
+    with out.with_suffix(".csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ours = [row for row in rows if row["contender"].startswith("ufm_kernels")]
+    assert {"ufm_kernels bf16", "ufm_kernels fp16x3", "ufm_kernels tf32x3, one pass"} <= {row["contender"] for row in ours}
+    assert all(float(row["ms"]) > 0 for row in ours)
+    assert all(float(row["grad_weight_error"]) < 2e-2 for row in ours)
+    terminal = [row for row in ours if row["stage"] == "terminal" and row["contender"] == "ufm_kernels tf32x3"]
+    assert terminal
+    assert all(float(row["loss_error"]) < 1e-5 for row in terminal)
+    assert any(row["task"] == "squared error" and float(row["percent_of_floor"]) > 0 for row in rows)
+    assert (tmp_path / "table_roofline.png").exists()
+    assert (tmp_path / "table_ratio.png").exists()
+    again = call("gpu.py", "--out", str(out))
+    assert f"{len(rows)} rows" in again
+    assert "0 tasks left" in again
+
+
+@rehearsal
+def test_no_task_is_started_that_would_not_end_in_time(tmp_path):
+    assert "0 rows" in call("gpu.py", "--out", str(tmp_path / "table"), "--minutes", "0.1")
+
+
+@rehearsal
+def test_tiles_are_compared_with_the_tables(tmp_path):
+    printed = call("tune.py", "--out", str(tmp_path / "tiles"))
+    assert all(f"{kernel} d=40 tile present" in printed for kernel in ("off_target", "product", "transposed"))
+    assert "WRONG" not in (tmp_path / "tiles.csv").read_text()
