@@ -1,0 +1,133 @@
+"""Bad input on the command line: exit code 2, one line that names the argument, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import SMALL, refused, saved, solve
+
+BAD = {
+    "loss": (("--loss", "hinge"), ("loss", "ce")),
+    "one class": (("--classes", "1"), ("classes", "2")),
+    "no dimension": (("--dim", "0"), ("dim", "1")),
+    "no number": (("--classes", "many"), ("--classes",)),
+    "no samples": (("--per-class", "0"), ("per_class",)),
+    "unknown flag": (("--clases", "3"), ("--clases", "--classes")),
+    "two kinds of data": (("--per-class", "2", "--counts", "1,2"), ("per_class", "counts")),
+    "negative penalty": (("--lambda-w", "-1"), ("lambda_w", ">= 0")),
+    "zero penalty": (("--lambda-h", "0"), ("lambda_h", "minimiser")),
+    "nan penalty": (("--lambda-w", "nan"), ("lambda_w", "finite")),
+    "infinite penalty": (("--lambda-w", "inf"), ("lambda_w", "finite")),
+    "bias": (("--bias", "some"), ("bias", "penalised")),
+    "bias without penalty": (("--bias", "penalised"), ("lambda_b",)),
+    "penalty without bias": (("--lambda-b", "0.1"), ("lambda_b", "penalised")),
+    "gamma": (("--gamma", "2"), ("gamma", "focal")),
+    "negative gamma": (("--loss", "focal", "--gamma", "-1"), ("gamma",)),
+    "smoothing": (("--smoothing", "1.5"), ("smoothing", "[0, 1)")),
+    "smoothing of mse": (("--loss", "mse", "--smoothing", "0.1"), ("smoothing", "ce")),
+    "dtype": (("--dtype", "int8"), ("dtype", "float64")),
+    "device": (("--device", "abacus"), ("device", "cpu")),
+    "freeze": (("--freeze", "x"), ("freeze",)),
+    "method": (("--method", "magic"), ("method", "lbfgs")),
+    "backend": (("--backend", "abacus"), ("backend", "tiled")),
+    "triton on the CPU": (("--backend", "triton", "--device", "cpu"), ("triton",)),
+    "reduce": (("--reduce", "all"), ("reduce", "classes")),
+    "variables": (("--variables", "x"), ("variables", "raw")),
+    "start": (("--start", "middle"), ("start", "spectral")),
+    "two starts": (("--start", "normal", "--start-from", "x.npz"), ("start_from",)),
+    "missing start": (("--start-from", "x.npz"), ("start-from", "x.npz")),
+    "pairwise": (("--pairwise", "some"), ("pairwise", "exact")),
+    "preset": (("--preset", "zhu2022"), ("preset", "zhu2021")),
+    "tol": (("--tol", "-1"), ("tol",)),
+    "nan tol": (("--tol", "nan"), ("tol",)),
+    "max steps": (("--max-steps", "0"), ("max_steps",)),
+    "learning rate": (("--method", "gd", "--learning-rate", "0"), ("learning_rate",)),
+    "momentum": (("--method", "momentum", "--momentum", "1"), ("momentum",)),
+    "seed": (("--seed", "-1"), ("seed",)),
+    "negative counts": (("--counts", "3,-1"), ("counts",)),
+    "float counts": (("--counts", "3,1.5"), ("counts", "whole")),
+    "no counts": (("--counts", "0,0"), ("counts",)),
+    "one count": (("--counts", "3"), ("class", "2")),
+    "counts and classes": (("--counts", "1,2", "--classes", "3"), ("counts", "classes")),
+    "missing counts": (("--counts", "no.txt"), ("counts", "no.txt")),
+    "missing labels": (("--labels", "no.npy"), ("labels", "no.npy", "digits")),
+    "missing targets": (("--loss", "pick-all", "--targets", "no.npz"), ("targets", "no.npz")),
+    "missing settings": (("-c", "no.toml"), ("no.toml",)),
+    "missing run": (("--resume", "no"), ("resume",)),
+    "alternating ce": (("--method", "alternating"), ("alternating",)),
+    "empty class, free bias": (("--counts", "3,0,2", "--bias", "free"), ("bias",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_names_the_argument_and_leaves_nothing(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = BAD[case]
+    base = () if {"--counts", "--labels", "--targets", "-c"} & set(arguments) else ("--classes", "4", "--dim", "3")
+    given = [word for pair in zip(base[::2], base[1::2], strict=True) if pair[0] not in arguments for word in pair]
+    message = refused(capsys, "solve", "--no-plots", *given, *arguments)
+    assert all(word in message for word in words), message
+
+
+def test_bad_label_files(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("float.npy", np.array([0.0, 1.0]))
+    np.save("matrix.npy", np.zeros((2, 2), int))
+    np.save("negative.npy", np.array([2, -1]))
+    np.save("large.npy", np.array([0, 7]))
+    np.save("objects.npy", np.array([{}, {}]), allow_pickle=True)
+    whole = Path("large.npy").read_bytes()
+    Path("cut.npy").write_bytes(whole[: len(whole) - 5])
+    Path("empty.npy").write_bytes(b"")
+    for name in ("float", "matrix", "negative", "objects", "cut", "empty"):
+        assert "labels" in refused(capsys, "solve", "--labels", f"{name}.npy"), name
+    assert "classes" in refused(capsys, "solve", "--labels", "large.npy", "--classes", "3")
+
+
+def test_bad_target_files(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("solve", "--loss", "pick-all", "--targets")
+    saved("half.npz", indptr=np.array([0, 1]))
+    saved("float.npz", indptr=np.array([0, 1]), indices=np.array([0.0]))
+    saved("twice.npz", indptr=np.array([0, 2, 3]), indices=np.array([1, 1, 2]))
+    saved("all.npz", indptr=np.array([0, 2]), indices=np.array([0, 1]))
+    saved("short.npz", indptr=np.array([0, 2]), indices=np.array([0]))
+    saved("none.npz", indptr=np.array([0, 0, 1]), indices=np.array([0]))
+    Path("cut.npz").write_bytes(Path("all.npz").read_bytes()[:60])
+    for name in ("half", "float", "twice", "all", "short", "none", "cut"):
+        message = refused(capsys, *base, f"{name}.npz")
+        assert "target" in message or "indptr" in message or "indices" in message, message
+    saved("good.npz", indptr=np.array([0, 1, 2]), indices=np.array([0, 1]))
+    assert "pick-all" in refused(capsys, "solve", "--targets", "good.npz")
+
+
+def test_bad_places_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("full").mkdir()
+    Path("full/thesis.txt").write_text("mine")
+    Path("file").write_text("")
+    assert "full" in refused(capsys, "solve", *SMALL, "--out", "full")
+    assert "file" in refused(capsys, "solve", *SMALL, "--out", "file")
+    assert "can't write" in refused(capsys, "solve", *SMALL, "--out", "file/below")
+    assert "too long" in refused(capsys, "solve", *SMALL, "--out", "x" * 300)
+    assert solve(*SMALL, "--out", "r", "--quiet") == 0
+    assert "another" in refused(capsys, "solve", *SMALL, "--lambda-w", "0.02", "--out", "r")
+    assert Path("full/thesis.txt").read_text() == "mine"
+
+
+def test_damaged_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--out", "r", "--max-steps", "1", "--start", "normal", "--quiet") == 3
+    whole = Path("r/state.safetensors").read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", b"\xff" * 64):
+        Path("r/state.safetensors").write_bytes(damage)
+        for command in (("solve", "--resume", "r"), ("metrics", "r"), ("plot", "r"), ("export", "r")):
+            assert "state.safetensors" in refused(capsys, *command)
+    Path("r/state.safetensors").write_bytes(whole)
+    config = Path("r/config.json").read_text()
+    for damage in (
+        config[:50],
+        "[]",
+        "{}",
+        config.replace("ufm-fast-run", "other"),
+        config.replace('"dim": 6', '"dim": 5'),
+    ):
+        Path("r/config.json").write_text(damage)
+        refused(capsys, "solve", "--resume", "r")

@@ -1,0 +1,68 @@
+"""``ufm-fast plot --compare``: several runs in one figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import refused, solve
+
+from ufm_fast.cli import main
+from ufm_fast.run_directory import RunDirectory
+
+
+def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed, loss in (("a", "0", "ce"), ("b", "1", "ce"), ("c", "0", "mse")):
+        assert solve("--start", "normal", "--loss", loss, "--seed", seed, "--out", name, "--no-plots", "--quiet") == 0
+    capsys.readouterr()
+    assert main(["plot", "a", "b", "c", "--compare", "together"]) == 0
+    assert sorted(path.name for path in Path("together").iterdir()) == ["compare.pdf", "compare.png"]
+    assert "compare.png" in capsys.readouterr().out
+    assert not Path("a/plots").exists() or not list(Path("a/plots").iterdir())
+    Path("file").write_text("")
+    assert "compare" in refused(capsys, "plot", "a", "--compare", "file/sub")
+    log = Path("a/metrics.jsonl")
+    for text, words in (('{"step": 1}\n', "no value"), ("", "no log")):
+        log.write_text(text)
+        assert words in refused(capsys, "plot", "b", "a", "--compare", "never")
+        assert words in refused(capsys, "plot", "a")
+    assert not Path("never").exists()
+
+
+def test_a_group_keeps_its_style_where_a_panel_lacks_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ufm_fast import plots
+    from ufm_fast.cli import draw
+    from ufm_fast.run_directory import RunDirectory
+
+    shown = []
+    monkeypatch.setattr(plots, "save", lambda figure, folder, name: shown.append(figure) or [])
+    record = {"step": 0, "seconds": 0.0, "value": 1.0, "gradient_norm": 0.5}
+    runs = []
+    for dim in range(7):
+        run = RunDirectory(Path(f"r{dim}"), {"dim": dim, "seed": 0}, "0")
+        run.path.mkdir()
+        run.append({**record, "nc3": 0.1 if dim == 1 else 0.0})
+        runs.append(run)
+    draw.draw_together([*runs, runs[0]], Path("figures"))
+    axes, legend = shown[0].axes, shown[0].legends[0]
+    gradient, nc3 = axes[1].lines, axes[5].lines
+    assert len(gradient) == 7
+    assert [line.get_color() for line in nc3] == [gradient[1].get_color()]
+    assert gradient[6].get_color() == gradient[0].get_color()
+    assert gradient[6].get_linestyle() != gradient[0].get_linestyle()
+    assert [text.get_text() for text in legend.get_texts()] == [f"dim {dim}" for dim in range(7)]
+
+
+def test_groups_of_a_comparison_are_named_by_what_differs() -> None:
+    from ufm_fast.cli.draw import _group_labels
+    from ufm_fast.run_directory import RunDirectory
+
+    def run(**config: object) -> RunDirectory:
+        return RunDirectory(Path("runs/x"), config, "0")
+
+    groups = [
+        [run(loss="ce", lambda_w=0.1, seed=0), run(loss="ce", lambda_w=0.1, seed=1)],
+        [run(loss="ce", lambda_w=1, seed=0)],
+    ]
+    assert _group_labels(groups) == ["lambda-w 0.1 (2 seeds)", "lambda-w 1"]
+    assert _group_labels(groups[1:]) == ["x"]

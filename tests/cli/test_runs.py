@@ -1,0 +1,132 @@
+"""Runs that go on: resume, interruption, kills, and starts from other runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import ENDLESS, SMALL, child, printed, refused, saved, solve
+
+from ufm_fast.cli.config import RESUMABLE
+from ufm_fast.run_directory import RunDirectory
+from ufm_fast.run_state import load_state
+
+
+def test_a_resumed_run_goes_on_from_its_point(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (*SMALL, "--start", "normal", "--method", "gd", "--learning-rate", "0.1", "--json")
+    assert solve(*arguments, "--out", "whole", "--max-steps", "20") == 3
+    whole = printed(capsys)
+    assert solve(*arguments, "--out", "parts", "--max-steps", "12") == 3
+    assert solve("--resume", "parts", "--max-steps", "8", "--json") == 3
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(text)["steps"] == whole["steps"] == 20
+    assert json.loads(text)["value"] == pytest.approx(whole["value"], rel=1e-14)
+
+
+def test_an_interrupt_after_the_last_step_keeps_the_last_point(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ufm_fast.solving.certify", stop)
+        assert solve(*SMALL, "--start", "normal", "--out", "r") == 130
+    assert "--resume r" in capsys.readouterr().err
+    last = RunDirectory.open(Path("r")).records()[-1]["step"]
+    assert load_state(RunDirectory.open(Path("r")))[1].step == last > 0
+    assert solve("--resume", "r", "--quiet") == 0
+
+
+def test_a_tighter_tolerance_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--out", "r", "--tol", "1e-2", "--json") == 0
+    loose = printed(capsys)
+    assert solve("--resume", "r", "--tol", "1e-9", "--json") == 0
+    assert printed(capsys)["gradient_norm"] < loose["gradient_norm"]
+    assert RunDirectory.open(Path("r")).config["tol"] == 1e-9
+
+
+def test_resume_refuses_contradictions_and_names_what_may_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--out", "r", "--max-steps", "1", "--start", "normal", "--quiet") == 3
+    message = refused(capsys, "solve", "--resume", "r", "--lambda-w", "0.5")
+    assert "lambda_w" in message
+    assert all(name in message for name in RESUMABLE)
+    assert "--out" in refused(capsys, "solve", "--resume", "r", "--out", "s")
+    assert solve("--resume", "r", "--lambda-w", "0.01", "--method", "newton-cg", "--max-steps", "99", "--quiet") == 0
+
+
+def test_a_start_from_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--out", "r", "--quiet", "--start", "normal") == 0
+    assert solve(*SMALL, "--out", "s", "--json", "--start-from", "r") == 0
+    assert printed(capsys)["steps"] <= 1
+    np.savez("bad.npz", W=np.ones((3, 6)), H=np.ones((4, 6)))
+    assert "shape" in refused(capsys, "solve", *SMALL, "--no-plots", "--start-from", "bad.npz")
+    np.savez("nan.npz", W=np.full((4, 6), np.nan), H=np.ones((4, 6)))
+    assert "nan" in refused(capsys, "solve", *SMALL, "--start-from", "nan.npz")
+    assert "lacks" in refused(capsys, "solve", *SMALL, "--start-from", saved("w.npz", W=np.ones((4, 6))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_low_precision_is_saved_and_resumed(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--dtype", dtype, "--out", "r", "--start", "normal", "--max-steps", "3", "--quiet") in (0, 3)
+    assert load_state(RunDirectory.open(Path("r")))[0]["W"].dtype == torch.float32
+    assert solve("--resume", "r", "--max-steps", "3", "--quiet") in (0, 3)
+
+
+def _until(condition: object, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_solve_is_saved_and_finishes_on_resume(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = child("solve", *SMALL, *ENDLESS, "--log-every", "20", "--out", "r", "--json")
+    log = Path("r/metrics.jsonl")
+    _until(lambda: log.exists() and log.read_text().count("\n") > 3, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "--resume r" in err
+    result = json.loads(out)
+    assert result["outcome"] == "interrupted"
+    _, progress, _ = load_state(RunDirectory.open(Path("r")))
+    assert progress.step == result["steps"] > 20
+    assert [path.name for path in Path("r").glob(".*")] == [".lock"]
+    assert solve("--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json") == 0
+    finished = printed(capsys)
+    assert finished["value"] == pytest.approx(finished["theory"]["value"], rel=1e-9)
+    assert finished["steps"] > progress.step
+
+
+def test_a_killed_run_goes_on_from_its_last_saved_state(capsys: pytest.CaptureFixture[str]) -> None:
+    process = child("solve", *SMALL, *ENDLESS, "--log-every", "20", "--out", "r")
+    log = Path("r/metrics.jsonl")
+    _until(lambda: log.exists() and log.read_text().count("\n") > 3, process)
+    process.kill()
+    process.communicate()
+    assert RunDirectory.open(Path("r")).summary is None
+    with log.open("a") as file:
+        file.write('{"step": 99')
+    assert solve("--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json") == 0
+    assert printed(capsys)["outcome"] in ("converged", "stalled")
+    steps = [record["step"] for record in RunDirectory.open(Path("r")).records()]
+    assert steps == sorted(set(steps))
+
+
+def test_as_a_process_exit_codes_and_streams() -> None:
+    process = child("solve", "--classes", "1")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: classes")
