@@ -123,3 +123,15 @@ def test_norms():
     assert bound.value >= exact * (1 - 1e-12)
     assert bound.estimate <= exact * (1 + 1e-12)
     assert math.isfinite(bound.value)
+
+
+def test_a_free_bias_whose_column_sums_are_all_rounding_is_certified():
+    """At this optimum every column sum is a positive 1e-17: there is no deficit to share a surplus by."""
+    sets = solve(Problem(classes=3, dim=6, per_class=5, loss="pick-all", bias="free"), metrics=False)
+    assert sets.certificate.certified
+
+
+def test_one_class_alone_and_a_frozen_factor_without_penalty_have_results():
+    assert solve(Problem(counts=[5, 0, 0], dim=4)).metrics == {}
+    frozen = solve(Problem(classes=5, dim=8, freeze="w", lambda_w=0.0), start="normal")
+    assert "balancedness" not in frozen.metrics

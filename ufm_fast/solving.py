@@ -227,8 +227,8 @@ def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str
     if targets.indptr is not None:
         alone = targets.sizes() == 1
         labels, H, counts = labels[targets.indptr[:-1][alone]], H[alone], counts[alone]
-        if torch.unique(labels).numel() < 2:
-            return {}
+    if torch.unique(labels).numel() < 2:
+        return {}  # the metrics compare classes
     return collect(
         H,
         model.W,
@@ -236,8 +236,8 @@ def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str
         model.b,
         counts=counts,
         classes=problem.num_classes,
-        lambda_w=problem.lambda_w or None,
-        lambda_h=problem.lambda_h or None,
+        lambda_w=problem.lambda_w if problem.lambda_w and problem.lambda_h else None,  # a frozen factor may have none:
+        lambda_h=problem.lambda_h if problem.lambda_w and problem.lambda_h else None,  # no balancedness then
         pairwise=pairwise,
         seed=problem.seed,
     )

@@ -9,7 +9,8 @@ from .tiles import Tile, architecture_of, tile_for
 
 def descriptor(matrix, block):
     """The host-side TMA descriptor of a row-major matrix whose tiles are `block` (zero outside the matrix)."""
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), list(block))
+    stride = matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]  # torch leaves that of a single row at 1
+    return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], list(block))
 
 
 @dataclass(frozen=True)

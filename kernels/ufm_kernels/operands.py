@@ -70,8 +70,9 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
     if x.dtype in (torch.bfloat16, torch.float16):
         return x.float()  # already exact in tf32
-    bits = x.float().contiguous().view(torch.int32)
-    return ((bits + 0x1000) & -0x2000).view(torch.float32)
+    x = x.float().contiguous()
+    nearest = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return torch.where(x == x, nearest, x)  # the sum would carry a device's nan, 0x7fffffff, over into -0
 
 
 def padded(columns: int, multiple: int) -> int:
@@ -87,7 +88,10 @@ def operand(x: Tensor, dtype: torch.dtype, passes: int) -> Tensor:
         width = padded(x.shape[1], 16 // dtype.itemsize)
         fits = x.dtype == dtype and dtype != torch.float32 and x.is_contiguous() and x.data_ptr() % 16 == 0
         if width == x.shape[1]:
-            return x if fits else rounded(x, dtype).contiguous()
+            if fits:
+                return x
+            made = rounded(x, dtype).contiguous()
+            return made if made.data_ptr() % 16 == 0 else made.clone()
         copy = x.new_zeros((x.shape[0], width), dtype=dtype)
         copy[:, : x.shape[1]] = rounded(x, dtype)
         return copy

@@ -163,6 +163,14 @@ def test_three_passes_in_half_precision_hold_single_precision(driver, margin, bo
         assert error(found, wanted) < bound
 
 
+def test_operands_keep_nan_and_alignment():
+    """A device's nan has all bits set, so that adding to it wraps; a descriptor's base must be a multiple of 16 bytes."""
+    nan = torch.tensor([[0x7FFFFFFF, -1]], dtype=torch.int32, device=DEVICE).view(torch.float32)
+    assert operand(nan, torch.float32, 1).isnan()[:, :2].all()
+    shifted = torch.zeros(8 * 16 + 1, dtype=torch.bfloat16, device=DEVICE)[1:].view(16, 8)
+    assert operand(shifted, torch.bfloat16, 1).data_ptr() % 16 == 0
+
+
 @pytest.mark.parametrize("scale", [2.0**-30, 3e5, 1e8])
 def test_pairs_of_float16_share_their_scale(scale):
     """Only the product of the factors' scales counts: the larger one lends its exponent to the smaller, exactly."""

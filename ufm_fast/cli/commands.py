@@ -94,9 +94,11 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
 
     head = read_head(source, "source")
     config = RunDirectory.open(source).config if source.is_dir() else {}
+    lambdas = config.get("lambda_w"), config.get("lambda_h")
+    lambda_w, lambda_h = lambdas if all(lambdas) else (None, None)
     found = collect(
-        head.H, head.W, head.labels, head.b, counts=head.counts, lambda_w=config.get("lambda_w") or None,
-        lambda_h=config.get("lambda_h") or None, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
+        head.H, head.W, head.labels, head.b, counts=head.counts, lambda_w=lambda_w,
+        lambda_h=lambda_h, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
     )  # fmt: skip
     if json:
         report.print_json({"source": str(source), "skipped_rows": head.skipped, "metrics": found})

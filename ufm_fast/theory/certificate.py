@@ -178,7 +178,9 @@ class _SoftmaxDual(_Dual):
         level = 1.0 - self.loss.smoothing * (surplus.numel() - 1) / surplus.numel()
         # sum_r n_r g_r / N must vanish; the two sides differ by rounding, so the shares are of the surplus itself.
         self.out_flow = surplus * self.N / self.problem.counts.to(surplus.device)
-        self.in_flow = deficit / deficit.sum()
+        # Rounding may leave every sum positive at an optimum: then any shares do.
+        short = float(deficit.sum()) > 0.0
+        self.in_flow = deficit / deficit.sum() if short else torch.full_like(deficit, 1.0 / deficit.numel())
         for c, G in self._gradients():
             # theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets, ``level`` being 1_S.
             worst = float((-G[c.entry_row, c.entry_class]).max())
