@@ -83,9 +83,8 @@ def is_target(labels, row, column, rows, TARGETS: tl.constexpr):
 @triton.jit
 def round_to(x, SINGLE: tl.constexpr):
     """x rounded to nearest as the tensor cores will read it: bfloat16, or tf32 in a float32 (which they truncate)."""
-    if SINGLE:
-        nearest = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
-        rounded = tl.where(x == x, nearest, x)  # the sum would carry a nan of the device over into -0
+    if SINGLE:  # noqa: SIM108
+        rounded = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     else:
         rounded = x.to(tl.bfloat16)
     return rounded
