@@ -68,9 +68,9 @@ def with_peak(call: Callable[[], object]) -> tuple[object, int]:
     """(result of one call, peak allocation above what was there before, the result included; 0 on a CPU)."""
     if not CUDA:
         return call(), 0
-    torch.cuda.synchronize()
+    synchronise()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = call()
-    torch.cuda.synchronize()
+    synchronise()
     return result, torch.cuda.max_memory_allocated() - before

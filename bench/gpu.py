@@ -144,14 +144,14 @@ def squared_floor(N: int, K: int, d: int, mode: str) -> float:
     """Milliseconds: bytes of parameters and gradients at the rate of a copy, or flops at the rates of library products."""
     block = torch.randn(min(N, 1 << 18), d, device=DEVICE)
     moved = statistics.median([milliseconds(block.clone) for _ in range(7)]) / (2 * block.numel())
-    passes, dtype = (3, BF16) if mode == "bf16x3" else (3, FP32)
+    dtype = BF16 if mode == "bf16x3" else FP32
     square, thin = torch.randn(d, d, device=DEVICE).to(dtype), block.to(dtype)
     torch.backends.cuda.matmul.allow_tf32 = True
     product = statistics.median([milliseconds(lambda: thin @ square) for _ in range(7)])
     torch.backends.cuda.matmul.allow_tf32 = False
     double = block[: 1 << 16].double()
     gram = statistics.median([milliseconds(lambda: double.T @ double) for _ in range(7)]) / 2  # the upper half
-    flops = (N + K) * (passes * product / len(block) + gram / len(double))
+    flops = (N + K) * (3 * product / len(block) + gram / len(double))
     return max(flops, 2 * (N + K) * d * moved)
 
 
@@ -226,10 +226,8 @@ def version(name: str) -> str:
 def device_record() -> dict[str, str]:
     """Device and versions beside machine, commit and date."""
     rivals = {name: version(name) for name in ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
-    if not CUDA:
-        return {**environment(), "device": "none: a rehearsal", "capability": "", **rivals}
-    properties = torch.cuda.get_device_properties(0)
-    return {**environment(), "device": properties.name, "capability": f"{properties.major}.{properties.minor}", **rivals}
+    capability = ".".join(map(str, torch.cuda.get_device_capability())) if CUDA else ""
+    return {"device": "none: a rehearsal", **environment(), "capability": capability, **rivals}
 
 
 def read(path: Path) -> list[dict]:

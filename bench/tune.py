@@ -20,28 +20,38 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from common import write_csv
 from device import CUDA, DEVICE, interleaved, milliseconds
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
+
+from ufm_kernels.tiles import SHARED_MEMORY, Tile
+
+if TYPE_CHECKING:  # what imports triton waits for the interpreter to be asked for
+    from ufm_kernels.launch import Launch
 
 KERNELS = ("off_target", "product", "transposed")
 SHAPE, TINY = (4096, 65536), (64, 256)  # rows of a chunk and classes; what the compiling processes launch
-SHARED, REGISTERS = 232448, 128  # bytes a block; accumulator numbers a thread
+LIMIT, REGISTERS = SHARED_MEMORY[90], 128  # bytes a block; accumulator numbers a thread
 
 
-def candidates() -> list[tuple[int, ...]]:
-    """(rows, columns, depth, warps, stages, group, programs a multiprocessor) that the device can hold."""
+def candidates() -> list[Tile]:
+    """What the device can hold, two programs a multiprocessor where their shared memory fits."""
     found = []
     blocks = ((64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
     for (rows, columns), depth, warps, stages in itertools.product(blocks, (32, 64, 128), (4, 8), (2, 3, 4, 5)):
         shared = stages * (rows + columns) * depth * 2
-        if SHARED // 4 <= shared <= SHARED and rows * columns <= 32 * warps * REGISTERS:
-            found += [(rows, columns, depth, warps, stages, 8, each) for each in ((1, 2) if 2 * shared <= SHARED else (1,))]
+        if LIMIT // 4 <= shared <= LIMIT and rows * columns <= 32 * warps * REGISTERS:
+            tile = Tile(rows, columns, depth, warps, stages, tma=True)
+            found += [tile, tile._replace(programs=2)] if 2 * shared <= LIMIT else [tile]
     return found
+
+
+def name_of(tile: Tile) -> str:
+    return " ".join(str(int(x)) for x in tile)
 
 
 class Case:
@@ -61,7 +71,7 @@ class Case:
         self.out = torch.zeros(K if kernel == "transposed" else C, d, device=device)
         self.flops = 2.0 * C * K * d
 
-    def call(self, launch: object) -> torch.Tensor:
+    def call(self, launch: Launch) -> torch.Tensor:
         """One launch; returns what the kernel wrote."""
         from ufm_kernels.off_target import off_target
         from ufm_kernels.products import add_product
@@ -78,24 +88,22 @@ class Case:
             )  # fmt: skip
         return self.out
 
-    def result(self, launch: object) -> torch.Tensor:
+    def result(self, launch: Launch) -> torch.Tensor:
         self.out.zero_()
         return self.call(launch).float().clone()
 
 
-def launch_of(candidate: tuple[int, ...]) -> object:
+def launch_of(tile: Tile) -> Launch:
     from ufm_kernels.launch import Launch
-    from ufm_kernels.tiles import Tile
 
-    rows, columns, depth, warps, stages, group, each = candidate
     processors = torch.cuda.get_device_properties(0).multi_processor_count if CUDA else 2
-    return Launch(Tile(rows, columns, depth, warps, stages, tma=True, group=group), resident=each * processors)
+    return Launch(tile, tile.programs * processors)
 
 
-def compile_one(kernel: str, candidate: tuple[int, ...]) -> str:
+def compile_one(kernel: str, tile: Tile) -> str:
     """In a process of its own: compile into triton's cache. Returns the reason where that fails."""
     try:
-        Case(kernel, TINY, 128).call(launch_of(candidate))
+        Case(kernel, TINY, 128).call(launch_of(tile))
         if CUDA:
             torch.cuda.synchronize()
     except Exception as error:
@@ -107,7 +115,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return float((a - b).norm()) <= 1e-2 * float(b.norm())
 
 
-def tune(kernel: str, d: int, tiles: list[tuple[int, ...]], shape: tuple[int, int]) -> list[dict[str, object]]:
+def tune(kernel: str, d: int, tiles: list[Tile], shape: tuple[int, int]) -> list[dict[str, object]]:
     """Rows of the table: every tile once, then the best five and the present one again, side by side."""
     from ufm_kernels.launch import Launch
 
@@ -117,7 +125,7 @@ def tune(kernel: str, d: int, tiles: list[tuple[int, ...]], shape: tuple[int, in
     common = {"kernel": kernel, "rows": shape[0], "classes": shape[1], "d": d}
     rows, good = [], {}
     for tile in tiles:
-        row = {**common, "tile": " ".join(map(str, tile))}
+        row = {**common, "tile": name_of(tile)}
         try:
             right = close(case.result(launch_of(tile)), wanted)
             taken = statistics.median([milliseconds(lambda tile=tile: case.call(launch_of(tile))) for _ in range(5)])
@@ -129,21 +137,13 @@ def tune(kernel: str, d: int, tiles: list[tuple[int, ...]], shape: tuple[int, in
             good[tile] = taken
     best = sorted(good, key=good.__getitem__)[:5]
     calls: dict[str, Callable[[int], object]] = {"present": lambda _: case.call(present)}
-    calls |= {" ".join(map(str, tile)): (lambda _, tile=tile: case.call(launch_of(tile))) for tile in best}
+    calls |= {name_of(tile): (lambda _, tile=tile: case.call(launch_of(tile))) for tile in best}
     times = interleaved(calls, 3.0, 25)
     now = statistics.median(times["present"])
     for name, values in times.items():
         median = statistics.median(values)
-        rows.append(
-            {
-                **common,
-                "tile": name,
-                "ms": median,
-                "tflops": case.flops / median / 1e9,
-                "over_present": now / median,
-                "note": "final",
-            }
-        )
+        rate = {"ms": median, "tflops": case.flops / median / 1e9, "over_present": now / median}
+        rows.append({**common, "tile": name, **rate, "note": "final"})
     return rows
 
 
@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--widths", default="512,1024,4096")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 4), help="compiling processes")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes under the interpreter, without CUDA")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "tiles")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tiles")
     chosen = parser.parse_args()
     if chosen.rehearse == CUDA:
         print("bench/tune.py needs a CUDA device of capability 9.0 or newer; --rehearse is for a CPU.", file=sys.stderr)
@@ -167,14 +167,11 @@ def main() -> int:
     for kernel in chosen.kernels.split(","):
         fit = tiles
         if not chosen.rehearse:
+            builds = [tile for tile in tiles if tile.programs == 1]  # the number of programs is not compiled in
             with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn")) as pool:
-                reasons = list(pool.map(compile_one, [kernel] * len(tiles), tiles))
-            rows += [
-                {"kernel": kernel, "tile": " ".join(map(str, tile)), "note": reason}
-                for tile, reason in zip(tiles, reasons, strict=True)
-                if reason
-            ]
-            fit = [tile for tile, reason in zip(tiles, reasons, strict=True) if not reason]
+                reasons = dict(zip(builds, pool.map(compile_one, [kernel] * len(builds), builds), strict=True))
+            rows += [{"kernel": kernel, "tile": name_of(tile), "note": why} for tile, why in reasons.items() if why]
+            fit = [tile for tile in tiles if not reasons[tile._replace(programs=1)]]
         for d in widths:
             if time.monotonic() - began > 60 * chosen.minutes:
                 print(f"no time left for {kernel} at d = {d}")

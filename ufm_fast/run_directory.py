@@ -169,6 +169,8 @@ class RunDirectory:
             lock.acquire(timeout=0)
         except Timeout:
             raise InputError(f"run: another process is writing to {self.path}; wait for it or choose another --out") from None
+        except NotImplementedError:
+            pass  # a file system without locks: the stamp is all there is
         except OSError as error:
             raise InputError(f"run: can't lock {self.path} ({error.strerror or error}); choose another --out") from error
         try:

@@ -8,7 +8,7 @@ import torch
 
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.metrics import collect
+from ufm_fast.metrics import collect, penalties
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -229,6 +229,7 @@ def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str
         labels, H, counts = labels[targets.indptr[:-1][alone]], H[alone], counts[alone]
     if torch.unique(labels).numel() < 2:
         return {}  # the metrics compare classes
+    lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h)
     return collect(
         H,
         model.W,
@@ -236,8 +237,8 @@ def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str
         model.b,
         counts=counts,
         classes=problem.num_classes,
-        lambda_w=problem.lambda_w if problem.lambda_w and problem.lambda_h else None,  # a frozen factor may have none:
-        lambda_h=problem.lambda_h if problem.lambda_w and problem.lambda_h else None,  # no balancedness then
         pairwise=pairwise,
         seed=problem.seed,
+        lambda_w=lambda_w,
+        lambda_h=lambda_h,
     )

@@ -30,10 +30,10 @@ class Launch:
 
         properties = get_device_properties(operand.device)
         tile = tile_for(kernel, bits, architecture_of((properties.major, properties.minor)))
-        return cls(tile, properties.multi_processor_count if tile.tma else 0)
+        return cls(tile, tile.programs * properties.multi_processor_count if tile.tma else 0)
 
     def grid(self, tiles):
-        """One program a tile, or one a multiprocessor that walks over the tiles."""
+        """One program a tile, or as many as stay and walk over the tiles."""
         return (min(tiles, self.resident) if self.resident else tiles,)
 
     def options(self):

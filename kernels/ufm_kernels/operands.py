@@ -112,6 +112,7 @@ def logit_operands(features: Tensor, weight: Tensor, mode: Mode) -> tuple[Tensor
     if mode.balanced:
         largest = [x.abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) for x in (features, weight)]
         shift = ((largest[1].log2() - largest[0].log2()) / 2).round().clamp(-126, 126)
+        shift = torch.where(largest[0] * 0 + largest[1] * 0 == 0, shift, 0.0)  # one row of nan must not unscale the others
         features, weight = (x.float() * power_of_two(s) for x, s in ((features, shift), (weight, -shift)))
     return operand(features, mode.logits, mode.passes), operand(weight, mode.logits, mode.passes)
 

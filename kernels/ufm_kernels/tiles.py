@@ -10,7 +10,10 @@ SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}  # bytes a block may use
 
 
 class Tile(NamedTuple):
-    """Rows x columns of the output a program owns, depth of one step, and how it is scheduled."""
+    """Rows x columns of the output a program owns, depth of one step, and how it is scheduled.
+
+    With `tma` programs stay and walk over the tiles, `programs` of them a multiprocessor.
+    """
 
     rows: int
     columns: int
@@ -19,6 +22,7 @@ class Tile(NamedTuple):
     stages: int = 3
     tma: bool = False
     group: int = 8
+    programs: int = 1
 
 
 # Small enough that shapes of a few dozen are ragged in every direction.

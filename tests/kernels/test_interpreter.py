@@ -179,6 +179,12 @@ def test_pairs_of_float16_share_their_scale(scale):
     pair = logit_operands(H, W, MODES["fp16x3"])
     left, right = ((x[:, :16].double() + x[:, 64:80].double()) for x in pair)
     assert error(left @ right.T, H.double() @ W.double().T) < 1e-7
+    for bad in (float("nan"), float("inf")):
+        spoilt = torch.cat((case.features, torch.full((1, 16), bad, device=DEVICE)))
+        pair = logit_operands(spoilt, case.weight, MODES["fp16x3"])
+        left, right = ((x[:, :16].double() + x[:, 64:80].double()) for x in pair)
+        assert error(left[:-1] @ right.T, case.features.double() @ case.weight.double().T) < 1e-6
+        assert not left[-1].isfinite().any()
     zero = logit_operands(torch.zeros_like(H), W, MODES["fp16x3"])
     assert all(x.isfinite().all() for x in zero)
 

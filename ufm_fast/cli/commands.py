@@ -89,16 +89,15 @@ def _list_paths(title: str, paths: list[Path]) -> None:
 
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
-    from ufm_fast.metrics import collect
+    from ufm_fast.metrics import collect, penalties
     from ufm_fast.run_state import read_head
 
     head = read_head(source, "source")
     config = RunDirectory.open(source).config if source.is_dir() else {}
-    lambdas = config.get("lambda_w"), config.get("lambda_h")
-    lambda_w, lambda_h = lambdas if all(lambdas) else (None, None)
+    lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
     found = collect(
-        head.H, head.W, head.labels, head.b, counts=head.counts, lambda_w=lambda_w,
-        lambda_h=lambda_h, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
+        head.H, head.W, head.labels, head.b, counts=head.counts, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
+        lambda_w=lambda_w, lambda_h=lambda_h,
     )  # fmt: skip
     if json:
         report.print_json({"source": str(source), "skipped_rows": head.skipped, "metrics": found})

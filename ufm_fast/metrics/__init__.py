@@ -6,7 +6,7 @@
 
 from ufm_fast.metrics.catalogue import METRICS, Metric
 from ufm_fast.metrics.collapse import nc1_pinv, nc1_quotient, nc1_trace, nc2, nc3, nc3_papyan, nc_bias
-from ufm_fast.metrics.collect import collect
+from ufm_fast.metrics.collect import collect, penalties
 from ufm_fast.metrics.geometry import (
     balancedness,
     cosine_moments,
@@ -44,6 +44,7 @@ __all__ = [
     "nc_bias",
     "norm_variation",
     "participation_ratio",
+    "penalties",
     "self_duality",
     "stable_rank",
 ]

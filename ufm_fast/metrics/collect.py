@@ -11,6 +11,11 @@ from ufm_fast.metrics.inputs import Inputs
 from ufm_fast.metrics.pairwise import Estimate, Mode, Sampling
 
 
+def penalties(lambda_w: float | None, lambda_h: float | None) -> tuple[float | None, float | None]:
+    """Both for `collect`, or neither: a factor that is frozen without a penalty has no balancedness."""
+    return (lambda_w, lambda_h) if lambda_w and lambda_h else (None, None)
+
+
 @torch.no_grad()
 def collect(
     features: Any,
