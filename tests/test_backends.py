@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LOSS_CASES, problems, random_point, relative, simplex_logits
 
-from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, make_backend, tiled
+from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, gram, make_backend, tiled
 from ufm_fast.backends.tiled import buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
-from ufm_fast.losses import make_loss
+from ufm_fast.losses import SquaredError, make_loss
 from ufm_fast.objective import Objective
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Targets
@@ -245,3 +246,26 @@ def test_backend_names():
         make_backend("cuda")
     with pytest.raises(InputError, match="triton"):
         make_backend("triton", "cpu")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_exact_residuals_are_exact(bias):
+    """E = H W' + b - Y where all of it is rounding in float64: against rational arithmetic."""
+    generator = torch.Generator().manual_seed(3)
+    W = torch.eye(4, 5, dtype=torch.float64) + 1e-3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    b = torch.full((4,), 0.25, dtype=torch.float64) if bias else None
+    goal = torch.eye(4, dtype=torch.float64) - (0.0 if b is None else b)
+    H = torch.linalg.lstsq(W, goal.T).solution.T.contiguous() * (1 - 1e-9)
+    x = HeadInput(SquaredError(), H, W, b, Targets(torch.arange(4)), torch.full((4,), 0.25, dtype=torch.float64))
+
+    def exact(r: int, k: int) -> Fraction:
+        product = sum((Fraction(p) * Fraction(q) for p, q in zip(H[r].tolist(), W[k].tolist(), strict=True)), Fraction(0))
+        return product + (0 if b is None else Fraction(float(b[k]))) - (r == k)
+
+    found = torch.cat([E for _, E in gram.residuals(x, exact=True)])
+    own, total = gram.own_residual(x), gram.residual_sum(x)
+    for r in range(4):
+        for k in range(4):
+            assert float(abs(Fraction(float(found[r, k])) - exact(r, k))) < 1e-20
+        assert float(abs(Fraction(float(own[r])) - exact(r, r))) < 1e-20
+        assert float(abs(Fraction(float(total[r])) - sum(exact(i, r) for i in range(4)) / 4)) < 1e-20

@@ -111,6 +111,25 @@ def test_low_dimension_is_bounded_but_not_certified():
     assert not solution.certificate.certified
 
 
+@pytest.mark.parametrize("bias", ["none", "penalised", "free"])
+@pytest.mark.parametrize("lam", [1e-6, 1e-9])
+def test_squared_error_bound_stays_below_a_minimum_of_the_size_of_rounding(lam, bias):
+    """Residuals are of the order of N mu: the bound must not carry the rounding of the O(1) logits that they are left from."""
+    lambda_b = lam if bias == "penalised" else 0.0
+    problem = Problem(counts=[7, 4, 2, 1], dim=6, loss="mse", bias=bias, lambda_w=lam, lambda_h=lam, lambda_b=lambda_b)
+    objective, least = Objective(problem), closed_form(problem)
+    W, H, b = least.point()
+    if b is None and bias != "none":
+        b = torch.zeros(4, dtype=torch.float64)
+    best = objective.from_model(W, H, b)
+    for seed in range(300):
+        x = best.axpy(1.0, random_point(objective, seed, 10.0 ** -(seed % 15)))
+        certificate = certify(problem, objective.rows, objective.to_model(x))
+        assert certificate.lower_bound <= least.value * (1 + 1e-13)
+        assert certificate.value >= least.value * (1 - 1e-13)
+        assert certificate.kind == "exact"
+
+
 def test_norms():
     generator = torch.Generator().manual_seed(1)
     G = torch.randn(40, 30, dtype=torch.float64, generator=generator)

@@ -265,3 +265,17 @@ def test_make_solver_knows_every_method():
     mse = Problem(classes=3, dim=3, loss="mse")
     for name in METHODS:
         assert make_solver(mse, name).max_steps > 0
+
+
+@pytest.mark.parametrize("bias", ["none", "penalised", "free"])
+@pytest.mark.parametrize("lam", [1e-5, 1e-7])
+def test_squared_error_with_tiny_penalties_reaches_its_minimum_from_a_random_start(lam, bias):
+    """The minimum falls with lambda: the value must not be a difference of O(1) terms there."""
+    penalties = {"lambda_w": lam, "lambda_h": lam, "lambda_b": lam if bias == "penalised" else 0.0}
+    problem = Problem(counts=[100, 20, 5], dim=8, loss="mse", bias=bias, **penalties)
+    solution = solve(problem, start="normal", metrics=False)
+    assert solution.success
+    assert solution.value == pytest.approx(solution.theory.value, rel=1e-12)
+    assert solution.certificate.value == pytest.approx(solution.value, rel=1e-12)
+    assert solution.certificate.relative_gap < 1e-9
+    assert solution.certificate.lower_bound <= solution.theory.value * (1 + 1e-14)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
+from ufm_fast.backends.gram import by_residuals
 from ufm_fast.errors import InputError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -148,6 +150,15 @@ class Objective:
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
             gradient.H.mul_(self.logit_scale)
+
+    @cached_property
+    def value_floor(self) -> float:
+        """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
+        exact = (
+            self.problem.loss.name != "mse"
+            or by_residuals(self.targets, self.problem.num_classes, self.problem.dim) is not None
+        )
+        return 0.0 if exact else 1e-15
 
     # ---- scales that stopping rules compare with ----------------------------------------------------------------------
 

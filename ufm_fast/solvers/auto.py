@@ -23,7 +23,7 @@ class LBFGSThenNewton:
 
     name = "lbfgs+newton-cg"
 
-    def __init__(self, history: int = 10, max_steps: int = 5000) -> None:
+    def __init__(self, history: int = 10, max_steps: int = 20000) -> None:
         self.first, self.second = LBFGS(history), NewtonCG()
         self.max_steps = max_steps
 

@@ -57,7 +57,7 @@ def rounding(objective: Objective, value: float) -> float:
     dtype = objective.problem.torch_dtype
     eps = torch.finfo(dtype).eps
     # Sums run in float64, so only the products' rounding is the dtype's, and it averages out over the terms.
-    return abs(value) * (1e-13 if dtype == torch.float64 else 0.1 * eps)
+    return abs(value) * (1e-13 if dtype == torch.float64 else 0.1 * eps) + objective.value_floor
 
 
 def gradient_floor(objective: Objective, point: Point) -> float:

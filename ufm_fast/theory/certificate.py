@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufm_fast.backends import gram
 from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.tiled import Chunk, TiledBackend, available_bytes, out_of_memory
 from ufm_fast.losses import Focal, SoftmaxLoss
@@ -95,7 +96,8 @@ def _theta(norm: NormBound, mu: float) -> float:
 
 def _finish(kind: str, value: float, bound: float, ratio: float | None, failure: float = 0.0) -> Certificate:
     # The penalties and data terms are non-negative, so zero is a lower bound too.
-    bound = max(bound, 0.0) if kind != "none" else bound
+    # Rounding may put the bound above the value by an eps: the value is no less than the minimum either.
+    bound = min(max(bound, 0.0), value) if kind != "none" else bound
     gap = (value - bound) / value if value > 0 else 0.0
     return Certificate(kind, kind != "none" and gap <= TOLERANCE, value, bound, gap, ratio, failure)
 
@@ -314,20 +316,12 @@ class _SquaredDual(_Dual):
 
     def __init__(self, problem: Problem, head: HeadInput, counts: Tensor) -> None:
         super().__init__(problem, head, counts)
-        ones = torch.ones(counts.numel(), 1, dtype=torch.float64, device=counts.device)
-        products = self.backend.logit_products(head, None, ones)[1]
-        assert products is not None
-        self.column_sum = products[:, 0]
+        self.column_sum = gram.residual_sum(head)
         self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
 
     def blocks(self) -> Iterator[Tensor]:
-        H, W, b, y = self.head.features, self.head.weight, self.head.bias, self.head.targets.indices
-        shift = self.shift if b is None else self.shift - b
-        for start in range(0, H.shape[0], 4096):
-            part = slice(start, start + 4096)
-            G = H[part] @ W.T - shift
-            G[torch.arange(G.shape[0], device=G.device), y[part]] -= 1.0
-            yield G.mul_(self.root[part, None])
+        for part, G in gram.residuals(self.head, exact=True):
+            yield G.sub_(self.shift).mul_(self.root[part, None])
 
     def forward(self, X: Tensor) -> Tensor:
         unit = HeadInput(self.head.loss, *self._parts(), self.head.targets, self.root)
@@ -345,11 +339,8 @@ class _SquaredDual(_Dual):
         return self.head.features, self.head.weight, self.head.bias
 
     def lower_bound(self, theta: float) -> float:
-        H, W, b, y = self.head.features, self.head.weight, self.head.bias, self.head.targets.indices
-        own = (H * W.index_select(0, y)).sum(1) - 1.0
-        if b is not None:
-            own = own + b[y]
-        along = float(self.head.row_weight @ (own - self.shift[y]))  # <G, Y>
+        own = gram.own_residual(self.head) - self.shift[self.head.targets.indices]
+        along = float(self.head.row_weight @ own)  # <G, Y>
         squares = float(self.head.row_weight @ self.backend.losses(self.head)) - 0.5 * float(self.shift.square().sum())
         quadratic = squares + self.bias_drop(self.column_sum)
         # The bound is a concave parabola in theta: its top, where |G| allows.
