@@ -151,6 +151,11 @@ def test_a_free_bias_whose_column_sums_are_all_rounding_is_certified():
 
 
 def test_one_class_alone_and_a_frozen_factor_without_penalty_have_results():
-    assert solve(Problem(counts=[5, 0, 0], dim=4)).metrics == {}
-    frozen = solve(Problem(classes=5, dim=8, freeze="w", lambda_w=0.0), start="normal")
-    assert "balancedness" not in frozen.metrics
+    alone = solve(Problem(counts=[5, 0, 0], dim=4)).metrics
+    assert "nc2_classifier" in alone  # the classifier's own
+    assert "nc1_pinv" not in alone
+    for freeze in ("w", "h"):
+        for loss in ("ce", "mse"):
+            frozen = solve(Problem(classes=5, dim=8, loss=loss, freeze=freeze, **{f"lambda_{freeze}": 0.0}))
+            assert frozen.certificate.certified
+            assert "balancedness" not in frozen.metrics

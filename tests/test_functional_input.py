@@ -118,6 +118,8 @@ def test_many_heads_go_with_cross_entropy_only(name: str) -> None:
         (Targets(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3, 7])), "indptr must end at"),
         (TargetSets.create([0, 1, 2, 3, 4], [0, 1, 2, 3], 5, [1, 1, 2, 1]), "counts other than 1"),
         (7, "target must be Targets"),
+        ([[0.5], [1], [2], [3]], "target must hold integers"),
+        ([[0], ["a"], [2], [3]], "target must hold integers"),
     ],
 )
 def test_pick_all_refuses(target: Any, message: str) -> None:
@@ -139,6 +141,8 @@ def test_pick_all_refuses(target: Any, message: str) -> None:
         ({"lambda_h": "big"}, "lambda_h must be a number"),
         ({"row_weight": torch.ones(3)}, r"row_weight must have shape \(4,\)"),
         ({"row_weight": Y}, "row_weight must be float64"),
+        ({"row_weight": torch.tensor([1.0, float("nan"), 1.0, 1.0])}, "row_weight must be finite"),
+        ({"loss": 5}, "loss must be a name or a loss object"),
         ({"targets": Y[:2]}, r"targets must have shape \(4,\)"),
         ({"targets": Y + 2}, r"targets must lie in \[0, 5\)"),
         ({"targets": P}, "targets must"),

@@ -130,10 +130,16 @@ def test_points_lift_to_samples() -> None:
     assert "rows=4" in repr(model)
 
 
+def test_frozen_features_are_one_a_sample() -> None:
+    assert UFM(problem(freeze="h")).reduce == "none"
+    with pytest.raises(InputError, match="merges the features"):
+        UFM(problem(freeze="h"), reduce="classes")
+
+
 def test_ufm_refuses() -> None:
     with pytest.raises(InputTypeError, match="problem must be a Problem, got int"):
         UFM(3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="reduce must be auto, classes or none"):
+    with pytest.raises(InputError, match="reduce must be one of auto, classes, none"):
         UFM(problem(), reduce="rows")
     with pytest.raises(InputError, match="start must be one of"):
         UFM(problem(), start="zero")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.losses import CrossEntropy, Focal
 from ufm_fast.problem import Problem
 from ufm_fast.targets import TargetSets
 
@@ -56,6 +57,21 @@ BASE = {"classes": 4, "dim": 3}
         ({"device": "tpu"}, "device"),
         ({"freeze": "b"}, "freeze must be one of"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 10**23}, "seed must be at most"),
+        ({"classes": 10**12}, "classes must be at most"),
+        ({"dim": 10**12}, "dim must be at most"),
+        ({"per_class": 10**16}, "per_class must be at most"),
+        ({"counts": [2**62] * 4}, "counts must sum to at most"),
+        ({"counts": [[1], [2, 3]]}, "counts must hold integers"),
+        ({"counts": "abcd"}, "counts must hold integers"),
+        ({"labels": [0, 10**12], "classes": None}, r"labels must lie in \[0, "),
+        ({"lambda_w": 1e-170}, "lambda_w must be 0 or lie in"),
+        ({"lambda_h": 1e170}, "lambda_h must be 0 or lie in"),
+        ({"smoothing": "a"}, "smoothing must be a number"),
+        ({"gamma": "a", "loss": "focal"}, "gamma must be a number"),
+        ({"gamma": True, "loss": "focal"}, "gamma must be a number"),
+        ({"loss": CrossEntropy(), "smoothing": 0.1}, "set them in the loss object"),
+        ({"loss": Focal(), "gamma": 5.0}, "set them in the loss object"),
     ],
 )
 def test_bad_input_is_named(change, words):
@@ -88,6 +104,22 @@ def test_label_files(tmp_path):
             Problem(dim=2, labels=path)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8])
+def test_any_integer_dtype_is_taken(kind):
+    labels = np.array([2, 0, 1, 2], dtype=kind)
+    assert Problem(dim=2, labels=labels).counts.tolist() == [1, 1, 2]
+    assert Problem(dim=2, counts=labels).counts.tolist() == [2, 0, 1, 2]
+    assert Problem(dim=2, labels=torch.from_numpy(labels)).num_classes == 3
+    assert Problem(dim=kind(2), classes=kind(3), lambda_w=np.float32(0.5)).lambda_w == 0.5
+
+
+def test_frozen_features_are_not_merged():
+    frozen, free = Problem(**BASE, freeze="h"), Problem(**BASE)
+    assert (frozen.reduction(), free.reduction(), free.reduction("none")) == ("none", "classes", "none")
+    with pytest.raises(InputError, match="reduce classes merges the features"):
+        frozen.reduction("classes")
+
+
 @pytest.mark.parametrize(("name", "least"), [("digits", 10), ("glyphs", 3000)])
 def test_real_data_sets(name, least):
     problem = Problem(dim=4, labels=name)
@@ -108,6 +140,9 @@ def test_real_data_sets(name, least):
         ([0.0, 1.0], [0], None, "must hold integers"),
         ([0, 1], [0], [0], "positive integers"),
         ([0, 1], [0], [1, 2], "positive integers"),
+        ([0, 1], [[0], [1, 2]], None, "indices must hold integers"),
+        (None, [0], None, "indptr must hold integers"),
+        ([0, 1], [0], [2**62 + 2**54], "counts must sum to at most"),
     ],
 )
 def test_bad_target_sets(indptr, indices, counts, words):

@@ -195,11 +195,32 @@ def test_spectral_start_is_the_minimiser_for_equal_counts():
         ({"method": "gd", "learning_rate": -1.0}, "learning_rate must be > 0"),
         ({"method": "momentum", "momentum": 1.0}, "momentum must lie"),
         ({"method": "gd", "history": 3}, "history goes with"),
+        ({"method": "gd", "learning_rate": float("inf")}, "learning_rate must be a finite number"),
+        ({"history": 1.5}, "history must be a whole number"),
+        ({"history": 0}, "history must be > 0"),
+        ({"tol": "a"}, "tol must be a number"),
+        ({"max_steps": "a"}, "max_steps must be a whole number"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number"),
+        ({"log_every": 1.5}, "log_every must be a whole number"),
+        ({"initial": (1, 2)}, "initial must be a Point of torch tensors"),
+        ({"initial": Point([[0.0]], [[0.0]])}, "initial must be a Point of torch tensors"),
     ],
 )
 def test_bad_options_are_named(options, words):
     with pytest.raises(InputError, match=words):
         solve(Problem(classes=3, dim=3), **options)
+
+
+def test_solve_takes_problems_only():
+    with pytest.raises(InputError, match="problem must be a Problem, got int"):
+        solve(5)
+
+
+@pytest.mark.parametrize("method", ["gd", "momentum", "adam"])
+def test_steps_too_small_to_see_are_no_stall_at_rounding(method):
+    solution = solve(Problem(classes=4, dim=5), start="normal", method=method, learning_rate=1e-16, max_steps=700)
+    assert solution.outcome is Outcome.MAX_STEPS
+    assert solution.gradient_norm > 0.01
 
 
 @pytest.mark.parametrize(

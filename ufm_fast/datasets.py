@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError
 
 
@@ -51,7 +52,7 @@ def load_labels(source: str | Path) -> Tensor:
     array = load_npy(Path(source), "labels", f"a .npy file or one of {', '.join(DATASETS)}")
     if array.ndim != 1 or array.size == 0:
         raise InputError(f"labels in {source} must be a vector with at least one entry, got shape {array.shape}")
-    return integer_tensor(array, f"labels in {source}")
+    return integers(array, f"labels in {source}")
 
 
 def load_npy(path: Path, name: str, allowed: str = "a .npy file") -> np.ndarray:
@@ -60,17 +61,8 @@ def load_npy(path: Path, name: str, allowed: str = "a .npy file") -> np.ndarray:
         raise InputError(f"{name} must be {allowed}; there is no file {path}")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy's parser of a damaged header raises whatever it runs into
         raise InputError(f"{name}: {path} is not a readable .npy file ({error}); write it with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{name}: {path} holds several arrays; save the one that is meant with numpy.save")
     return array
-
-
-def integer_tensor(array: np.ndarray, name: str) -> Tensor:
-    """int64 tensor of an integer array. Errors: InputError for floats, booleans and values beyond int64."""
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{name} must hold integers, got {array.dtype}; convert them with array.astype('int64')")
-    if array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise InputError(f"{name} holds values beyond int64")
-    return torch.from_numpy(array.astype(np.int64))

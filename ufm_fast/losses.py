@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import number
 from ufm_fast.errors import InputError
 from ufm_fast.targets import Targets
 
@@ -56,7 +57,7 @@ class CrossEntropy(SoftmaxLoss):
     """
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.smoothing < 1.0:
+        if not 0.0 <= number(self.smoothing, "smoothing") < 1.0:
             raise InputError(f"smoothing must lie in [0, 1), got {self.smoothing}")
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
@@ -77,7 +78,7 @@ class Focal(SoftmaxLoss):
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma < float("inf"):
+        if number(self.gamma, "gamma") < 0.0:
             raise InputError(f"gamma must be a finite number >= 0, got {self.gamma}")
         if self.smoothing:
             raise InputError("smoothing goes with the cross-entropy only; drop smoothing or choose loss ce")

@@ -48,8 +48,6 @@ class UFM(nn.Module):
         super().__init__()
         if not isinstance(problem, Problem):
             raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
-        if reduce not in ("auto", "classes", "none"):
-            raise InputError(f"reduce must be auto, classes or none; got {reduce!r}")
         objective = Objective(problem, reduce=reduce, variables="raw")
         self.problem, self.reduce = problem, objective.reduce
         self._loss, self._parameter = loss_arguments(problem.loss)

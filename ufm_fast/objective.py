@@ -51,7 +51,7 @@ class Objective:
             raise InputError(f"variables must be one of {', '.join(VARIABLES)}; got {variables!r}")
         self.problem = problem
         self.backend: Backend = TiledBackend() if backend is None else backend
-        self.reduce = "classes" if reduce == "auto" else reduce
+        self.reduce = problem.reduction(reduce)
         self.variables = variables
         self.rows: Rows = problem.rows(self.reduce)
         device = torch.device(problem.device)

@@ -89,7 +89,7 @@ def make_plan(
         raise InputError(f"method must be one of auto, {', '.join(METHOD_VECTORS)}; got {method!r}")
     if history is not None and history < 1:
         raise InputError(f"history must be at least 1, got {history}")
-    chosen = "classes" if reduce == "auto" else reduce
+    chosen = problem.reduction(reduce)
     K, d, N = problem.num_classes, problem.dim, problem.num_samples
     reduced = problem.rows("classes").number
     R = reduced if chosen == "classes" else N

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import MOST, integers, number, whole
 from ufm_fast.datasets import load_labels
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.losses import Loss, make_loss
@@ -20,6 +19,11 @@ from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 BIASES = ("none", "penalised", "free")
 FREEZES = (None, "w", "h")
+REDUCTIONS = ("auto", "classes", "none")
+#: Beyond these no machine holds the vectors; a number that large is a slip.
+MOST_CLASSES, MOST_DIM = 2**31 - 1, 2**31 - 1
+#: Products of two penalties stay normal numbers down to here.
+LEAST_PENALTY = 1e-100
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,14 +67,16 @@ class Problem:
     _labels: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._set("dim", _whole(self.dim, "dim", 1))
-        self._set("seed", _whole(self.seed, "seed", 0))
+        self._set("dim", whole(self.dim, "dim", 1, MOST_DIM))
+        self._set("seed", whole(self.seed, "seed", 0))
         if self.classes is not None:
-            self._set("classes", _whole(self.classes, "classes", 2))
+            self._set("classes", whole(self.classes, "classes", 2, MOST_CLASSES))
         if isinstance(self.loss, str):
             self._set("loss", make_loss(self.loss, smoothing=self.smoothing, gamma=self.gamma))
         elif not isinstance(self.loss, Loss):
             raise InputTypeError(f"loss must be a name or a loss object, got {type(self.loss).__name__}")
+        elif self.smoothing or self.gamma is not None:
+            raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
         self._check_choices()
         self._check_data()
         self._check_penalties()
@@ -107,24 +113,26 @@ class Problem:
             labels = load_labels(self.labels) if _is_path(self.labels) else _vector(self.labels, "labels")
             if labels.numel() == 0:
                 raise InputError("labels must hold at least one sample")
-            labels = check_labels(labels, self.classes or 1 << 62).cpu()
+            labels = check_labels(labels, self.classes or MOST_CLASSES)
             self._set_classes(int(labels.max()) + 1)
             self._set("_labels", labels)
             self._set("counts", torch.bincount(labels, minlength=self.num_classes))
         elif self.counts is not None:
             counts = _vector(self.counts, "counts")
-            if counts.is_floating_point() or counts.dtype == torch.bool:
-                raise InputTypeError(f"counts must hold integers, got {counts.dtype}")
             self._set_classes(counts.numel())
-            self._set("counts", counts.to(torch.int64).cpu())
+            self._set("counts", counts)
             if counts.numel() != self.num_classes:
                 raise InputError(f"counts has {counts.numel()} entries but classes is {self.num_classes}; make them agree")
-            if bool((counts < 0).any()) or int(counts.sum()) == 0:
+            if bool((counts < 0).any()) or not bool(counts.any()):
                 raise InputError("counts must be non-negative with at least one sample in all")
+            if float(counts.double().sum()) > MOST:
+                raise InputError(f"counts must sum to at most {MOST} samples, got {float(counts.double().sum()):.3g}")
         else:
-            n = _whole(self.per_class, "per_class", 1)
+            n = whole(self.per_class, "per_class", 1)
             if self.classes is None:
                 raise InputError("classes is needed beside per_class; give the number of classes K >= 2")
+            if n * self.num_classes > MOST:
+                raise InputError(f"per_class times classes must be at most {MOST} samples, got {n * self.num_classes:.3g}")
             self._set("counts", torch.full((self.num_classes,), n, dtype=torch.int64))
         if self.target_sets is None and getattr(self.loss, "multi_label", False):
             y = torch.nonzero(self.counts).reshape(-1)
@@ -155,12 +163,12 @@ class Problem:
 
     def _check_penalties(self) -> None:
         for name in ("lambda_w", "lambda_h", "lambda_b"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputTypeError(f"{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or value < 0:
+            value = number(getattr(self, name), name)
+            if value < 0:
                 raise InputError(f"{name} must be a finite number >= 0, got {value}")
-            self._set(name, float(value))
+            if value != 0 and not LEAST_PENALTY <= value <= 1 / LEAST_PENALTY:
+                raise InputError(f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {1 / LEAST_PENALTY:g}], got {value}")
+            self._set(name, value)
         for name, frozen in (("lambda_w", "w"), ("lambda_h", "h")):
             if getattr(self, name) == 0 and self.freeze != frozen:
                 raise InputError(f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or freeze {frozen}")
@@ -199,6 +207,16 @@ class Problem:
             return self._labels
         return torch.repeat_interleave(torch.arange(self.num_classes), self.counts)
 
+    def reduction(self, reduce: str = "auto") -> str:
+        """What ``reduce`` means here, 'classes' or 'none'. Frozen features are given one a sample, and merging would change
+        them: 'auto' is 'none' there, and 'classes' otherwise. Errors: InputError for another name, or 'classes' there.
+        """
+        if reduce not in REDUCTIONS:
+            raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
+        if self.freeze == "h" and reduce == "classes":
+            raise InputError("reduce classes merges the features that freeze h holds fixed; use reduce none")
+        return ("none" if self.freeze == "h" else "classes") if reduce == "auto" else reduce
+
     def rows(self, reduce: str = "classes") -> Rows:
         """Rows to solve on. 'classes': one row for each non-empty class (or distinct target set), exact because samples
         with equal targets have equal features at a minimum. 'none': one row a sample.
@@ -232,23 +250,12 @@ class Problem:
         return Rows(Targets(indices, pointer), torch.ones(sample_set.numel(), dtype=torch.int64))
 
 
-def _whole(value: object, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InputTypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
 def _is_path(value: object) -> bool:
     return isinstance(value, str) or hasattr(value, "__fspath__")
 
 
-def _vector(values: Tensor | np.ndarray | Sequence[int], name: str) -> Tensor:
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputTypeError(f"{name} must be a vector of integers ({error})") from error
-    if tensor.ndim != 1:
-        raise InputError(f"{name} must be a vector, got shape {tuple(tensor.shape)}")
-    return tensor
+def _vector(values: object, name: str) -> Tensor:
+    vector = integers(values, name).cpu()
+    if vector.ndim != 1:
+        raise InputError(f"{name} must be a vector, got shape {tuple(vector.shape)}")
+    return vector

@@ -213,7 +213,7 @@ class RunDirectory:
                 record = json.loads(line)
             except ValueError:
                 record = None
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            if not _is_record(record):
                 raise InputError(f"run: line {number} of {path} is not a log record; the file was damaged")
             found.append(record)
         return found
@@ -249,6 +249,13 @@ def refuse_occupied(path: Path, digest: str) -> None:
     if RunDirectory.open(path).hash == digest:
         raise InputError(f"out: {path} holds this very run; go on with --resume {path} or choose another --out")
     raise InputError(f"out: {path} holds a run with another configuration; choose another --out")
+
+
+def _is_record(content: Any) -> bool:
+    """A log record: a whole step, and numbers or null under every other name."""
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+        return False
+    return all(value is None or isinstance(value, (int, float)) for value in content.values())
 
 
 def _pretty(content: Mapping[str, Any]) -> str:

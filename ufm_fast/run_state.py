@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError
 from ufm_fast.point import Point
-from ufm_fast.problem import Problem
+from ufm_fast.problem import MOST_CLASSES, Problem
 from ufm_fast.run_directory import RunDirectory, atomic
 from ufm_fast.targets import TargetSets
 
@@ -140,7 +140,7 @@ def read_npz(path: Path, name: str) -> Tensors:
         # Opened here: numpy leaves its own file open where the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {key: torch.from_numpy(np.ascontiguousarray(content[key])) for key in content.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip, zlib and numpy's parser raise whatever a damaged file leads them to
         raise InputError(f"{name}: {path} is not a readable .npz file ({error}); write it with numpy.savez") from error
 
 
@@ -152,11 +152,11 @@ def read_target_sets(path: Path, classes: int | None) -> TargetSets:
     missing = [key for key in ("indptr", "indices") if key not in arrays]
     if missing:
         raise InputError(f"targets: {path} lacks {' and '.join(missing)}; save both with numpy.savez")
-    indices = arrays["indices"]
+    indices = integers(arrays["indices"], f"targets: indices in {path}")
+    if indices.numel() == 0:
+        raise InputError(f"targets: indices in {path} must hold at least one class")
     if classes is None:
-        if indices.numel() == 0 or indices.is_floating_point():
-            raise InputError(f"targets: indices in {path} must be integers, at least one")
-        classes = max(int(indices.max()) + 1, 2)
+        classes = min(max(int(indices.max()) + 1, 2), MOST_CLASSES)
     return TargetSets.create(arrays["indptr"], indices, classes, arrays.get("counts"))
 
 

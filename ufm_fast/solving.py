@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ufm_fast.arguments import number, whole
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics import collect, penalties
@@ -47,8 +48,10 @@ def make_solver(
     ):
         if value is not None and method not in methods:
             raise InputError(f"{name} goes with method {' or '.join(methods)}, not {method}; drop it")
-        if value is not None and not value > 0:
+        if value is not None and not number(value, name) > 0:
             raise InputError(f"{name} must be > 0, got {value}")
+    if history is not None:
+        whole(history, "history", 1)
     if momentum is not None and momentum >= 1:
         raise InputError(f"momentum must lie in (0, 1), got {momentum}")
     beta = 0.9 if momentum is None else momentum
@@ -103,19 +106,19 @@ def solve(
 
     Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape.
     """
-    if not 0 < tol < 1:
+    if not isinstance(problem, Problem):
+        raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
+    if not 0 < number(tol, "tol") < 1:
         raise InputError(f"tol must lie in (0, 1), got {tol}")
-    if max_steps is not None and max_steps < 0:
-        raise InputError(f"max_steps must be >= 0, got {max_steps}")
-    if log_every is not None and log_every < 1:
-        raise InputError(f"log_every must be at least 1, got {log_every}")
-    if reduce not in ("auto", "classes", "none"):
-        raise InputError(f"reduce must be auto, classes or none; got {reduce!r}")
+    if max_steps is not None:
+        whole(max_steps, "max_steps", 0)
+    if log_every is not None:
+        whole(log_every, "log_every", 1)
     solver = make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
     objective = Objective(
         problem,
         backend=make_backend(backend, problem.device, problem.torch_dtype),
-        reduce=_reduction(problem, reduce),
+        reduce=reduce,
         variables=variables,
     )
     objective.evaluations = previous_evaluations
@@ -139,15 +142,6 @@ def solve(
         )  # fmt: skip
 
 
-def _reduction(problem: Problem, reduce: str) -> str:
-    # Frozen features are given one a sample: merging rows would change them.
-    if problem.freeze == "h":
-        if reduce == "classes":
-            raise InputError("reduce classes merges the features that freeze h holds fixed; use reduce none")
-        return "none"
-    return "classes" if reduce == "auto" else reduce
-
-
 def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
     if theory is None:
         raise InputError("method closed-form: no closed form is known for this problem; use method auto")
@@ -167,6 +161,8 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
 
 def _given_start(objective: Objective, point: Point) -> Point:
     problem, rows = objective.problem, objective.rows.number
+    if not isinstance(point, Point) or not all(isinstance(part, torch.Tensor) for part in point.parts()):
+        raise InputTypeError("initial must be a Point of torch tensors: Point(W, H, b), with torch.as_tensor around arrays")
     device = torch.device(problem.device)
     if tuple(point.W.shape) != (problem.num_classes, problem.dim):
         raise InputError(f"the start's W must have shape {(problem.num_classes, problem.dim)}, got {tuple(point.W.shape)}")
@@ -227,15 +223,14 @@ def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str
     if targets.indptr is not None:
         alone = targets.sizes() == 1
         labels, H, counts = labels[targets.indptr[:-1][alone]], H[alone], counts[alone]
-    if torch.unique(labels).numel() < 2:
-        return {}  # the metrics compare classes
+    alone = torch.unique(labels).numel() < 2  # metrics of features compare classes; the classifier has its own
     lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h)
     return collect(
-        H,
+        None if alone else H,
         model.W,
-        labels,
+        None if alone else labels,
         model.b,
-        counts=counts,
+        counts=None if alone else counts,
         classes=problem.num_classes,
         pairwise=pairwise,
         seed=problem.seed,

@@ -61,9 +61,11 @@ def levels(objective: Objective) -> Tensor:
     """Logit gap of each row at the minimum of the balanced problem with its count, float64 (R,)."""
     problem, K = objective.problem, objective.problem.num_classes
     counts = objective.rows.counts.double()
+    # A frozen factor may have no penalty: its level is that of equal ones.
+    strength = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h)) / counts.sqrt()
     if problem.loss.name == "mse":
-        return (1.0 - problem.num_samples * problem.mu / counts.sqrt()).clamp_min(1e-2)
-    off = problem.num_samples * problem.mu / (counts.sqrt() * K) + problem.loss.smoothing / K
+        return (1.0 - strength).clamp_min(1e-2)
+    off = strength / K + problem.loss.smoothing / K
     return torch.log1p((1.0 - K * off.clamp_max(0.9 / K)) / off.clamp_max(0.9 / K))
 
 

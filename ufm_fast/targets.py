@@ -8,9 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ufm_fast.errors import InputError, InputTypeError
-
-_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+from ufm_fast.arguments import MOST, integers
+from ufm_fast.errors import InputError
 
 
 def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
@@ -18,9 +17,7 @@ def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
 
     Errors: InputTypeError for a non-integer dtype, InputError for a value out of range. No kernel indexes before this.
     """
-    if labels.dtype not in _INTEGERS:
-        raise InputTypeError(f"{name} must hold integers, got {labels.dtype}; convert them with labels.long()")
-    labels = labels.to(torch.int64)
+    labels = integers(labels, name)
     if labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
@@ -80,10 +77,10 @@ class TargetSets:
     @classmethod
     def create(cls, indptr: object, indices: object, classes: int, counts: object | None = None) -> TargetSets:
         """Check and build. Errors: InputError / InputTypeError naming the array and the mend."""
-        pointer = _integers(indptr, "indptr")
+        pointer = integers(indptr, "indptr").cpu()
         if pointer.ndim != 1 or pointer.numel() < 2 or int(pointer[0]) != 0:
             raise InputError("indptr must be a vector that starts at 0 and has one entry more than there are rows")
-        entries = check_labels(_integers(indices, "indices"), classes, "indices")
+        entries = check_labels(integers(indices, "indices").cpu(), classes, "indices")
         if entries.ndim != 1 or int(pointer[-1]) != entries.numel():
             raise InputError(f"indptr must end at the length of indices, {entries.numel()}, got {int(pointer[-1])}")
         sizes = pointer[1:] - pointer[:-1]
@@ -95,9 +92,11 @@ class TargetSets:
         key = torch.sort(rows * classes + entries).values
         if bool((key[1:] == key[:-1]).any()):
             raise InputError("indices names a class twice in one row; list each class of a target set once")
-        repeats = torch.ones_like(sizes) if counts is None else _integers(counts, "counts")
+        repeats = torch.ones_like(sizes) if counts is None else integers(counts, "counts").cpu()
         if repeats.shape != sizes.shape or bool((repeats < 1).any()):
             raise InputError(f"counts must hold {sizes.numel()} positive integers, one for each target set")
+        if float((repeats.double() * sizes).sum()) > MOST:
+            raise InputError(f"counts must sum to at most {MOST} entries of samples")
         return cls(pointer, key - rows * classes, repeats)
 
     @property
@@ -114,13 +113,6 @@ class TargetSets:
         merged = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         flat = torch.tensor([k for members in order for k in members])
         return TargetSets(merged, flat, counts), index
-
-
-def _integers(values: object, name: str) -> Tensor:
-    tensor = torch.as_tensor(values)
-    if tensor.dtype not in _INTEGERS:
-        raise InputTypeError(f"{name} must hold integers, got {tensor.dtype}")
-    return tensor.to(torch.int64).cpu()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import SMALL, refused, saved, solve
+from command_line import SMALL, printed, refused, saved, solve
+
+from ufm_fast.cli import main
 
 BAD = {
     "loss": (("--loss", "hinge"), ("loss", "ce")),
@@ -58,6 +61,19 @@ BAD = {
     "missing run": (("--resume", "no"), ("resume",)),
     "alternating ce": (("--method", "alternating"), ("alternating",)),
     "empty class, free bias": (("--counts", "3,0,2", "--bias", "free"), ("bias",)),
+    "classes beyond memory": (("--classes", "1000000000000"), ("classes", "at most")),
+    "classes beyond integers": (("--classes", "1" + "0" * 23), ("classes", "at most")),
+    "dimension beyond memory": (("--dim", "1000000000000"), ("dim", "at most")),
+    "a matrix beyond memory": (("--classes", "1000000", "--dim", "2000000000", "--start", "normal"), ("memory", "plan")),
+    "samples beyond float64": (("--per-class", "9" * 16), ("per_class", "at most")),
+    "samples beyond integers": (("--per-class", "1" + "0" * 23), ("per_class", "at most")),
+    "seed beyond integers": (("--seed", "1" + "0" * 23), ("seed", "at most")),
+    "counts that wrap": (("--counts", "9223372036854775807,9223372036854775807"), ("counts", "sum")),
+    "counts beyond int64": (("--counts", "1,1" + "0" * 23), ("counts",)),
+    "tiny penalties": (("--lambda-w", "1e-170", "--lambda-h", "1e-170"), ("lambda_w", "1e-100")),
+    "huge penalty": (("--lambda-w", "1e200"), ("lambda_w", "1e+100")),
+    "infinite learning rate": (("--method", "gd", "--learning-rate", "inf"), ("learning_rate", "finite")),
+    "frozen features merged": (("--freeze", "h", "--reduce", "classes"), ("reduce", "freeze")),
 }
 
 
@@ -79,8 +95,16 @@ def test_bad_label_files(capsys: pytest.CaptureFixture[str]) -> None:
     whole = Path("large.npy").read_bytes()
     Path("cut.npy").write_bytes(whole[: len(whole) - 5])
     Path("empty.npy").write_bytes(b"")
-    for name in ("float", "matrix", "negative", "objects", "cut", "empty"):
+    np.save("far.npy", np.array([0, 10**12]))
+    np.save("unsigned.npy", np.array([0, 2**63], dtype=np.uint64))
+    np.save("complex.npy", np.array([0, 1j]))
+    header = bytearray(whole)
+    header[10:20] = b"{'descr': ("
+    Path("header.npy").write_bytes(header)
+    for name in ("float", "matrix", "negative", "objects", "cut", "empty", "far", "unsigned", "complex", "header"):
         assert "labels" in refused(capsys, "solve", "--labels", f"{name}.npy"), name
+    for name in ("float", "matrix", "negative", "objects", "cut", "unsigned", "complex", "header"):
+        assert "counts" in refused(capsys, "solve", "--counts", f"{name}.npy"), name
     assert "classes" in refused(capsys, "solve", "--labels", "large.npy", "--classes", "3")
 
 
@@ -93,7 +117,13 @@ def test_bad_target_files(capsys: pytest.CaptureFixture[str]) -> None:
     saved("short.npz", indptr=np.array([0, 2]), indices=np.array([0]))
     saved("none.npz", indptr=np.array([0, 0, 1]), indices=np.array([0]))
     Path("cut.npz").write_bytes(Path("all.npz").read_bytes()[:60])
-    for name in ("half", "float", "twice", "all", "short", "none", "cut"):
+    saved("far.npz", indptr=np.array([0, 1, 2]), indices=np.array([0, 10**12]))
+    saved("complex.npz", indptr=np.array([0, 1, 2]), indices=np.array([0, 1j]))
+    np.savez_compressed("packed.npz", indptr=np.arange(200), indices=np.arange(199) % 7)
+    packed = bytearray(Path("packed.npz").read_bytes())
+    packed[60:160] = bytes(100)
+    Path("packed.npz").write_bytes(packed)
+    for name in ("half", "float", "twice", "all", "short", "none", "cut", "far", "complex", "packed"):
         message = refused(capsys, *base, f"{name}.npz")
         assert "target" in message or "indptr" in message or "indices" in message, message
     saved("good.npz", indptr=np.array([0, 1, 2]), indices=np.array([0, 1]))
@@ -131,3 +161,30 @@ def test_damaged_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         Path("r/config.json").write_text(damage)
         refused(capsys, "solve", "--resume", "r")
+    for name, value in (("history", '"q"'), ("dim", "null"), ("tol", "[]"), ("certificate", '"yes"')):
+        Path("r/config.json").write_text(re.sub(rf'"{name}": [^,]*', f'"{name}": {value}', config))
+        assert name in refused(capsys, "solve", "--resume", "r")
+    Path("r/config.json").write_text(config)
+    log = Path("r/metrics.jsonl").read_text()
+    Path("r/metrics.jsonl").write_text(re.sub('"value": [^,]*', '"value": "low"', log))
+    for command in (("solve", "--resume", "r"), ("plot", "r"), ("export", "r")):
+        assert "metrics.jsonl" in refused(capsys, *command)
+
+
+def test_unsigned_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (np.uint16, np.uint32, np.uint64):
+        np.save("counts.npy", np.array([2, 1, 3], dtype=kind))
+        np.save("labels.npy", np.array([2, 1, 0, 1], dtype=kind))
+        saved("sets.npz", indptr=np.array([0, 1, 2], dtype=kind), indices=np.array([0, 2], dtype=kind))
+        head = {"W": np.eye(3), "H": np.eye(3)[[2, 1, 0, 1]], "labels": np.array([2, 1, 0, 1], dtype=kind)}
+        saved("head.npz", **head)
+        for data in (("--counts", "counts.npy"), ("--labels", "labels.npy"), ("--loss", "pick-all", "--targets", "sets.npz")):
+            assert solve(*data, "--dim", "4", "--quiet", "--out", f"{kind.__name__}{data[1][:6]}") == 0
+        assert main(["metrics", "head.npz", "--json"]) == 0
+
+
+def test_one_class_alone_is_solved_and_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve("--counts", "4,0,0", "--dim", "4", "--quiet", "--out", "r") == 0
+    capsys.readouterr()
+    assert main(["metrics", "r", "--json"]) == 0
+    assert "nc2_classifier" in printed(capsys)["metrics"]

@@ -54,7 +54,7 @@ def by_residuals(targets: Targets, classes: int, dim: int) -> Tensor | None:
     """Mask (K,) of the classes that have rows where they are at most d, so that they go by their residuals; else None."""
     present = torch.zeros(classes, dtype=torch.bool, device=targets.indices.device)
     present[targets.indices] = True
-    return present if int(present.sum()) <= dim else None
+    return present if 0 < int(present.sum()) <= dim else None
 
 
 def _near(x: HeadInput) -> Tensor | None:
@@ -260,7 +260,8 @@ def losses(x: HeadInput) -> Tensor:
     if near is None:
         y = x.targets.indices
         own = torch.linalg.vecdot(x.features.double(), x.weight.index_select(0, y).double())
-        return _squares(x) + 0.5 - (own if x.bias is None else own + x.bias.double()[y])
+        squares: Tensor = _squares(x) - own + 0.5
+        return squares if x.bias is None else squares - x.bias.double()[y]
     value = torch.cat([0.5 * torch.linalg.vecdot(E, E) for _, E in residuals(_of_classes(x, near))])
     return value if bool(near.all()) else value + _squares(_of_classes(x, ~near))
 
@@ -268,8 +269,8 @@ def losses(x: HeadInput) -> Tensor:
 def _squares(x: HeadInput) -> Tensor:
     """1/2 |W h_r + b|^2 of each row."""
     H = x.features.double()
-    value: Tensor = 0.5 * torch.linalg.vecdot(H @ gram(x.weight), H)
-    if x.bias is None:
-        return value
-    b = x.bias.double()
-    return value.add_(H @ (x.weight.double().T @ b) + 0.5 * b @ b)
+    value: Tensor = torch.linalg.vecdot(H @ gram(x.weight), H).mul_(0.5)
+    if x.bias is not None:
+        b = x.bias.double()
+        value = value.add_(H @ (x.weight.double().T @ b)).add_(b @ b, alpha=0.5)
+    return value

@@ -138,12 +138,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a name that is too long: the machine's to mend, no traceback
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except Exception as error:
+        if isinstance(error, (RuntimeError, MemoryError)) and _out_of_memory(error):
+            return _fail("not enough memory for a problem of this size; ask ufm-fast plan, and make it smaller")
         # Typer's own usage errors, whichever module its click comes from in this version.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
         return _fail(message) if message else BAD_INPUT
     return int(code or OK)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from ufm_fast.backends.tiled import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _fail(message: str) -> int:

@@ -95,8 +95,11 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     head = read_head(source, "source")
     config = RunDirectory.open(source).config if source.is_dir() else {}
     lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
+    alone = head.labels is not None and head.labels.numel() > 0 and bool((head.labels == head.labels[0]).all())
+    # As after a solve: the metrics compare classes, and one class alone has only the classifier's own.
+    H, labels, counts = (None, None, None) if alone else (head.H, head.labels, head.counts)
     found = collect(
-        head.H, head.W, head.labels, head.b, counts=head.counts, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
+        H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
         lambda_w=lambda_w, lambda_h=lambda_h,
     )  # fmt: skip
     if json:

@@ -100,6 +100,17 @@ def read_toml(path: Path) -> Config:
     return settings
 
 
+def check_saved(config: Mapping[str, Any], path: Path) -> None:
+    """Errors: InputError for a saved configuration, in the run directory ``path``, that lacks a setting or has a wrong type."""
+    for flag in SETTINGS:
+        if flag.name not in config:
+            raise InputError(f"resume: config.json in {path} lacks {flag.name}; the file was damaged")
+        if config[flag.name] is not None:
+            _typed(flag.name, config[flag.name], path / "config.json")
+        elif flag.default is not None:
+            raise InputError(f"resume: config.json in {path} has no {flag.name}; the file was damaged")
+
+
 def _typed(name: str, value: Any, path: Path) -> Any:
     kind = BY_NAME[name].kind
     if name == "counts" and isinstance(value, list):

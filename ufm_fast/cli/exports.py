@@ -34,10 +34,13 @@ def export_run(run: RunDirectory, kind: str, out: Path | None = None) -> list[Pa
         key: tensor.float().numpy() if tensor.dtype.itemsize == 2 else tensor.numpy()
         for key, tensor in load_state(run)[0].items()
     }
+    log = log_columns(run.records())
+    if kind == "parquet":
+        _need_parquet()
     folder = out or run.path / "export"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return writers[kind](folder, state, log_columns(run.records()))
+        return writers[kind](folder, state, log)
     except OSError as error:
         raise InputError(f"out: can't write to {folder} ({error.strerror or error}); choose another --out") from error
 
@@ -83,12 +86,17 @@ def _csv(folder: Path, state: Arrays, log: Arrays) -> list[Path]:
     return paths
 
 
-def _parquet(folder: Path, state: Arrays, log: Arrays) -> list[Path]:
+def _need_parquet() -> None:
     try:
-        import pandas
+        import pandas  # noqa: F401
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise InputError("format parquet needs pandas and pyarrow: pip install 'ufm-fast[tables]'") from error
+
+
+def _parquet(folder: Path, state: Arrays, log: Arrays) -> list[Path]:
+    import pandas
+
     paths = []
     for name, columns in _tables(state, log).items():
         path = folder / f"{name}.parquet"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ufm_fast.cli import config as configs
 from ufm_fast.cli.config import Config
-from ufm_fast.cli.flags import BY_NAME
 from ufm_fast.errors import InputError
 from ufm_fast.run_directory import RunDirectory, refuse_occupied
 
@@ -44,14 +43,7 @@ class Job:
 
     @property
     def reduce(self) -> str:
-        return resolved_reduce(self.config)
-
-
-def resolved_reduce(config: Mapping[str, Any]) -> str:
-    """What ``solve`` makes of 'auto': frozen features are one a sample."""
-    if config["reduce"] == "auto":
-        return "none" if config["freeze"] == "h" else "classes"
-    return str(config["reduce"])
+        return self.problem.reduction(self.config["reduce"])
 
 
 # ---- a new run -------------------------------------------------------------------------------------------------------
@@ -68,6 +60,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     config["device"], note = configs.pick_device(config["device"])
     problem = configs.build_problem(config)
     make_backend(config["backend"], problem.device, problem.torch_dtype)
+    problem.reduction(config["reduce"])
     config["classes"] = problem.num_classes
     digest = configs.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
@@ -108,9 +101,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
 
     run = RunDirectory.open(path, "resume")
     stamp = run.stamp()
-    unknown = [name for name in BY_NAME if name not in run.config]
-    if unknown:
-        raise InputError(f"resume: config.json in {path} lacks {', '.join(unknown)}; the file was damaged")
+    configs.check_saved(run.config, path)
     config = _changed(run.config, given, file)
     check_choices(config)
     if finished(run) and not config["tol"] < run.config["tol"]:
@@ -252,14 +243,15 @@ class _Log:
 
 def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
     """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
-    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
+    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, narrowed, nc1_pinv, nc2, nc3, nc4
 
     rows = problem.rows(reduce)
     if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
         return {}
-    W, device = RowMatrix.of(point.W), point.H.device
+    weight, features = narrowed(point.W, point.H)
+    W, device = RowMatrix.of(weight), features.device
     labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
-    means = ClassStatistics(point.H, labels, problem.num_classes, counts)
+    means = ClassStatistics(features, labels, problem.num_classes, counts)
     found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
     if means.classes == problem.num_classes:
         found["nc3"] = nc3(W.raw, means.sample_centred_means)

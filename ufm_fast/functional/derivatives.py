@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import number
 from ufm_fast.backends import BACKENDS, Backend, Gradients, HeadInput, RowStatistics, make_backend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
@@ -116,6 +116,8 @@ def _arguments(
         raise InputError(f"reduction must be mean or sum, got {reduction!r}")
     if isinstance(loss, str):
         loss = make_loss(loss, smoothing=smoothing, gamma=gamma)
+    elif not isinstance(loss, Loss):
+        raise InputTypeError(f"loss must be a name or a loss object, got {type(loss).__name__}")
     elif smoothing or gamma is not None:
         raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
     unknown = set(need) - set(PARTS)
@@ -161,15 +163,15 @@ def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> 
         if tuple(row_weight.shape) != (features.shape[0],):
             raise InputError(f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}")
         weights = row_weight.detach().double()
+        if not bool(torch.isfinite(weights).all()):
+            raise InputError("row_weight must be finite, got NaN or infinity; give 0 to leave a row out")
     # An empty or weightless mean is NaN, as everywhere in torch.
     return weights / weights.sum() if reduction == "mean" else weights
 
 
 def _penalties(lambda_h: float, lambda_w: float, lambda_b: float) -> tuple[float, float, float]:
     for name, value in (("lambda_h", lambda_h), ("lambda_w", lambda_w), ("lambda_b", lambda_b)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputTypeError(f"{name} must be a number, got {value!r}")
-        if not math.isfinite(value) or value < 0:
+        if number(value, name) < 0:
             raise InputError(f"{name} must be a finite number >= 0, got {value}")
     return float(lambda_h), float(lambda_w), float(lambda_b)
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
@@ -28,7 +29,6 @@ from ufm_fast.targets import Targets
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TILED = TiledBackend()
-_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 _HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
 _LOSS = "str loss, float parameter"
 
@@ -138,7 +138,7 @@ def checked_labels(labels: Tensor, classes: int, ignore_index: int) -> tuple[Ten
     An operator, so that a compiled graph checks too. While a CUDA graph is captured nothing may be read back: then a
     label out of range costs a NaN factor in place of an error, and never a read out of bounds.
     """
-    if labels.dtype not in _INTEGERS:
+    if labels.dtype not in INTEGERS:
         raise InputTypeError(f"target must hold integers, got {labels.dtype}; convert class indices with target.long()")
     labels = labels.to(torch.int64)
     kept = labels != ignore_index

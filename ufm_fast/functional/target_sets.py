@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional.operators import operator
 from ufm_fast.targets import Targets, TargetSets
@@ -50,7 +51,7 @@ def _csr(target: object) -> tuple[Tensor | None, Tensor]:
     if isinstance(target, Tensor):
         return _from_tensor(target)
     if isinstance(target, Sequence) and not isinstance(target, str):
-        sets = [torch.as_tensor(members, dtype=torch.int64).reshape(-1) for members in target]
+        sets = [integers(members, "target").reshape(-1) for members in target]
         sizes = torch.tensor([members.numel() for members in sets], dtype=torch.int64)
         return _pointer(sizes), torch.cat(sets) if sets else torch.zeros(0, dtype=torch.int64)
     raise InputTypeError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import number
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.rows import block_rows
 
@@ -65,8 +66,8 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 
 def check_positive(value: float, name: str) -> float:
-    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-        raise InputError(f"{name} must be a positive finite number, got {value!r}")
+    if not number(value, name) > 0:
+        raise InputError(f"{name} must be positive, got {value!r}")
     return float(value)
 
 

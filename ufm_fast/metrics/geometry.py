@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ufm_fast.metrics.checks import check_counts, check_matrix, check_positive, check_same_device, check_same_dim
 from ufm_fast.metrics.collapse import plane_distance
-from ufm_fast.metrics.rows import View, block_rows
+from ufm_fast.metrics.rows import View, block_rows, narrowed
 
 
 def norm_variation(matrix: View) -> float:
@@ -86,6 +86,7 @@ def balancedness(weight: Any, features: Any, lambda_w: float, lambda_h: float, c
     ratio = check_positive(lambda_h, "lambda_h") / check_positive(lambda_w, "lambda_w")
     counts = None if counts is None else check_counts(counts, features.shape[0])
     check_same_device(weight=weight, features=features, counts=counts)
+    weight, features = narrowed(weight, features)
     return imbalance(weight, features, ratio, counts)
 
 

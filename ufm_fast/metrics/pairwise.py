@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError
 from ufm_fast.metrics.rows import View
 from ufm_fast.metrics.statistics import ClassStatistics
@@ -52,9 +53,7 @@ class Sampling:
         if self.mode not in get_args(Mode):
             raise InputError(f"pairwise must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
         for name, least in (("pairs", 2), ("rows", 2), ("tile", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
+            object.__setattr__(self, name, whole(getattr(self, name), name, least))
 
     def size(self, classes: int, population: int, wanted: int) -> int | None:
         """The sample size, or None where all is taken: a sample of half the population saves nothing."""

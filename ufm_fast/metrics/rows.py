@@ -36,6 +36,20 @@ def triangular_factor(blocks: Iterator[Tensor], like: Tensor) -> Tensor:
     return factor
 
 
+def narrowed(*matrices: Tensor) -> tuple[Tensor, ...]:
+    """The matrices in coordinates of the space that all their rows span, where that has fewer dimensions than d.
+
+    No metric depends on the basis of R^d, so a handful of rows in thousands of dimensions needs no d x d matrix. Rows keep
+    their digits to eps of their length, by a QR.
+    """
+    rows = sum(matrix.shape[0] for matrix in matrices)
+    if rows >= matrices[0].shape[1]:
+        return matrices
+    together = torch.cat([matrix.to(torch.float64) for matrix in matrices])
+    coordinates = torch.linalg.qr(together.T, mode="r").R.T.contiguous()
+    return torch.split(coordinates, [matrix.shape[0] for matrix in matrices])
+
+
 class RowMatrix:
     """A K x d matrix X = C + 1 m', with C its centred rows and m their mean, read in float64 blocks.
 

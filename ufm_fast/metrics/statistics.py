@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import integers, whole
 from ufm_fast.errors import InputError
 from ufm_fast.metrics.checks import as_tensor, check_counts, check_matrix, check_same_device
 from ufm_fast.metrics.rows import RowMatrix, View, block_rows, triangular_factor
@@ -160,15 +161,12 @@ class ClassStatistics:
 
 
 def _checked(features: Any, labels: Any, classes: int | None, counts: Any) -> tuple[Tensor, Tensor, Tensor]:
-    features, labels = check_matrix(features, "features"), as_tensor(labels, "labels")
+    features, labels = check_matrix(features, "features"), integers(as_tensor(labels, "labels"), "labels")
     if labels.shape != features.shape[:1]:
         raise InputError(f"labels must have shape ({features.shape[0]},) to match features, got {tuple(labels.shape)}")
     if counts is None:
         counts = torch.ones(labels.shape, dtype=torch.float64, device=features.device)
     counts = check_counts(counts, features.shape[0])
     check_same_device(features=features, labels=labels, counts=counts)
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 2):
-        raise InputError(f"classes must be an integer of at least 2, got {classes!r}")
-    if classes is None:  # the dtype of the labels is judged by check_labels
-        classes = 1 if labels.is_floating_point() or labels.is_complex() else max(int(labels.max()) + 1, 1)
+    classes = max(int(labels.max()) + 1, 1) if classes is None else whole(classes, "classes", 2)
     return features, check_labels(labels, classes), counts

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor
+from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, rounding
+from ufm_fast.solvers.first_order import largest_curvature
 from ufm_fast.solvers.solution import Outcome, StepRecord
 
 OnLog = Callable[[StepRecord, Point], None]
@@ -81,7 +82,9 @@ def minimise(
             progress = progress.update(objective, state.evaluation, size)
             ended = _verdict(objective, state, size, tol)
             if ended is None and progress.idle > max(200, steps // 4):
-                ended = Outcome.STALLED, "neither value nor gradient fall beyond rounding any more"
+                progress = Progress()
+                if _at_rounding(objective, state, size):
+                    ended = Outcome.STALLED, "neither value nor gradient fall beyond rounding any more"
             if ended is not None:
                 outcome, message = ended
             if ended is not None or steps >= limit:
@@ -110,6 +113,15 @@ def _verdict(objective: Objective, state: State, size: float, tol: float) -> tup
     if state.outcome is not None:
         return state.outcome, state.message
     return None
+
+
+def _at_rounding(objective: Objective, state: State, size: float) -> bool:
+    """Whether even the best step along the gradient, |g|^2 / (2 L) with L the largest curvature, is lost in rounding.
+
+    Where it is not, the steps are too small, not the problem finished: a method with such steps goes on to its limit.
+    """
+    curvature = max(largest_curvature(objective, state.point), 1e-300)
+    return size * size / (2.0 * curvature) <= rounding(objective, state.evaluation.value)
 
 
 def _record(objective: Objective, state: State, step: int, seconds: float) -> StepRecord:

@@ -46,8 +46,16 @@ def applicable(objective: Objective) -> bool:
 
 
 def fix_gauge(x: Point) -> Point:
-    """Rotate R^d so that the first K columns of A + B are symmetric positive semidefinite (its polar factor)."""
-    K = x.W.shape[0]
+    """Rotate R^d so that the first K columns of A + B are symmetric positive semidefinite (its polar factor).
+
+    A and B span at most 2 K dimensions. Where d is larger they are taken into those first, which no d x d matrix is needed for.
+    """
+    K, d = x.W.shape
+    if d > 2 * K:
+        basis = torch.linalg.qr(torch.cat([x.W, x.H]).double().T).Q.to(x.W.dtype)
+        small = fix_gauge(Point(x.W @ basis, x.H @ basis, x.b))
+        W, H = (torch.nn.functional.pad(part, (0, d - 2 * K)) for part in (small.W, small.H))
+        return Point(W, H, x.b)
     U, _, Vh = torch.linalg.svd((x.W + x.H).double(), full_matrices=True)
     Q = torch.cat([U @ Vh[:K], Vh[K:]]).to(x.W.dtype)
     return Point(x.W @ Q.T, x.H @ Q.T, x.b)

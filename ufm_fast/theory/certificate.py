@@ -163,6 +163,7 @@ class _SoftmaxDual(_Dual):
         self.column_sum = torch.zeros(K, dtype=torch.float64, device=head.weight.device)
         self.out_flow = torch.zeros_like(self.column_sum)  # taken from each target entry of a class, per sample
         self.in_flow = torch.zeros_like(self.column_sum)  # and shared out over the classes by these shares
+        self.level_flow = torch.zeros_like(self.column_sum)  # taken from each row alike
         self.limit = 1.0
         if problem.bias != "none":
             for c, G in self._gradients():
@@ -174,12 +175,12 @@ class _SoftmaxDual(_Dual):
         surplus, deficit = self.column_sum.clamp_min(0.0), (-self.column_sum).clamp_min(0.0)
         if float(surplus.sum()) == 0.0:
             return
-        if bool((surplus[self.problem.counts.to(surplus.device) == 0] > 0).any()):
-            self.limit = math.nan  # an empty class has no target entry to take from: no bound this way
-            return
+        counts = self.problem.counts.to(surplus.device)
+        # An empty class has no target entries; smoothing has put eps / K everywhere, so every row gives the same.
+        self.level_flow = torch.where(counts == 0, surplus, 0.0)
         level = 1.0 - self.loss.smoothing * (surplus.numel() - 1) / surplus.numel()
         # sum_r n_r g_r / N must vanish; the two sides differ by rounding, so the shares are of the surplus itself.
-        self.out_flow = surplus * self.N / self.problem.counts.to(surplus.device)
+        self.out_flow = torch.where(counts == 0, 0.0, surplus * self.N / counts.clamp_min(1))
         # Rounding may leave every sum positive at an optimum: then any shares do.
         short = float(deficit.sum()) > 0.0
         self.in_flow = deficit / deficit.sum() if short else torch.full_like(deficit, 1.0 / deficit.numel())
@@ -187,6 +188,9 @@ class _SoftmaxDual(_Dual):
             # theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets, ``level`` being 1_S.
             worst = float((-G[c.entry_row, c.entry_class]).max())
             self.limit = min(self.limit, level / max(worst, level))
+            if bool(self.level_flow.any()):
+                floor = self.loss.smoothing / surplus.numel()
+                self.limit = min(self.limit, floor / max(float(-G[:, counts == 0].min()), floor))
 
     def _row_factor(self, c: Chunk) -> tuple[Tensor, Tensor]:
         """(c_r / s'_r, c_r): the flow out of the target, c_r = p but for focal, and what multiplies E to share it."""
@@ -209,7 +213,8 @@ class _SoftmaxDual(_Dual):
             taken = self.out_flow[c.entry_class]
             G[c.entry_row, c.entry_class] = entry - taken
             if self.problem.bias == "free":
-                total = torch.zeros_like(c.p).index_add_(0, c.entry_row, taken)
+                G -= self.level_flow
+                total = torch.zeros_like(c.p).index_add_(0, c.entry_row, taken).add_(self.level_flow.sum())
                 G.addr_(total, self.in_flow)
             yield c, G
 
@@ -248,8 +253,6 @@ class _SoftmaxDual(_Dual):
 
     def lower_bound(self, theta: float) -> float:
         theta = min(theta, self.limit)
-        if math.isnan(self.limit):
-            return -math.inf
         total = 0.0
         for c, G in self._gradients():
             weight = self.head.row_weight[c.start : c.stop]

@@ -1,0 +1,59 @@
+"""Checks of plain numbers and integer arrays that users give; every message names the argument, the value and the mend."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ufm_fast.errors import InputError, InputTypeError
+
+#: Dtypes of labels and counts. torch converts the unsigned ones but computes little with them.
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
+#: What float64 counts one by one: sums of samples beyond it would not be exact.
+MOST = 2**53
+
+
+def whole(value: object, name: str, least: int, most: int = MOST) -> int:
+    """``value`` as int. Errors: InputTypeError unless it is a whole number, InputError outside [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InputTypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise InputError(f"{name} must be at most {most}, got {value}")
+    return int(value)
+
+
+def number(value: object, name: str) -> float:
+    """``value`` as a finite float. Errors: InputTypeError unless it is a real number, InputError for nan and infinities."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise InputTypeError(f"{name} must be a number, got {value!r}")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise InputError(f"{name} must be a finite number, got {found}")
+    return found
+
+
+def integers(values: object, name: str) -> Tensor:
+    """``values``, a tensor, array or sequence, as an int64 tensor of the same shape.
+
+    Errors: InputTypeError for floats, booleans, ragged or foreign content; InputError for values beyond int64.
+    """
+    try:
+        found = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputTypeError(f"{name} must hold integers, in an array or a plain sequence ({error})") from error
+    if found.numel() == 0 and not isinstance(values, (Tensor, np.ndarray)):
+        found = found.to(torch.int64)  # an empty list says nothing of its type
+    if found.dtype not in INTEGERS:
+        raise InputTypeError(f"{name} must hold integers, got {found.dtype}; convert them to int64")
+    converted = found.to(torch.int64)
+    if found.dtype == torch.uint64 and bool((converted < 0).any()):
+        raise InputError(f"{name} holds values beyond int64")
+    return converted
