@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LOSS_CASES, problems, random_point, relative, simplex_logits
 
-from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, gram, make_backend, tiled
+from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, make_backend, residual, squared_error, tiled
 from ufm_fast.backends.tiled import buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError, make_loss
@@ -262,8 +262,8 @@ def test_exact_residuals_are_exact(bias):
         product = sum((Fraction(p) * Fraction(q) for p, q in zip(H[r].tolist(), W[k].tolist(), strict=True)), Fraction(0))
         return product + (0 if b is None else Fraction(float(b[k]))) - (r == k)
 
-    found = torch.cat([E for _, E in gram.residuals(x, exact=True)])
-    own, total = gram.own_residual(x), gram.residual_sum(x)
+    found = torch.cat([E for _, E in residual.blocks(x, exact=True)])
+    own, total = residual.own(x), squared_error.residual_sum(x)
     for r in range(4):
         for k in range(4):
             assert float(abs(Fraction(float(found[r, k])) - exact(r, k))) < 1e-20

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
-from ufm_fast.backends.gram import by_residuals
+from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -154,11 +154,9 @@ class Objective:
     @cached_property
     def value_floor(self) -> float:
         """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
-        exact = (
-            self.problem.loss.name != "mse"
-            or by_residuals(self.targets, self.problem.num_classes, self.problem.dim) is not None
-        )
-        return 0.0 if exact else 1e-15
+        if self.problem.loss.name != "mse" or by_residuals(self.targets, self.problem.num_classes, self.problem.dim):
+            return 0.0
+        return 1e-15
 
     # ---- scales that stopping rules compare with ----------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 With R rows (classes, or samples), P = (K + R) d parameters and one evaluation = value and gradient:
 
     softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
-    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K
+    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where P <= d classes have rows
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from ufm_fast.backends import has_triton
 from ufm_fast.backends.base import compute_dtype
+from ufm_fast.backends.residual import block_bytes
 from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.problem import Problem
@@ -98,10 +99,10 @@ def make_plan(
     vectors = {**METHOD_VECTORS, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
-    flops = 8.0 * (R + K) * d * d if problem.loss.name == "mse" else 6.0 * R * K * d
+    flops = _flops(problem, R)
     plan = Plan(
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=d, reduce=chosen, rows=R, rows_unreduced=N,
-        parameters=size, gradient=size, methods={name: number * size for name, number in vectors.items()},
+        parameters=size, gradient=size, methods=_method_bytes(vectors, size, d),
         flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
         certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
     )  # fmt: skip
@@ -124,21 +125,49 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) 
     return 2.0 * size**3 / best
 
 
+def _method_bytes(vectors: dict[str, int], size: int, dim: int) -> dict[str, int]:
+    """What each method holds: vectors of the size of the parameters, and alternating its d x d factorisations."""
+    return {name: number * size + (5 * 8 * dim**2 if name == "alternating" else 0) for name, number in vectors.items()}
+
+
+def _with_rows(problem: Problem) -> int:
+    return int((problem.counts > 0).sum())
+
+
+def _flops(problem: Problem, R: int) -> float:
+    """Of one evaluation."""
+    K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
+    if problem.loss.name != "mse":
+        return 6.0 * R * K * d
+    return 8.0 * (R + K) * d * d if d < P else 6.0 * R * P * d + (8.0 * (R + K) * d * d if P < K else 0.0)
+
+
+def _squared_workspace(problem: Problem, R: int, item: int) -> int:
+    """Bytes that the squared error needs on any device: Gram matrices, or blocks of residuals and float64 copies."""
+    K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
+    grams = 4 * d * d * 8 + R * d * item
+    if d < P:
+        return grams
+    return 3 * block_bytes(R, P) + (0 if item == 8 else 16 * P * d) + (grams if P < K else 0)
+
+
 def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
     K, d = problem.num_classes, problem.dim
     item = compute_dtype(problem.torch_dtype).itemsize
     # The dense definition does all R x K work whatever the loss, and autograd keeps logits, softmax and gradient.
     dense = 3 * R * K * item
-    share = 6.0 * R * K * d / (8.0 * (R + K) * d * d) if problem.loss.name == "mse" else 1.0
+    share = 6.0 * R * K * d / _flops(problem, R)
     plans = [BackendPlan("reference", R, dense, 2 * dense, seconds * share)]
     kernels = device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton()
     if problem.loss.name == "mse":
-        work = 4 * d * d * 8 + R * d * item
+        work = _squared_workspace(problem, R, item)
         plans.append(BackendPlan("tiled", R, work, work, seconds))
         if kernels:
             from ufm_fast.backends.triton import squared_workspace
 
-            plans.append(BackendPlan("triton", R, squared_workspace(R, d, K, problem.torch_dtype), work, seconds))
+            few = _with_rows(problem) <= d  # then the kernels leave it to tiled
+            size = work if few else squared_workspace(R, d, K, problem.torch_dtype)
+            plans.append(BackendPlan("triton", R, size, work, seconds))
         return plans
     chunk, second = (chunk_rows(R, K, item, device, buffers) for buffers in (1, 2))
     sizes = buffer_bytes(chunk, K, item), 2 * buffer_bytes(second, K, item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -34,6 +34,15 @@ class Targets:
 
     indices: Tensor
     indptr: Tensor | None = None
+    _occupied: list[tuple[int, Tensor, Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def occupied(self, classes: int) -> tuple[Tensor, Tensor]:
+        """Classes that have rows and those that have none, ascending, remembered: a step must not wait for it."""
+        if not self._occupied or self._occupied[0][0] != classes:
+            present = torch.zeros(classes, dtype=torch.bool, device=self.indices.device)
+            present[self.indices] = True
+            self._occupied[:] = [(classes, torch.nonzero(present)[:, 0], torch.nonzero(~present)[:, 0])]
+        return self._occupied[0][1:]
 
     @property
     def rows(self) -> int:

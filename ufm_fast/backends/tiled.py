@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ufm_fast.backends import gram
+from ufm_fast.backends import squared_error
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype
 from ufm_fast.losses import SoftmaxLoss
 
@@ -197,7 +197,7 @@ class TiledBackend:
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         if not isinstance(x.loss, SoftmaxLoss):
-            return HeadResult(gram.value_and_grad(_upcast(x), out.cleared()), None)
+            return HeadResult(squared_error.value_and_grad(_upcast(x), out.cleared()), None)
         if x.features.shape[0] == 0:
             out = out.cleared()  # no chunk will write
         W = x.weight.to(compute_dtype(x.weight.dtype))
@@ -220,7 +220,7 @@ class TiledBackend:
 
     def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if not isinstance(x.loss, SoftmaxLoss):
-            return gram.logit_products(_upcast(x), right, left)
+            return squared_error.logit_products(_upcast(x), right, left)
         W = x.weight.to(compute_dtype(x.weight.dtype))
         forward = None if right is None else right.new_zeros(x.features.shape[0], right.shape[1])
         backward = None if left is None else left.new_zeros(W.shape[0], left.shape[1])
@@ -231,7 +231,7 @@ class TiledBackend:
 
     def losses(self, x: HeadInput) -> Tensor:
         if not isinstance(x.loss, SoftmaxLoss):
-            return gram.losses(x)
+            return squared_error.losses(x)
         return torch.cat([x.row_weight.new_zeros(0, dtype=torch.float64), *(c.value for c in self.sweep(x))])
 
     def _add_products(
@@ -276,7 +276,7 @@ class TiledBackend:
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         if not isinstance(x.loss, SoftmaxLoss):
-            return gram.hvp(_upcast(x), _upcast(v), out.cleared())
+            return squared_error.hvp(_upcast(x), _upcast(v), out.cleared())
         out = out.cleared()
         W = x.weight.to(compute_dtype(x.weight.dtype))
         dW = v.weight.to(W.dtype)

@@ -5,8 +5,8 @@ E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, i
     bfloat16  bf16, one pass      float16  fp16, products in tf32      float32  tf32x3, which keeps 1e-5 at any margin
 
 float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel would not do better goes
-to ``TiledBackend``, which runs on any device: more than ``MAX_TARGETS`` targets in a row, second derivatives of the squared
-error, and products with more than ``MAX_VECTORS`` columns.
+to ``TiledBackend``, which runs on any device: squared error with at most d classes that have rows, and its second
+derivatives; more than ``MAX_TARGETS`` targets in a row; and products with more than ``MAX_VECTORS`` columns.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics
+from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.backends.tiled import TiledBackend, available_bytes
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SoftmaxLoss
@@ -241,8 +242,9 @@ class TritonBackend:
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
 
     def _squared_error(self, x: HeadInput, out: Gradients, mode: str) -> HeadResult:
-        if x.features.shape[0] == 0 or self._negative(x.row_weight):
-            return self._tiled.head(x, out)  # the driver takes the square root of the weights
+        # The driver takes the square root of the weights, and its value is a difference of Grams.
+        if by_residuals(x.targets, *x.weight.shape) or x.features.shape[0] == 0 or self._negative(x.row_weight):
+            return self._tiled.head(x, out)
         out = out.cleared()
         buffers = _writable(out)
         with _on(x.weight.device):

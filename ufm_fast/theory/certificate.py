@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ufm_fast.backends import gram
+from ufm_fast.backends import residual, squared_error
 from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.tiled import Chunk, TiledBackend, available_bytes, out_of_memory
 from ufm_fast.losses import Focal, SoftmaxLoss
@@ -319,11 +319,11 @@ class _SquaredDual(_Dual):
 
     def __init__(self, problem: Problem, head: HeadInput, counts: Tensor) -> None:
         super().__init__(problem, head, counts)
-        self.column_sum = gram.residual_sum(head)
+        self.column_sum = squared_error.residual_sum(head)
         self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
 
     def blocks(self) -> Iterator[Tensor]:
-        for part, G in gram.residuals(self.head, exact=True):
+        for part, G in residual.blocks(self.head, exact=True):
             yield G.sub_(self.shift).mul_(self.root[part, None])
 
     def forward(self, X: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ class _SquaredDual(_Dual):
         return self.head.features, self.head.weight, self.head.bias
 
     def lower_bound(self, theta: float) -> float:
-        own = gram.own_residual(self.head) - self.shift[self.head.targets.indices]
+        own = residual.own(self.head) - self.shift[self.head.targets.indices]
         along = float(self.head.row_weight @ own)  # <G, Y>
         squares = float(self.head.row_weight @ self.backend.losses(self.head)) - 0.5 * float(self.shift.square().sum())
         quadratic = squares + self.bias_drop(self.column_sum)
