@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .head import check, check_buffers, exponentials, features_of, subtract_targets
 from .hvp import move_exponentials
+from .launch import on_device
 from .matvec import exponential_product
 from .operands import empty_chunk, logit_operands, mode_named, operand
 from .products import add_product, add_weighted_sums
@@ -31,6 +32,7 @@ def cross_entropy_curvature(log_ratio: Tensor, probability: Tensor) -> Tensor:
     return torch.zeros_like(log_ratio)
 
 
+@on_device
 def softmax_hvp(
     features: Tensor,
     weight: Tensor,
@@ -177,6 +179,7 @@ class LogitGradient:
         return out - (self.smoothing / self.classes) * (self.row_weight @ Y)
 
 
+@on_device
 def logit_gradient(
     features: Tensor,
     weight: Tensor,

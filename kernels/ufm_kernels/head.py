@@ -7,6 +7,7 @@ may fill them with a penalty's gradient beforehand.
 import torch
 from torch import Tensor
 
+from .launch import on_device
 from .off_target import off_target
 from .one_pass import forward, transposed
 from .operands import Mode, empty_chunk, logit_operands, mode_named, operand
@@ -45,6 +46,7 @@ def library_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32)
 
 
+@on_device
 def softmax_value_and_grad(
     features: Tensor,
     weight: Tensor,
@@ -121,6 +123,7 @@ def softmax_value_and_grad(
     return finish(HeadResult(*(torch.cat(column) for column in zip(*done, strict=True))), smoothing, z, mean)
 
 
+@on_device
 def one_pass_value_and_grad(
     features: Tensor,
     weight: Tensor,
@@ -217,8 +220,8 @@ def check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias,
     ):
         if needed and (out is None or out.shape != like.shape or out.dtype != torch.float32 or not out.is_contiguous()):
             raise ValueError(f"{name}: must be a contiguous float32 tensor of shape {tuple(like.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: shape {tuple(bias.shape)}, must be ({weight.shape[0]},)")
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
+        raise ValueError(f"bias: must be contiguous, of shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
 def check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, mode):

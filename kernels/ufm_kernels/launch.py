@@ -1,6 +1,7 @@
 """How a kernel is launched: tile, grid and compile options for the device that holds the operands."""
 
 from dataclasses import dataclass
+from functools import wraps
 
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -11,6 +12,22 @@ def descriptor(matrix, block):
     """The host-side TMA descriptor of a row-major matrix whose tiles are `block` (zero outside the matrix)."""
     stride = matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]  # torch leaves that of a single row at 1
     return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], list(block))
+
+
+def on_device(driver):
+    """The driver with the device of its first argument current: triton launches on the current one."""
+
+    @wraps(driver)
+    def run(*given, **named):
+        first = given[0] if given else next(iter(named.values()))
+        if not getattr(first, "is_cuda", False):
+            return driver(*given, **named)
+        from torch.cuda import device
+
+        with device(first.device):
+            return driver(*given, **named)
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ rebuild E tile by tile; X and Y have up to 16 columns (zero-padded to 16), which
 import triton
 import triton.language as tl
 
-from .launch import Launch
+from .launch import Launch, on_device
 from .one_pass import is_target_column, parts_of
 from .primitives import is_target, load_tile, multiply, pass_of, round_to
 
@@ -60,6 +60,7 @@ def logit_product_kernel(
     tl.store(place, total, mask=(r < rows)[:, None])
 
 
+@on_device
 def exponential_product(H, W, bias, offset, labels, X, *, passes, transposed=False, launch=None, parts=None):
     """E X (rows, r) for X (classes, r), or E' X (classes, r) for X (rows, r) if `transposed`; r <= 16, fp32.
 

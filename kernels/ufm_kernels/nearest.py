@@ -10,7 +10,7 @@ Q = features they give the margin z_y - max z and the nearest competing class of
 import triton
 import triton.language as tl
 
-from .launch import Launch
+from .launch import Launch, on_device
 from .primitives import load_tile, multiply
 
 
@@ -52,6 +52,7 @@ def nearest_kernel(
     tl.store(moments + 3 * plane + slot, distance, mask=r < rows)
 
 
+@on_device
 def nearest(Q, C, labels, *, bias=None, center=0.0, launch=None, parts=None):
     """(index (rows,) int64, moments (4, rows) fp32: maximum, sum, squares about center, distances from center).
 
@@ -66,7 +67,7 @@ def nearest(Q, C, labels, *, bias=None, center=0.0, launch=None, parts=None):
     blocks = triton.cdiv(rows, tile.rows)
     parts, span = parts_of(blocks, C.shape[0], tile.columns) if parts is None else parts
     best = labels.new_empty((parts, rows))
-    moments = Q.new_empty((4, parts, rows), dtype=Q.float().dtype)
+    moments = Q.new_empty((4, parts, rows), dtype=Q[:0].float().dtype)
     nearest_kernel[(blocks, parts)](
         Q, C, labels if bias is None else bias, labels, best, moments, rows, C.shape[0], depth, span, float(center),
         BIAS=bias is not None, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, **launch.compile_options(),

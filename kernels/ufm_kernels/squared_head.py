@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .head import add_targets, check_buffers
+from .launch import on_device
 from .operands import mode_named, operand
 from .products import add_product
 from .rows import as_labels
@@ -11,6 +12,7 @@ from .segments import Segments, target_logits
 from .squared_error import gram, squared_error_rows
 
 
+@on_device
 def squared_error_value_and_grad(
     features: Tensor,
     weight: Tensor,
