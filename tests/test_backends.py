@@ -263,7 +263,7 @@ def test_exact_residuals_are_exact(bias):
         return product + (0 if b is None else Fraction(float(b[k]))) - (r == k)
 
     found = torch.cat([E for _, E in residual.blocks(x, exact=True)])
-    own, total = residual.own(x), squared_error.residual_sum(x)
+    own, total = residual.own(x, exact=True), squared_error.residual_sum(x)
     for r in range(4):
         for k in range(4):
             assert float(abs(Fraction(float(found[r, k])) - exact(r, k))) < 1e-20

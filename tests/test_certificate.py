@@ -124,6 +124,8 @@ def test_squared_error_bound_stays_below_a_minimum_of_the_size_of_rounding(lam, 
     best = objective.from_model(W, H, b)
     for seed in range(300):
         x = best.axpy(1.0, random_point(objective, seed, 10.0 ** -(seed % 15)))
+        if bias != "none" and seed % 3 == 0:  # the right factors with any bias
+            x = Point(best.W, best.H, 10.0 ** (seed % 6) * x.b)
         certificate = certify(problem, objective.rows, objective.to_model(x))
         assert certificate.lower_bound <= least.value * (1 + 1e-13)
         assert certificate.value >= least.value * (1 - 1e-13)

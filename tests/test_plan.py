@@ -32,7 +32,7 @@ def test_squared_error_needs_no_rows_times_classes() -> None:
 def test_few_classes_go_by_residuals_and_need_no_square_matrices() -> None:
     plan = make_plan(Problem(dim=700, classes=5, per_class=4, loss="mse"), reduce="none")
     assert plan.flops == 6 * 20 * 5 * 700
-    assert next(backend for backend in plan.backends if backend.name == "tiled").workspace == 3 * 20 * 5 * 8
+    assert next(backend for backend in plan.backends if backend.name == "tiled").workspace == 3 * 20 * (5 + 700) * 8
     assert plan.methods["alternating"] > 700 * 700 * 8  # its factorisations
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,19 @@ def test_any_integer_dtype_is_taken(kind):
     assert Problem(dim=2, counts=labels).counts.tolist() == [2, 0, 1, 2]
     assert Problem(dim=2, labels=torch.from_numpy(labels)).num_classes == 3
     assert Problem(dim=kind(2), classes=kind(3), lambda_w=np.float32(0.5)).lambda_w == 0.5
+
+
+def test_arrays_of_the_other_byte_order_are_taken(tmp_path):
+    labels = np.array([2, 0, 1, 2], dtype=">i4")
+    np.save(tmp_path / "labels.npy", labels)
+    for given in (labels, tmp_path / "labels.npy"):
+        assert Problem(dim=2, labels=given).counts.tolist() == [1, 1, 2]
+
+
+def test_a_problem_can_be_changed_in_one_place():
+    smooth, focal = Problem(**BASE, smoothing=0.1), Problem(**BASE, loss="focal", gamma=3.0, seed=2**60)
+    assert dataclasses.replace(smooth, dim=5, per_class=None, counts=None).loss == CrossEntropy(0.1)
+    assert dataclasses.replace(focal, dim=5, counts=None).loss == Focal(gamma=3.0)
 
 
 def test_frozen_features_are_not_merged():

@@ -216,6 +216,14 @@ def test_solve_takes_problems_only():
         solve(5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_first_order_methods_stall_at_the_rounding_of_their_dtype(dtype):
+    problem = Problem(classes=6, dim=8, lambda_w=0.01, lambda_h=0.01, dtype=dtype)
+    solution = solve(problem, start="normal", method="momentum", metrics=False, tol=1e-12, max_steps=4000)
+    assert solution.outcome is Outcome.STALLED
+    assert solution.value == pytest.approx(solution.theory.value, rel=1e-2 if dtype == "bfloat16" else 1e-5)
+
+
 @pytest.mark.parametrize("method", ["gd", "momentum", "adam"])
 def test_steps_too_small_to_see_are_no_stall_at_rounding(method):
     solution = solve(Problem(classes=4, dim=5), start="normal", method=method, learning_rate=1e-16, max_steps=700)

@@ -46,9 +46,13 @@ def integers(values: object, name: str) -> Tensor:
     Errors: InputTypeError for floats, booleans, ragged or foreign content; InputError for values beyond int64.
     """
     try:
+        if isinstance(values, np.ndarray):  # torch reads neither the other byte order nor read-only memory gladly
+            values = np.array(values, dtype=values.dtype.newbyteorder("="))
         found = values if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputTypeError(f"{name} must hold integers, in an array or a plain sequence ({error})") from error
+    if found.layout != torch.strided or found.is_meta:
+        raise InputTypeError(f"{name} must be a dense tensor with data, got layout {found.layout} on {found.device}")
     if found.numel() == 0 and not isinstance(values, (Tensor, np.ndarray)):
         found = found.to(torch.int64)  # an empty list says nothing of its type
     if found.dtype not in INTEGERS:

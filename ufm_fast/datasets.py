@@ -57,7 +57,11 @@ def load_labels(source: str | Path) -> Tensor:
 
 def load_npy(path: Path, name: str, allowed: str = "a .npy file") -> np.ndarray:
     """Read one array without pickle. Errors: InputError naming the argument and what is allowed."""
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # a name longer than a file system takes
+        raise InputError(f"{name} must be {allowed}; {error.strerror}") from error
+    if not found:
         raise InputError(f"{name} must be {allowed}; there is no file {path}")
     try:
         array = np.load(path, allow_pickle=False)

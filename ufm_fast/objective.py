@@ -12,7 +12,7 @@ from torch import Tensor
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.squared_error import by_residuals
-from ufm_fast.errors import InputError
+from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
@@ -47,6 +47,8 @@ class Objective:
     def __init__(
         self, problem: Problem, *, backend: Backend | None = None, reduce: str = "auto", variables: str = "balanced"
     ) -> None:
+        if not isinstance(problem, Problem):
+            raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
         if variables not in VARIABLES:
             raise InputError(f"variables must be one of {', '.join(VARIABLES)}; got {variables!r}")
         self.problem = problem

@@ -139,7 +139,10 @@ def _flops(problem: Problem, R: int) -> float:
     K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
     if problem.loss.name != "mse":
         return 6.0 * R * K * d
-    return 8.0 * (R + K) * d * d if d < P else 6.0 * R * P * d + (8.0 * (R + K) * d * d if P < K else 0.0)
+    grams = 8.0 * (R + K) * d * d
+    if d < P:
+        return grams
+    return 6.0 * R * K * d if d >= K else 6.0 * R * P * d + grams
 
 
 def _squared_workspace(problem: Problem, R: int, item: int) -> int:
@@ -148,7 +151,8 @@ def _squared_workspace(problem: Problem, R: int, item: int) -> int:
     grams = 4 * d * d * 8 + R * d * item
     if d < P:
         return grams
-    return 3 * block_bytes(R, P) + (0 if item == 8 else 16 * P * d) + (grams if P < K else 0)
+    few = K if d >= K else P
+    return 3 * block_bytes(R, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K else 0)
 
 
 def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:

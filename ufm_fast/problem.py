@@ -21,9 +21,11 @@ BIASES = ("none", "penalised", "free")
 FREEZES = (None, "w", "h")
 REDUCTIONS = ("auto", "classes", "none")
 #: Beyond these no machine holds the vectors; a number that large is a slip.
-MOST_CLASSES, MOST_DIM = 2**31 - 1, 2**31 - 1
-#: Products of two penalties stay normal numbers down to here.
-LEAST_PENALTY = 1e-100
+MOST_CLASSES, MOST_DIM = 2**28, 2**31 - 1
+#: Smaller ones, or larger than one over it, leave nothing of the objective in float64.
+LEAST_PENALTY = 1e-30
+#: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
+LEAST_BIAS_PENALTY = 1e-12
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,18 +70,21 @@ class Problem:
 
     def __post_init__(self) -> None:
         self._set("dim", whole(self.dim, "dim", 1, MOST_DIM))
-        self._set("seed", whole(self.seed, "seed", 0))
+        self._set("seed", whole(self.seed, "seed", 0, 2**63 - 1))
         if self.classes is not None:
             self._set("classes", whole(self.classes, "classes", 2, MOST_CLASSES))
         if isinstance(self.loss, str):
-            self._set("loss", make_loss(self.loss, smoothing=self.smoothing, gamma=self.gamma))
+            self._set("loss", self._named_loss(self.loss))
         elif not isinstance(self.loss, Loss):
             raise InputTypeError(f"loss must be a name or a loss object, got {type(self.loss).__name__}")
-        elif self.smoothing or self.gamma is not None:
+        elif (self.smoothing or self.gamma is not None) and self.loss != self._named_loss(self.loss.name):
             raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
         self._check_choices()
         self._check_data()
         self._check_penalties()
+
+    def _named_loss(self, name: str) -> Loss:
+        return make_loss(name, smoothing=self.smoothing, gamma=self.gamma)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -148,6 +153,8 @@ class Problem:
             raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
         if not getattr(self.loss, "multi_label", False):
             raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
+        sets = TargetSets.create(sets.indptr, sets.indices, self.classes or MOST_CLASSES, sets.counts)
+        self._set("target_sets", sets)
         self._set_classes(int(sets.indices.max()) + 1)
         check_labels(sets.indices, self.num_classes, "target_sets")
         if int(torch.diff(sets.indptr).max()) >= self.num_classes:
@@ -169,6 +176,10 @@ class Problem:
             if value != 0 and not LEAST_PENALTY <= value <= 1 / LEAST_PENALTY:
                 raise InputError(f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {1 / LEAST_PENALTY:g}], got {value}")
             self._set(name, value)
+        if 0 < self.lambda_b < LEAST_BIAS_PENALTY:
+            raise InputError(
+                f"lambda_b must be 0 or at least {LEAST_BIAS_PENALTY:g}, got {self.lambda_b}; use bias 'free' for less"
+            )
         for name, frozen in (("lambda_w", "w"), ("lambda_h", "h")):
             if getattr(self, name) == 0 and self.freeze != frozen:
                 raise InputError(f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or freeze {frozen}")

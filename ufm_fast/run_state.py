@@ -80,6 +80,7 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
     missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
     if metadata.get("format") != "ufm-fast-state" or missing:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
+    check_state(tensors, run.state_file)
     try:
         progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]))
         return tensors, progress, metadata["reduce"]
@@ -95,6 +96,23 @@ def data_arguments(tensors: Tensors) -> dict[str, Any]:
     if "sample_labels" in tensors:
         return {"labels": tensors["sample_labels"]}
     return {"counts": tensors["counts"]}
+
+
+def check_state(tensors: Tensors, path: Path) -> None:
+    """Errors: InputError for a state whose tensors are missing or do not fit one another, or that is not finite."""
+    W, H, counts = (tensors.get(key) for key in ("W", "H", "row_counts"))
+    b, labels = tensors.get("b"), tensors.get("row_indptr", tensors.get("labels"))
+    fits = (
+        W is not None and H is not None and counts is not None and labels is not None
+        and W.ndim == H.ndim == 2 and W.shape[1] == H.shape[1] and counts.shape == H.shape[:1]
+        and labels.shape == (H.shape[0] + ("row_indptr" in tensors),) and (b is None or b.shape == W.shape[:1])
+        and all(x.is_floating_point() for x in (W, H, b) if x is not None)
+        and ("row_indptr" not in tensors or "row_indices" in tensors)
+    )  # fmt: skip
+    if not fits:
+        raise InputError(f"run: the tensors in {path} are missing or do not fit one another; the file was damaged")
+    if not all(bool(torch.isfinite(x).all()) for x in (W, H, b) if x is not None):
+        raise InputError(f"run: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
 
 
 def state_head(tensors: Tensors) -> Head:
@@ -166,6 +184,7 @@ def read_head(path: Path, name: str) -> Head:
         return state_head(load_state(RunDirectory.open(path, name))[0])
     tensors = read_tensors(path, name)
     if "row_counts" in tensors:
+        check_state(tensors, path)
         return state_head(tensors)
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:

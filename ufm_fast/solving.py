@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -71,6 +72,22 @@ def make_solver(
     return solvers[method]()
 
 
+def checked_solver(
+    problem: Problem, method: str, tol: float, max_steps: int | None = None, log_every: int | None = None,
+    learning_rate: float | None = None, momentum: float | None = None, history: int | None = None,
+) -> Solver:  # fmt: skip
+    """The solver of a method, with all options of ``solve`` that concern it checked. Errors: InputError naming the option."""
+    if not isinstance(problem, Problem):
+        raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
+    if not 0 < number(tol, "tol") < 1:
+        raise InputError(f"tol must lie in (0, 1), got {tol}")
+    if max_steps is not None:
+        whole(max_steps, "max_steps", 0)
+    if log_every is not None:
+        whole(log_every, "log_every", 1)
+    return make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
+
+
 def solve(
     problem: Problem,
     *,
@@ -106,15 +123,7 @@ def solve(
 
     Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape.
     """
-    if not isinstance(problem, Problem):
-        raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
-    if not 0 < number(tol, "tol") < 1:
-        raise InputError(f"tol must lie in (0, 1), got {tol}")
-    if max_steps is not None:
-        whole(max_steps, "max_steps", 0)
-    if log_every is not None:
-        whole(log_every, "log_every", 1)
-    solver = make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
+    solver = checked_solver(problem, method, tol, max_steps, log_every, learning_rate, momentum, history)
     objective = Objective(
         problem,
         backend=make_backend(backend, problem.device, problem.torch_dtype),
@@ -192,7 +201,8 @@ def _solution(
 ) -> Solution:  # fmt: skip
     problem, found = objective.problem, run.state.evaluation
     model = objective.to_model(run.state.point)
-    usable = model.finite()
+    # Beyond this the squares of squares overflow: a diverged point has no certificate and no metrics.
+    usable = math.isfinite(found.value) and all(float(part.abs().max()) < 1e70 for part in model.parts())
     return Solution(
         problem=problem,
         point=model,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -30,7 +31,7 @@ def make_start(objective: Objective, name: str = "spectral", *, seed: int | None
     if name not in STARTS:
         raise InputError(f"start must be one of {', '.join(STARTS)} or a file; got {name!r}")
     problem, R = objective.problem, objective.rows.number
-    generator = torch.Generator().manual_seed(problem.seed if seed is None else seed)
+    generator = torch.Generator().manual_seed(problem.seed if seed is None else whole(seed, "seed", 0, 2**63 - 1))
     if name == "spectral":
         B, A = _spectral(objective, generator)
     else:

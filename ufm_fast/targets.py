@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import MOST, integers
+from ufm_fast.arguments import MOST, integers, whole
 from ufm_fast.errors import InputError
 
 
@@ -86,11 +86,14 @@ class TargetSets:
     @classmethod
     def create(cls, indptr: object, indices: object, classes: int, counts: object | None = None) -> TargetSets:
         """Check and build. Errors: InputError / InputTypeError naming the array and the mend."""
+        whole(classes, "classes", 2)
         pointer = integers(indptr, "indptr").cpu()
         if pointer.ndim != 1 or pointer.numel() < 2 or int(pointer[0]) != 0:
             raise InputError("indptr must be a vector that starts at 0 and has one entry more than there are rows")
         entries = check_labels(integers(indices, "indices").cpu(), classes, "indices")
-        if entries.ndim != 1 or int(pointer[-1]) != entries.numel():
+        if entries.ndim != 1:
+            raise InputError(f"indices must be a vector, got shape {tuple(entries.shape)}")
+        if int(pointer[-1]) != entries.numel():
             raise InputError(f"indptr must end at the length of indices, {entries.numel()}, got {int(pointer[-1])}")
         sizes = pointer[1:] - pointer[:-1]
         if bool((sizes < 1).any()):

@@ -70,8 +70,10 @@ BAD = {
     "seed beyond integers": (("--seed", "1" + "0" * 23), ("seed", "at most")),
     "counts that wrap": (("--counts", "9223372036854775807,9223372036854775807"), ("counts", "sum")),
     "counts beyond int64": (("--counts", "1,1" + "0" * 23), ("counts",)),
-    "tiny penalties": (("--lambda-w", "1e-170", "--lambda-h", "1e-170"), ("lambda_w", "1e-100")),
-    "huge penalty": (("--lambda-w", "1e200"), ("lambda_w", "1e+100")),
+    "tiny penalties": (("--lambda-w", "1e-170", "--lambda-h", "1e-170"), ("lambda_w", "1e-30")),
+    "huge penalty": (("--lambda-w", "1e200"), ("lambda_w", "1e+30")),
+    "tiny bias penalty": (("--bias", "penalised", "--lambda-b", "1e-20"), ("lambda_b", "free")),
+    "no memory for it": (("--classes", "200000000", "--dim", "4096"), ("memory", "plan")),
     "infinite learning rate": (("--method", "gd", "--learning-rate", "inf"), ("learning_rate", "finite")),
     "frozen features merged": (("--freeze", "h", "--reduce", "classes"), ("reduce", "freeze")),
 }
@@ -169,6 +171,47 @@ def test_damaged_runs(capsys: pytest.CaptureFixture[str]) -> None:
     Path("r/metrics.jsonl").write_text(re.sub('"value": [^,]*', '"value": "low"', log))
     for command in (("solve", "--resume", "r"), ("plot", "r"), ("export", "r")):
         assert "metrics.jsonl" in refused(capsys, *command)
+
+
+def test_a_refused_resume_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--out", "r", "--max-steps", "2", "--start", "normal", "--quiet") == 3
+    files = {path: path.read_bytes() for path in Path("r").iterdir() if path.name != ".lock"}
+    for wrong in (("--tol", "5"), ("--method", "alternating"), ("--method", "lbfgs", "--momentum", ".9"), ("--log-every", "0")):
+        refused(capsys, "solve", "--resume", "r", *wrong)
+        assert files == {path: path.read_bytes() for path in files}
+    assert main(["solve", "--no-plots", "--resume", "r", "--max-steps", "500", "--quiet"]) == 0
+
+
+def test_states_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    assert solve(*SMALL, "--out", "r", "--max-steps", "1", "--start", "normal", "--quiet") == 3
+    tensors = load_file("r/state.safetensors")
+    with safe_open("r/state.safetensors", "pt") as content:
+        metadata = content.metadata()
+    for name, damaged in (
+        ("H", tensors["H"].reshape(-1)), ("W", tensors["W"] * float("nan")), ("H", tensors["H"][:, :2]), ("labels", None),
+        ("W", tensors["W"].long()), ("row_counts", tensors["row_counts"][:1]),
+    ):  # fmt: skip
+        changed = {key: damaged if key == name else value for key, value in tensors.items()}
+        kept = {key: value.contiguous() for key, value in changed.items() if value is not None}
+        save_file(kept, "r/state.safetensors", metadata)
+        for command in (("solve", "--resume", "r"), ("metrics", "r"), ("plot", "r"), ("export", "r")):
+            assert "state.safetensors" in refused(capsys, *command)
+
+
+def test_bad_heads_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    saved("wide.npz", W=np.eye(6), H=np.eye(6), labels=np.zeros((1, 6), int))
+    assert "labels" in refused(capsys, "metrics", "wide.npz")
+    saved("equal.npz", W=np.eye(6), H=np.eye(6), labels=np.zeros(5, int))
+    assert "labels" in refused(capsys, "metrics", "equal.npz")
+    saved("half.npz", W=np.eye(6), H=np.eye(6), row_counts=np.ones(6, int))
+    assert "half.npz" in refused(capsys, "metrics", "half.npz")
+    Path("huge.toml").write_text("lambda_w = 1" + 400 * "0")
+    assert "lambda_w" in refused(capsys, "solve", "-c", "huge.toml")
+    saved("far.npz", W=np.full((4, 6), 1e200), H=np.full((4, 6), 1e200))
+    assert solve(*SMALL, "--start-from", "far.npz", "--quiet") == 3
 
 
 def test_unsigned_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:

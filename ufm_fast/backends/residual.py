@@ -13,17 +13,18 @@ from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
 
-_ENTRIES = 1 << 20  # of a block of E
+_ENTRIES = 1 << 20  # of a block of E, and of its rows of H
+_CHUNK = 1 << 13  # rows of own's blocks
 
 
 def blocks(x: HeadInput, *, exact: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows and their E (float64), right to eps |h| |w|.
+    """Blocks of rows and their E (float64), to the rounding of the logits.
 
-    ``exact``: right to eps |h| |w| 2^-18, for proofs about residuals as small as the rounding of the logits. H and W are cut
-    into leading and trailing bits so that the product of the leading ones has no rounding (Ozaki et al., Numer. Algorithms
-    59, 2012).
+    ``exact``: to about 2^-bits of that, bits = 26 - log2(d)/2, and eps |E|, for proofs about residuals as small as the
+    rounding of the logits. H and W are cut into leading and trailing bits so that the product of the leading ones has no
+    rounding (Ozaki et al., Numer. Algorithms 59, 2012); the bias is added with its error kept.
     """
-    W, b, height = x.weight.double(), x.bias, _height(x.weight.shape[0])
+    W, b, height = x.weight.double(), None if x.bias is None else x.bias.double(), _height(*x.weight.shape)
     bits = _bits(W.shape[1])
     top, rest = _cut(W, bits) if exact else (W, W)
     for start in range(0, x.features.shape[0], height):
@@ -36,21 +37,33 @@ def blocks(x: HeadInput, *, exact: bool = False) -> Iterator[tuple[slice, Tensor
             E, correction = h @ W.T, None
         E[torch.arange(E.shape[0], device=E.device), y] -= 1.0
         if b is not None:
-            E += b.double()
+            E = E.add_(b) if correction is None else _plus(E, b, correction)
         yield part, E if correction is None else E.add_(correction)
 
 
-def own(x: HeadInput) -> Tensor:
-    """The target's entry of each row of E, float64 (R,), as accurate as an exact block, in O(R d)."""
-    bits, y = _bits(x.weight.shape[1]), x.targets.indices
-    (high, low), W = _cut(x.features.double(), bits), x.weight.index_select(0, y).double()
-    top, rest = _cut(W, bits)
-    dot = torch.linalg.vecdot
-    entry: Tensor = dot(high, top) - 1.0
-    if x.bias is not None:
-        entry += x.bias.double()[y]
-    entry += dot(high, rest) + dot(low, W)
-    return entry
+def own(x: HeadInput, *, exact: bool = False) -> Tensor:
+    """The target's entry of each row of E, float64 (R,), as accurate as that of ``blocks``, in O(R d)."""
+    bits, dot, entries = _bits(x.weight.shape[1]), torch.linalg.vecdot, []
+    for rows, y in zip(torch.split(x.features, _CHUNK), torch.split(x.targets.indices, _CHUNK), strict=True):
+        h, w, correction = rows.double(), x.weight.index_select(0, y).double(), None
+        if exact:
+            (high, low), (top, rest) = _cut(h, bits), _cut(w, bits)
+            entry, correction = dot(high, top) - 1.0, dot(high, rest) + dot(low, w)
+        else:
+            entry = dot(h, w) - 1.0
+        if x.bias is not None:
+            b = x.bias.double()[y]
+            entry = entry + b if correction is None else _plus(entry, b, correction)
+        entries.append(entry if correction is None else entry + correction)
+    return torch.cat(entries) if entries else x.row_weight.new_zeros(0, dtype=torch.float64)
+
+
+def _plus(x: Tensor, b: Tensor, error: Tensor) -> Tensor:
+    """x + b, its rounding error added to ``error`` (Knuth's two-sum)."""
+    total = x + b
+    back = total - x
+    error += (x - (total - back)) + (b - back)
+    return total
 
 
 def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
@@ -93,13 +106,13 @@ def _add_products(out: Gradients, part: slice, terms: tuple[tuple[Tensor, Tensor
         out.bias.add_(terms[0][0].sum(0))
 
 
-def block_bytes(rows: int, classes: int) -> int:
-    """Bytes of one block of E."""
-    return 8 * classes * min(rows, _height(classes))
+def block_bytes(rows: int, classes: int, dim: int) -> int:
+    """Bytes of one block of E and of its rows of H."""
+    return 8 * (classes + dim) * min(rows, _height(classes, dim))
 
 
-def _height(classes: int) -> int:
-    return max(64, _ENTRIES // classes)
+def _height(classes: int, dim: int) -> int:
+    return max(64, _ENTRIES // max(classes, dim))
 
 
 def _bits(dim: int) -> int:

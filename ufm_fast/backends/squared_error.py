@@ -2,8 +2,8 @@
 
 A Gram value is a difference of O(1) terms, right to about eps. For d below the number P of classes that have rows that is
 harmless, for the minimum has what the missing dimensions leave, half a class's weight each. For P <= d the minimum falls with
-lambda and the digits would run out, so there those classes go by their residuals, R x P <= R x d numbers in blocks and no
-more work than the Grams'; classes without rows have no targets, and their Grams nothing to cancel.
+lambda and the digits would run out, so there those classes go by their residuals, R x P <= R x d numbers in blocks. So do
+the classes without rows while K <= d; beyond, they go by Grams, which have nothing to cancel without targets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.gram import logit_products
 from ufm_fast.targets import Targets
 
-__all__ = ["by_residuals", "hvp", "logit_products", "losses", "residual_sum", "value_and_grad"]
+__all__ = ["by_residuals", "hvp", "logit_products", "losses", "own_residual", "residual_sum", "value_and_grad"]
 
 
 def by_residuals(targets: Targets, classes: int, dim: int) -> bool:
@@ -80,9 +80,18 @@ def residual_sum(x: HeadInput) -> Tensor:
     return total
 
 
+def own_residual(x: HeadInput) -> Tensor:
+    """The target's entry of each row's residual, float64 (R,), exact where residuals serve."""
+    return residual.own(x, exact=by_residuals(x.targets, *x.weight.shape))
+
+
 def _split(x: HeadInput) -> tuple[Tensor, Tensor] | None:
     """Classes with rows and classes without, where the former go by residuals; else None."""
-    return x.targets.occupied(x.weight.shape[0]) if by_residuals(x.targets, *x.weight.shape) else None
+    K, d = x.weight.shape
+    if not by_residuals(x.targets, K, d):
+        return None
+    near, far = x.targets.occupied(K)
+    return (torch.cat([near, far]), far[:0]) if far.numel() and d >= K else (near, far)
 
 
 def _of_classes(x: HeadInput, classes: Tensor) -> HeadInput:

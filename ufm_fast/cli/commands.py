@@ -95,7 +95,9 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     head = read_head(source, "source")
     config = RunDirectory.open(source).config if source.is_dir() else {}
     lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
-    alone = head.labels is not None and head.labels.numel() > 0 and bool((head.labels == head.labels[0]).all())
+    labels, H = head.labels, head.H
+    matched = labels is not None and H is not None and labels.shape == H.shape[:1] and labels.numel() > 0
+    alone = matched and labels is not None and bool((labels == labels[0]).all())
     # As after a solve: the metrics compare classes, and one class alone has only the classifier's own.
     H, labels, counts = (None, None, None) if alone else (head.H, head.labels, head.counts)
     found = collect(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ufm_fast.arguments import number
 from ufm_fast.cli.flags import BY_NAME, SETTINGS
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.presets import get_preset
@@ -116,7 +117,7 @@ def _typed(name: str, value: Any, path: Path) -> Any:
     if name == "counts" and isinstance(value, list):
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return number(value, f"config: {name} in {path}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         raise InputTypeError(f"config: {name} in {path} must be {words[kind]}, got {value!r}")

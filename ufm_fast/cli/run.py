@@ -154,8 +154,16 @@ def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
 
 def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     from ufm_fast.run_state import Progress, save_state
-    from ufm_fast.solving import solve
+    from ufm_fast.solving import checked_solver, solve
 
+    names = ("method", "tol", "max_steps", "log_every", "learning_rate", "momentum", "history")
+    try:  # before a run that goes on is written to
+        checked_solver(job.problem, **{name: job.config[name] for name in names})
+        refuse_unaffordable(job.problem, job.reduce)
+    except InputError:
+        if job.fresh:
+            job.run.discard()
+        raise
     if not job.fresh:
         job.run.write_config(job.config, job.run.hash)
         job.run.truncate_log(job.progress.step)
@@ -172,6 +180,22 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
         save_state(job.run, job.problem, solution.point, solution.reduce, progress)
     job.run.write_summary({**solution.summary(), "hash": job.run.hash})
     return solution
+
+
+def refuse_unaffordable(problem: Problem, reduce: str) -> None:
+    """Errors: InputError where point, gradient and one step do not fit the free memory: no method needs less."""
+    import torch
+
+    from ufm_fast.backends.base import compute_dtype
+    from ufm_fast.backends.tiled import available_bytes
+
+    entries = (problem.num_classes + problem.rows(reduce).number) * problem.dim
+    least, free = 3 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
+    if least > free:
+        raise InputError(
+            f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and {free / 1e9:.3g} GB are free; "
+            "ask ufm-fast plan, and make it smaller"
+        )
 
 
 def _arguments(job: Job) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> 
         if tuple(row_weight.shape) != (features.shape[0],):
             raise InputError(f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}")
         weights = row_weight.detach().double()
-        if not bool(torch.isfinite(weights).all()):
+        capturing = weights.is_cuda and torch.cuda.is_current_stream_capturing()  # then nothing may wait for the device
+        if not capturing and not bool(torch.isfinite(weights).all()):
             raise InputError("row_weight must be finite, got NaN or infinity; give 0 to leave a row out")
     # An empty or weightless mean is NaN, as everywhere in torch.
     return weights / weights.sum() if reduction == "mean" else weights

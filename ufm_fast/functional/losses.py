@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
@@ -56,6 +57,8 @@ def linear_cross_entropy(
     checks.check_target(target, input.device)
     checks.check_class_weight(weight, linear_weight)
     checks.check_reduction(reduction)
+    if not isinstance(label_smoothing, (int, float)):
+        raise InputTypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
     if options is not None and not hasattr(options, "batch_chunk_size"):
@@ -65,7 +68,7 @@ def linear_cross_entropy(
             raise InputError("ignore_index goes with class indices only; drop it or pass class indices as target")
         return _of_probabilities(features, matrix, bias, target, weight, reduction, label_smoothing).to(dtype)
     checks.check_labels_shape(target, (*input.shape[:-1], *linear_weight.shape[1:-1]))
-    ignore = -100 if ignore_index is None else ignore_index
+    ignore = -100 if ignore_index is None else whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1)
     labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
     return _over_heads(features, matrix, bias, labels, kept, weight, reduction, label_smoothing).to(dtype)
 
@@ -174,7 +177,7 @@ def _single_label(
     if target.is_floating_point():
         raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
-    labels, kept = checked_labels(target, matrix.shape[0], ignore_index)
+    labels, kept = checked_labels(target, matrix.shape[0], whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1))
     factor = kept if class_weight is None else kept * class_weight.double()[labels]
     rows = features.reshape(-1, features.shape[-1])
     values = _reduced(rows, matrix, bias, labels.reshape(-1), None, factor.reshape(-1), factor, reduction, loss, parameter)

@@ -64,6 +64,7 @@ def _from_tensor(target: Tensor) -> tuple[Tensor | None, Tensor]:
         raise InputTypeError(f"target must hold class indices, got {target.dtype}; for a 0/1 matrix pass its classes by row")
     if target.dim() == 1:
         return None, target
+    target = integers(target, "target")
     if target.dim() != 2:
         raise InputError(f"target must have shape (N, m) or (N,), got {tuple(target.shape)}")
     present = target >= 0

@@ -16,7 +16,8 @@ from ufm_fast.metrics.rows import block_rows
 def as_tensor(value: Any, name: str) -> Tensor:
     """`value` as a detached tensor; numpy arrays are accepted and not copied."""
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        native = value.dtype.newbyteorder("=")
+        value = torch.from_numpy(value if value.flags.writeable and value.dtype == native else value.astype(native))
     if not isinstance(value, Tensor):
         raise InputTypeError(f"{name} must be a torch tensor or a numpy array, got {type(value).__name__}")
     return value.detach()

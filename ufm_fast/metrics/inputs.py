@@ -44,6 +44,8 @@ class Inputs:
             check_same_dim(weight, features)
             check_same_device(weight=weight, features=features)
             weight, features = narrowed(weight, features)
+        elif weight is not None:
+            (weight,) = narrowed(weight)
         if weight is not None:
             self.given.add("weight")
             self.weight = weight

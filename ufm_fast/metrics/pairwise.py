@@ -53,7 +53,7 @@ class Sampling:
         if self.mode not in get_args(Mode):
             raise InputError(f"pairwise must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
         for name, least in (("pairs", 2), ("rows", 2), ("tile", 1), ("seed", 0)):
-            object.__setattr__(self, name, whole(getattr(self, name), name, least))
+            object.__setattr__(self, name, whole(getattr(self, name), name, least, 2**63 - 1))
 
     def size(self, classes: int, population: int, wanted: int) -> int | None:
         """The sample size, or None where all is taken: a sample of half the population saves nothing."""

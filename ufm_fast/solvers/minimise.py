@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, rounding
@@ -116,12 +118,15 @@ def _verdict(objective: Objective, state: State, size: float, tol: float) -> tup
 
 
 def _at_rounding(objective: Objective, state: State, size: float) -> bool:
-    """Whether even the best step along the gradient, |g|^2 / (2 L) with L the largest curvature, is lost in rounding.
+    """Whether even the best step along the gradient, |g|^2 / (2 L) with L the largest curvature, is lost in rounding, or the
+    gradient is no larger than what the roundings of the point and of the products can make of it, a few L |x| eps.
 
-    Where it is not, the steps are too small, not the problem finished: a method with such steps goes on to its limit.
+    Where neither is so, the steps are too small, not the problem finished: such a method goes on to its limit.
     """
     curvature = max(largest_curvature(objective, state.point), 1e-300)
-    return size * size / (2.0 * curvature) <= rounding(objective, state.evaluation.value)
+    eps = torch.finfo(objective.problem.torch_dtype).eps
+    lost = size * size / (2.0 * curvature) <= rounding(objective, state.evaluation.value)
+    return lost or size <= 4.0 * eps * curvature * state.point.norm()
 
 
 def _record(objective: Objective, state: State, step: int, seconds: float) -> StepRecord:

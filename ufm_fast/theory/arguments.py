@@ -15,7 +15,7 @@ NO_BIAS = math.inf
 
 
 def check_integer(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < least:
+    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or value < least:
         raise InputError(f"{name}={value!r}: expected an integer >= {least}")
     return int(value)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,7 +97,7 @@ def _theta(norm: NormBound, mu: float) -> float:
 def _finish(kind: str, value: float, bound: float, ratio: float | None, failure: float = 0.0) -> Certificate:
     # The penalties and data terms are non-negative, so zero is a lower bound too.
     # Rounding may put the bound above the value by an eps: the value is no less than the minimum either.
-    bound = min(max(bound, 0.0), value) if kind != "none" else bound
+    bound = min(max(0.0, bound), value) if kind != "none" else bound
     gap = (value - bound) / value if value > 0 else 0.0
     return Certificate(kind, kind != "none" and gap <= TOLERANCE, value, bound, gap, ratio, failure)
 
@@ -270,7 +270,9 @@ class _SoftmaxDual(_Dual):
         G[c.entry_row, c.entry_class] = 0.0
         rows = torch.special.entr(G.clamp_min_(0.0)).sum(1)
         if self.loss.multi_label:
-            own = torch.special.entr(((1.0 + theta * g) / c.M[c.entry_row]).clamp_min(0.0))
+            # -q log q with q = (1 + x) / M: near q = 1 the logarithm keeps its digits.
+            x, M = (theta * g).clamp_min(-1.0), c.M[c.entry_row]
+            own = torch.where(x > -1.0, (1.0 + x) / M * (M.log() - torch.log1p(x)), 0.0)
         else:  # 1 - q_y is what is small: keep its digits
             x = (self.loss.smoothing * (K - 1) / K - theta * g).clamp(0.0, 1.0)
             own = -torch.xlogy(1.0 - x, 1.0 - x)
@@ -315,9 +317,13 @@ def _invert_slope(loss: Focal, slope: Tensor) -> Tensor:
 
 
 class _SquaredDual(_Dual):
-    """g_r = W h_r + b - e_y, or with a free bias less its mean over the samples."""
+    """g_r = W h_r + b - e_y; with a free bias, which no bound depends on, b is the one that makes their mean vanish."""
 
     def __init__(self, problem: Problem, head: HeadInput, counts: Tensor) -> None:
+        if problem.bias == "free":
+            for _ in range(2):  # the second takes what rounding left of the first
+                assert head.bias is not None
+                head = replace(head, bias=head.bias - squared_error.residual_sum(head))
         super().__init__(problem, head, counts)
         self.column_sum = squared_error.residual_sum(head)
         self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
@@ -342,7 +348,7 @@ class _SquaredDual(_Dual):
         return self.head.features, self.head.weight, self.head.bias
 
     def lower_bound(self, theta: float) -> float:
-        own = residual.own(self.head) - self.shift[self.head.targets.indices]
+        own = squared_error.own_residual(self.head) - self.shift[self.head.targets.indices]
         along = float(self.head.row_weight @ own)  # <G, Y>
         squares = float(self.head.row_weight @ self.backend.losses(self.head)) - 0.5 * float(self.shift.square().sum())
         quadratic = squares + self.bias_drop(self.column_sum)

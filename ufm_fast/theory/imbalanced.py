@@ -25,7 +25,8 @@ def collapsed_ce(
     values, group, sizes = torch.unique(check_counts(counts), return_inverse=True, return_counts=True)
     n, size = values.numpy(), sizes.to(torch.float64).numpy()
     total = float(n @ size)
-    if n[0] == 0 and check_bias_penalty(lambda_b) == 0:
+    check_bias_penalty(lambda_b)
+    if n[0] == 0 and lambda_b == 0:
         return None
     p, bias = _bias_alone(n / total, size, lambda_b)
     mu = nuclear_coefficient(lambda_w, lambda_h)

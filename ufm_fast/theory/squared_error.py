@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.errors import InputError
 from ufm_fast.theory.arguments import (
     NO_BIAS,
     check_bias_penalty,
@@ -71,7 +72,8 @@ def balanced_mse_minimum(
 
 def bias_leak(lambda_b: float) -> float:
     """1/kappa = lambda_b/(1 + lambda_b), the part of the squared mean that a bias leaves to W and H: 0 free, 1 none."""
-    return 1 - 1 / (1 + check_bias_penalty(lambda_b)) if lambda_b > 1 else lambda_b / (1 + lambda_b)
+    check_bias_penalty(lambda_b)
+    return 1 - 1 / (1 + lambda_b) if lambda_b > 1 else lambda_b / (1 + lambda_b)
 
 
 def biased_mse_minimum(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, lambda_b: float = 0.0) -> float:
@@ -97,7 +99,9 @@ class BiasedSpectrum:
         self.tau = self.samples * mu
         self._roots = np.sqrt(np.asarray(values, dtype=np.float64))
         self._weights = np.sqrt(np.asarray(sizes, dtype=np.float64)) * self._roots
-        self._penalty = check_bias_penalty(lambda_b)
+        if not math.isfinite(check_bias_penalty(lambda_b)):
+            raise InputError("lambda_b=inf is a problem without a bias: use mse_minimum")
+        self._penalty = float(lambda_b)
         bias = self._roots * self._weights / self.samples / (1 + lambda_b)  # times sqrt(sizes): keeps norms
         bias = bias if lambda_b == 0 else self._newton(bias)
         self.left, self.sigma, right = self._decompose(bias)
