@@ -269,3 +269,17 @@ def test_exact_residuals_are_exact(bias):
             assert float(abs(Fraction(float(found[r, k])) - exact(r, k))) < 1e-20
         assert float(abs(Fraction(float(own[r])) - exact(r, r))) < 1e-20
         assert float(abs(Fraction(float(total[r])) - sum(exact(i, r) for i in range(4)) / 4)) < 1e-20
+
+
+@pytest.mark.parametrize("dim", [3, 4, 5, 6])
+def test_residual_sums_go_to_their_classes(dim):
+    """Classes without rows first, between and last, for d on either side of the classes that have rows and of all."""
+    generator = torch.Generator().manual_seed(1)
+    H, W = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for n in (7, 6))
+    b, y = torch.randn(6, generator=generator, dtype=torch.float64), torch.tensor([1, 3, 4, 1, 3, 3, 4])
+    o = torch.rand(7, generator=generator, dtype=torch.float64)
+    x = HeadInput(SquaredError(), H, W, b, Targets(y), o)
+    E = H @ W.T + b - torch.nn.functional.one_hot(y, 6)
+    torch.testing.assert_close(squared_error.residual_sum(x), o @ E)
+    torch.testing.assert_close(squared_error.own_residual(x), E[torch.arange(7), y])
+    torch.testing.assert_close(squared_error.losses(x), 0.5 * E.square().sum(1))

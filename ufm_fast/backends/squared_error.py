@@ -86,12 +86,12 @@ def own_residual(x: HeadInput) -> Tensor:
 
 
 def _split(x: HeadInput) -> tuple[Tensor, Tensor] | None:
-    """Classes with rows and classes without, where the former go by residuals; else None."""
+    """Classes that go by residuals and those that go by Grams, ascending; None where all go by Grams."""
     K, d = x.weight.shape
     if not by_residuals(x.targets, K, d):
         return None
     near, far = x.targets.occupied(K)
-    return (torch.cat([near, far]), far[:0]) if far.numel() and d >= K else (near, far)
+    return (torch.arange(K, device=near.device), far[:0]) if far.numel() and d >= K else (near, far)
 
 
 def _of_classes(x: HeadInput, classes: Tensor) -> HeadInput:
