@@ -51,7 +51,6 @@ class Job:
 
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
     """Check everything that can be checked before the first step, then make the run directory."""
-    from ufm_fast.backends import make_backend
     from ufm_fast.doctor import environment
     from ufm_fast.run_state import Progress, read_start
 
@@ -59,8 +58,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     check_choices(config)
     config["device"], note = configs.pick_device(config["device"])
     problem = configs.build_problem(config)
-    make_backend(config["backend"], problem.device, problem.torch_dtype)
-    problem.reduction(config["reduce"])
+    check_solvable(problem, config)
     config["classes"] = problem.num_classes
     digest = configs.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
@@ -88,6 +86,31 @@ def check_choices(config: Mapping[str, Any]) -> None:
             raise InputError(f"{name} must be at least 1, got {config[name]}")
 
 
+def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
+    """What ``solve`` would refuse, before anything is written; and what the free memory can't hold, by any method.
+
+    Errors: InputError for options that contradict problem or method; where point, gradient and one step do not fit.
+    """
+    import torch
+
+    from ufm_fast.backends import make_backend
+    from ufm_fast.backends.base import compute_dtype
+    from ufm_fast.backends.tiled import available_bytes
+    from ufm_fast.solving import checked_solver
+
+    make_backend(config["backend"], problem.device, problem.torch_dtype)
+    names = ("method", "tol", "max_steps", "log_every", "learning_rate", "momentum", "history")
+    checked_solver(problem, **{name: config[name] for name in names})
+    rows = problem.rows(problem.reduction(config["reduce"])).number
+    entries = (problem.num_classes + rows) * problem.dim
+    least, free = 3 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
+    if least > free:
+        raise InputError(
+            f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and {free / 1e9:.3g} GB are free; "
+            "ask ufm-fast plan, and make it smaller"
+        )
+
+
 # ---- a run that goes on ----------------------------------------------------------------------------------------------
 
 
@@ -109,15 +132,15 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     config["device"], note = configs.pick_device(config["device"])
     if not run.state_file.exists():  # killed before the first save
         problem = configs.build_problem(config)
+        check_solvable(problem, config)
         return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
     tensors, progress, reduce = load_state(run)
     problem = configs.build_problem(config, data_arguments(tensors))
+    check_solvable(problem, config)
     shapes = tuple(tensors["W"].shape), (tensors["H"].shape[0], tensors["H"].shape[1])
     if shapes != ((problem.num_classes, problem.dim), (problem.rows(reduce).number, problem.dim)):
         raise InputError(f"resume: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
     start = Point(tensors["W"], tensors["H"], tensors.get("b")).to(device=problem.device)
-    if not start.finite():
-        raise InputError(f"resume: {run.state_file} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
     return Job(problem, config, run, start, progress, [note] if note else [], fresh=False, stamp=stamp)
 
 
@@ -154,16 +177,8 @@ def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
 
 def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     from ufm_fast.run_state import Progress, save_state
-    from ufm_fast.solving import checked_solver, solve
+    from ufm_fast.solving import solve
 
-    names = ("method", "tol", "max_steps", "log_every", "learning_rate", "momentum", "history")
-    try:  # before a run that goes on is written to
-        checked_solver(job.problem, **{name: job.config[name] for name in names})
-        refuse_unaffordable(job.problem, job.reduce)
-    except InputError:
-        if job.fresh:
-            job.run.discard()
-        raise
     if not job.fresh:
         job.run.write_config(job.config, job.run.hash)
         job.run.truncate_log(job.progress.step)
@@ -180,22 +195,6 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
         save_state(job.run, job.problem, solution.point, solution.reduce, progress)
     job.run.write_summary({**solution.summary(), "hash": job.run.hash})
     return solution
-
-
-def refuse_unaffordable(problem: Problem, reduce: str) -> None:
-    """Errors: InputError where point, gradient and one step do not fit the free memory: no method needs less."""
-    import torch
-
-    from ufm_fast.backends.base import compute_dtype
-    from ufm_fast.backends.tiled import available_bytes
-
-    entries = (problem.num_classes + problem.rows(reduce).number) * problem.dim
-    least, free = 3 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
-    if least > free:
-        raise InputError(
-            f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and {free / 1e9:.3g} GB are free; "
-            "ask ufm-fast plan, and make it smaller"
-        )
 
 
 def _arguments(job: Job) -> dict[str, Any]:
