@@ -85,6 +85,8 @@ def checked_solver(
         whole(max_steps, "max_steps", 0)
     if log_every is not None:
         whole(log_every, "log_every", 1)
+    if method == "closed-form" and closed_form(problem) is None:
+        raise InputError("method closed-form: no closed form is known for this problem; use method auto")
     return make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
 
 
@@ -152,8 +154,7 @@ def solve(
 
 
 def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
-    if theory is None:
-        raise InputError("method closed-form: no closed form is known for this problem; use method auto")
+    assert theory is not None
     W, H, b = theory.point()
     problem = objective.problem
     if problem.target_sets is None:

@@ -266,15 +266,14 @@ class _Log:
 
 def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
     """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
-    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, narrowed, nc1_pinv, nc2, nc3, nc4
+    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
 
     rows = problem.rows(reduce)
     if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
         return {}
-    weight, features = narrowed(point.W, point.H)
-    W, device = RowMatrix.of(weight), features.device
+    W, device = RowMatrix.of(point.W), point.H.device
     labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
-    means = ClassStatistics(features, labels, problem.num_classes, counts)
+    means = ClassStatistics(point.H, labels, problem.num_classes, counts)
     found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
     if means.classes == problem.num_classes:
         found["nc3"] = nc3(W.raw, means.sample_centred_means)

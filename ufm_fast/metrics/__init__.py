@@ -17,7 +17,7 @@ from ufm_fast.metrics.geometry import (
     stable_rank,
 )
 from ufm_fast.metrics.pairwise import Estimate, Sampling, cdnv, equiangularity, nc4
-from ufm_fast.metrics.rows import RowMatrix, View, narrowed
+from ufm_fast.metrics.rows import RowMatrix, View
 from ufm_fast.metrics.statistics import ClassStatistics
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "cosine_moments",
     "effective_rank",
     "equiangularity",
-    "narrowed",
     "nc1_pinv",
     "nc1_quotient",
     "nc1_trace",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ufm_fast.metrics.checks import check_counts, check_matrix, check_positive, check_same_device, check_same_dim
 from ufm_fast.metrics.collapse import plane_distance
-from ufm_fast.metrics.rows import View, block_rows, narrowed
+from ufm_fast.metrics.rows import View, block_rows
 
 
 def norm_variation(matrix: View) -> float:
@@ -23,13 +23,13 @@ def norm_variation(matrix: View) -> float:
 def cosine_moments(matrix: View) -> tuple[float, float]:
     """Mean and standard deviation of cos(a_k, a_l) over all pairs k != l, exact, from d x d matrices.
 
-    With u the unit rows, C their centred rows, m their mean and G = C'C:
-        mean = 1 - t with t = tr G/(K-1);   K(K-1) std^2 = |C C' - t P|^2 + 2 K |C m|^2
+    With u the unit rows, C their centred rows and m their mean:
+        mean = 1 - t with t = |C|^2/(K-1);   K(K-1) std^2 = |C C' - t P|^2 + 2 K |C m|^2
     The sum over pairs of (cos - mean)^2 is |U U' - t I - (1-t) 1 1'|^2, since its diagonal is zero; on the ones vector
     it vanishes because deviations from a mean sum to zero. nan if a row is zero.
     """
     count, unit = matrix.count, matrix.unit
-    spread = torch.trace(unit.gram) / (count - 1)
+    spread = sum((block.square().sum() for block in unit.centred()), torch.zeros_like(unit.mean[0])) / (count - 1)
     plane = plane_distance(unit.about_mean, unit.about_mean, 1.0, spread)
     cross = 2 * count * sum((block @ unit.mean).square().sum() for block in unit.centred())
     return 1 - float(spread), float(((plane + cross).clamp(min=0) / (count * (count - 1))).sqrt())
@@ -86,12 +86,15 @@ def balancedness(weight: Any, features: Any, lambda_w: float, lambda_h: float, c
     ratio = check_positive(lambda_h, "lambda_h") / check_positive(lambda_w, "lambda_w")
     counts = None if counts is None else check_counts(counts, features.shape[0])
     check_same_device(weight=weight, features=features, counts=counts)
-    weight, features = narrowed(weight, features)
     return imbalance(weight, features, ratio, counts)
 
 
 def imbalance(weight: Tensor, features: Tensor, ratio: float, counts: Tensor | None) -> tuple[float, float]:
     """`balancedness` of checked inputs; ratio is lambda_H/lambda_W."""
+    if weight.shape[0] + features.shape[0] < weight.shape[1]:  # no d x d matrix: coordinates in the span of all rows
+        together = torch.cat([weight, features]).to(torch.float64).T
+        coordinates = torch.linalg.qr(together, mode="r").R.T
+        weight, features = coordinates[: weight.shape[0]], coordinates[weight.shape[0] :]
     gram = _weighted_gram(weight, None)
     difference = torch.linalg.matrix_norm(gram - ratio * _weighted_gram(features, counts))
     return float(difference), float(difference / torch.linalg.matrix_norm(gram))

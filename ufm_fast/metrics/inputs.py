@@ -11,7 +11,7 @@ from ufm_fast.errors import InputError
 from ufm_fast.metrics import geometry, pairwise
 from ufm_fast.metrics.checks import check_matrix, check_positive, check_same_device, check_same_dim, check_vector
 from ufm_fast.metrics.pairwise import Estimate, Sampling
-from ufm_fast.metrics.rows import RowMatrix, View, narrowed
+from ufm_fast.metrics.rows import RowMatrix, View
 from ufm_fast.metrics.statistics import ClassStatistics
 
 
@@ -38,17 +38,9 @@ class Inputs:
         self.sampling = Sampling() if sampling is None else sampling
         self.given: set[str] = set()
         self.bias: Tensor | None = None
-        features = None if features is None else check_matrix(features, "features")
-        weight = None if weight is None else check_matrix(weight, "weight")
-        if features is not None and weight is not None:
-            check_same_dim(weight, features)
-            check_same_device(weight=weight, features=features)
-            weight, features = narrowed(weight, features)
-        elif weight is not None:
-            (weight,) = narrowed(weight)
         if weight is not None:
             self.given.add("weight")
-            self.weight = weight
+            self.weight = check_matrix(weight, "weight")
             classes = _class_count(self.weight.shape[0], classes)
             self.bias = None if bias is None else check_vector(bias, "bias", classes, "the rows of weight")
             check_same_device(weight=self.weight, bias=self.bias)
@@ -56,6 +48,9 @@ class Inputs:
         if features is not None:
             self.given.add("features")
             self.statistics = ClassStatistics(features, labels, classes, counts)
+        if self.given == {"features", "weight"}:
+            check_same_dim(self.weight, self.statistics.rows[0])
+            check_same_device(weight=self.weight, features=self.statistics.rows[0])
         if penalties[0] is not None and penalties[1] is not None:
             self.given.add("penalties")
             self.lambda_w = check_positive(penalties[0], "lambda_w")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 Index = Tensor | slice
 SAMPLE_ROWS = 1024
-NARROWING = 4096  # dimensions, from which on a d x d matrix is worth avoiding
 BLOCK_ELEMENTS = 2**19  # 4 MiB of float64: a block and its product stay in cache; QR is twice as slow at 16 times this
 
 
@@ -35,26 +34,6 @@ def triangular_factor(blocks: Iterator[Tensor], like: Tensor) -> Tensor:
     for block in blocks:
         factor = torch.linalg.qr(torch.cat([factor, block]), mode="r").R
     return factor
-
-
-def narrowed(*matrices: Tensor) -> tuple[Tensor, ...]:
-    """The matrices in coordinates of the space that all their rows span, where d is in the thousands and rows are fewer.
-
-    No metric depends on the basis of R^d, so a handful of rows in many dimensions needs no d x d matrix. One row is the
-    first axis and the others go by their differences from it; equal rows stay equal, and rows keep their digits to eps of
-    their length. For a smaller d nothing is gained, and the matrices are returned as they are.
-    """
-    rows, dim = sum(matrix.shape[0] for matrix in matrices), matrices[0].shape[1]
-    if dim < NARROWING or rows >= dim:
-        return matrices
-    together = torch.cat([matrix.to(torch.float64) for matrix in matrices])
-    distinct, place = torch.unique(together, dim=0, return_inverse=True)
-    base = distinct[0].clone()
-    distinct -= base
-    distinct[0] = base
-    coordinates = torch.linalg.qr(distinct.T, mode="r").R.T.contiguous()
-    coordinates[1:] += coordinates[0].clone()
-    return torch.split(coordinates[place], [matrix.shape[0] for matrix in matrices])
 
 
 class RowMatrix:

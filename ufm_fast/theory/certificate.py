@@ -208,8 +208,9 @@ class _SoftmaxDual(_Dual):
                 G -= self.loss.smoothing / K
             entry = -flow[c.entry_row] + self.loss.smoothing * (K - 1) / K
             if self.loss.multi_label:
-                q = (1.0 - c.p) * c.M
-                entry = q[c.entry_row] * c.entry_share - 1.0
+                # (1 - p) M share - 1, whose two parts keep their digits where one target has nearly all the mass
+                whole = c.M[c.entry_row] * c.entry_share
+                entry = (whole - 1.0) - c.p[c.entry_row] * whole
             taken = self.out_flow[c.entry_class]
             G[c.entry_row, c.entry_class] = entry - taken
             if self.problem.bias == "free":
