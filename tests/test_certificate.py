@@ -104,6 +104,26 @@ def test_free_bias_is_certified(loss):
     assert solution.certificate.lower_bound <= solution.value
 
 
+@pytest.mark.parametrize("gamma", [0.5, 3.0, 8.0])
+@pytest.mark.parametrize("ratio", [0.3, 0.98, 1.02, 1.3, 1.8])
+@pytest.mark.parametrize("counts", [[3] * 7, [20, 5, 5, 2, 0, 1]])
+def test_focal_is_certified_on_both_sides_of_collapse(counts, ratio, gamma):
+    """Where the loss is not convex: the bound is below every value found and meets the lowest."""
+    mu = ratio * max(counts) ** 0.5 / sum(counts)
+    problem = Problem(counts=counts, dim=8, loss="focal", gamma=gamma, lambda_w=0.5 * mu, lambda_h=2.0 * mu)
+    objective = Objective(problem)
+    found = [solve(problem, start=start, metrics=False) for start in ("spectral", "normal")]
+    best = min(found, key=lambda solution: solution.value)
+    assert best.certificate.relative_gap < 1e-7
+    near = objective.from_model(*_model(best.point))
+    for seed in range(20):
+        noise = random_point(objective, seed, 10.0 ** (seed % 5 - 3))
+        x = objective.to_model(noise if seed % 2 else near.axpy(1.0, noise))
+        for exact_classes in (4096, 0):
+            bound = certify(problem, objective.rows, x, exact_classes=exact_classes).lower_bound
+            assert bound <= best.value * (1 + 1e-12)
+
+
 def test_low_dimension_is_bounded_but_not_certified():
     solution = solve(Problem(classes=12, dim=3), metrics=False)
     assert solution.success

@@ -10,7 +10,13 @@ a row's loss in its logits. Any theta in [0, 1] with theta |G| <= mu, G having r
                                LB = sum_r (n_r/N) [theta c_r Entropy(E_r/s_r) - phi*(theta c_r)]
     squared error              LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample)
 
-minus theta^2 |sum_r n_r g_r / N|^2 / (2 lambda_b) for a penalised bias; a free bias needs sum_r n_r g_r = 0 exactly, which
+Without a bias the rows of G may change their signs, since |G| does not. Then no envelope of the focal loss is needed, for
+<-S theta G, Z> <= mu |Z|_* with signs S leaves each row its own global minimum over one number, and theta may exceed 1:
+
+    focal, bias none           LB = sum_r (n_r/N) min_{u <= h_r} [phi(u) + theta c_r (h_r - u)],   h_r = Entropy(E_r/s_r)
+
+(u_r >= h_r + sum_k (E_rk/s_r)(z_k - z_y) by Gibbs' inequality, and phi rises.) The others lose
+theta^2 |sum_r n_r g_r / N|^2 / (2 lambda_b) for a penalised bias; a free bias needs sum_r n_r g_r = 0 exactly, which
 a rank-one flow from the classes with too much mass to those with too little restores. With a frozen factor the problem in
 the other is strongly convex, and f - |grad|^2 / (2 lambda) is the bound. (Weak duality; Zhu et al., arXiv 2105.02375, for
 the spectral criterion |G| <= mu; the rest is our derivation.) Always in float64.
@@ -80,6 +86,8 @@ def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = 
         U, V = _basis(x.W), _basis(x.H * counts.sqrt()[:, None])
         norm = split_norm(dual.forward, dual.adjoint, U, V, seed=seed)
     bound = dual.lower_bound(_theta(norm, problem.mu))
+    if isinstance(dual, _SoftmaxDual) and dual.signed and 0.0 < norm.value < problem.mu:
+        bound = max(bound, dual.lower_bound(problem.mu / norm.value))
     kind = "none" if not math.isfinite(bound) else "exact" if norm.failure_probability == 0 else "probabilistic"
     return _finish(kind, value, bound, norm.value / problem.mu, norm.failure_probability)
 
@@ -164,7 +172,8 @@ class _SoftmaxDual(_Dual):
         self.out_flow = torch.zeros_like(self.column_sum)  # taken from each target entry of a class, per sample
         self.in_flow = torch.zeros_like(self.column_sum)  # and shared out over the classes by these shares
         self.level_flow = torch.zeros_like(self.column_sum)  # taken from each row alike
-        self.limit = 1.0
+        self.signed = isinstance(self.loss, Focal) and problem.bias == "none"
+        self.limit = math.inf if self.signed else 1.0
         if problem.bias != "none":
             for c, G in self._gradients():
                 self.column_sum += self.head.row_weight[c.start : c.stop] @ G
@@ -195,7 +204,7 @@ class _SoftmaxDual(_Dual):
     def _row_factor(self, c: Chunk) -> tuple[Tensor, Tensor]:
         """(c_r / s'_r, c_r): the flow out of the target, c_r = p but for focal, and what multiplies E to share it."""
         slope = c.p * c.M if self.loss.multi_label else c.p * self.loss.weight(c.l, c.p)
-        flow = slope.clamp_max(1.0) if isinstance(self.loss, Focal) else slope
+        flow = slope.clamp_max(1.0) if isinstance(self.loss, Focal) and not self.signed else slope
         return flow / c.mass, flow
 
     def _gradients(self) -> Iterator[tuple[Chunk, Tensor]]:
@@ -286,10 +295,16 @@ class _SoftmaxDual(_Dual):
         flow = -G[c.entry_row, c.entry_class]
         G[c.entry_row, c.entry_class] = 0.0
         share = G.div_(flow.clamp_min(1e-300)[:, None])
+        entropy = torch.special.entr(share).sum(1)
+        if self.signed:
+            slope = theta * flow
+            # phi(u) - slope u falls, rises from its stationary point on, and may fall again up to the end u = entropy.
+            u = torch.minimum(_invert_slope(self.loss, slope, convex=False), entropy)
+            return torch.minimum(_phi(self.loss, u) + slope * (entropy - u), _phi(self.loss, entropy))
         slope = (theta * flow).clamp(1e-300, 1.0)
         u = _invert_slope(self.loss, slope)
-        entropy: Tensor = torch.special.entr(share).sum(1)
-        return slope * entropy - slope * u + _phi(self.loss, u)
+        value: Tensor = slope * entropy - slope * u + _phi(self.loss, u)
+        return value
 
 
 def _phi(loss: Focal, u: Tensor) -> Tensor:
@@ -301,14 +316,16 @@ def _slope(loss: Focal, u: Tensor) -> Tensor:
     return p * loss.weight(l, p)
 
 
-def _invert_slope(loss: Focal, slope: Tensor) -> Tensor:
-    """u with c(u) = d phi / du = slope, on the part where c rises from 0 to 1, by bisection.
+def _invert_slope(loss: Focal, slope: Tensor, *, convex: bool = True) -> Tensor:
+    """u with c(u) = d phi / du = slope, on the part where c rises from 0 to 1, or to its peak for not ``convex``, by bisection.
 
     The conjugate's error is second order in u's: bisection to rounding leaves it far below the bound's own rounding.
     """
     grid = torch.linspace(-5.0, 40.0, 4501, dtype=torch.float64, device=slope.device)
-    reached = torch.nonzero(_slope(loss, grid) >= 1.0).reshape(-1)
-    high = torch.full_like(slope, float(grid[reached[0]]) if reached.numel() else 40.0)
+    values = _slope(loss, grid)
+    reached = torch.nonzero(values >= 1.0).reshape(-1)
+    end = grid[reached[0] if reached.numel() else -1] if convex else grid[values.argmax()]
+    high = torch.full_like(slope, float(end))
     low = torch.full_like(slope, -745.0)
     for _ in range(90):
         middle = 0.5 * (low + high)
