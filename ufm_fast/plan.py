@@ -142,7 +142,8 @@ def _flops(problem: Problem, R: int) -> float:
     grams = 8.0 * (R + K) * d * d
     if d < P:
         return grams
-    return 6.0 * R * K * d if d >= K else 6.0 * R * P * d + grams
+    rows = R if d >= R else P  # residuals: of the rows, or of the class means beside Grams of the deviations from them
+    return 6.0 * rows * (K if d >= K else P) * d + (grams if d < K or d < R else 0.0)
 
 
 def _squared_workspace(problem: Problem, R: int, item: int) -> int:
@@ -151,8 +152,8 @@ def _squared_workspace(problem: Problem, R: int, item: int) -> int:
     grams = 4 * d * d * 8 + R * d * item
     if d < P:
         return grams
-    few = K if d >= K else P
-    return 3 * block_bytes(R, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K else 0)
+    few, rows = K if d >= K else P, R if d >= R else P
+    return 3 * block_bytes(rows, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K or d < R else 0)
 
 
 def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:

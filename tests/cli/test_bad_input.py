@@ -73,7 +73,6 @@ BAD = {
     "tiny penalties": (("--lambda-w", "1e-170", "--lambda-h", "1e-170"), ("lambda_w", "1e-30")),
     "huge penalty": (("--lambda-w", "1e200"), ("lambda_w", "1e+30")),
     "tiny bias penalty": (("--bias", "penalised", "--lambda-b", "1e-20"), ("lambda_b", "free")),
-    "no memory for it": (("--classes", "200000000", "--dim", "4096"), ("memory", "plan")),
     "infinite learning rate": (("--method", "gd", "--learning-rate", "inf"), ("learning_rate", "finite")),
     "frozen features merged": (("--freeze", "h", "--reduce", "classes"), ("reduce", "freeze")),
 }

@@ -41,7 +41,8 @@ def _weighted_gram(H: Tensor, o: Tensor) -> Tensor:
     return gram(H, o)
 
 
-def _blocks(rows: int) -> Iterator[slice]:
+def row_blocks(rows: int) -> Iterator[slice]:
+    """Slices of rows whose float64 copies stay in the cache."""
     return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
 
 
@@ -57,9 +58,9 @@ def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True) -> Ten
     shift = None if b is None else b @ W
     weight, A_cast = o.to(H.dtype)[:, None], A.to(H.dtype)
     if out.weight is not None:
-        for part in _blocks(W.shape[0]):
+        for part in row_blocks(W.shape[0]):
             out.weight[part].addmm_(W[part], S.to(W.dtype))
-    for part in _blocks(H.shape[0]):
+    for part in row_blocks(H.shape[0]):
         h, own = H[part], W.index_select(0, y[part]) if targets else None
         if own is not None:
             weighted = h * weight[part]

@@ -1,14 +1,20 @@
-"""Squared error: which classes go by Gram matrices and which by their residuals. Never an R x K array.
+"""Squared error: what goes by Gram matrices and what by residuals. No array and no product of R x K.
 
 A Gram value is a difference of O(1) terms, right to about eps. For d below the number P of classes that have rows that is
 harmless, for the minimum has what the missing dimensions leave, half a class's weight each. For P <= d the minimum falls with
-lambda and the digits would run out, so there those classes go by their residuals, R x P <= R x d numbers in blocks. So do
-the classes without rows while K <= d; beyond, they go by Grams, which have nothing to cancel without targets.
+lambda and the digits would run out, so there residuals E take their place, never more of them than the entries of a Gram
+matrix. Up to d rows go one by one. More go by the means m_k of their classes: with D_r = h_r - m_(y_r), E_r = E(m) + W D_r,
+
+    fit = 1/2 sum_k o_k |E_k|^2 + sum_k <E_k W, s_k> + 1/2 <W'W, S>,    s_k = sum_(y_r = k) o_r D_r,    S = sum_r o_r D_r D_r'
+
+where nothing cancels (o_k sums the weights of a class, and s is zero where they are equal). Classes without rows have zero
+targets: they go with the others while K <= d, and else by Grams, which have nothing to cancel there.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,10 +38,11 @@ def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
     if split is None:
         return gram.value_and_grad(x, out)
     near, far = split
+    evaluate = _value_by_means if _many(x) else residual.value_and_grad
     if not far.numel():
-        return residual.value_and_grad(x, out)
+        return evaluate(x, out)
     mine, rest = _taken(out, near), _taken(out, far)
-    value = residual.value_and_grad(_of_classes(x, near), mine)
+    value = evaluate(_of_classes(x, near), mine)
     value = value + gram.value_and_grad(_of_classes(x, far), rest, targets=False)
     _put_back(out, mine, near)
     _put_back(out, rest, far)
@@ -43,9 +50,9 @@ def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
 
 
 def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
-    """Adds the Hessian product into ``out``."""
+    """Adds the Hessian product into ``out``; nothing in it cancels, so that many rows go by Grams."""
     split = _split(x)
-    if split is None:
+    if split is None or _many(x):
         gram.hvp(x, v, out)
         return
     near, far = split
@@ -65,7 +72,7 @@ def losses(x: HeadInput) -> Tensor:
     if split is None:
         return gram.losses(x)
     near, far = split
-    value = residual.losses(_of_classes(x, near))
+    value = (_losses_by_means if _many(x) else residual.losses)(_of_classes(x, near))
     return value + gram.losses(_of_classes(x, far), targets=False) if far.numel() else value
 
 
@@ -75,14 +82,86 @@ def residual_sum(x: HeadInput) -> Tensor:
     assert product is not None
     total, split = product[:, 0], _split(x)
     if split is not None:
-        parts = residual.blocks(_of_classes(x, split[0]), exact=True)
-        total[split[0]] = torch.stack([x.row_weight[part] @ E for part, E in parts]).sum(0)
+        mine = _of_classes(x, split[0])
+        means = _Means.of(mine) if _many(x) else None
+        rows = mine if means is None else means.rows
+        found = torch.stack([rows.row_weight[part].double() @ E for part, E in residual.blocks(rows, exact=True)]).sum(0)
+        total[split[0]] = found if means is None else found + mine.weight.double() @ means.tilt.sum(0)
     return total
 
 
 def own_residual(x: HeadInput) -> Tensor:
     """The target's entry of each row's residual, float64 (R,), exact where residuals serve."""
     return residual.own(x, exact=by_residuals(x.targets, *x.weight.shape))
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Rows by their classes: ``rows`` the class means as rows of their own, ``slot`` (R,) the mean of each row, ``tilt`` s,
+    ``spread`` S.
+    """
+
+    rows: HeadInput
+    slot: Tensor
+    tilt: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, x: HeadInput) -> _Means:
+        near, d = x.targets.occupied(x.weight.shape[0])[0], x.weight.shape[1]
+        slot, o = torch.searchsorted(near, x.targets.indices), x.row_weight.double()
+        means = torch.zeros(near.numel(), d, dtype=torch.float64, device=o.device)
+        for part in gram.row_blocks(slot.numel()):
+            means.index_add_(0, slot[part], x.features[part].double())
+        means /= torch.bincount(slot, minlength=near.numel())[:, None]
+        tilt, spread = torch.zeros_like(means), means.new_zeros(d, d)
+        for part in gram.row_blocks(slot.numel()):
+            delta = x.features[part].double() - means[slot[part]]
+            weighted = delta * o[part, None]
+            tilt.index_add_(0, slot[part], weighted)
+            spread.addmm_(weighted.T, delta)
+        weight = means.new_zeros(near.numel()).index_add_(0, slot, o)
+        return cls(replace(x, features=means, targets=Targets(near), row_weight=weight), slot, tilt, spread)
+
+    def deviations(self, x: HeadInput) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Blocks of rows, their delta and their slots."""
+        for part in gram.row_blocks(self.slot.numel()):
+            yield part, x.features[part].double() - self.rows.features[self.slot[part]], self.slot[part]
+
+
+def _value_by_means(x: HeadInput, out: Gradients) -> Tensor:
+    m, W = _Means.of(x), x.weight.double()
+    A, means, o = gram.gram(W), m.rows.features, m.rows.row_weight
+    fit, back = 0.5 * (A * m.spread).sum(), torch.empty_like(means)
+    for part, E in residual.blocks(m.rows):
+        torch.mm(E, W, out=back[part])
+        fit += 0.5 * (o[part] @ torch.linalg.vecdot(E, E)) + (back[part] * m.tilt[part]).sum()
+        if out.weight is not None:
+            out.weight.add_(E.T @ (means[part] * o[part, None] + m.tilt[part]))
+        if out.bias is not None:
+            out.bias.add_(o[part] @ E)
+    if out.weight is not None:
+        out.weight.add_(W @ (m.spread + m.tilt.T @ means))
+    if out.bias is not None:
+        out.bias.add_(W @ m.tilt.sum(0))
+    if out.features is not None:
+        for part, delta, slot in m.deviations(x):
+            out.features[part].add_((delta @ A).add_(back[slot]).mul_(x.row_weight[part, None].double()))
+    return fit
+
+
+def _losses_by_means(x: HeadInput) -> Tensor:
+    m, W = _Means.of(x), x.weight.double()
+    A, found = gram.gram(W), []
+    square, back = residual.losses(m.rows), torch.cat([E @ W for _, E in residual.blocks(m.rows)])
+    for _, delta, slot in m.deviations(x):
+        found.append(square[slot] + torch.linalg.vecdot(delta @ A * 0.5 + back[slot], delta))
+    return torch.cat(found)
+
+
+def _many(x: HeadInput) -> bool:
+    """Whether the rows are more than d: then R x K residuals would be more than a Gram matrix."""
+    return x.features.shape[0] > x.weight.shape[1]
 
 
 def _split(x: HeadInput) -> tuple[Tensor, Tensor] | None:
