@@ -157,9 +157,14 @@ def read_npz(path: Path, name: str) -> Tensors:
     try:
         # Opened here: numpy leaves its own file open where the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return {key: torch.from_numpy(np.ascontiguousarray(content[key])) for key in content.files}
+            arrays = {key: content[key] for key in content.files}
     except Exception as error:  # zip, zlib and numpy's parser raise whatever a damaged file leads them to
         raise InputError(f"{name}: {path} is not a readable .npz file ({error}); write it with numpy.savez") from error
+    try:
+        native = {key: array.astype(array.dtype.newbyteorder("="), order="C", copy=False) for key, array in arrays.items()}
+        return {key: torch.from_numpy(array) for key, array in native.items()}
+    except TypeError as error:
+        raise InputError(f"{name}: {path} holds an array that is no array of numbers torch knows ({error})") from error
 
 
 def read_target_sets(path: Path, classes: int | None) -> TargetSets:

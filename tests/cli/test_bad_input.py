@@ -208,6 +208,10 @@ def test_bad_heads_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "labels" in refused(capsys, "metrics", "wide.npz")
     saved("equal.npz", W=np.eye(6), H=np.eye(6), labels=np.zeros(5, int))
     assert "labels" in refused(capsys, "metrics", "equal.npz")
+    saved("words.npz", W=np.eye(6), H=np.eye(6), labels=np.array(list("abcdef")))
+    assert "array of numbers" in refused(capsys, "metrics", "words.npz")
+    saved("other.npz", W=np.eye(6, dtype=">f8"), H=np.eye(6, dtype=">f4"), labels=np.arange(6, dtype=">i4"))
+    assert main(["metrics", "other.npz", "--json"]) == 0
     saved("half.npz", W=np.eye(6), H=np.eye(6), row_counts=np.ones(6, int))
     assert "half.npz" in refused(capsys, "metrics", "half.npz")
     Path("huge.toml").write_text("lambda_w = 1" + 400 * "0")
