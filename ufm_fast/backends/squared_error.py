@@ -113,7 +113,8 @@ class _Means:
         means = torch.zeros(near.numel(), d, dtype=torch.float64, device=o.device)
         for part in gram.row_blocks(slot.numel()):
             means.index_add_(0, slot[part], x.features[part].double())
-        means /= torch.bincount(slot, minlength=near.numel())[:, None]
+        number = means.new_zeros(near.numel()).index_add_(0, slot, torch.ones_like(o))  # bincount waits for the device
+        means /= number[:, None]
         tilt, spread = torch.zeros_like(means), means.new_zeros(d, d)
         for part in gram.row_blocks(slot.numel()):
             delta = x.features[part].double() - means[slot[part]]
