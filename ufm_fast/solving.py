@@ -10,7 +10,7 @@ import torch
 from ufm_fast.arguments import number, whole
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.metrics import collect, penalties
+from ufm_fast.metrics import collect, comparable, penalties
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -234,14 +234,14 @@ def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str
     if targets.indptr is not None:
         alone = targets.sizes() == 1
         labels, H, counts = labels[targets.indptr[:-1][alone]], H[alone], counts[alone]
-    alone = torch.unique(labels).numel() < 2  # metrics of features compare classes; the classifier has its own
+    features, classes_of, weights = comparable(H, labels, counts) if labels.numel() else (None, None, None)
     lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h)
     return collect(
-        None if alone else H,
+        features,
         model.W,
-        None if alone else labels,
+        classes_of,
         model.b,
-        counts=None if alone else counts,
+        counts=weights,
         classes=problem.num_classes,
         pairwise=pairwise,
         seed=problem.seed,

@@ -14,6 +14,7 @@ targets: they go with the others while K <= d, and else by Grams, which have not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,13 +40,11 @@ def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
         return gram.value_and_grad(x, out)
     near, far = split
     evaluate = _value_by_means if _many(x) else residual.value_and_grad
-    if not far.numel():
-        return evaluate(x, out)
-    mine, rest = _taken(out, near), _taken(out, far)
-    value = evaluate(_of_classes(x, near), mine)
-    value = value + gram.value_and_grad(_of_classes(x, far), rest, targets=False)
-    _put_back(out, mine, near)
-    _put_back(out, rest, far)
+    with _buffers(x, out, near) as mine:
+        value = evaluate(_of_classes(x, near), mine)
+    if far.numel():
+        with _buffers(x, out, far) as rest:
+            value = value + gram.value_and_grad(_of_classes(x, far), rest, targets=False)
     return value
 
 
@@ -56,14 +55,11 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
         gram.hvp(x, v, out)
         return
     near, far = split
-    if not far.numel():
-        residual.hvp(x, v, out)
-        return
-    mine, rest = _taken(out, near), _taken(out, far)
-    residual.hvp(_of_classes(x, near), _of_classes(v, near), mine)
-    gram.hvp(_of_classes(x, far), _of_classes(v, far), rest, targets=False)
-    _put_back(out, mine, near)
-    _put_back(out, rest, far)
+    with _buffers(x, out, near) as mine:
+        residual.hvp(_of_classes(x, near), _of_classes(v, near), mine)
+    if far.numel():
+        with _buffers(x, out, far) as rest:
+            gram.hvp(_of_classes(x, far), _of_classes(v, far), rest, targets=False)
 
 
 def losses(x: HeadInput) -> Tensor:
@@ -182,14 +178,14 @@ def _of_classes(x: HeadInput, classes: Tensor) -> HeadInput:
     return replace(x, targets=Targets(torch.searchsorted(classes, x.targets.indices)), weight=x.weight[classes], bias=bias)
 
 
-def _taken(out: Gradients, classes: Tensor) -> Gradients:
-    """The buffers of some classes: copies, but for the features' own."""
-    return Gradients(
-        out.features, None if out.weight is None else out.weight[classes], None if out.bias is None else out.bias[classes]
-    )
-
-
-def _put_back(out: Gradients, part: Gradients, classes: Tensor) -> None:
-    for whole, some in ((out.weight, part.weight), (out.bias, part.bias)):
-        if whole is not None and some is not None:
-            whole[classes] = some
+@contextmanager
+def _buffers(x: HeadInput, out: Gradients, classes: Tensor) -> Iterator[Gradients]:
+    """The buffers of some classes to add into: copies that are put back, but for the features' own."""
+    if classes.numel() == x.weight.shape[0]:
+        yield out
+        return
+    weight, bias = (None if whole is None else whole[classes] for whole in (out.weight, out.bias))
+    yield Gradients(out.features, weight, bias)
+    for whole, part in ((out.weight, weight), (out.bias, bias)):
+        if whole is not None and part is not None:
+            whole[classes] = part

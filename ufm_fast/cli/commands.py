@@ -89,17 +89,13 @@ def _list_paths(title: str, paths: list[Path]) -> None:
 
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
-    from ufm_fast.metrics import collect, penalties
+    from ufm_fast.metrics import collect, comparable, penalties
     from ufm_fast.run_state import read_head
 
     head = read_head(source, "source")
     config = RunDirectory.open(source).config if source.is_dir() else {}
     lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
-    labels, H = head.labels, head.H
-    matched = labels is not None and H is not None and labels.shape == H.shape[:1] and labels.numel() > 0
-    alone = matched and labels is not None and bool((labels == labels[0]).all())
-    # As after a solve: the metrics compare classes, and one class alone has only the classifier's own.
-    H, labels, counts = (None, None, None) if alone else (head.H, head.labels, head.counts)
+    H, labels, counts = comparable(head.H, head.labels, head.counts)
     found = collect(
         H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
         lambda_w=lambda_w, lambda_h=lambda_h,

@@ -6,7 +6,7 @@
 
 from ufm_fast.metrics.catalogue import METRICS, Metric
 from ufm_fast.metrics.collapse import nc1_pinv, nc1_quotient, nc1_trace, nc2, nc3, nc3_papyan, nc_bias
-from ufm_fast.metrics.collect import collect, penalties
+from ufm_fast.metrics.collect import collect, comparable, penalties
 from ufm_fast.metrics.geometry import (
     balancedness,
     cosine_moments,
@@ -31,6 +31,7 @@ __all__ = [
     "balancedness",
     "cdnv",
     "collect",
+    "comparable",
     "cosine_moments",
     "effective_rank",
     "equiangularity",

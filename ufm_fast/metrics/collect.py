@@ -16,6 +16,14 @@ def penalties(lambda_w: float | None, lambda_h: float | None) -> tuple[float | N
     return (lambda_w, lambda_h) if lambda_w and lambda_h else (None, None)
 
 
+def comparable(features: Any, labels: Any, counts: Any) -> tuple[Any, Any, Any]:
+    """The same for `collect`, or None for each where one class has all rows: metrics of features compare classes, and one
+    class alone leaves the classifier's own. Input that does not fit is left for `collect` to refuse.
+    """
+    fits = features is not None and labels is not None and labels.shape == features.shape[:1] and len(labels) > 0
+    return (None, None, None) if fits and bool((labels == labels[0]).all()) else (features, labels, counts)
+
+
 @torch.no_grad()
 def collect(
     features: Any,

@@ -63,3 +63,15 @@ def rounding(objective: Objective, value: float) -> float:
 def gradient_floor(objective: Objective, point: Point) -> float:
     """Size of the rounding error of a gradient: the data and penalty parts cancel at a minimum, and each carries eps."""
     return torch.finfo(objective.problem.torch_dtype).eps * objective.gradient_scale(point)
+
+
+def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
+    """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate from below)."""
+    generator = torch.Generator().manual_seed(0)
+    v = x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
+    size = 0.0
+    for _ in range(steps):
+        v = v.scale(1.0 / max(v.norm(), 1e-300))
+        v = objective.hvp(x, v)
+        size = v.norm()
+    return size

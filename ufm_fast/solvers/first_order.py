@@ -5,26 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers.base import State
+from ufm_fast.solvers.base import State, largest_curvature
 from ufm_fast.solvers.solution import Outcome
 
 _OVERFLOW = "the value overflowed: lower learning_rate"
-
-
-def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
-    """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate from below)."""
-    generator = torch.Generator().manual_seed(0)
-    v = x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
-    size = 0.0
-    for _ in range(steps):
-        v = v.scale(1.0 / max(v.norm(), 1e-300))
-        v = objective.hvp(x, v)
-        size = v.norm()
-    return size
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, rounding
-from ufm_fast.solvers.first_order import largest_curvature
+from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, largest_curvature, rounding
 from ufm_fast.solvers.solution import Outcome, StepRecord
 
 OnLog = Callable[[StepRecord, Point], None]
