@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from test_solvers import CASES, build
 from ufm_fast import Point, Problem, solve
 from ufm_fast.objective import Objective
 from ufm_fast.theory import certificate as certificate_module
-from ufm_fast.theory import closed_form
+from ufm_fast.theory import closed_form, focal_minimum
 from ufm_fast.theory.certificate import certify
 from ufm_fast.theory.operator_norm import dense_norm, split_norm
 
@@ -122,6 +123,22 @@ def test_focal_is_certified_on_both_sides_of_collapse(counts, ratio, gamma):
         for exact_classes in (4096, 0):
             bound = certify(problem, objective.rows, x, exact_classes=exact_classes).lower_bound
             assert bound <= best.value * (1 + 1e-12)
+
+
+def test_with_a_bias_the_focal_minimum_is_no_simplex_where_the_gap_jumps():
+    """Some classes collapse and others do not: below every simplex, so no formula, and no bound that says otherwise."""
+    problem = Problem(classes=30, dim=30, loss="focal", gamma=3.0, lambda_w=0.0412288, lambda_h=0.0412288, bias="free")
+    simplex = focal_minimum(30, 1, 0.0412288, 0.0412288, 3.0)
+    apart = (torch.arange(30) < 15).double()
+    W = torch.eye(30, dtype=torch.float64) - 1 / 30
+    found = solve(problem, initial=Point(W, 2.0 * torch.diag(apart), 0.3 - 0.6 * apart), metrics=False)
+    assert found.success
+    assert found.certificate.lower_bound < found.value < simplex * (1 - 1.5e-5)
+    penalised = replace(problem, bias="penalised", lambda_b=0.1)
+    unbiased = replace(problem, bias="none")
+    assert [closed_form(p) is None for p in (problem, penalised, unbiased)] == [True, True, False]
+    gentle = replace(problem, lambda_w=0.03, lambda_h=0.03)
+    assert solve(gentle, metrics=False).value == pytest.approx(closed_form(gentle).value, rel=1e-10)
 
 
 def test_low_dimension_is_bounded_but_not_certified():

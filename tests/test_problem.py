@@ -124,8 +124,23 @@ def test_arrays_of_the_other_byte_order_are_taken(tmp_path):
 
 def test_a_problem_can_be_changed_in_one_place():
     smooth, focal = Problem(**BASE, smoothing=0.1), Problem(**BASE, loss="focal", gamma=3.0, seed=2**60)
-    assert dataclasses.replace(smooth, dim=5, per_class=None, counts=None).loss == CrossEntropy(0.1)
-    assert dataclasses.replace(focal, dim=5, counts=None).loss == Focal(gamma=3.0)
+    assert dataclasses.replace(smooth, dim=5).loss == CrossEntropy(0.1)
+    assert dataclasses.replace(focal, dim=5).loss == Focal(gamma=3.0)
+
+
+@pytest.mark.parametrize("loss", ["ce", "pick-all"])
+@pytest.mark.parametrize("data", [{"classes": 4, "per_class": 3}, {"counts": [3, 0, 2]}, {"labels": [0, 2, 2, 1]}])
+def test_what_the_data_tell_may_stand_beside_them(data, loss):
+    problem = Problem(dim=3, loss=loss, **data)
+    changed = dataclasses.replace(problem, lambda_w=0.5)
+    assert changed.lambda_w == 0.5
+    assert torch.equal(changed.counts, problem.counts)
+    assert changed.num_samples == problem.num_samples
+    other = {"counts": torch.cat([problem.counts, problem.counts])}
+    if "counts" in data:
+        other |= {"classes": 6} if loss == "pick-all" else {"labels": [0, 0, 1]}
+    with pytest.raises(InputError, match="do not agree"):
+        dataclasses.replace(problem, **other)
 
 
 def test_frozen_features_are_not_merged():

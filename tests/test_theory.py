@@ -473,11 +473,6 @@ def test_formulas_say_where_they_do_not_apply():
         assert theory.closed_form(SimpleNamespace(**(vars(make()) | change))) is None
 
 
-def test_focal_is_marked_as_best_known_only():
-    assert not theory.closed_form(make("focal", gamma=2.0)).exact
-    assert theory.closed_form(make()).exact
-
-
 @pytest.mark.parametrize("mu", [1e-3, 3e-2, 0.2, 2.0, 20.0])
 @pytest.mark.parametrize(("weight", "target"), [(1.0, 15.0), (5.0, 1.0)])
 def test_rescaled_squared_error(mu, weight, target):

@@ -34,16 +34,17 @@ class Problem:
 
     f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2
 
-    with H of shape N x d (a row per sample), W of shape K x d, b of shape (K,). Data are given by exactly one of
+    with H of shape N x d (a row per sample), W of shape K x d, b of shape (K,). Data are given by one of
 
     - ``per_class``: n samples of each of the K classes;
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
     - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``).
 
-    ``classes`` may be left out where the data tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or 'free'. ``freeze``:
-    'w' or 'h' keeps that factor at its initial value. ``loss``: a name of LOSSES or a loss object; ``smoothing`` and
-    ``gamma`` are its parameters. ``dtype``: 'float64', 'float32' or 'bfloat16'.
+    Two are refused unless they agree, so ``dataclasses.replace(problem, lambda_w=...)`` works; with other data, give it
+    ``counts=None`` too. ``classes`` may be left out where the data tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or
+    'free'. ``freeze``: 'w' or 'h' keeps that factor at its initial value. ``loss``: a name of LOSSES or a loss object;
+    ``smoothing`` and ``gamma`` are its parameters. ``dtype``: 'float64', 'float32' or 'bfloat16'.
 
     Errors: InputError / InputTypeError naming the argument, the value and what is allowed.
     Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375.
@@ -107,52 +108,71 @@ class Problem:
             raise InputError(f"device must be cpu or cuda, got {self.device!r}")
 
     def _check_data(self) -> None:
-        given = [n for n in ("per_class", "counts", "labels", "target_sets") if getattr(self, n) is not None]
-        if not given:
-            self._set("per_class", 1)
-        if len(given) > 1:
-            raise InputError(f"give one of per_class, counts, labels, target_sets; got {' and '.join(given)}")
-        if self.target_sets is not None:
-            self._check_target_sets(self.target_sets)
-        elif self.labels is not None:
-            labels = load_labels(self.labels) if _is_path(self.labels) else _vector(self.labels, "labels")
-            if labels.numel() == 0:
-                raise InputError("labels must hold at least one sample")
-            labels = check_labels(labels, self.classes or MOST_CLASSES)
-            self._set_classes(int(labels.max()) + 1)
-            self._set("_labels", labels)
-            self._set("counts", torch.bincount(labels, minlength=self.num_classes))
-        elif self.counts is not None:
-            counts = _vector(self.counts, "counts")
-            self._set_classes(counts.numel())
-            self._set("counts", counts)
-            if counts.numel() != self.num_classes:
-                raise InputError(f"counts has {counts.numel()} entries but classes is {self.num_classes}; make them agree")
-            if bool((counts < 0).any()) or not bool(counts.any()):
-                raise InputError("counts must be non-negative with at least one sample in all")
-            if float(counts.double().sum()) > MOST:
-                raise InputError(f"counts must sum to at most {MOST} samples, got {float(counts.double().sum()):.3g}")
+        given = {n: v for n in ("labels", "per_class", "target_sets", "counts") if (v := getattr(self, n)) is not None}
+        if "labels" in given and "per_class" in given:
+            raise InputError("give one of per_class, counts, labels, target_sets; got per_class and labels")
+        multi_label = getattr(self.loss, "multi_label", False)
+        if self.target_sets is not None and not multi_label:
+            raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
+        source = next(iter(given), "per_class")
+        if source == "labels":
+            self._from_labels()
+        elif source == "per_class":
+            self._from_per_class()
+        elif source == "target_sets":
+            self._from_target_sets()
         else:
-            n = whole(self.per_class, "per_class", 1)
-            if self.classes is None:
-                raise InputError("classes is needed beside per_class; give the number of classes K >= 2")
-            if n * self.num_classes > MOST:
-                raise InputError(f"per_class times classes must be at most {MOST} samples, got {n * self.num_classes:.3g}")
-            self._set("counts", torch.full((self.num_classes,), n, dtype=torch.int64))
-        if self.target_sets is None and getattr(self.loss, "multi_label", False):
-            y = torch.nonzero(self.counts).reshape(-1)
-            pointer = torch.arange(y.numel() + 1)
-            if self._labels is not None:
-                y, pointer = self._labels, torch.arange(self._labels.numel() + 1)
-                self._set("target_sets", TargetSets(pointer, y, torch.ones_like(y)))
-            else:
-                self._set("target_sets", TargetSets(pointer, y, self.counts[y]))
+            self._from_counts()
+        if multi_label and source != "target_sets":
+            self._set("target_sets", self._single_targets())
+        # What follows from the source may stand beside it: dataclasses.replace hands on both.
+        for name in ("counts", "target_sets"):
+            if name in given and name != source and not _same(given[name], getattr(self, name)):
+                raise InputError(
+                    f"give one of per_class, counts, labels, target_sets; got {source} and {name}, which do not agree "
+                    f"({name}=None leaves it to {source})"
+                )
 
-    def _check_target_sets(self, sets: TargetSets) -> None:
+    def _from_labels(self) -> None:
+        labels = load_labels(self.labels) if _is_path(self.labels) else _vector(self.labels, "labels")
+        if labels.numel() == 0:
+            raise InputError("labels must hold at least one sample")
+        labels = check_labels(labels, self.classes or MOST_CLASSES)
+        self._set_classes(int(labels.max()) + 1)
+        self._set("_labels", labels)
+        self._set("counts", torch.bincount(labels, minlength=self.num_classes))
+
+    def _from_per_class(self) -> None:
+        n = whole(1 if self.per_class is None else self.per_class, "per_class", 1)
+        self._set("per_class", n)
+        if self.classes is None:
+            raise InputError("classes is needed beside per_class; give the number of classes K >= 2")
+        if n * self.num_classes > MOST:
+            raise InputError(f"per_class times classes must be at most {MOST} samples, got {n * self.num_classes:.3g}")
+        self._set("counts", torch.full((self.num_classes,), n, dtype=torch.int64))
+
+    def _from_counts(self) -> None:
+        counts = _vector(self.counts, "counts")
+        self._set_classes(counts.numel())
+        self._set("counts", counts)
+        if counts.numel() != self.num_classes:
+            raise InputError(f"counts has {counts.numel()} entries but classes is {self.num_classes}; make them agree")
+        if bool((counts < 0).any()) or not bool(counts.any()):
+            raise InputError("counts must be non-negative with at least one sample in all")
+        if float(counts.double().sum()) > MOST:
+            raise InputError(f"counts must sum to at most {MOST} samples, got {float(counts.double().sum()):.3g}")
+
+    def _single_targets(self) -> TargetSets:
+        """A set of one class for each sample, or for each class that has samples."""
+        if self._labels is not None:
+            return TargetSets(torch.arange(self._labels.numel() + 1), self._labels, torch.ones_like(self._labels))
+        y = torch.nonzero(self.counts).reshape(-1)
+        return TargetSets(torch.arange(y.numel() + 1), y, self.counts[y])
+
+    def _from_target_sets(self) -> None:
+        sets = self.target_sets
         if not isinstance(sets, TargetSets):
             raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
-        if not getattr(self.loss, "multi_label", False):
-            raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
         sets = TargetSets.create(sets.indptr, sets.indices, self.classes or MOST_CLASSES, sets.counts)
         self._set("target_sets", sets)
         self._set_classes(int(sets.indices.max()) + 1)
@@ -263,6 +283,16 @@ class Problem:
 
 def _is_path(value: object) -> bool:
     return isinstance(value, str) or hasattr(value, "__fspath__")
+
+
+def _same(given: object, derived: object) -> bool:
+    if isinstance(derived, TargetSets):
+        if not isinstance(given, TargetSets):
+            return False
+        pairs = ((given.indptr, derived.indptr), (given.indices, derived.indices), (given.counts, derived.counts))
+        return all(torch.equal(a, b) for a, b in pairs)
+    assert isinstance(derived, Tensor)
+    return torch.equal(_vector(given, "counts"), derived)
 
 
 def _vector(values: object, name: str) -> Tensor:

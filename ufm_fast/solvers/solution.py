@@ -90,7 +90,7 @@ class Solution:
         """The scalar results as a JSON-ready dictionary; the command line's ``--json`` prints it."""
         theory = None
         if self.theory is not None:
-            theory = {"value": self.theory.value, "source": self.theory.source, "exact": self.theory.exact}
+            theory = {"value": self.theory.value, "source": self.theory.source}
         return {
             "outcome": self.outcome.value,
             "message": self.message,

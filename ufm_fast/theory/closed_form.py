@@ -15,7 +15,7 @@ from ufm_fast.theory.arguments import NO_BIAS, nuclear_coefficient
 from ufm_fast.theory.frames import GroupedLogits, Logits, OrthogonalFrame, Parameters, RowsOfClasses, TagAverages
 from ufm_fast.theory.imbalanced import collapsed_ce
 from ufm_fast.theory.multilabel import pick_all_minimum
-from ufm_fast.theory.softmax import ce_gap, ce_minimum, focal_gap, focal_minimum
+from ufm_fast.theory.softmax import ce_gap, ce_minimum, focal_gap, focal_minimum, focal_pull
 from ufm_fast.theory.squared_error import (
     BiasedSpectrum,
     balanced_mse_minimum,
@@ -33,14 +33,12 @@ if TYPE_CHECKING:
 class ClosedForm:
     """The minimum of f, where it comes from, and how to build a minimiser.
 
-    `collapsed`: W = H = 0 is the minimiser (a bias may remain). `exact`: proved to be the global minimum; otherwise
-    the best known one. `logits`: the spectrum that `point` is built from.
+    `collapsed`: W = H = 0 is the minimiser (a bias may remain). `logits`: the spectrum that `point` is built from.
     """
 
     value: float
     source: str
     collapsed: bool
-    exact: bool
     logits: Logits
 
     def point(self) -> Parameters:
@@ -55,9 +53,10 @@ def closed_form(problem: Problem) -> ClosedForm | None:
     """The minimum of `problem` if a formula covers it, else None.
 
     Covered: cross-entropy (with smoothing) for balanced classes, two distinct counts, and any counts where all
-    collapses; focal loss for balanced classes; squared error without a bias always, with one for balanced classes or
-    where d is no less than the minimiser's rank; pick-all where, for each size, all sets are equally frequent. Every
-    kind of bias. Softmax losses need d >= K-1 or a minimiser of rank <= d. Nothing is covered with a frozen factor.
+    collapses; focal loss for balanced classes (with a bias, where that is proved: `focal_minimum`); squared error
+    without a bias always, with one for balanced classes or where d is no less than the minimiser's rank; pick-all
+    where, for each size, all sets are equally frequent. Every kind of bias. Softmax losses need d >= K-1 or a minimiser
+    of rank <= d. Nothing is covered with a frozen factor.
     """
     if problem.freeze is not None or not (problem.lambda_w > 0 and problem.lambda_h > 0):
         return None
@@ -108,7 +107,7 @@ def _balanced_ce(problem: Problem, n: int) -> ClosedForm | None:
         return None
     paper = "label smoothing: arXiv 2210.02192" if smoothing else "arXiv 2105.02375"
     source = f"balanced cross-entropy, explicit entropy formula (simplex of {paper})"
-    return ClosedForm(ce_minimum(classes, n, *penalties), source, gap == 0, True, _simplex(problem, gap, n))
+    return ClosedForm(ce_minimum(classes, n, *penalties), source, gap == 0, _simplex(problem, gap, n))
 
 
 def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> ClosedForm | None:
@@ -128,7 +127,7 @@ def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> Clos
         bias=best.bias,
     )
     source = "cross-entropy with two class sizes, convex reduction (setting of arXiv 2101.12699 and 2309.09725)"
-    return ClosedForm(best.value, source, best.rank == 0, True, logits)
+    return ClosedForm(best.value, source, best.rank == 0, logits)
 
 
 def _collapsed_ce(problem: Problem) -> ClosedForm | None:
@@ -145,7 +144,7 @@ def _collapsed_ce(problem: Problem) -> ClosedForm | None:
     per_group = None if bias is None else torch.zeros(len(groups), dtype=torch.float64).scatter(0, index, bias).tolist()
     nothing = torch.zeros(len(groups), 0, dtype=torch.float64)
     logits = _grouped(problem, within=[0.0] * len(groups), shared=[], left=nothing, right=nothing, bias=per_group)
-    return ClosedForm(value, "collapsed cross-entropy: zero features, bias alone (our derivation)", True, True, logits)
+    return ClosedForm(value, "collapsed cross-entropy: zero features, bias alone (our derivation)", True, logits)
 
 
 def _focal(problem: Problem) -> ClosedForm | None:
@@ -155,8 +154,10 @@ def _focal(problem: Problem) -> ClosedForm | None:
         return None
     arguments = (classes, n, problem.lambda_w, problem.lambda_h, float(getattr(problem.loss, "gamma", 0.0)))
     gap = focal_gap(*arguments)
-    source = "balanced focal loss, best simplex (arXiv 2210.02192; not proved globally optimal)"
-    return ClosedForm(focal_minimum(*arguments), source, gap == 0, False, _simplex(problem, gap, n))
+    if problem.bias != "none" and focal_pull(classes, gap, arguments[-1]) > 1.0:
+        return None  # there is a lower minimum, or none is proved
+    source = "balanced focal loss, one-dimensional problem in the gap (simplex of arXiv 2210.02192)"
+    return ClosedForm(focal_minimum(*arguments), source, gap == 0, _simplex(problem, gap, n))
 
 
 def _squared_error(problem: Problem) -> ClosedForm | None:
@@ -175,7 +176,7 @@ def _bias_free_mse(problem: Problem) -> ClosedForm:
     sigma = counts[kept].sqrt() - float(counts.sum()) * nuclear_coefficient(*penalties)
     logits = OrthogonalFrame(problem.dim, counts, kept, sigma, *penalties)
     source = "squared error without bias, orthogonal frame (arXiv 2202.08087)"
-    return ClosedForm(mse_minimum(counts, problem.dim, *penalties), source, len(kept) == 0, True, logits)
+    return ClosedForm(mse_minimum(counts, problem.dim, *penalties), source, len(kept) == 0, logits)
 
 
 def _balanced_mse(problem: Problem, n: int) -> ClosedForm:
@@ -194,7 +195,7 @@ def _balanced_mse(problem: Problem, n: int) -> ClosedForm:
     )
     value = balanced_mse_minimum(classes, n, problem.dim, *penalties, lambda_b)
     paper = "free bias: arXiv 2202.08087" if lambda_b == 0 else "penalised bias: arXiv 2203.01238"
-    return ClosedForm(value, f"balanced squared error, {paper}", c >= 1, True, logits)
+    return ClosedForm(value, f"balanced squared error, {paper}", c >= 1, logits)
 
 
 def _biased_mse(problem: Problem, values: Tensor, sizes: Tensor) -> ClosedForm | None:
@@ -220,7 +221,7 @@ def _biased_mse(problem: Problem, values: Tensor, sizes: Tensor) -> ClosedForm |
         bias=np.pad(found.bias, (first, 0)).tolist(),
     )
     source = "squared error with bias and imbalanced classes, convex problem in the bias (our derivation)"
-    return ClosedForm(found.value, source, rank == 0, True, logits)
+    return ClosedForm(found.value, source, rank == 0, logits)
 
 
 def _pick_all(problem: Problem) -> ClosedForm | None:
@@ -232,7 +233,7 @@ def _pick_all(problem: Problem) -> ClosedForm | None:
     if bool((sizes == 1).all()):  # one label a sample: cross-entropy
         form = _cross_entropy(problem)
         rows = sets.indices.long()
-        return form and ClosedForm(form.value, form.source, form.collapsed, form.exact, RowsOfClasses(form.logits, rows))
+        return form and ClosedForm(form.value, form.source, form.collapsed, RowsOfClasses(form.logits, rows))
     classes = len(problem.counts)
     per_set = _equally_frequent_sets(classes, sizes, sets.counts)
     if per_set is None:
@@ -243,7 +244,7 @@ def _pick_all(problem: Problem) -> ClosedForm | None:
     with_bias, penalties = problem.bias != "none", (problem.lambda_w, problem.lambda_h)
     logits = TagAverages(classes, problem.dim, sets.indptr, sets.indices, best.slopes, best.sigma, with_bias, *penalties)
     source = "pick-all cross-entropy, convex reduction (tag-wise average of arXiv 2310.15903)"
-    return ClosedForm(best.value, source, best.sigma == 0, True, logits)
+    return ClosedForm(best.value, source, best.sigma == 0, logits)
 
 
 def _equally_frequent_sets(classes: int, sizes: Tensor, counts: Tensor) -> Mapping[int, int] | None:

@@ -1,8 +1,9 @@
 """Minima of softmax losses with balanced classes (and the few that need no balance), as explicit formulas.
 
 Every formula is for f = (1/N) sum_i l_i + lambda_W/2 |W|^2 + lambda_H/2 |H|^2, natural logarithms, n samples for each
-of K classes. A bias changes nothing (0 is its minimiser). The minimisers are simplex equiangular tight frames: logits
-a (I - J/K) with a the *gap* between the target's logit and the others'. They need dimension d >= K-1.
+of K classes. A bias changes nothing (0 is its minimiser), except for the focal loss: `focal_minimum` says where. The
+minimisers are simplex equiangular tight frames: logits a (I - J/K) with a the *gap* between the target's logit and the
+others'. They need dimension d >= K-1.
 Notation: mu = sqrt(lambda_W lambda_H), s = sqrt(n) mu, c = K s.
 """
 
@@ -88,10 +89,13 @@ def focal_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, ga
 
 
 def focal_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float) -> float:
-    """Best known minimum of balanced focal loss: min over a >= 0 of (1-p)^gamma (-log p) + (K-1) s a.
+    """Minimum of balanced focal loss: min over a >= 0 of (1-p)^gamma (-log p) + (K-1) s a. Holds for d >= K-1.
 
-    Focal loss is not convex in the logits: the value is the best among simplex configurations, matched by multi-start
-    but not proved. Holds for d >= K-1. Geometry: arXiv 2210.02192; the one-dimensional form is our derivation.
+    Focal loss is not convex in the logits. Without a bias the value is proved all the same, by the duality bound whose
+    rows may change their signs (`certificate`). With a bias it is proved where `focal_pull` at the minimiser is at most
+    1, by the convex envelope; elsewhere it can be wrong: near the penalty at which the gap jumps to zero, classes that
+    have collapsed and classes that have not, told apart by their bias, lie below every simplex (K = 30, gamma = 3, s
+    = 0.0412288: 3.07223 against 3.07229). Geometry: arXiv 2210.02192; the rest is our derivation.
     """
     gap = focal_gap(classes, per_class, lambda_w, lambda_h, gamma)
     return focal_loss(classes, gap, gamma) + (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h) * gap
