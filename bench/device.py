@@ -49,19 +49,37 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 def interleaved(
     calls: dict[str, Callable[[int], object]], seconds: float, most: int, buffers: int = 1
-) -> dict[str, list[float]]:
-    """Milliseconds of every call, one launch of each in turn, rotating through so many inputs.
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """(milliseconds of every call, reasons of those that failed): one launch of each in turn, rotating through the inputs.
 
     As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how long a round takes.
+    A call that raises is out from then on, and the others go on.
     """
-    rotation = cycle(range(buffers))
-    spent = sum(milliseconds(lambda call=call: call(0)) for call in calls.values())
+    rotation, spent = cycle(range(buffers)), 0.0
     times: dict[str, list[float]] = {name: [] for name in calls}
+    failed: dict[str, str] = {}
+
+    def take(name: str, index: int) -> float:
+        try:
+            return milliseconds(lambda: calls[name](index))
+        except Exception as error:  # a rival that fails is a result, not the end of the run
+            failed[name] = reason(error)
+            times.pop(name)
+            forget()
+            return 0.0
+
+    spent = sum(take(name, 0) for name in calls)
     for _ in range(max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
-        for name, call in calls.items():
-            index = next(rotation)
-            times[name].append(milliseconds(lambda call=call, index=index: call(index)))
-    return times
+        for name in list(times):
+            taken = take(name, next(rotation))
+            if name in times:
+                times[name].append(taken)
+    return times, failed
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in the length of a table's cell."""
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def with_peak(call: Callable[[], object]) -> tuple[object, int]:

@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import torch
 from common import environment
-from device import CUDA, DEVICE, forget, free_bytes, interleaved, milliseconds, with_peak
+from device import CUDA, DEVICE, forget, free_bytes, interleaved, milliseconds, reason, with_peak
 from gpu_plots import PRODUCTS, draw, fused_or_library
 from oracle import STAGES, data, errors, reference, squared_reference
 from torch import Tensor
@@ -87,7 +87,11 @@ def plan(quick: bool, rehearse: bool) -> list[Task]:
     tasks += [Task("cross-entropy", *s, stage, BF16) for s in small for stage in ("terminal", "start")]
     tasks += [Task("cross-entropy", *s, stage, BF16) for s in (*middle, *small) for stage in ("late", "learning")]
     tasks += [Task("cross-entropy", *s, stage, BF16) for s in large for stage in ("terminal", "start")]
-    return tasks
+    # The rest of all shapes at all stages in both dtypes: an hour and more, for whoever has the device that long.
+    everything = [
+        Task("cross-entropy", *s, stage, t) for t in (BF16, FP32) for s in (*named, *middle, *small, *large) for stage in STAGES
+    ]
+    return tasks + [task for task in everything if task not in tasks]
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -113,8 +117,8 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
     if (N, K, d) == MILLION:  # the question there is whether a step can be had; rivals are compared where they are quick
         found = {name: found[name] for name in found if name == PRODUCTS or name == f"{peers.OURS} bf16"}
     common = {**task._asdict(), "chunk_rows": chunk}
-    for name, reason in missing.items():
-        yield {**common, "contender": name, "note": reason}
+    for name, why in missing.items():
+        yield {**common, "contender": name, "note": why}
     inputs = [data(N, K, d, STAGES[stage], dtype, DEVICE)]
     copies = 3 if 3 * (N + K) * d * dtype.itemsize < free_bytes() // 8 else 1
     inputs += [tuple(x.clone() for x in inputs[0]) for _ in range(copies - 1)]
@@ -127,12 +131,14 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
             result, record["peak_extra_bytes"] = with_peak(lambda contender=contender: contender(*inputs[0]))
         except Exception as error:  # a rival that fails at a shape is a result, not the end of the run
             forget()
-            yield {**record, "note": f"{type(error).__name__}: {str(error)[:200]}"}
+            yield {**record, "note": reason(error)}
             continue
         records[name] = record | ({} if name == PRODUCTS else errors(result, expected))
         del result
         calls[name] = lambda index, contender=contender: contender(*inputs[index])
-    times = interleaved(calls, 10.0, most, copies)
+    times, failed = interleaved(calls, 10.0, most, copies)
+    for name, why in failed.items():
+        yield records[name] | {"note": why}
     products = statistics.median(times[PRODUCTS]) if PRODUCTS in times else float("nan")
     for name, values in times.items():
         median = statistics.median(values)
@@ -142,13 +148,14 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
 
 def squared_floor(N: int, K: int, d: int, mode: str) -> float:
     """Milliseconds: bytes of parameters and gradients at the rate of a copy, or flops at the rates of library products."""
+    from ufm_kernels.head import tensor_float32
+
     block = torch.randn(min(N, 1 << 18), d, device=DEVICE)
     moved = statistics.median([milliseconds(block.clone) for _ in range(7)]) / (2 * block.numel())
     dtype = BF16 if mode == "bf16x3" else FP32
     square, thin = torch.randn(d, d, device=DEVICE).to(dtype), block.to(dtype)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    product = statistics.median([milliseconds(lambda: thin @ square) for _ in range(7)])
-    torch.backends.cuda.matmul.allow_tf32 = False
+    with tensor_float32():
+        product = statistics.median([milliseconds(lambda: thin @ square) for _ in range(7)])
     double = block[: 1 << 16].double()
     gram = statistics.median([milliseconds(lambda: double.T @ double) for _ in range(7)]) / 2  # the upper half
     flops = (N + K) * (3 * product / len(block) + gram / len(double))
@@ -189,14 +196,17 @@ def squared_rows(task: Task, most: int) -> Iterator[dict]:
     for name, call in calls.items():
         try:
             result, peak = with_peak(call)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
             forget()
-            yield {**task._asdict(), "contender": name, "note": f"{type(error).__name__}: {str(error)[:200]}"}
+            yield {**task._asdict(), "contender": name, "note": reason(error)}
             continue
         records[name] = {**task._asdict(), "contender": name, "peak_extra_bytes": peak, **errors(result, expected)}
         del result  # gradients of gigabytes, which the next one needs
     timed = {name: (lambda _, call=calls[name]: call()) for name in records}
-    for name, values in interleaved(timed, 6.0, most).items():
+    times, failed = interleaved(timed, 6.0, most)
+    for name, why in failed.items():
+        yield records[name] | {"note": why}
+    for name, values in times.items():
         record = records[name] | spread(values)
         if name.startswith("ufm_kernels"):
             record["floor_ms"] = squared_floor(N, K, d, name.split()[1])
@@ -247,6 +257,14 @@ def write(rows: list[dict], path: Path) -> None:
         writer.writerows(rows)
 
 
+def survived(task: Task, most: int) -> Iterator[dict]:
+    """The rows of a task; where it fails as a whole, what it had and a row that says why."""
+    try:
+        yield from (squared_rows if task.task == "squared error" else head_rows)(task, most)
+    except Exception as error:
+        yield {**task._asdict(), "note": reason(error)}
+
+
 def run(tasks: list[Task], record: dict[str, str], table: Path, deadline: float, most: int) -> tuple[list[dict], list[Task]]:
     """(all rows of the table, tasks that were left). Rows of earlier commits and devices stay; a task's come together."""
     rows, left = read(table), []
@@ -258,7 +276,7 @@ def run(tasks: list[Task], record: dict[str, str], table: Path, deadline: float,
             left.append(task)
             continue
         found = []
-        for row in (squared_rows if task.task == "squared error" else head_rows)(task, most):
+        for row in survived(task, most):
             found.append({key: str(value) if isinstance(value, torch.dtype) else value for key, value in row.items()} | record)
             print({key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in row.items()}, flush=True)
         forget()

@@ -138,7 +138,7 @@ def tune(kernel: str, d: int, tiles: list[Tile], shape: tuple[int, int]) -> list
     best = sorted(good, key=good.__getitem__)[:5]
     calls: dict[str, Callable[[int], object]] = {"present": lambda _: case.call(present)}
     calls |= {name_of(tile): (lambda _, tile=tile: case.call(launch_of(tile))) for tile in best}
-    times = interleaved(calls, 3.0, 25)
+    times, _ = interleaved(calls, 3.0, 25)
     now = statistics.median(times["present"])
     for name, values in times.items():
         median = statistics.median(values)

@@ -235,6 +235,33 @@ def test_an_ignored_row_may_hold_anything() -> None:
             torch.testing.assert_close(a, b)
 
 
+def test_an_ignored_row_may_hold_anything_in_second_derivatives_too() -> None:
+    g = torch.Generator().manual_seed(5)
+    h, W, y = leaf(g, 4, 3), leaf(g, 5, 3), torch.tensor([0, -100, 2, 3])
+    spoilt = h.detach().clone()
+    spoilt[1] = math.nan
+    spoilt.requires_grad_()
+    found = []
+    for features in (spoilt, h):
+        (gradient,) = torch.autograd.grad(fused.linear_cross_entropy(features, W, y), W, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), (features, W)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_target_that_alone_is_possible(classes: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(5)
+    h, W = leaf(g, 3, 4, dtype=dtype), leaf(g, classes, 4, dtype=dtype)
+    bias = torch.full((classes,), -math.inf, dtype=dtype)
+    bias[0] = 0.0
+    for y in (torch.tensor([0, 0, 0]), torch.tensor([0, -100, 0])):
+        loss = fused.linear_cross_entropy(h, W, y, linear_bias=bias)
+        assert loss.item() == 0.0
+        assert not any(bool(x.any()) for x in torch.autograd.grad(loss, (h, W)))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_strided_and_expanded_tensors(reduction: str) -> None:
     g = torch.Generator().manual_seed(6)

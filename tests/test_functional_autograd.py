@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.func import grad, jacrev, vmap
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast import functional as fused
@@ -123,6 +124,30 @@ def test_func_grad_and_its_nesting(name: str) -> None:
     nested = torch.func.grad(lambda h: torch.func.grad(loss, argnums=1)(h, fixed[1], fixed[2]).square().sum())(fixed[0])
     (truth,) = torch.autograd.grad(expected[1].square().sum(), h)
     torch.testing.assert_close(nested, truth)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda loss, h, W, y: vmap(lambda h, y: loss(h, W, y))(h, y),
+        lambda loss, h, W, y: vmap(lambda h, y: loss(h, W, y, reduction="none", label_smoothing=0.1))(h, y),
+        lambda loss, h, W, y: vmap(vmap(lambda h, y: loss(h[None], W, y[None])))(h, y),
+        lambda loss, h, W, y: vmap(grad(lambda W, h, y: loss(h, W, y)), in_dims=(None, 0, 0))(W, h, y),
+        lambda loss, h, W, y: grad(lambda W: vmap(lambda h, y: loss(h, W, y))(h, y).sum())(W),
+        lambda loss, h, W, y: jacrev(lambda W: loss(h[0], W, y[0], reduction="none"))(W),
+        lambda loss, h, W, y: jacrev(jacrev(lambda W: loss(h[0], W, y[0])))(W),
+    ],
+    ids=["batch", "rows", "nested", "gradients of samples", "gradient of a batch", "jacobian", "hessian"],
+)  # fmt: skip
+def test_vmap(of: Callable[..., Tensor]) -> None:
+    g = torch.Generator().manual_seed(8)
+    h, W = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((3, 4, 5), (7, 5)))
+    y = torch.randint(7, (3, 4), generator=g)
+
+    def dense(h: Tensor, W: Tensor, y: Tensor, **options: Any) -> Tensor:
+        return F.cross_entropy(h @ W.T, y, **options)
+
+    torch.testing.assert_close(of(fused.linear_cross_entropy, h, W, y), of(dense, h, W, y))
 
 
 def test_third_derivatives_are_refused_in_words() -> None:

@@ -13,12 +13,12 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.functional import linear_cross_entropy
+from ufm_fast.functional import linear_cross_entropy, operators
 from ufm_fast.losses import LOSSES
 from ufm_fast.nn import UFM, LinearCrossEntropyLoss
 from ufm_fast.objective import Objective
 from ufm_fast.problem import Problem
-from ufm_fast.targets import TargetSets
+from ufm_fast.targets import Targets, TargetSets
 
 
 def entropy_minimum(K: int, n: int, lambda_w: float, lambda_h: float) -> float:
@@ -118,6 +118,25 @@ def test_compiles_and_copies_and_saves() -> None:
     assert set(model.state_dict()) == {"W", "H"}
     for twin in (other, copy.deepcopy(model)):
         assert float(twin().detach()) == float(model().detach())
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
+def test_steps_share_one_view_of_the_labels(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends remember what they find out about targets by the object; finding out anew would wait for a device."""
+    made: list[Targets] = []
+
+    def create(*arguments: Any) -> Targets:
+        made.append(Targets(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(operators, "Targets", create)
+    model = UFM(problem(loss=loss))
+    for _ in range(3):
+        model.closure()
+    assert len(made) == 1
+    model.indices.add_(0)  # written to: looked at again
+    model.closure()
+    assert len(made) == 2
 
 
 def test_points_lift_to_samples() -> None:

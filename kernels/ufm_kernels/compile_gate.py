@@ -3,8 +3,9 @@
     python -m ufm_kernels.compile_gate [--json] [--only TEXT] [--architecture 90] [--processes 2]
 
 For each build: no spills, shared memory within the device's limit (the compiler itself does not check it), the
-architecture's tensor-core instructions where there is a dot (mma.sync, wgmma, tcgen05), and TMA loads where the tile
-asks for them. One line a build, a summary, exit status 1 if any build fails. It needs triton only, not torch.
+architecture's tensor-core instructions where there is a dot (mma.sync, wgmma, tcgen05), TMA loads where the tile asks
+for them, and sums of products of pairs that round to nearest. One line a build, a summary, exit status 1 if any build
+fails. It needs triton only, not torch.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from .tiles import SHARED_MEMORY, TILES, Tile
+from .tiles import SHARED_MEMORY, Tile, tile_for
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
@@ -62,15 +63,15 @@ MODES = {
 }
 
 
-def tile_of(kernel: str, element: str, architecture: int) -> Tile:
-    return TILES[kernel, 32 if element == "fp32" else 16][architecture]
+def tile_of(kernel: str, element: str, architecture: int, passes: int = 1) -> Tile:
+    return tile_for(kernel, 32 if element == "fp32" else 16, architecture, passes)
 
 
 def off_target_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
-        for targets, bias, flag in ((1, True, False), (1, False, True), (4, True, False)):
+        for targets, bias, flag in ((1, True, False), (1, False, True), (32, True, False)):
             plain = passes == 1 and targets == 1 and stored == "bf16"
-            tile = tile_of("off_target" if plain else "off_target_wide", operand, architecture)
+            tile = tile_of("off_target" if plain else "off_target_wide", operand, architecture, passes)
             types = {
                 "H": described(operand, tile, (tile.rows, tile.depth)),
                 "W": described(operand, tile, (tile.columns, tile.depth)),
@@ -91,10 +92,10 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
         for transposed, targets, step in (
-            (False, 1, False), (False, 4, False), (False, 0, False), (True, 0, False),
-            (False, 1, True), (False, 4, True), (True, 0, True),
+            (False, 1, False), (False, 32, False), (False, 0, False), (True, 0, False),
+            (False, 1, True), (False, 32, True), (True, 0, True),
         ):  # fmt: skip
-            tile = tile_of("step" if step else "transposed" if transposed else "product", stored, architecture)
+            tile = tile_of("step" if step else "transposed" if transposed else "product", stored, architecture, passes)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
             types = {
                 "A": described(stored, tile, left), "B": described(stored, tile, (tile.depth, tile.columns)),
@@ -112,12 +113,12 @@ def product_builds(architecture: int) -> Iterator[Build]:
 
 def one_pass_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
-        for depth in (64, 128):
-            tile = tile_of("one_pass" if passes == 1 else "one_pass_split", stored, architecture)
+        for depth, targets in ((64, 1), (128, 32)):
+            tile = tile_of("one_pass", stored, architecture, passes)
             common = {"bias": "*fp32", "offset": "*fp32", "labels": "*i32", "out": "*fp32", **SIZES}
             matrices = {"H": f"*{operand}", "W": f"*{operand}"}
             constants = {
-                "TARGETS": 1, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes,
+                "TARGETS": targets, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes,
                 "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "D": depth,
             }  # fmt: skip
             forward = {**matrices, "V": f"*{stored}", "flag": "*i32", "statistics": "*fp32", **common}
@@ -146,7 +147,7 @@ def squared_error_builds(architecture: int) -> Iterator[Build]:
             yield Build(name, "squared_error.gram_kernel", architecture, tile, types, constants, core)
     for mode in ("bf16", "tf32", "bf16x3", "tf32x3"):
         operand, _, passes = MODES[mode]
-        tile = tile_of("squared_error", operand, architecture)
+        tile = tile_of("squared_error", operand, architecture, passes)
         for step in (False, True):
             types = {
                 "H": f"*{operand}", "A": f"*{operand}", "constant": "*fp32", "labels": "*i32", "points": "*fp32",
@@ -174,14 +175,14 @@ def nearest_builds(architecture: int) -> Iterator[Build]:
 
 def matvec_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, _, passes) in MODES.items():
-        tile = tile_of("matvec", operand, architecture)
+        tile = tile_of("matvec", operand, architecture, passes)
         for transposed in (False, True):
             types = {
                 "A": f"*{operand}", "B": f"*{operand}", "X": "*fp32", "bias": "*fp32", "offset": "*fp32",
                 "labels": "*i32", "out": "*fp32", "rows": "i32", "columns": "i32", "depth": "i32", "span": "i32",
             }  # fmt: skip
             constants = {
-                "TRANSPOSED": transposed, "TARGETS": 1, "BIAS": True, "PASSES": passes, "VECTORS": 16,
+                "TRANSPOSED": transposed, "TARGETS": 32, "BIAS": True, "PASSES": passes, "VECTORS": 16,
                 "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth,
             }  # fmt: skip
             name = f"matvec/{mode}{'/transposed' if transposed else ''}"
@@ -193,7 +194,7 @@ def hvp_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
         if mode == "fp16x3":  # Hessian products run in bf16x3 there
             continue
-        tile = tile_of("hvp", operand, architecture)
+        tile = tile_of("hvp", operand, architecture, passes)
         left = described(operand, tile, (tile.rows, tile.depth))
         right = described(operand, tile, (tile.columns, tile.depth))
         types = {
@@ -265,7 +266,13 @@ def inspect(cubin: bytes) -> dict[str, int]:
     return found
 
 
-def problems_of(build: Build, shared: int, usage: dict[str, int], ptx: str) -> list[str]:
+def promotes(ttir: str) -> bool:
+    """Whether a product is added to a total outside the tensor cores, which truncate; the compiler likes to fold that."""
+    products = re.findall(r"(%\S+) = tt\.dot ", ttir)
+    return any(re.search(rf"= arith\.addf [^\n]*{re.escape(name)}[ ,:]", ttir) for name in products)
+
+
+def problems_of(build: Build, shared: int, usage: dict[str, int], ptx: str, ttir: str) -> list[str]:
     """What a finished build violates, in words."""
     problems = []
     if usage["SPILLS"]:
@@ -274,8 +281,10 @@ def problems_of(build: Build, shared: int, usage: dict[str, int], ptx: str) -> l
         problems.append(f"shared memory {shared} > {SHARED_MEMORY[build.architecture]}")
     if build.tensor_core and build.tensor_core not in ptx:
         problems.append(f"no {build.tensor_core} in the code")
-    if build.tile.tma and "cp.async.bulk.tensor" not in ptx:
+    if build.tile.tma and not re.search(r"cp\.async\.bulk\.tensor\S*\.shared::\S+\.global", ptx):
         problems.append("no TMA load in the code")
+    if build.constants.get("PASSES") == 3 and not promotes(ttir):
+        problems.append("the products of pairs are summed by the tensor cores, which truncate")
     return problems
 
 
@@ -300,7 +309,7 @@ def compile_one(build: Build) -> dict[str, object]:
         source = ASTSource(kernel, signature, build.constants, aligned)
         built = triton.compile(source, target=GPUTarget("cuda", build.architecture, 32), options=options)
         usage = inspect(built.asm["cubin"])
-        problems = problems_of(build, built.metadata.shared, usage, built.asm["ptx"])
+        problems = problems_of(build, built.metadata.shared, usage, built.asm["ptx"], built.asm["ttir"])
         row |= {"shared": built.metadata.shared, "registers": usage.get("REG"), "problems": problems}
     except Exception as error:  # a compiler error is what this gate is there to report
         while error.__cause__ is not None:

@@ -65,6 +65,7 @@ def softmax_hvp(
     if labels.shape[1] > 1 and weight_fn is not cross_entropy_weight:
         raise ValueError("targets: several targets a row work with plain cross-entropy only")
     passes, classes = chosen.passes, weight.shape[0]
+    d_bias = None if d_bias is None else d_bias.float().contiguous()
     H, W, dH, dW = (operand(x, chosen.logits, passes) for x in (features, weight, d_features, d_weight))
     same = chosen.logits == chosen.products
     V, dV = (W, dW) if same else (operand(x, chosen.products, passes) for x in (weight, d_weight))
@@ -87,7 +88,7 @@ def softmax_hvp(
         add_product(turned, e, dV, passes=passes, depth=classes)
         ds = (d_features[part].float() * moved).sum(1) + (features[part].float() * turned).sum(1)
         if d_bias is not None:
-            add_weighted_sums(ds, e, d_bias.float().contiguous(), passes=passes, classes=classes, transposed=False)
+            add_weighted_sums(ds, e, d_bias, passes=passes, classes=classes, transposed=False)
         ds -= base[part] * sums[1]
         c, own = second_factor(z[part], known[part], offset, sums, ds, du[part], weight_fn, curvature_fn)
         c, own = c * scale, own * scale[:, None]

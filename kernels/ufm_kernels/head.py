@@ -4,6 +4,9 @@ The formulas of a row are in `rows`, those of the two products in `products`. Bu
 may fill them with a penalty's gradient beforehand.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -39,10 +42,24 @@ def exponentials(
     return offset, sums
 
 
+@contextmanager
+def tensor_float32() -> Iterator[None]:
+    """Library products of float32 matrices in tf32, as the kernels take them."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def library_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32 by the library; halves are not supported there."""
-    if not a.is_cuda or a.dtype == torch.float32:
+    """a @ b by the library, in fp32 from operands as the mode has rounded them."""
+    if not a.is_cuda:
         return torch.mm(a.float(), b.float())
+    if a.dtype == torch.float32:
+        with tensor_float32():
+            return torch.mm(a, b)
     return torch.mm(a, b, out_dtype=torch.float32)
 
 

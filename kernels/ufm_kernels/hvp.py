@@ -10,8 +10,8 @@ as E (`products`), and its row sums are its target entries.
 import triton
 import triton.language as tl
 
-from .launch import Launch, descriptor
-from .primitives import corner, load_tile, multiply, pass_of, round_to
+from .launch import Launch, check_written, descriptor, laid_out, on_device
+from .primitives import add_logits, corner, round_to
 
 
 @triton.jit
@@ -23,23 +23,12 @@ def hvp_kernel(
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     width = stride // halves
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
-    steps = tl.cdiv(depth, BLOCK_K)
     for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         dz = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for step in range(PASSES * steps):
-            block, low_h, low_w = pass_of(step, steps, PASSES)
-            k = block * BLOCK_K
-            h = load_tile(dH, row, k, low_h * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, TMA)
-            w = load_tile(W, column, k, low_w * depth, classes, depth, depth * halves, BLOCK_N, BLOCK_K, TMA)
-            dz = multiply(h, w.T, dz)
-        for step in range(PASSES * steps):
-            block, low_h, low_w = pass_of(step, steps, PASSES)
-            k = block * BLOCK_K
-            h = load_tile(H, row, k, low_h * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, TMA)
-            w = load_tile(dW, column, k, low_w * depth, classes, depth, depth * halves, BLOCK_N, BLOCK_K, TMA)
-            dz = multiply(h, w.T, dz)
+        dz = add_logits(dz, dH, W, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
+        dz = add_logits(dz, H, dW, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
         r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         if BIAS:
             dz += tl.load(db + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
@@ -61,15 +50,18 @@ def hvp_kernel(
         tl.store(sums + tile_column.to(tl.int64) * rows + r, tl.sum(kept, 1), mask=r < rows)
 
 
+@on_device
 def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, launch=None):
     """Replace E by R = E (slope (dz - base) + curvature) and return the row sums of the rounded R, (rows,) fp32.
 
     H, dH (rows, .) and W, dW (classes, .): operands of `passes`. db (classes,) or None. base, slope, curvature: (rows,)
     fp32: the target entry of dz, phi'(s) and phi''(s) ds.
     """
+    check_written(E=E)
+    H, W, dH, dW, db, base, slope, curvature = laid_out(H, W, dH, dW, db, base, slope, curvature)
     halves = 1 if passes == 1 else 2
     rows, width = H.shape[0], E.shape[1] // halves
-    launch = launch or Launch.of("hvp", H)
+    launch = launch or Launch.of("hvp", H, passes)
     tile = launch.tile
     across = triton.cdiv(width, tile.columns)
     sums = base.new_empty((across, rows))

@@ -14,6 +14,18 @@ def descriptor(matrix, block):
     return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], list(block))
 
 
+def laid_out(*tensors):
+    """Each tensor row by row in memory, as kernels read it: itself, or a copy where it is strided or expanded."""
+    return tuple(x if x is None or x.is_contiguous() else x.contiguous() for x in tensors)
+
+
+def check_written(**tensors):
+    """ValueError for a tensor that a kernel writes and that is not contiguous."""
+    for name, x in tensors.items():
+        if x is not None and not x.is_contiguous():
+            raise ValueError(f"{name}: is written in place and must be contiguous")
+
+
 def on_device(driver):
     """The driver with the device of its first argument current: triton launches on the current one."""
 
@@ -38,7 +50,7 @@ class Launch:
     resident: int = 0
 
     @classmethod
-    def of(cls, kernel, operand):
+    def of(cls, kernel, operand, passes=1):
         """The table's launch of `kernel` for the dtype and device of `operand`; CPU tensors mean the interpreter."""
         bits = 8 * operand.element_size()
         if not operand.is_cuda:
@@ -46,7 +58,7 @@ class Launch:
         from torch.cuda import get_device_properties
 
         properties = get_device_properties(operand.device)
-        tile = tile_for(kernel, bits, architecture_of((properties.major, properties.minor)))
+        tile = tile_for(kernel, bits, architecture_of((properties.major, properties.minor)), passes)
         return cls(tile, tile.programs * properties.multi_processor_count if tile.tma else 0)
 
     def grid(self, tiles):

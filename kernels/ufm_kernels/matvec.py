@@ -9,9 +9,9 @@ rebuild E tile by tile; X and Y have up to 16 columns (zero-padded to 16), which
 import triton
 import triton.language as tl
 
-from .launch import Launch, on_device
-from .one_pass import is_target_column, parts_of
-from .primitives import is_target, load_tile, multiply, pass_of, round_to
+from .launch import Launch, laid_out, on_device
+from .one_pass import parts_of
+from .primitives import add_logits, mask_targets, multiply_pairs, round_to
 
 VECTORS = 16
 
@@ -23,39 +23,33 @@ def logit_product_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out_part = E X over a span of columns; TRANSPOSED: A holds the classes and B the samples."""
-    halves: tl.constexpr = 1 if PASSES == 1 else 2
     row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     r = row + tl.arange(0, BLOCK_M)
     v = tl.arange(0, VECTORS)
     first, last = part * span, tl.minimum((part + 1) * span, columns)
-    steps = tl.cdiv(depth, BLOCK_K)
     total = tl.zeros((BLOCK_M, VECTORS), tl.float32)
     for column in range(first, last, BLOCK_N):
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for step in range(PASSES * steps):
-            block, low_a, low_b = pass_of(step, steps, PASSES)
-            k = block * BLOCK_K
-            a = load_tile(A, row, k, low_a * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, False)
-            b = load_tile(B, column, k, low_b * depth, columns, depth, depth * halves, BLOCK_N, BLOCK_K, False)
-            z = multiply(a, b.T, z)
+        z = add_logits(z, A, B, row, column, rows, columns, depth, PASSES, False, BLOCK_M, BLOCK_N, BLOCK_K)
         c = column + tl.arange(0, BLOCK_N)
         if TRANSPOSED:
-            hit = is_target_column(labels, c, r, columns, TARGETS)
-            z -= tl.load(offset + c, mask=c < columns, other=0.0)[None, :]
             if BIAS:
                 z += tl.load(bias + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+            z -= tl.load(offset + c, mask=c < columns, other=0.0)[None, :]
         else:
-            hit = is_target(labels, r, c, rows, TARGETS)
-            z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
             if BIAS:
                 z += tl.load(bias + c, mask=c < columns, other=0.0).to(tl.float32)[None, :]
-        e = tl.exp(tl.where((c[None, :] < last) & ~hit, z, float("-inf")))
+            z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
+        z = tl.where(c[None, :] < last, z, float("-inf"))
+        if TRANSPOSED:
+            z = mask_targets(z, labels, c, r, columns, TARGETS, TURNED=True)
+        else:
+            z = mask_targets(z, labels, r, c, rows, TARGETS)
+        e = tl.exp(z)
         # Both factors as tf32 pairs: a certificate is worth its digits, and this product is the small one.
         x = tl.load(X + c.to(tl.int64)[:, None] * VECTORS + v[None, :], mask=(c < columns)[:, None], other=0.0)
         e_high, x_high = round_to(e, True), round_to(x, True)
-        total = multiply(e - e_high, x_high, total)
-        total = multiply(e_high, x - x_high, total)
-        total = multiply(e_high, x_high, total)
+        total = multiply_pairs(e_high, e - e_high, x_high, x - x_high, total)
     place = out + (part.to(tl.int64) * rows + r)[:, None] * VECTORS + v[None, :]
     tl.store(place, total, mask=(r < rows)[:, None])
 
@@ -66,11 +60,12 @@ def exponential_product(H, W, bias, offset, labels, X, *, passes, transposed=Fal
 
     H, W: operands of `passes`; offset (rows,) fp32; labels (rows, T) int32. Targets are excluded from E.
     """
+    H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
     vectors = X.shape[1]
     if vectors > VECTORS:
         raise ValueError(f"X: has {vectors} columns; at most {VECTORS}")
     A, B = (W, H) if transposed else (H, W)
-    launch = launch or Launch.of("matvec", A)
+    launch = launch or Launch.of("matvec", A, passes)
     tile = launch.tile
     blocks = triton.cdiv(A.shape[0], tile.rows)
     parts, span = parts_of(blocks, B.shape[0], tile.columns) if parts is None else parts

@@ -10,8 +10,8 @@ Q = features they give the margin z_y - max z and the nearest competing class of
 import triton
 import triton.language as tl
 
-from .launch import Launch, on_device
-from .primitives import load_tile, multiply
+from .launch import Launch, laid_out, on_device
+from .primitives import add_logits
 
 
 @triton.jit
@@ -29,10 +29,7 @@ def nearest_kernel(
     first, last = part * span, tl.minimum((part + 1) * span, classes)
     for column in range(first, last, BLOCK_N):
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, depth, BLOCK_K):
-            q = load_tile(Q, row, k, 0, rows, depth, depth, BLOCK_M, BLOCK_K, False)
-            w = load_tile(C, column, k, 0, classes, depth, depth, BLOCK_N, BLOCK_K, False)
-            z = multiply(q, w.T, z)
+        z = add_logits(z, Q, C, row, column, rows, classes, depth, 1, False, BLOCK_M, BLOCK_N, BLOCK_K)
         c = column + tl.arange(0, BLOCK_N)
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
@@ -61,6 +58,7 @@ def nearest(Q, C, labels, *, bias=None, center=0.0, launch=None, parts=None):
     """
     from .one_pass import parts_of
 
+    Q, C, labels, bias = laid_out(Q, C, labels, bias)
     rows, depth = Q.shape
     launch = launch or Launch.of("nearest", Q)
     tile = launch.tile

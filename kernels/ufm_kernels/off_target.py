@@ -8,8 +8,8 @@ whose E overflows: it is launched always, and does nothing unless its device fla
 import triton
 import triton.language as tl
 
-from .launch import Launch, descriptor
-from .primitives import corner, is_target, load_tile, multiply, pass_of, round_to
+from .launch import Launch, check_written, descriptor, laid_out, on_device
+from .primitives import add_logits, corner, mask_targets, round_to
 
 
 @triton.jit
@@ -24,23 +24,18 @@ def off_target_kernel(
     tiles = down * across
     if FLAG:
         tiles *= tl.load(flag)
-    steps = tl.cdiv(depth, BLOCK_K)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for step in range(PASSES * steps):
-            block, low_h, low_w = pass_of(step, steps, PASSES)
-            k = block * BLOCK_K
-            h = load_tile(H, row, k, low_h * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, TMA)
-            w = load_tile(W, column, k, low_w * depth, classes, depth, depth * halves, BLOCK_N, BLOCK_K, TMA)
-            z = multiply(h, w.T, z)
+        z = add_logits(z, H, W, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
         r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
+        z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
         # Rows past `classes` read zeros, which would count as logits: mask before the exponential.
-        keep = (c[None, :] < classes) & ~is_target(labels, r, c, rows, TARGETS)
-        z = tl.where(keep, z - tl.load(offset + r, mask=r < rows, other=0.0)[:, None], float("-inf"))
+        z = tl.where(c[None, :] < classes, z, float("-inf"))
+        z = mask_targets(z, labels, r, c, rows, TARGETS)
         slot = statistics + tile_column.to(tl.int64) * rows + r
         plane = across.to(tl.int64) * rows
         tl.store(slot + 2 * plane, tl.max(z, 1), mask=r < rows)
@@ -69,6 +64,7 @@ def kernel_name(passes, targets, size):
     return "off_target" if passes == 1 and targets == 1 and size == 2 else "off_target_wide"
 
 
+@on_device
 def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, launch=None):
     """Fill E (rows, stride) and return statistics (3, tiles, rows): sums of E, sums of rounded E, maxima of z - o.
 
@@ -80,8 +76,10 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, lau
         E: (rows, halves * width) bfloat16 or float32, width >= classes: both halves if `passes` is 3.
         flag: int32 device scalar, 0 or 1: with 0 the launch leaves E alone and the statistics undefined.
     """
+    check_written(E=E)
+    H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
     rows, depth = H.shape[0], H.shape[1] // (1 if passes == 1 else 2)
-    launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size()), H)
+    launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size()), H, passes)
     tile = launch.tile
     width = E.shape[1] // (1 if passes == 1 else 2)
     across = triton.cdiv(width, tile.columns)

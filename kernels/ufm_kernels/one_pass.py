@@ -10,8 +10,8 @@ cut into parts (a second grid axis) whose results are summed in a fixed order, f
 import triton
 import triton.language as tl
 
-from .launch import Launch
-from .primitives import is_target, multiply, round_to, tile_at
+from .launch import Launch, laid_out, on_device
+from .primitives import mask_targets, multiply, multiply_pairs, round_to, tile_at
 
 
 @triton.jit
@@ -22,12 +22,13 @@ def load_half(matrix, row, shift, rows, columns, stride, HEIGHT: tl.constexpr, W
 
 
 @triton.jit
-def multiply_halves(a, a_low, b, b_low, total, PASSES: tl.constexpr):
-    """total + (a + a_low)(b + b_low), without the product of the two low halves; one product if PASSES is 1."""
-    if PASSES == 3:
-        total = multiply(a_low, b, total)
-        total = multiply(a, b_low, total)
-    return multiply(a, b, total)
+def multiply_halves(a, a_low, b, b_low, total, PASSES: tl.constexpr, TURNED: tl.constexpr = False):
+    """total + a b, or the product of two pairs if PASSES is 3."""
+    if PASSES == 3:  # noqa: SIM108 (a constexpr branch, not a select)
+        total = multiply_pairs(a, a_low, b, b_low, total, TURNED)
+    else:
+        total = multiply(a, b, total)
+    return total
 
 
 @triton.jit
@@ -56,8 +57,7 @@ def forward_kernel(
         z = multiply_halves(h, h_low, w.T, w_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES)
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
-        keep = (c[None, :] < last) & ~is_target(labels, r, c, rows, TARGETS)
-        z = tl.where(keep, z - shift, float("-inf"))
+        z = mask_targets(tl.where(c[None, :] < last, z - shift, float("-inf")), labels, r, c, rows, TARGETS)
         peak = tl.maximum(peak, tl.max(z, 1))
         z = tl.exp(z)
         mass += tl.sum(z, 1)
@@ -91,7 +91,6 @@ def weight_kernel(
     c = column + tl.arange(0, BLOCK_M)
     w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_M, D)
     w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_M, D)
-    shift = tl.zeros((BLOCK_M,), tl.float32)
     if BIAS:
         shift = tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)
     weights = tl.zeros((BLOCK_M,), tl.float32)
@@ -100,10 +99,13 @@ def weight_kernel(
         r = row + tl.arange(0, BLOCK_N)
         h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_N, D)
         h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_N, D)
-        z = multiply_halves(w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES)
-        keep = (r[None, :] < last) & ~is_target_column(labels, r, c, rows, TARGETS)
-        z += shift[:, None] - tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
-        z = tl.exp(tl.where(keep, z, float("-inf")))
+        # The logits of `forward_kernel` to the last bit: E and the sums that it is divided by must err alike.
+        z = multiply_halves(w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES, TURNED=True)
+        if BIAS:
+            z += shift[:, None]
+        z -= tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
+        z = tl.where(r[None, :] < last, z, float("-inf"))
+        z = tl.exp(mask_targets(z, labels, r, c, rows, TARGETS, TURNED=True))
         e = round_to(z, SINGLE)
         e_low = round_to(z - e.to(tl.float32), SINGLE)
         kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)
@@ -114,16 +116,6 @@ def weight_kernel(
     tl.store(sums + part.to(tl.int64) * classes + c, weights, mask=c < classes)
     place, inside = tile_at(out + part.to(tl.int64) * classes * width, column, 0, classes, width, width, BLOCK_M, D)
     tl.store(place, total, mask=inside)
-
-
-@triton.jit
-def is_target_column(labels, row, column, rows, TARGETS: tl.constexpr):
-    """`is_target` for a tile with classes down and rows across."""
-    hit = (column[:, None] < 0) & (row[None, :] < 0)
-    for t in tl.static_range(TARGETS):
-        label = tl.load(labels + row.to(tl.int64) * TARGETS + t, mask=row < rows, other=-1)
-        hit = hit | (column[:, None] == label[None, :])
-    return hit
 
 
 def parts_of(blocks, length, block, resident=264):
@@ -138,20 +130,17 @@ def block_width(depth, width):
     return max(16, triton.next_power_of_2(max(depth, width)))
 
 
-def kernel_name(passes):
-    """The row of the tile table."""
-    return "one_pass" if passes == 1 else "one_pass_split"
-
-
+@on_device
 def forward(H, W, V, bias, offset, labels, *, passes, flag=None, launch=None, parts=None):
     """(statistics (3, rows), E V (rows, width) fp32) with E = exp(H W' + b - offset), zero at the targets.
 
     H, W and V are operands of `passes`; with float32 operands E is kept in tf32, else in bfloat16 (V then is, too).
     Statistics are the sums of E and of rounded E and the maxima of z - offset. `flag` as in `off_target`.
     """
+    H, W, V, bias, offset, labels = laid_out(H, W, V, bias, offset, labels)
     halves = 1 if passes == 1 else 2
     rows, depth, width = H.shape[0], H.shape[1] // halves, V.shape[1] // halves
-    launch = launch or Launch.of(kernel_name(passes), V)
+    launch = launch or Launch.of("one_pass", V, passes)
     tile = launch.tile
     blocks = triton.cdiv(rows, tile.rows)
     parts, span = parts_of(blocks, W.shape[0], tile.columns) if parts is None else parts
@@ -166,11 +155,13 @@ def forward(H, W, V, bias, offset, labels, *, passes, flag=None, launch=None, pa
     return statistics, out
 
 
+@on_device
 def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, parts=None):
     """(E' X (classes, width) fp32, E' factor (classes,) fp32), E as in `forward`, X (rows, halves * width)."""
+    H, W, X, bias, offset, labels, factor = laid_out(H, W, X, bias, offset, labels, factor)
     halves = 1 if passes == 1 else 2
     classes, depth, width = W.shape[0], W.shape[1] // halves, X.shape[1] // halves
-    launch = launch or Launch.of(kernel_name(passes), X)
+    launch = launch or Launch.of("one_pass", X, passes)
     tile = launch.tile
     blocks = triton.cdiv(classes, tile.rows)
     parts, span = parts_of(blocks, H.shape[0], tile.columns) if parts is None else parts

@@ -12,8 +12,7 @@
 float16 has not the range of E, so its products run in tf32, which holds every float16 exactly, or in bf16 pairs. What
 counts in a logit is its absolute error, which the exponential makes relative: a pair of float16 has 22 bits where one of
 bfloat16 has 16, and its narrow range is enough once H and W share their scale (`logit_operands`).
-A pair is x = high + low, stored side by side in one matrix [high | low]; a product of pairs is one product of three
-times the depth (`primitives.pass_of`), so that no kernel has code of its own for it.
+A pair is x = high + low, stored side by side in one matrix [high | low]; `primitives.multiply_pairs` is the product of two.
 """
 
 from dataclasses import dataclass
@@ -44,8 +43,8 @@ class Mode:
 
     @property
     def of_directions(self) -> "Mode":
-        """What Hessian products run in: a direction has any scale, which a pair of float16 can't follow."""
-        return Mode(self.products, self.products, self.passes) if self.balanced else self
+        """What Hessian products run in: a direction has any scale, which float16 can't follow."""
+        return Mode(self.products, self.products, self.passes) if self.logits == torch.float16 else self
 
 
 MODES = {

@@ -46,18 +46,41 @@ def multiply(a, b, total):
 
 
 @triton.jit
-def pass_of(step, steps, PASSES: tl.constexpr):
-    """(index of the depth block, 1 if the left low half, 1 if the right low half) of a step of a split product.
+def multiply_pairs(a, a_low, b, b_low, total, TURNED: tl.constexpr = False):
+    """total + (a + a_low)(b + b_low), without the product of the two low halves; TURNED: the bits of the transposed product.
 
-    (a + a')(b + b') without a'b' is a product of three times the depth: a b, a b', a' b in turn. So a split operand
-    costs no other code than this.
+    Tensor cores truncate where they add to an accumulator, and over thousands of steps that costs more than a pair has
+    beyond its high half. So the three products of a block are summed apart, the small ones first, and their sum is
+    added to the total by an addition that rounds to nearest.
     """
-    if PASSES == 1:
-        block, low_a, low_b = step, 0, 0
-    else:
-        part = step // steps
-        block, low_a, low_b = step - part * steps, (part == 2).to(tl.int32), (part == 1).to(tl.int32)
-    return block, low_a, low_b
+    part = tl.zeros_like(total)
+    if TURNED:
+        part = multiply(a, b_low, part)
+    part = multiply(a_low, b, part)
+    if not TURNED:
+        part = multiply(a, b_low, part)
+    part = multiply(a, b, part)
+    return total + part
+
+
+@triton.jit
+def add_logits(
+    total, H, W, row, column, rows, classes, depth,
+    PASSES: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + the tile of H W' at (row, column); operands of `PASSES`, [high | low] if that is 3."""
+    stride = depth * (1 if PASSES == 1 else 2)
+    for step in range(tl.cdiv(depth, BLOCK_K)):
+        k = step * BLOCK_K
+        h = load_tile(H, row, k, 0, rows, depth, stride, BLOCK_M, BLOCK_K, TMA)
+        w = load_tile(W, column, k, 0, classes, depth, stride, BLOCK_N, BLOCK_K, TMA)
+        if PASSES == 3:
+            h_low = load_tile(H, row, k, depth, rows, depth, stride, BLOCK_M, BLOCK_K, TMA)
+            w_low = load_tile(W, column, k, depth, classes, depth, stride, BLOCK_N, BLOCK_K, TMA)
+            total = multiply_pairs(h, h_low, w.T, w_low.T, total)
+        else:
+            total = multiply(h, w.T, total)
+    return total
 
 
 @triton.jit
@@ -71,13 +94,18 @@ def corner(tile, tiles_down, tiles_across, GROUP: tl.constexpr):
 
 
 @triton.jit
-def is_target(labels, row, column, rows, TARGETS: tl.constexpr):
-    """Whether column k is one of the targets of row i; labels is (rows, TARGETS) int32, padded with -1."""
-    hit = (row[:, None] < 0) & (column[None, :] < 0)
-    for t in tl.static_range(TARGETS):
+def mask_targets(z, labels, row, column, rows, TARGETS: tl.constexpr, TURNED: tl.constexpr = False):
+    """z with -inf at the targets of its rows; TURNED: the rows lie across, and the classes down.
+
+    labels is (rows, TARGETS) int32, padded with -1. A loop, and no tile of booleans: dozens of targets must not spill.
+    """
+    for t in tl.range(TARGETS, num_stages=1):
         label = tl.load(labels + row.to(tl.int64) * TARGETS + t, mask=row < rows, other=-1)
-        hit = hit | (column[None, :] == label[:, None])
-    return hit
+        if TURNED:
+            z = tl.where(column[:, None] == label[None, :], float("-inf"), z)
+        else:
+            z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
+    return z
 
 
 @triton.jit

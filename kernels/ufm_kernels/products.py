@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import Launch, descriptor
-from .primitives import corner, load_tile, multiply, pass_of, tile_at
+from .launch import Launch, check_written, descriptor, laid_out, on_device
+from .primitives import corner, load_tile, multiply, multiply_pairs, tile_at
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def finish(
     r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
     if FACTOR:
         total *= tl.load(factor + r, mask=r < rows, other=0.0)[:, None]
-    for t in range(TARGETS):
+    for t in tl.range(TARGETS, num_stages=1):
         entry = r.to(tl.int64) * TARGETS + t
         label = tl.load(labels + entry, mask=r < rows, other=-1)
         # A label that is no class (there are `depth` of them) must not read memory; its coefficient is NaN.
@@ -53,28 +53,41 @@ def finish(
 
 
 @triton.jit
+def load_left(
+    A, row, k, shift, rows, depth, stride,
+    TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """The BLOCK_M x BLOCK_K tile of the left operand, which is stored with its depth down if TRANSPOSED."""
+    if TRANSPOSED:
+        a = load_tile(A, k, row, shift, depth, rows, stride, BLOCK_K, BLOCK_M, TMA).T
+    else:
+        a = load_tile(A, row, k, shift, rows, depth, stride, BLOCK_M, BLOCK_K, TMA)
+    return a
+
+
+@triton.jit
 def product_kernel(
     A, B, out, factor, coefficient, labels, points, current, velocity, updated, settings,
     rows, columns, depth, stride_a, stride_b,
     TRANSPOSED: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, STEP: tl.constexpr,
     TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    low_a, low_b = stride_a // 2, stride_b // 2
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     steps = tl.cdiv(depth, BLOCK_K)
     for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for step in range(PASSES * steps):
-            block, in_a, in_b = pass_of(step, steps, PASSES)
-            k = block * BLOCK_K
-            if TRANSPOSED:
-                a = load_tile(A, k, row, in_a * low_a, depth, rows, stride_a, BLOCK_K, BLOCK_M, TMA).T
+        for step in range(steps):
+            k = step * BLOCK_K
+            a = load_left(A, row, k, 0, rows, depth, stride_a, TRANSPOSED, BLOCK_M, BLOCK_K, TMA)
+            b = load_tile(B, k, column, 0, depth, columns, stride_b, BLOCK_K, BLOCK_N, TMA)
+            if PASSES == 3:
+                a_low = load_left(A, row, k, stride_a // 2, rows, depth, stride_a, TRANSPOSED, BLOCK_M, BLOCK_K, TMA)
+                b_low = load_tile(B, k, column, stride_b // 2, depth, columns, stride_b, BLOCK_K, BLOCK_N, TMA)
+                total = multiply_pairs(a, a_low, b, b_low, total)
             else:
-                a = load_tile(A, row, k, in_a * low_a, rows, depth, stride_a, BLOCK_M, BLOCK_K, TMA)
-            b = load_tile(B, k, column, in_b * low_b, depth, columns, stride_b, BLOCK_K, BLOCK_N, TMA)
-            total = multiply(a, b, total)
+                total = multiply(a, b, total)
         # Half a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
         left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
         finish(
@@ -115,8 +128,11 @@ def weighted_sums_kernel(
     tl.store(out + kept, total + tl.load(out + kept, mask=kept < length, other=0.0), mask=kept < length)
 
 
+@on_device
 def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
     """out (classes,) += E' weight if `transposed`, else out (rows,) += E weight; fp32, E as `off_target` leaves it."""
+    check_written(out=out)
+    E, weight = laid_out(E, weight)
     block, span = (64, 64) if transposed else (16, 256)
     weighted_sums_kernel[(triton.cdiv(out.shape[0], block),)](
         E, weight, out, E.shape[0], classes, E.stride(0), TRANSPOSED=transposed, HALVES=1 if passes == 1 else 2,
@@ -141,6 +157,7 @@ class Step(NamedTuple):
         return Step(self.current[part], self.velocity[part], self.updated[part], self.settings)
 
 
+@on_device
 def add_product(
     out, A, B, *, passes, depth, transposed=False, factor=None, coefficient=None, labels=None, points=None, step=None,
     launch=None,
@@ -155,11 +172,13 @@ def add_product(
         step: a Step taken with the finished `out`, which then holds the penalty's gradient too; or None.
         factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
     """
+    check_written(out=out)
+    A, B, factor, coefficient, labels, points = laid_out(A, B, factor, coefficient, labels, points)
     rows, columns = out.shape
-    if not out.is_contiguous():
-        raise ValueError("out: must be contiguous")
-    launch = launch or Launch.of("step" if step else "transposed" if transposed else "product", A)
+    launch = launch or Launch.of("step" if step else "transposed" if transposed else "product", A, passes)
     tile = launch.tile
+    if not tile.tma and max(tile.rows, tile.depth) * A.stride(0) >= 2**31:  # offsets inside a tile are 32-bit
+        raise ValueError(f"A: rows of {A.stride(0)} entries are too long for this device's tiles; use fewer classes or halves")
     a, b = A, B
     if tile.tma:
         a = descriptor(A, (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from .launch import check_written, laid_out, on_device
+
 if TYPE_CHECKING:  # the compile gate builds these kernels where torch is not installed
     from torch import Tensor
 
@@ -97,8 +99,10 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise ValueError(f"labels: found values from {low} to {high}; allowed are 0 to {classes - 1} and the padding -1")
 
 
+@on_device
 def target_logits(H: Tensor, W: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """<h_i, w_(y_it)> + b_(y_it) as (rows, T) fp32; 0 where the label is -1, NaN where it is no class."""
+    H, W, bias, labels = laid_out(H, W, bias, labels)
     rows, targets = labels.shape
     block = 16 if H.is_cuda else 32
     out = labels.new_empty((rows, targets)).float()
@@ -109,6 +113,7 @@ def target_logits(H: Tensor, W: Tensor, bias: Tensor | None, labels: Tensor) -> 
     return out
 
 
+@on_device
 def add_class_sums(
     out: Tensor, H: Tensor, weight: Tensor, segments: Segments, scale: float = 1.0, splits: int | None = None
 ) -> None:
@@ -116,13 +121,15 @@ def add_class_sums(
 
     With few classes the segments are cut into `splits` parts, summed in a fixed order.
     """
+    check_written(out=out)
+    H, weight = laid_out(H, weight)
     classes, columns = out.shape
     across = triton.cdiv(columns, 128)
     if splits is None:
         splits = 16 if H.is_cuda and classes * across < 256 else 1
     target = out if splits == 1 else out.new_zeros((splits, classes, columns))
     class_sums_kernel[(classes, across, splits)](
-        H, weight.contiguous(), segments.order, segments.starts, target, columns, classes, H.stride(0), scale,
+        H, weight, segments.order, segments.starts, target, columns, classes, H.stride(0), scale,
         TARGETS=segments.targets, SPLITS=splits, BLOCK_M=16, BLOCK_N=128, **SMALL,
     )  # fmt: skip
     if splits > 1:

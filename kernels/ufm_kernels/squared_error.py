@@ -13,8 +13,8 @@ One pass over H forms gradient, penalty and (optionally) the momentum step: it r
 import triton
 import triton.language as tl
 
-from .launch import Launch
-from .primitives import corner, load_tile, multiply, pass_of, tile_at
+from .launch import Launch, check_written, laid_out, on_device
+from .primitives import corner, load_tile, multiply, multiply_pairs, tile_at
 
 
 @triton.jit
@@ -48,18 +48,21 @@ def squared_error_kernel(
     GROUP: tl.constexpr,
 ):  # fmt: skip
     """gradient = weight_i (A h_i + c - w_y) + penalty h_i; with STEP: v = momentum v + gradient, h -= rate v."""
-    halves: tl.constexpr = 1 if PASSES == 1 else 2
+    stride = depth * (1 if PASSES == 1 else 2)
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     tile_row, tile_column = corner(tl.program_id(0), down, across, GROUP)
     row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    steps = tl.cdiv(depth, BLOCK_K)
-    for step in range(PASSES * steps):
-        block, low_h, low_a = pass_of(step, steps, PASSES)
-        k = block * BLOCK_K
-        h = load_tile(H, row, k, low_h * depth, rows, depth, depth * halves, BLOCK_M, BLOCK_K, False)
-        a = load_tile(A, k, column, low_a * depth, columns, columns, depth * halves, BLOCK_K, BLOCK_N, False)
-        total = multiply(h, a, total)
+    for step in range(tl.cdiv(depth, BLOCK_K)):
+        k = step * BLOCK_K
+        h = load_tile(H, row, k, 0, rows, depth, stride, BLOCK_M, BLOCK_K, False)
+        a = load_tile(A, k, column, 0, columns, columns, stride, BLOCK_K, BLOCK_N, False)
+        if PASSES == 3:
+            h_low = load_tile(H, row, k, depth, rows, depth, stride, BLOCK_M, BLOCK_K, False)
+            a_low = load_tile(A, k, column, depth, columns, columns, stride, BLOCK_K, BLOCK_N, False)
+            total = multiply_pairs(h, h_low, a, a_low, total)
+        else:
+            total = multiply(h, a, total)
     r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
     label = tl.load(labels + r, mask=r < rows, other=-1)
     place, inside = tile_at(gradient, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
@@ -79,6 +82,7 @@ def squared_error_kernel(
         tl.store(at_updated, h - tl.load(settings + 2) * speed, mask=inside)
 
 
+@on_device
 def gram(X, *, launch=None, parts=None):
     """X'X (d, d) in float64 for X (rows, d) bfloat16, float16 or float32; the same bits from run to run.
 
@@ -116,6 +120,7 @@ def has_float64_cores(device):
     return get_device_capability(device) in ((8, 0), (9, 0))
 
 
+@on_device
 def squared_error_rows(
     H, A, constant, labels, points, weight, current, gradient, *, passes, settings, velocity=None, updated=None,
     launch=None,
@@ -128,10 +133,12 @@ def squared_error_rows(
         current: (N, d) the stored H. settings: device fp32 (3,) = penalty, momentum, rate: no host synchronisation.
         velocity: (N, d) fp32, updated in place. updated: (N, d), not `current`: other tiles still read that.
     """
+    check_written(gradient=gradient, velocity=velocity, updated=updated)
+    H, A, constant, labels, points, weight, current = laid_out(H, A, constant, labels, points, weight, current)
     rows, columns = current.shape
     if velocity is not None and (updated is None or updated.data_ptr() == current.data_ptr()):
         raise ValueError("updated: must be another buffer than current")
-    launch = launch or Launch.of("squared_error", H)
+    launch = launch or Launch.of("squared_error", H, passes)
     tile = launch.tile
     labels = labels.where((labels >= 0) & (labels < points.shape[0]), -1)  # no class, no read
     options = {key: value for key, value in launch.options().items() if key != "TMA"}

@@ -39,6 +39,10 @@ def squared_error_value_and_grad(
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
     column = as_labels(labels)
     rows, columns = features.shape
+    if column.shape != (rows, 1):
+        raise ValueError(f"labels: one for each of the {rows} rows, got shape {tuple(labels.shape)}")
+    if row_weight is not None and row_weight.shape != (rows,):
+        raise ValueError(f"row_weight: one for each of the {rows} rows, got shape {tuple(row_weight.shape)}")
     weights = torch.full((rows,), scale, device=features.device) if row_weight is None else row_weight * scale
     root = features if row_weight is None else features.float() * row_weight.sqrt()[:, None]
     classes_gram, rows_gram = gram(weight), gram(root) * scale

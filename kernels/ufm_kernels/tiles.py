@@ -40,7 +40,7 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target_wide", 16): {
         80: Tile(64, 128, 32, 8, 4),
         90: Tile(128, 128, 64, 8, 4, tma=True),
-        100: Tile(128, 128, 64, 8, 4, tma=True),
+        100: Tile(128, 64, 64, 8, 4, tma=True),
     },
     ("off_target_wide", 32): {
         80: Tile(64, 64, 32, 4, 3),
@@ -71,7 +71,7 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("step", 16): {
         80: Tile(64, 128, 32, 8, 4),
         90: Tile(128, 64, 64, 8, 4, tma=True),
-        100: Tile(128, 32, 64, 8, 4, tma=True),
+        100: Tile(64, 64, 64, 4, 4, tma=True),
     },
     ("step", 32): {
         80: Tile(64, 64, 32, 4, 3),
@@ -80,9 +80,7 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     },
     # Rows kept and columns streamed a step; the depth is the whole feature width.
     ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 64, 0, 8, 2), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass_split", 16): {80: Tile(64, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass_split", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 4, 1)},
+    ("one_pass", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
     ("gram", 16): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
     ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
     ("squared_error", 16): {80: Tile(64, 64, 32, 4, 4), 90: Tile(64, 128, 64, 8, 3), 100: Tile(128, 64, 64, 8, 3)},
@@ -104,6 +102,24 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
 }
 
 
+# Pairs: a step loads four tiles and a second accumulator holds its three products. Where the tile above does not fit.
+PAIRS: dict[tuple[str, int], dict[int, Tile]] = {
+    ("off_target_wide", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 64, 64, 8, 3, tma=True)},
+    ("off_target_wide", 32): {90: Tile(128, 128, 32, 8, 2, tma=True), 100: Tile(128, 64, 32, 8, 2, tma=True)},
+    ("product", 16): {90: Tile(128, 128, 64, 8, 3, tma=True)},
+    ("product", 32): {100: Tile(128, 64, 32, 8, 2, tma=True)},
+    ("transposed", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 64, 64, 8, 3, tma=True)},
+    ("transposed", 32): {80: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 2, tma=True)},
+    ("step", 16): {100: Tile(128, 32, 64, 8, 4, tma=True)},
+    ("step", 32): {100: Tile(128, 32, 32, 8, 2, tma=True)},
+    ("one_pass", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 1)},
+    ("matvec", 16): {100: Tile(128, 32, 64, 8, 3)},
+    ("matvec", 32): {80: Tile(64, 32, 32, 8, 3), 100: Tile(128, 32, 32, 8, 3)},
+    ("hvp", 16): {100: Tile(128, 64, 64, 8, 3, tma=True)},
+}
+
+
 def architecture_of(capability: tuple[int, int]) -> int:
     """The row of the table for a compute capability: 80 also serves 8.6, 8.9 and 12.x; 100 serves 10.x."""
     major = capability[0]
@@ -112,6 +128,9 @@ def architecture_of(capability: tuple[int, int]) -> int:
     return {9: 90, 10: 100}.get(major, 80)
 
 
-def tile_for(kernel: str, bits: int, architecture: int) -> Tile:
+def tile_for(kernel: str, bits: int, architecture: int, passes: int = 1) -> Tile:
     """The tile of `kernel` for operands of `bits` bits on sm_`architecture`; architecture 0 is the interpreter."""
-    return INTERPRETED if architecture == 0 else TILES[kernel, bits][architecture]
+    if architecture == 0:
+        return INTERPRETED
+    pairs = PAIRS.get((kernel, bits), {}) if passes == 3 else {}
+    return pairs.get(architecture, TILES[kernel, bits][architecture])

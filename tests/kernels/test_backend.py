@@ -171,6 +171,25 @@ def test_hessian_vector_product_of_a_frozen_part(without):
     close(out, wanted)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_half_precision_takes_directions_of_any_scale(scale):
+    x = case(LOSSES[0], dtype=torch.float16)
+    v = direction(x)
+    features, weight = (part.double() * scale for part in (v.features, v.weight))
+    v = HeadInput(x.loss, features.float(), weight.float(), strided_bias(v.bias.float() * scale), x.targets, x.row_weight)
+    wanted, out = buffers(x, 0.0, torch.float64), buffers(x, 0.0, torch.float32)
+    ReferenceBackend().head_hvp(exact(x), exact(v), wanted)
+    TritonBackend().head_hvp(x, v, out)
+    for name in PARTS:
+        a, b = getattr(out, name).double(), getattr(wanted, name)
+        assert float((a - b).norm()) < 2e-3 * float(b.norm())
+
+
+def strided_bias(b):
+    """The same numbers with gaps between them."""
+    return torch.stack((b, b + 7), 1)[:, 0]
+
+
 def test_terminal_phase_keeps_its_digits():
     """Margins of 50: a loss of 1e-21, and a focal loss of 1e-61 which float32 does not hold."""
     make = torch.Generator().manual_seed(0)

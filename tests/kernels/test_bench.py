@@ -41,6 +41,27 @@ def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
 
 
 @rehearsal
+def test_peers_that_fail_do_not_end_the_run(tmp_path, monkeypatch):
+    """One cannot be imported, one fails when it is called, one only the second time."""
+    broken = tmp_path / "cut_cross_entropy"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('no device here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = tmp_path / "table"
+    call("gpu.py", "--out", str(out))
+    with out.with_suffix(".csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any("no device here" in row["note"] for row in rows if row["contender"].startswith("Cut"))
+    monkeypatch.syspath_prepend(str(BENCH))
+    from device import interleaved
+
+    calls = {"fine": lambda index: None, "late": iter([0]).__next__}
+    times, failed = interleaved({"fine": calls["fine"], "late": lambda index: calls["late"]()}, 0.01, 3)
+    assert len(times["fine"]) == 3
+    assert list(failed) == ["late"]
+
+
+@rehearsal
 def test_no_task_is_started_that_would_not_end_in_time(tmp_path):
     assert "0 rows" in call("gpu.py", "--out", str(tmp_path / "table"), "--minutes", "0.1")
 

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
 from ufm_kernels import compile_gate
+from ufm_kernels.tiles import PAIRS, TILES
 
 KERNELS = Path(compile_gate.__file__).parents[1]
 
@@ -36,11 +37,15 @@ def test_gate_sees_what_it_is_there_for():
     build = next(x for x in compile_gate.all_builds((90,)) if x.name.startswith("off_target/bf16/"))
     fine = {"STACK": 0, "SPILLS": 0}
     code = "wgmma cp.async.bulk.tensor"
-    assert compile_gate.problems_of(build, 1000, fine, code) == []
-    assert "spills" in compile_gate.problems_of(build, 1000, {"STACK": 8, "SPILLS": 2}, code)[0]
-    assert "shared memory" in compile_gate.problems_of(build, 232449, fine, code)[0]
-    assert "wgmma" in compile_gate.problems_of(build, 1000, fine, "cp.async.bulk.tensor")[0]
-    assert "TMA" in compile_gate.problems_of(build, 1000, fine, "wgmma")[0]
+    assert compile_gate.problems_of(build, 1000, fine, code, "") == []
+    assert "spills" in compile_gate.problems_of(build, 1000, {"STACK": 8, "SPILLS": 2}, code, "")[0]
+    assert "shared memory" in compile_gate.problems_of(build, 232449, fine, code, "")[0]
+    assert "wgmma" in compile_gate.problems_of(build, 1000, fine, "cp.async.bulk.tensor", "")[0]
+    assert "TMA" in compile_gate.problems_of(build, 1000, fine, "wgmma", "")[0]
+    pair = replace(build, constants={**build.constants, "PASSES": 3})
+    folded = "%part = tt.dot %a, %b, %total : tensor<8xf32>\n%bias = arith.addf %part_1, %c : tensor<8xf32>"
+    assert "truncate" in compile_gate.problems_of(pair, 1000, fine, code, folded)[0]
+    assert compile_gate.problems_of(pair, 1000, fine, code, folded.replace("part_1", "part")) == []
 
 
 def test_gate_fails_on_too_much_shared_memory():
@@ -69,6 +74,6 @@ def test_an_argument_of_one_builds_too(argument):
 
 def test_every_entry_of_the_table_is_built():
     built = {(build.tile, build.architecture) for build in compile_gate.all_builds()}
-    for (kernel, bits), tiles in compile_gate.TILES.items():
+    for (kernel, bits), tiles in [*TILES.items(), *PAIRS.items()]:
         for architecture, tile in tiles.items():
             assert (tile, architecture) in built, (kernel, bits, architecture)

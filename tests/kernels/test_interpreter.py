@@ -1,11 +1,14 @@
 """Values of every kernel against float64: under triton's interpreter on a CPU, compiled where there is a CUDA device."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
+
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from ufm_kernels import head, one_pass
 from ufm_kernels import rows as rows_of
@@ -239,11 +242,12 @@ def test_a_label_that_is_no_class_is_refused_or_poisons_its_row():
     with pytest.raises(ValueError, match="0 to 11"):
         check_labels(torch.tensor([[3], [12]], device=DEVICE), 12)
     check_labels(case.labels, 12)
-    case.labels[4] = 10**6
     for driver in (head.one_pass_value_and_grad, head.softmax_value_and_grad):
-        result, gradients = case.run(driver)
-        assert result.losses.isnan().nonzero().tolist() == [[4]]
-        assert gradients[0][:4].isfinite().all()
+        for wrong in (10**6, 2**32 + 3, -(2**40)):
+            case.labels[4] = wrong
+            result, gradients = case.run(driver)
+            assert result.losses.isnan().nonzero().tolist() == [[4]]
+            assert gradients[0][:4].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -271,6 +275,57 @@ def test_bad_input_is_refused_in_words(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         head.softmax_value_and_grad(**arguments)
+
+
+def strided(x):
+    """The same numbers with gaps between them."""
+    wide = x.new_full((*x.shape, 2), float("nan") if x.is_floating_point() else 2**30)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+def test_strided_operands_are_laid_out():
+    """Each kernel alone, on tensors that do not lie row by row."""
+    case = Case(9, 12, 16, 0, "tf32x3", targets=2)
+    labels, weights = case.labels.int(), torch.rand(9, 2, device=DEVICE)
+    given = (case.features, case.weight, case.bias, labels)
+    wanted = target_logits(*(x.contiguous() for x in given))
+    assert torch.equal(target_logits(*map(strided, given)), wanted)
+    segments = Segments.of(labels.contiguous(), 12)
+    sums = torch.zeros(2, 12, 16, device=DEVICE)
+    add_class_sums(sums[0], case.features, weights, segments)
+    add_class_sums(sums[1], strided(case.features), strided(weights), segments)
+    assert torch.equal(sums[0], sums[1])
+    own = labels[:, 0].contiguous()
+    plain = nearest(case.features, case.weight, own, bias=case.bias)
+    for a, b in zip(plain, nearest(*map(strided, (case.features, case.weight, own)), bias=strided(case.bias)), strict=True):
+        assert torch.equal(a, b)
+    H, W = (operand(x, torch.float32, 3) for x in (case.features, case.weight))
+    E = [empty_chunk(9, 12, MODES["tf32x3"], H.device) for _ in range(2)]
+    offset = wanted[:, 0].contiguous()
+    off_target(H, W, case.bias, offset, labels.contiguous(), E[0], passes=3, classes=12)
+    off_target(*map(strided, (H, W, case.bias, offset, labels)), E[1], passes=3, classes=12)
+    assert torch.equal(E[0], E[1])
+    for call in (
+        lambda: add_class_sums(strided(sums[0]), case.features, weights, segments),
+        lambda: off_target(H, W, case.bias, offset, labels, strided(E[0]), passes=3, classes=12),
+        lambda: add_product(strided(sums[0]), E[0], H, passes=3, depth=9, transposed=True),
+    ):
+        with pytest.raises(ValueError, match="must be contiguous"):
+            call()
+
+
+def test_squared_error_wants_a_label_and_a_weight_for_each_row():
+    H, W = torch.randn(9, 16), torch.randn(12, 16)
+    for labels, weight in (
+        (torch.tensor([3]), None),
+        (torch.zeros(9, 2, dtype=torch.long), None),
+        (torch.zeros(9).long(), torch.ones(1)),
+    ):
+        with pytest.raises(ValueError, match="one for each of the 9 rows"):
+            squared_error_value_and_grad(
+                H, W, None, labels, weight, grad_features=torch.zeros(9, 16), grad_weight=torch.zeros(12, 16), mode="tf32x3"
+            )
 
 
 def descriptors():
@@ -599,6 +654,45 @@ def test_one_pass_loops_can_be_cut_into_parts():
     whole, cut = (one_pass.forward(H, W, W, case.bias, offset, labels, passes=3, parts=parts) for parts in ((1, 128), (2, 64)))
     torch.testing.assert_close(rows_of.collected(whole[0]), rows_of.collected(cut[0]), rtol=1e-5, atol=1e-30)
     torch.testing.assert_close(whole[1].sum(0), cut[1].sum(0), rtol=1e-4, atol=1e-5)
+
+
+def truncating_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    """A tensor core: exact products of 16 terms at a time, added to an accumulator that is truncated to fp32."""
+    left, right, total = a.data.astype(np.float64), b.data.astype(np.float64), d.data.astype(np.float64)
+    for k in range(0, left.shape[1], 16):
+        exact = total + left[:, k : k + 16] @ right[k : k + 16]
+        single = exact.astype(np.float32)
+        total = np.where(np.abs(single) > np.abs(exact), np.nextafter(single, np.float32(0)), single).astype(np.float64)
+    return TensorHandle(total.astype(np.float32), d.dtype.scalar)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the device has tensor cores of its own")
+@pytest.mark.parametrize("mode", ["bf16x3", "tf32x3"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_pairs_outlive_truncating_tensor_cores(monkeypatch, mode, transposed):
+    make, chosen, depth = torch.Generator().manual_seed(0), MODES[mode], 8192
+    E = torch.rand(40, depth, generator=make)
+    B = torch.rand(depth, 16, generator=make)
+    pair = operand(E.T if transposed else E, chosen.products, 3)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", truncating_dot)
+    out = torch.zeros(40, 16)
+    add_product(out, pair, operand(B, chosen.products, 3), passes=3, depth=depth, transposed=transposed)
+    assert error(out, E.double() @ B.double()) < 1e-5  # sums on the tensor cores leave 6e-5
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the device has tensor cores of its own")
+@pytest.mark.parametrize("mode", ["fp16x3", "tf32x3"])
+def test_logits_of_pairs_outlive_truncating_tensor_cores(monkeypatch, mode):
+    make, chosen, depth = torch.Generator().manual_seed(0), MODES[mode], 4096
+    H, W = torch.rand(20, depth, generator=make) / depth**0.5, torch.rand(50, depth, generator=make) / depth**0.5 * 80
+    z = H.double() @ W.double().T
+    labels = torch.full((20, 1), -1, dtype=torch.int32)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", truncating_dot)
+    E = empty_chunk(20, 50, chosen, H.device)
+    offset = z[:, 0].float()
+    sums = off_target(*logit_operands(H, W, chosen), None, offset, labels, E, passes=3, classes=50)
+    peak = sums[2].amax(0).double() + offset.double()
+    assert float((peak - z.amax(1)).abs().max()) < 2e-5  # 1e-6 of the logits; sums on the tensor cores leave 6e-4
 
 
 def test_every_row_of_the_tile_table_serves_every_architecture():

@@ -349,9 +349,10 @@ def _exponentials(
         mine = position[rows] >= 0
         z[columns[mine], position[rows[mine]]] = -float("inf")
         top = z.amax(0)
-        z.sub_(top).exp_()
+        alone = top == -float("inf")  # no class but the target is possible: E = 0, and mass 1 at the offset -inf
+        z.sub_(torch.where(alone, 0.0, top)).exp_()
         E[:, bad] = z
-        mass[bad] = z.sum(0).double()
+        mass[bad] = torch.where(alone, 1.0, z.sum(0).double())
         offset = offset.index_copy(0, bad, top.double())
     return mass, offset
 

@@ -183,10 +183,12 @@ class TritonBackend:
             torch.zeros(like.shape, device=like.device) if buffer is None else buffer
             for buffer, like in ((buffers.features, x.features), (buffers.weight, x.weight))
         )
+        # float16 has not the range of a direction; the driver takes float32 beside it.
+        dtype = torch.float32 if x.weight.dtype == torch.float16 else x.weight.dtype
         with _on(x.weight.device):
             softmax_hvp(
                 x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), slope, bend,
-                loss.smoothing, d_features=v.features.to(x.features.dtype), d_weight=v.weight.to(x.weight.dtype),
+                loss.smoothing, d_features=v.features.to(dtype), d_weight=v.weight.to(dtype),
                 d_bias=_bias(v), out_features=features, out_weight=weight, out_bias=buffers.bias,
                 chunk_rows=self._chunk_of(x, mode), mode=mode, segments=labels.segments,
             )  # fmt: skip

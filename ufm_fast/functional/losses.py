@@ -154,7 +154,7 @@ def _prepared(tensors: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, t
     features, matrix, bias = tensors.values()
     checks.check_tensor(features, "input")
     device = features.device.type
-    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    cast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     checks.check_floats(tensors, one_dtype=not cast)
     checks.check_shapes(features, matrix, bias, _NAMES)
     if not cast or any(x is not None and x.dtype == torch.float64 for x in (features, matrix, bias)):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -67,13 +68,28 @@ def _differentiable(registered: Any, context: Callable[..., None], backward: Cal
     torch.compile in turn sees through the operator. Both are given the same rule.
     """
     registered.register_autograd(backward, setup_context=context)
-    rules = {"forward": registered, "setup_context": context, "backward": backward}
+    rules = {"forward": registered, "setup_context": context, "backward": backward, "vmap": _one_by_one(lambda: call)}
     function = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
 
     def call(*arguments: Any) -> Any:
         return function.apply(*arguments) if _transforming() else registered(*arguments)  # type: ignore[attr-defined]
 
     return call
+
+
+def _one_by_one(function: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """The rule of torch.func.vmap: a call for each item of the batch. A sweep fills the machine by itself."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def item(i: int) -> list[Any]:
+            return [a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)]
+
+        found = [function()(*item(i)) for i in range(info.batch_size)]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return tuple(torch.stack(column) for column in zip(*found, strict=True)), (0,) * len(found[0])
+
+    return rule
 
 
 def operator(schema: str) -> Callable[[_Function], Any]:
@@ -94,12 +110,42 @@ def _head_input(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
     row_weight: Tensor, loss: str, parameter: float,
 ) -> HeadInput:  # fmt: skip
-    targets = Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
+    targets = _targets(indices, indptr)
     # Backends may read memory directly, so what is strided or expanded is laid out first.
     bias = None if bias is None else bias.contiguous()
     return HeadInput(
         named_loss(loss, parameter), features.contiguous(), weight.contiguous(), bias, targets, row_weight.contiguous()
     )
+
+
+_seen: tuple[tuple[Tensor, int] | None, tuple[Tensor, int] | None, Targets] | None = None
+
+
+def _targets(indices: Tensor, indptr: Tensor | None) -> Targets:
+    """The Targets of these tensors: those of the last call where they are the same, unwritten since.
+
+    What backends remember of targets (sorted labels, the widest set) hangs on the object, and a step that repeats must
+    not wait for the device to find it out again.
+    """
+    global _seen
+    known = _seen
+    if known is not None and _is(indices, known[0]) and _is(indptr, known[1]):
+        return known[2]
+    targets = Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
+    if not indices.is_inference() and (indptr is None or not indptr.is_inference()):  # those have no version
+        _seen = ((indices, indices._version), None if indptr is None else (indptr, indptr._version), targets)
+    return targets
+
+
+def _is(tensor: Tensor | None, seen: tuple[Tensor, int] | None) -> bool:
+    if tensor is None or seen is None:
+        return tensor is None and seen is None
+    return tensor is seen[0] and tensor._version == seen[1]
+
+
+def _quiet(x: HeadInput) -> HeadInput:
+    """``x`` with zeros for the features of rows without a weight, which may hold anything: 0 times NaN is NaN."""
+    return replace(x, features=x.features.masked_fill((x.row_weight == 0)[:, None], 0.0))
 
 
 def _zeros(
@@ -160,6 +206,7 @@ def _checked_labels_shapes(labels: Tensor, classes: int, ignore_index: int) -> t
 
 
 checked_labels.register_fake(_checked_labels_shapes)
+checked_labels.register_vmap(_one_by_one(lambda: checked_labels))
 
 
 # ---- value and gradients in one sweep ----------------------------------------------------------------------------
@@ -177,6 +224,7 @@ def head(
     grad_weight, grad_bias = _zeros((weight, bias), need[1:], torch.empty)
     if active is None:
         (grad_features,) = _zeros((features,), need[:1], torch.empty)
+        x = x if weight.device.type == "cpu" else _quiet(x)
         value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias, fresh=True)).value
     else:
         (grad_features,) = _zeros((features,), need[:1])
@@ -250,8 +298,8 @@ def _scaled(upstream: Tensor, gradient: Tensor) -> Tensor:
 
     ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the buffer is handed over as it is.
     """
-    plain = type(upstream) is Tensor and type(gradient) is Tensor  # not a tracer's or a transform's stand-in
-    if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
+    plain = type(upstream) is Tensor and type(gradient) is Tensor  # not a tracer's stand-in
+    if not plain or _transforming() or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
         return upstream * gradient
     gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
@@ -326,7 +374,7 @@ def head_product(
     loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
-    x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
+    x = _quiet(_head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter))
     direction = _direction(x, v_features, v_weight, v_bias)
     out = _zeros((features, weight, bias), need)
     backend_for(weight.device.type, weight.dtype).head_hvp(x, direction, Gradients(out[0], out[1], out[2]))
