@@ -36,12 +36,13 @@ def test_every_build_of_the_table(architecture):
 def test_gate_sees_what_it_is_there_for():
     build = next(x for x in compile_gate.all_builds((90,)) if x.name.startswith("off_target/bf16/"))
     fine = {"STACK": 0, "SPILLS": 0}
-    code = "wgmma cp.async.bulk.tensor"
+    load, store = "cp.async.bulk.tensor.2d.shared::cta.global", "cp.async.bulk.tensor.2d.global.shared::cta"
+    code = f"wgmma {load} {store}"
     assert compile_gate.problems_of(build, 1000, fine, code, "") == []
     assert "spills" in compile_gate.problems_of(build, 1000, {"STACK": 8, "SPILLS": 2}, code, "")[0]
     assert "shared memory" in compile_gate.problems_of(build, 232449, fine, code, "")[0]
-    assert "wgmma" in compile_gate.problems_of(build, 1000, fine, "cp.async.bulk.tensor", "")[0]
-    assert "TMA" in compile_gate.problems_of(build, 1000, fine, "wgmma", "")[0]
+    assert "wgmma" in compile_gate.problems_of(build, 1000, fine, load, "")[0]
+    assert "TMA" in compile_gate.problems_of(build, 1000, fine, f"wgmma {store}", "")[0]
     pair = replace(build, constants={**build.constants, "PASSES": 3})
     folded = "%part = tt.dot %a, %b, %total : tensor<8xf32>\n%bias = arith.addf %part_1, %c : tensor<8xf32>"
     assert "truncate" in compile_gate.problems_of(pair, 1000, fine, code, folded)[0]
