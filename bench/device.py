@@ -55,7 +55,7 @@ def interleaved(
     As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how long a round takes.
     A call that raises is out from then on, and the others go on.
     """
-    rotation, spent = cycle(range(buffers)), 0.0
+    rotation = cycle(range(buffers))
     times: dict[str, list[float]] = {name: [] for name in calls}
     failed: dict[str, str] = {}
 

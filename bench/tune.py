@@ -139,7 +139,7 @@ def tune(kernel: str, d: int, tiles: list[Tile], shape: tuple[int, int]) -> list
     calls: dict[str, Callable[[int], object]] = {"present": lambda _: case.call(present)}
     calls |= {name_of(tile): (lambda _, tile=tile: case.call(launch_of(tile))) for tile in best}
     times, _ = interleaved(calls, 3.0, 25)
-    now = statistics.median(times["present"])
+    now = statistics.median(times["present"]) if "present" in times else float("nan")
     for name, values in times.items():
         median = statistics.median(values)
         rate = {"ms": median, "tflops": case.flops / median / 1e9, "over_present": now / median}

@@ -317,3 +317,22 @@ def test_the_value_of_many_collapsed_rows_keeps_its_digits():
     value = float(squared_error.value_and_grad(x, Gradients(torch.zeros_like(H), torch.zeros_like(W), None)))
     assert value == pytest.approx(exact, rel=1e-8)
     assert float(squared_error.losses(x).mean()) == pytest.approx(exact, rel=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
+def test_smoothing_leaves_the_bias_its_digits(dtype, tolerance, margin):
+    """Its part of the bias gradient is zero where classes are balanced, and what is left is of the order of exp(-margin)."""
+    W = ((torch.eye(10, dtype=torch.float64) - 0.1) * margin**0.5).to(dtype)
+    b = torch.linspace(-0.2, 0.3, 10, dtype=torch.float64).to(dtype)
+    found = []
+    for eps in (0.0, 0.1):
+        x = HeadInput(make_loss("ce", smoothing=eps), W, W, b, Targets(torch.arange(10)), torch.ones(10, dtype=torch.float64))
+        out = Gradients(None, None, torch.zeros(10, dtype=dtype))
+        TiledBackend().head(x, out)
+        found.append(out.bias)
+    assert torch.equal(*found)
+    u = W.double() @ W.double().T + b.double()
+    u = (u - u.diagonal()[:, None]).fill_diagonal_(-float("inf")).exp()
+    exact = (u / (1 + u.sum(1, keepdim=True))).sum(0) - u.sum(1) / (1 + u.sum(1))
+    assert float((found[1].double() - exact).norm()) <= tolerance * float(exact.norm())

@@ -219,15 +219,20 @@ def test_a_mean_over_nothing_is_nan_with_zero_gradients_as_in_torch(rows: int, s
             assert not found.any()
 
 
-def test_an_ignored_row_may_hold_anything() -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"weight": 1, "label_smoothing": 0.1}]
+)
+def test_an_ignored_row_may_hold_anything(options: dict[str, Any]) -> None:
+    if "weight" in options:
+        options = {**options, "weight": torch.arange(1.0, 6.0, dtype=torch.float64)}
     g = torch.Generator().manual_seed(5)
     h, W, y = leaf(g, 4, 3), leaf(g, 5, 3), torch.tensor([0, -100, 2, 3])
     spoilt = h.detach().clone()
     spoilt[1] = math.nan
     spoilt.requires_grad_()
     for reduction in ("mean", "sum", "none"):
-        ours = fused.linear_cross_entropy(spoilt, W, y, reduction=reduction)
-        theirs = fused.linear_cross_entropy(h, W, y, reduction=reduction)
+        ours = fused.linear_cross_entropy(spoilt, W, y, reduction=reduction, **options)
+        theirs = fused.linear_cross_entropy(h, W, y, reduction=reduction, **options)
         torch.testing.assert_close(ours, theirs)
         upstream = torch.ones_like(theirs)
         for a, b in zip(torch.autograd.grad(ours, (spoilt, W), upstream), torch.autograd.grad(theirs, (h, W), upstream),

@@ -131,12 +131,13 @@ def test_steps_share_one_view_of_the_labels(loss: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(operators, "Targets", create)
     model = UFM(problem(loss=loss))
+    for _ in range(5):
+        model.closure()
+    assert len(made) == 2  # the first call may be the only one, so the second is remembered
+    model.indices.add_(0)  # written to: looked at again
     for _ in range(3):
         model.closure()
-    assert len(made) == 1
-    model.indices.add_(0)  # written to: looked at again
-    model.closure()
-    assert len(made) == 2
+    assert len(made) == 4
 
 
 def test_points_lift_to_samples() -> None:

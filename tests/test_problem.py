@@ -26,6 +26,7 @@ BASE = {"classes": 4, "dim": 3}
         ({"dim": "3"}, "dim must be a whole number"),
         ({"per_class": 0}, "per_class must be at least 1"),
         ({"per_class": 2, "counts": [1, 1, 1, 1]}, "give one of"),
+        ({"classes": None, "counts": [3]}, "at least 2 classes"),
         ({"counts": [1, 2]}, "counts has 2 entries but classes is 4"),
         ({"counts": [1, 2, -1, 3]}, "counts must be non-negative"),
         ({"counts": [0, 0, 0, 0]}, "at least one sample"),
@@ -129,18 +130,24 @@ def test_a_problem_can_be_changed_in_one_place():
 
 
 @pytest.mark.parametrize("loss", ["ce", "pick-all"])
-@pytest.mark.parametrize("data", [{"classes": 4, "per_class": 3}, {"counts": [3, 0, 2]}, {"labels": [0, 2, 2, 1]}])
-def test_what_the_data_tell_may_stand_beside_them(data, loss):
+@pytest.mark.parametrize(
+    "data", [{"classes": 4, "per_class": 3}, {"classes": 4}, {"counts": [3, 0, 2]}, {"labels": [0, 2, 2, 1]}]
+)
+def test_what_a_problem_derives_is_derived_anew(data, loss):
     problem = Problem(dim=3, loss=loss, **data)
-    changed = dataclasses.replace(problem, lambda_w=0.5)
-    assert changed.lambda_w == 0.5
-    assert torch.equal(changed.counts, problem.counts)
-    assert changed.num_samples == problem.num_samples
-    other = {"counts": torch.cat([problem.counts, problem.counts])}
-    if "counts" in data:
-        other |= {"classes": 6} if loss == "pick-all" else {"labels": [0, 0, 1]}
-    with pytest.raises(InputError, match="do not agree"):
-        dataclasses.replace(problem, **other)
+    for change in ({"lambda_w": 0.5}, {"loss": "ce"}, {"loss": "pick-all"}):
+        changed = dataclasses.replace(problem, **change)
+        assert torch.equal(changed.counts, problem.counts)
+        assert changed.num_samples == problem.num_samples
+        assert (changed.target_sets is None) == (changed.loss.name == "ce")
+    again = dataclasses.replace(problem, labels=None, per_class=None, counts=[1] * problem.num_classes)
+    assert again.num_samples == problem.num_classes
+    if "labels" in data:
+        with pytest.raises(InputError, match="got labels and counts"):
+            dataclasses.replace(problem, counts=[1, 1, 1])
+        assert dataclasses.replace(problem, labels=[0, 1, 2, 2, 2]).num_samples == 5
+    if "per_class" in data:
+        assert dataclasses.replace(problem, classes=6).num_samples == 18
 
 
 def test_frozen_features_are_not_merged():

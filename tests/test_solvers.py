@@ -308,3 +308,31 @@ def test_squared_error_with_tiny_penalties_reaches_its_minimum_from_a_random_sta
     assert solution.certificate.value == pytest.approx(solution.value, rel=1e-12)
     assert solution.certificate.relative_gap < 1e-9
     assert solution.certificate.lower_bound <= solution.theory.value * (1 + 1e-14)
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 1.0, 100.0])
+def test_a_bias_penalty_of_any_size_costs_few_evaluations(penalty):
+    """The balanced variables scale the bias too; unscaled, the last of these took 4,571 evaluations."""
+    settings = {"counts": [7, 0, 3, 0, 2], "dim": 5, "lambda_w": 1e-6, "lambda_h": 1e-5, "bias": "penalised"}
+    found = solve(Problem(**settings, lambda_b=penalty), start="normal", metrics=False)
+    assert found.success
+    assert found.certificate.relative_gap < 1e-9
+    assert found.evaluations < 200
+
+
+def test_newton_takes_over_where_lbfgs_takes_too_long():
+    """Smoothing with d = K and small penalties: L-BFGS alone was not there after 20,000 steps."""
+    found = solve(
+        Problem(classes=5, dim=5, per_class=3, smoothing=0.1, lambda_w=1e-6, lambda_h=1e-5), start="normal", metrics=False
+    )
+    assert found.success
+    assert found.certificate.relative_gap < 1e-9
+    assert found.steps < 700
+
+
+def test_the_closed_form_takes_no_start():
+    problem = Problem(classes=4, dim=6)
+    start = solve(problem, metrics=False).point
+    for given in ({"initial": start}, {"start": "normal"}):
+        with pytest.raises(InputError, match="closed form has none"):
+            solve(problem, method="closed-form", **given)

@@ -33,13 +33,14 @@ class Evaluation:
 class Objective:
     """f and its derivatives over the rows of a problem.
 
-    Solver variables x = (B, A, b) relate to the model's by  W = weight_scale B,  h_r = row_scale_r a_r.  With
-    ``variables='balanced'``  weight_scale = (lambda_h/lambda_w)^(1/4)  and  row_scale_r = 1/(weight_scale sqrt(n_r)), so that
+    Solver variables x = (B, A, c) relate to the model's by  W = weight_scale B,  h_r = row_scale_r a_r,  b = bias_scale c.
+    With ``variables='balanced'``  weight_scale = (lambda_h/lambda_w)^(1/4),  row_scale_r = 1/(weight_scale sqrt(n_r))  and
+    bias_scale = (1 + lambda_b/mu)^(-1/2),  so that
 
-        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + lambda_b/2 |b|^2
+        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + mu lambda_b / (mu + lambda_b) |c|^2 / 2
 
     with mu = sqrt(lambda_w lambda_h), which is the same function, far better conditioned when counts or penalties differ.
-    'raw' has both scales 1.
+    'raw' has all scales 1.
     ``reduce='classes'`` has one row for each class (exact); 'none' a row for each sample; 'auto' is 'classes'.
     Parameters are kept in float32 where the problem's dtype is bfloat16, and rounded to it before each product.
     """
@@ -64,11 +65,13 @@ class Objective:
         balance = problem.lambda_w > 0 and problem.lambda_h > 0 and problem.freeze is None and variables == "balanced"
         self.weight_scale = (problem.lambda_h / problem.lambda_w) ** 0.25 if balance else 1.0
         row_scale = counts.rsqrt() / self.weight_scale if variables == "balanced" else torch.ones_like(counts)
+        self.bias_scale = (1 + problem.lambda_b / problem.mu) ** -0.5 if balance and problem.lambda_b > 0 else 1.0
         self.row_scale = row_scale.to(self.dtype)[:, None]
         self.weight_penalty = problem.lambda_w * self.weight_scale**2
         penalty = problem.lambda_h * counts * row_scale**2
         self._even = bool((penalty == penalty[0]).all())
         self.row_penalty = penalty.to(self.dtype)[:, None]
+        self.bias_penalty = problem.lambda_b * self.bias_scale**2
         self.logit_scale = (row_scale * self.weight_scale).to(self.dtype)[:, None]
         self._logit_even = bool((self.logit_scale == 1).all())
         self.evaluations = 0.0
@@ -77,13 +80,16 @@ class Objective:
 
     def from_model(self, W: Tensor, H: Tensor, b: Tensor | None) -> Point:
         """Solver variables of a model point with one feature row for each row of the problem."""
-        return Point(
-            W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, None if b is None else b.to(self.dtype)
-        )
+        bias = None if b is None else b.to(self.dtype) / self.bias_scale
+        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, bias)
 
     def to_model(self, x: Point) -> Point:
         """(W, H, b) with one feature row for each row of the problem."""
-        return Point(x.W * self.weight_scale, x.H * self.row_scale, x.b)
+        return Point(x.W * self.weight_scale, x.H * self.row_scale, self.bias(x))
+
+    def bias(self, x: Point) -> Tensor | None:
+        """The model's bias at solver variables x."""
+        return x.b if x.b is None or self.bias_scale == 1.0 else x.b * self.bias_scale
 
     def lift(self, x: Point) -> Point:
         """(W, H, b) with one feature row for each of the N samples."""
@@ -100,7 +106,7 @@ class Objective:
         W, dtype = x.W, self.problem.torch_dtype
         if dtype != self.dtype:
             features, W = features.to(dtype), W.to(dtype)
-        return HeadInput(self.problem.loss, features, W, x.b, self.targets, self.row_weight)
+        return HeadInput(self.problem.loss, features, W, self.bias(x), self.targets, self.row_weight)
 
     def value_and_grad(self, x: Point, *, statistics: bool = False) -> Evaluation:
         """f(x) and its gradient in the solver's variables (zero in a frozen factor)."""
@@ -124,15 +130,14 @@ class Objective:
 
     def penalty(self, x: Point) -> float:
         """lambda terms of f, in float64."""
-        p = self.problem
         total = 0.5 * self.weight_penalty * Point(x.W, x.W[:0]).dot(Point(x.W, x.W[:0]))
         if self._even:
             total += 0.5 * float(self.row_penalty[0]) * Point(x.H, x.H[:0]).dot(Point(x.H, x.H[:0]))
         else:
             squares = torch.linalg.vecdot(x.H, x.H).double()
             total += 0.5 * float(squares @ self.row_penalty[:, 0].double())
-        if x.b is not None and p.lambda_b:
-            total += 0.5 * p.lambda_b * float(x.b.double() @ x.b.double())
+        if x.b is not None and self.bias_penalty:
+            total += 0.5 * self.bias_penalty * float(x.b.double() @ x.b.double())
         return total
 
     def _prefilled(self, x: Point) -> tuple[Point, Gradients]:
@@ -145,13 +150,15 @@ class Objective:
             H = x.H * (float(self.row_penalty[0]) if self._even else self.row_penalty)
         else:
             H = x.H * (self.row_penalty / self.logit_scale)
-        b = None if x.b is None else x.b * self.problem.lambda_b
+        b = None if x.b is None else x.b * (self.problem.lambda_b * self.bias_scale)  # in the units of the sums
         out = Gradients(None if freeze == "h" else H, None if freeze == "w" else W, b)
         return Point(W, H, b), out
 
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
             gradient.H.mul_(self.logit_scale)
+        if gradient.b is not None and self.bias_scale != 1.0:
+            gradient.b.mul_(self.bias_scale)
 
     @cached_property
     def value_floor(self) -> float:

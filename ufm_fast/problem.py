@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,15 +34,15 @@ class Problem:
 
     f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2
 
-    with H of shape N x d (a row per sample), W of shape K x d, b of shape (K,). Data are given by one of
+    with H of shape N x d (a row per sample), W of shape K x d, b of shape (K,). Data are given by exactly one of
 
     - ``per_class``: n samples of each of the K classes;
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
     - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``).
 
-    Two are refused unless they agree, so ``dataclasses.replace(problem, lambda_w=...)`` works; with other data, give it
-    ``counts=None`` too. ``classes`` may be left out where the data tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or
+    ``dataclasses.replace(problem, lambda_w=...)`` works: what a problem derives from its data (``counts``, ``target_sets``) is
+    derived anew. ``classes`` may be left out where the data tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or
     'free'. ``freeze``: 'w' or 'h' keeps that factor at its initial value. ``loss``: a name of LOSSES or a loss object;
     ``smoothing`` and ``gamma`` are its parameters. ``dtype``: 'float64', 'float32' or 'bfloat16'.
 
@@ -108,30 +108,28 @@ class Problem:
             raise InputError(f"device must be cpu or cuda, got {self.device!r}")
 
     def _check_data(self) -> None:
-        given = {n: v for n in ("labels", "per_class", "target_sets", "counts") if (v := getattr(self, n)) is not None}
-        if "labels" in given and "per_class" in given:
-            raise InputError("give one of per_class, counts, labels, target_sets; got per_class and labels")
-        multi_label = getattr(self.loss, "multi_label", False)
-        if self.target_sets is not None and not multi_label:
-            raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
-        source = next(iter(given), "per_class")
-        if source == "labels":
-            self._from_labels()
-        elif source == "per_class":
-            self._from_per_class()
-        elif source == "target_sets":
-            self._from_target_sets()
-        else:
-            self._from_counts()
-        if multi_label and source != "target_sets":
-            self._set("target_sets", self._single_targets())
-        # What follows from the source may stand beside it: dataclasses.replace hands on both.
+        given = [n for n in ("labels", "per_class", "target_sets", "counts") if getattr(self, n) is not None]
+        # dataclasses.replace hands on what another problem derived from its data: it is derived anew.
+        given = [n for n in given if not _is_derived(getattr(self, n))] or given
+        if len(given) > 1:
+            raise InputError(
+                f"give one of per_class, counts, labels, target_sets; got {' and '.join(given)} (for dataclasses.replace, "
+                f"set the other to None)"
+            )
         for name in ("counts", "target_sets"):
-            if name in given and name != source and not _same(given[name], getattr(self, name)):
-                raise InputError(
-                    f"give one of per_class, counts, labels, target_sets; got {source} and {name}, which do not agree "
-                    f"({name}=None leaves it to {source})"
-                )
+            if name not in given:
+                self._set(name, None)
+        multi_label = getattr(self.loss, "multi_label", False)
+        if self.target_sets is not None:
+            self._from_target_sets()
+        elif self.labels is not None:
+            self._from_labels()
+        elif self.counts is not None:
+            self._from_counts()
+        else:
+            self._from_per_class()
+        if multi_label and self.target_sets is None:
+            self._set("target_sets", _derived(self._single_targets()))
 
     def _from_labels(self) -> None:
         labels = load_labels(self.labels) if _is_path(self.labels) else _vector(self.labels, "labels")
@@ -140,7 +138,7 @@ class Problem:
         labels = check_labels(labels, self.classes or MOST_CLASSES)
         self._set_classes(int(labels.max()) + 1)
         self._set("_labels", labels)
-        self._set("counts", torch.bincount(labels, minlength=self.num_classes))
+        self._set("counts", _derived(torch.bincount(labels, minlength=self.num_classes)))
 
     def _from_per_class(self) -> None:
         n = whole(1 if self.per_class is None else self.per_class, "per_class", 1)
@@ -149,10 +147,14 @@ class Problem:
             raise InputError("classes is needed beside per_class; give the number of classes K >= 2")
         if n * self.num_classes > MOST:
             raise InputError(f"per_class times classes must be at most {MOST} samples, got {n * self.num_classes:.3g}")
-        self._set("counts", torch.full((self.num_classes,), n, dtype=torch.int64))
+        self._set("counts", _derived(torch.full((self.num_classes,), n, dtype=torch.int64)))
 
     def _from_counts(self) -> None:
         counts = _vector(self.counts, "counts")
+        if counts.numel() < 2:
+            raise InputError(
+                f"counts must hold an entry for each of at least 2 classes (0 for an empty one), got {counts.numel()}"
+            )
         self._set_classes(counts.numel())
         self._set("counts", counts)
         if counts.numel() != self.num_classes:
@@ -173,6 +175,8 @@ class Problem:
         sets = self.target_sets
         if not isinstance(sets, TargetSets):
             raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
+        if not getattr(self.loss, "multi_label", False):
+            raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
         sets = TargetSets.create(sets.indptr, sets.indices, self.classes or MOST_CLASSES, sets.counts)
         self._set("target_sets", sets)
         self._set_classes(int(sets.indices.max()) + 1)
@@ -180,7 +184,8 @@ class Problem:
         if int(torch.diff(sets.indptr).max()) >= self.num_classes:
             raise InputError("a target set holds every class; leave one out or raise classes")
         rows = torch.repeat_interleave(torch.arange(sets.counts.numel()), torch.diff(sets.indptr))
-        self._set("counts", torch.zeros(self.num_classes, dtype=torch.int64).index_add_(0, sets.indices, sets.counts[rows]))
+        counts = torch.zeros(self.num_classes, dtype=torch.int64).index_add_(0, sets.indices, sets.counts[rows])
+        self._set("counts", _derived(counts))
 
     def _set_classes(self, found: int) -> None:
         if self.classes is None:
@@ -285,14 +290,17 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) or hasattr(value, "__fspath__")
 
 
-def _same(given: object, derived: object) -> bool:
-    if isinstance(derived, TargetSets):
-        if not isinstance(given, TargetSets):
-            return False
-        pairs = ((given.indptr, derived.indptr), (given.indices, derived.indices), (given.counts, derived.counts))
-        return all(torch.equal(a, b) for a, b in pairs)
-    assert isinstance(derived, Tensor)
-    return torch.equal(_vector(given, "counts"), derived)
+_Data = TypeVar("_Data", Tensor, TargetSets)
+
+
+def _derived(data: _Data) -> _Data:
+    """Mark what a problem worked out of its data, so that another one does not take it for data of its own."""
+    object.__setattr__(data, "_ufm_derived", True)
+    return data
+
+
+def _is_derived(data: object) -> bool:
+    return getattr(data, "_ufm_derived", False)
 
 
 def _vector(values: object, name: str) -> Tensor:

@@ -133,6 +133,10 @@ def solve(
         variables=variables,
     )
     objective.evaluations = previous_evaluations
+    if method == "closed-form" and not first_step and (initial is not None or start != "spectral"):
+        raise InputError(
+            "a start goes with iterative methods, and the closed form has none; drop the start or choose another method"
+        )
     theory = closed_form(problem)
     with torch.no_grad():
         if method == "closed-form":

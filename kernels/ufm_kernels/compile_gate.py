@@ -267,9 +267,13 @@ def inspect(cubin: bytes) -> dict[str, int]:
 
 
 def promotes(ttir: str) -> bool:
-    """Whether a product is added to a total outside the tensor cores, which truncate; the compiler likes to fold that."""
-    products = re.findall(r"(%\S+) = tt\.dot ", ttir)
-    return any(re.search(rf"= arith\.addf [^\n]*{re.escape(name)}[ ,:]", ttir) for name in products)
+    """Whether every chain of products starts from zero, so that totals are added to outside the tensor cores, which truncate.
+
+    The compiler likes to fold an addition into the product before it.
+    """
+    products = re.findall(r"(%\S+) = tt\.dot %\S+, %\S+, (%[\w#.]+)", ttir)
+    starts = {name for name, _ in products} | set(re.findall(r"(%\S+) = arith\.constant dense<0\.0", ttir))
+    return bool(products) and all(start in starts for _, start in products)
 
 
 def problems_of(build: Build, shared: int, usage: dict[str, int], ptx: str, ttir: str) -> list[str]:

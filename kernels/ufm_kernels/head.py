@@ -111,25 +111,27 @@ def softmax_value_and_grad(
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
     check_steps(steps, features, weight, products, need_features and need_weight)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
-    mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
+    into = (grad_features, grad_weight, grad_bias)
+    mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     classes = weight.shape[0]
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    done, own = [], []
+    done, own, pull = [], [], []
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         h, e, label, scale = H[part], E[: len(H[part])], labels[part], row_weight[part]
         offset, sums = exponentials(h, W, bias, z[part], label, e, chosen, classes)
         rows = finish_rows(z[part], label >= 0, offset, sums, value_fn, weight_fn)
         factor = rows.factor * scale
-        coefficient = (rows.own - smoothing) * scale[:, None]
+        pull.append(rows.own * scale[:, None])
+        coefficient = pull[-1] - smoothing * scale[:, None]
         done.append((rows.loss, rows.ratio, rows.margin))
         own.append(coefficient)
         last = start + chunk_rows >= len(H)
         if last:  # before the product that completes dW, whose epilogue may take a step with it
-            add_targets(features, labels, torch.cat(own), grad_weight, grad_bias, segments, classes)
+            add_targets(features, labels, torch.cat(own), torch.cat(pull), grad_weight, grad_bias, segments, classes)
         if grad_features is not None:
             step = steps and steps[0].rows(part)
             add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products, step)
@@ -177,7 +179,8 @@ def one_pass_value_and_grad(
     offset, sums, product = twice(attempt, z, labels)
     rows = finish_rows(z, labels >= 0, offset, sums, value_fn, weight_fn)
     factor = rows.factor * row_weight
-    own = (rows.own - smoothing) * row_weight[:, None]
+    pull = rows.own * row_weight[:, None]
+    own = pull - smoothing * row_weight[:, None]
     if need_features:
         columns = features.shape[1]
         grad_features.addcmul_(product[:, :columns], factor[:, None])
@@ -191,8 +194,9 @@ def one_pass_value_and_grad(
             grad_bias += column_sums
     result = HeadResult(rows.loss, rows.ratio, rows.margin)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
-    add_targets(features, labels, own, grad_weight, grad_bias, segments, weight.shape[0])
-    mean = add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias)
+    add_targets(features, labels, own, pull, grad_weight, grad_bias, segments, weight.shape[0])
+    into = (grad_features, grad_weight, grad_bias)
+    mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     return finish(result, smoothing, z, mean)
 
 
@@ -288,8 +292,8 @@ def add_weight(out, E, features, factor, mode, products, step=None):
         out += library_product(out, E[:, : out.shape[0]].T, X[:, : out.shape[1]])
 
 
-def add_targets(features, labels, own, grad_weight, grad_bias, segments, classes):
-    """The target terms of dW and db, summed class by class in a fixed order."""
+def add_targets(features, labels, own, pull, grad_weight, grad_bias, segments, classes):
+    """The target terms of dW and db, summed class by class in a fixed order; ``pull`` is ``own`` without the smoothing."""
     if grad_weight is None and grad_bias is None:
         return
     segments = segments or Segments.of(labels, classes)
@@ -297,11 +301,15 @@ def add_targets(features, labels, own, grad_weight, grad_bias, segments, classes
         add_class_sums(grad_weight, features.contiguous(), own, segments, -1.0)
     if grad_bias is not None:
         ones = torch.ones((len(labels), 1), device=labels.device)
-        add_class_sums(grad_bias.view(-1, 1), ones, own, segments, -1.0)
+        add_class_sums(grad_bias.view(-1, 1), ones, pull, segments, -1.0)
 
 
-def add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, grad_weight, grad_bias):
-    """The rank-one gradient of -smoothing mean_k z_k; returns mean_k z_k of every row, None without smoothing."""
+def add_smoothing(features, weight, bias, labels, row_weight, smoothing, grad_features, grad_weight, grad_bias, segments):
+    """The rank-one gradient of -smoothing mean_k z_k; returns mean_k z_k of every row, None without smoothing.
+
+    db takes that of smoothing (z_y - mean_k z_k) as a whole: the two parts cancel where classes are balanced, and
+    what is left near collapse would drown in their rounding.
+    """
     if not smoothing:
         return None
     classes = weight.shape[0]
@@ -311,6 +319,10 @@ def add_smoothing(features, weight, bias, row_weight, smoothing, grad_features, 
     if grad_weight is not None:
         grad_weight -= (smoothing / classes) * (row_weight @ features.float())
     if grad_bias is not None:
-        grad_bias -= (smoothing / classes) * row_weight.sum()
+        share = torch.zeros((classes, 1), device=labels.device)
+        ones = torch.ones((len(labels), 1), device=labels.device)
+        add_class_sums(share, ones, row_weight[:, None], segments or Segments.of(labels, classes))
+        share -= share[0].clone()  # exactly zero where all classes weigh the same
+        grad_bias += smoothing * (share - share.mean())[:, 0]
     mean = features.float() @ middle
     return mean if bias is None else mean + bias.float().mean()

@@ -173,6 +173,8 @@ def add_product(
         factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
     """
     check_written(out=out)
+    if step is not None:
+        check_written(current=step.current, velocity=step.velocity, updated=step.updated)
     A, B, factor, coefficient, labels, points = laid_out(A, B, factor, coefficient, labels, points)
     rows, columns = out.shape
     launch = launch or Launch.of("step" if step else "transposed" if transposed else "product", A, passes)

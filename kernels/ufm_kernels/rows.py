@@ -80,9 +80,11 @@ def as_labels(targets: Tensor) -> Tensor:
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim not in (1, 2):
         raise ValueError(f"targets: shape {tuple(targets.shape)} of {targets.dtype}; must be integer (rows,) or (rows, T)")
     columns = targets[:, None] if targets.ndim == 1 else targets
-    if columns.dtype.is_signed:  # what is neither padding nor int32 must stay no class
-        most = torch.iinfo(torch.int32).max
-        columns = torch.where((columns < -1) | (columns > most), most, columns.to(torch.int64))
+    if columns.dtype not in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        # What is neither padding nor int32 must stay no class, not wrap into one.
+        least, most = -1 if columns.dtype.is_signed else 0, torch.iinfo(torch.int32).max
+        columns = columns.to(torch.int64)
+        columns = torch.where((columns < least) | (columns > most), most, columns)
     return columns.to(torch.int32).contiguous()
 
 

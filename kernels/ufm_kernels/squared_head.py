@@ -70,8 +70,6 @@ def squared_error_value_and_grad(
             grad_weight.addr_(bias.float(), mean.float())
     if grad_bias is not None:
         grad_bias += ((weight.double() @ mean if mean is not None else 0.0) + total * bias.double()).float()
-    add_targets(
-        features, column, weights[:, None].contiguous(), grad_weight if need_weight else None, grad_bias, segments,
-        weight.shape[0],
-    )  # fmt: skip
+    own = weights[:, None].contiguous()
+    add_targets(features, column, own, own, grad_weight if need_weight else None, grad_bias, segments, weight.shape[0])
     return value / 2

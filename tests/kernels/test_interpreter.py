@@ -277,6 +277,35 @@ def test_bad_input_is_refused_in_words(change, message):
         head.softmax_value_and_grad(**arguments)
 
 
+def test_labels_of_any_integer_type():
+    most = torch.iinfo(torch.int32).max
+    for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8):
+        labels = torch.tensor([3, 1, 0], dtype=dtype)
+        assert rows_of.as_labels(labels)[:, 0].tolist() == [3, 1, 0]
+    for dtype, wide in (
+        (torch.int64, 2**32 + 3),
+        (torch.uint32, 2**32 - 1),
+        (torch.uint64, 2**32 + 3),
+        (torch.uint64, 2**64 - 1),
+    ):
+        assert rows_of.as_labels(torch.tensor([wide, 1], dtype=dtype))[:, 0].tolist() == [most, 1]
+    assert rows_of.as_labels(torch.tensor([-1, -7]))[:, 0].tolist() == [-1, most]
+
+
+@pytest.mark.parametrize("driver", [head.one_pass_value_and_grad, head.softmax_value_and_grad])
+@pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
+def test_smoothing_leaves_the_bias_its_digits(driver, margin):
+    """Its part of the gradient is zero where classes are balanced, and what is left is of the order of exp(-margin)."""
+    case = Case(10, 10, 16, 0, "tf32x3")
+    W = (torch.eye(10, 16) - torch.eye(16)[:10].mean(0)) * margin**0.5
+    case.features, case.weight, case.labels = W.to(DEVICE), W.to(DEVICE), torch.arange(10, device=DEVICE)[:, None]
+    case.row_weight = torch.ones(10, device=DEVICE)
+    plain, smooth = (case.run(driver, smoothing=eps)[1][2] for eps in (0.0, 0.1))
+    assert torch.equal(plain, smooth)
+    _, expected = case.reference()
+    assert error(plain, expected[2]) < 5e-5  # sums of numbers that cancel, each good to the logits rounding
+
+
 def strided(x):
     """The same numbers with gaps between them."""
     wide = x.new_full((*x.shape, 2), float("nan") if x.is_floating_point() else 2**30)

@@ -213,6 +213,8 @@ class TiledBackend:
             if out.fresh and c.start == 0 and out.bias is not None:
                 out.bias.zero_()
             self._add_products(x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh)
+        if out.bias is not None and x.loss.smoothing:
+            out.bias.add_(x.loss.smoothing * uneven(x.targets.indices, x.row_weight, W.shape[0]))
         self._keep(buffer)
         none = total.new_zeros(0)
         found = RowStatistics(torch.cat([none, *margins]), torch.cat([none, *masses])) if statistics else None
@@ -270,9 +272,9 @@ class TiledBackend:
                 backward.add_((even.to(W.dtype) @ left)[None, :])
         if column_sum is not None:
             column_sum.add_(c.E @ factor)
-            column_sum.index_add_(0, c.entry_class, entry)
-            if loss.smoothing:
-                column_sum.add_(even.sum().to(W.dtype))
+            # Smoothing's part is added once, by the caller: here it would cancel the digits of what is left near collapse.
+            own = (-slope * c.p).to(W.dtype)[c.entry_row] if loss.smoothing else entry
+            column_sum.index_add_(0, c.entry_class, own)
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         if not isinstance(x.loss, SoftmaxLoss):
@@ -383,6 +385,13 @@ def _entry_coefficients(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     near = q[c.entry_row] * (c.M[c.entry_row] * rise / total[c.entry_row] - c.excess[c.entry_row]) - c.p[c.entry_row]
     far = (q * c.M)[c.entry_row] * c.entry_share - 1.0
     return c.row_weight[c.entry_row] * torch.where(level[c.entry_row], near, far)
+
+
+def uneven(labels: Tensor, row_weight: Tensor, classes: int) -> Tensor:
+    """Weight of each class's rows less the mean over the classes, float64 (K,): exactly zero where all are equal."""
+    weight = torch.zeros(classes, dtype=torch.float64, device=labels.device).index_add_(0, labels, row_weight.double())
+    weight -= weight[0].clone()
+    return weight - weight.mean()
 
 
 def _segment_sum(values: Tensor, rows: Tensor, number: int) -> Tensor:

@@ -13,10 +13,12 @@ from ufm_fast.arguments import whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import checked_labels, row_losses, value_and_gradients
+from ufm_fast.functional.operators import checked_labels, row_losses, transforming, value_and_gradients
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
 
+# Asked once: torch 2.11 can't trace the question.
+_AUTOCAST = frozenset(device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device))
 _NAMES = ("input", "linear_weight", "linear_bias")
 
 
@@ -154,7 +156,7 @@ def _prepared(tensors: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, t
     features, matrix, bias = tensors.values()
     checks.check_tensor(features, "input")
     device = features.device.type
-    cast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    cast = device in _AUTOCAST and torch.is_autocast_enabled(device)
     checks.check_floats(tensors, one_dtype=not cast)
     checks.check_shapes(features, matrix, bias, _NAMES)
     if not cast or any(x is not None and x.dtype == torch.float64 for x in (features, matrix, bias)):
@@ -179,7 +181,7 @@ def _single_label(
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
     labels, kept = checked_labels(target, matrix.shape[0], whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1))
     factor = kept if class_weight is None else kept * class_weight.double()[labels]
-    rows = features.reshape(-1, features.shape[-1])
+    rows = _without_ignored(features.reshape(-1, features.shape[-1]), kept.reshape(-1))
     values = _reduced(rows, matrix, bias, labels.reshape(-1), None, factor.reshape(-1), factor, reduction, loss, parameter)
     values = values + _undefined(factor) if reduction == "mean" else values
     return (values.reshape(target.shape) if reduction == "none" else values).to(dtype)
@@ -215,6 +217,7 @@ def _one_head(
     everything: Tensor, class_weight: Tensor | None, reduction: str, smoothing: float,
 ) -> Tensor:  # fmt: skip
     """One K x d classifier. Smoothing by the backend, or, with class weights, as a rank-one term beside the sweep."""
+    features = _without_ignored(features, kept)
     if class_weight is None and smoothing < 1.0:
         return _reduced(features, matrix, bias, labels, None, factor, everything, reduction, "ce", smoothing)
     if smoothing == 0.0:
@@ -226,6 +229,15 @@ def _one_head(
     with torch.autocast(matrix.device.type, enabled=False):
         tilt = _tilt(features, matrix, bias, labels, w) * _normalised(smoothing * kept, everything, reduction).to(entropy.dtype)
     return entropy + (tilt if reduction == "none" else tilt.sum())
+
+
+def _without_ignored(features: Tensor, kept: Tensor) -> Tensor:
+    """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy where there is one."""
+    unseen = torch.compiler.is_compiling() or transforming() or type(kept) is not Tensor or kept.is_meta
+    blind = unseen or (kept.is_cuda and torch.cuda.is_current_stream_capturing())
+    if not blind and not bool((kept == 0).any()):
+        return features
+    return torch.where((kept != 0)[:, None], features, 0.0)
 
 
 def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, w: Tensor) -> Tensor:

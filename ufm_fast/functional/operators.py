@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ _LOSS = "str loss, float parameter"
 
 # Neither is public in torch, so either may go. Without the first, torch.func refuses the operators; without the second,
 # gradients are copied rather than handed over.
-_transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
@@ -68,23 +67,30 @@ def _differentiable(registered: Any, context: Callable[..., None], backward: Cal
     torch.compile in turn sees through the operator. Both are given the same rule.
     """
     registered.register_autograd(backward, setup_context=context)
-    rules = {"forward": registered, "setup_context": context, "backward": backward, "vmap": _one_by_one(lambda: call)}
+    rules = {
+        "forward": registered,
+        "setup_context": context,
+        "backward": backward,
+        "vmap": _one_by_one(lambda *given: call(*given)),
+    }
     function = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
 
     def call(*arguments: Any) -> Any:
-        return function.apply(*arguments) if _transforming() else registered(*arguments)  # type: ignore[attr-defined]
+        return function.apply(*arguments) if transforming() else registered(*arguments)  # type: ignore[attr-defined]
 
     return call
 
 
-def _one_by_one(function: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """The rule of torch.func.vmap: a call for each item of the batch. A sweep fills the machine by itself."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         def item(i: int) -> list[Any]:
             return [a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)]
 
-        found = [function()(*item(i)) for i in range(info.batch_size)]
+        if not info.batch_size:
+            raise InputError("vmap over no items at all: a fused loss has no shape to return; leave the call out")
+        found = [function(*item(i)) for i in range(info.batch_size)]
         if isinstance(found[0], Tensor):
             return torch.stack(found), 0
         return tuple(torch.stack(column) for column in zip(*found, strict=True)), (0,) * len(found[0])
@@ -118,34 +124,26 @@ def _head_input(
     )
 
 
-_seen: tuple[tuple[Tensor, int] | None, tuple[Tensor, int] | None, Targets] | None = None
-
-
 def _targets(indices: Tensor, indptr: Tensor | None) -> Targets:
-    """The Targets of these tensors: those of the last call where they are the same, unwritten since.
+    """The Targets of these tensors, the same object from the third call with them on, if they are unwritten since.
 
     What backends remember of targets (sorted labels, the widest set) hangs on the object, and a step that repeats must
-    not wait for the device to find it out again.
+    not wait for the device to find it out again. It is kept on the tensor and ends with it.
     """
-    global _seen
-    known = _seen
-    if known is not None and _is(indices, known[0]) and _is(indptr, known[1]):
-        return known[2]
+    known = getattr(indices, "_ufm_targets", None)
+    tensors = [x for x in (indices, indptr) if x is not None]
+    if any(x.is_inference() for x in tensors):  # those have no version
+        return Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
+    versions = [x._version for x in tensors]
+    same = False
+    if known is not None:
+        pointer, seen, found = known
+        same = pointer is indptr and seen == versions
+        if same and found is not None:
+            return cast("Targets", found)
     targets = Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
-    if not indices.is_inference() and (indptr is None or not indptr.is_inference()):  # those have no version
-        _seen = ((indices, indices._version), None if indptr is None else (indptr, indptr._version), targets)
+    indices._ufm_targets = (indptr, versions, targets if same else None)  # type: ignore[attr-defined]
     return targets
-
-
-def _is(tensor: Tensor | None, seen: tuple[Tensor, int] | None) -> bool:
-    if tensor is None or seen is None:
-        return tensor is None and seen is None
-    return tensor is seen[0] and tensor._version == seen[1]
-
-
-def _quiet(x: HeadInput) -> HeadInput:
-    """``x`` with zeros for the features of rows without a weight, which may hold anything: 0 times NaN is NaN."""
-    return replace(x, features=x.features.masked_fill((x.row_weight == 0)[:, None], 0.0))
 
 
 def _zeros(
@@ -206,7 +204,7 @@ def _checked_labels_shapes(labels: Tensor, classes: int, ignore_index: int) -> t
 
 
 checked_labels.register_fake(_checked_labels_shapes)
-checked_labels.register_vmap(_one_by_one(lambda: checked_labels))
+checked_labels.register_vmap(_one_by_one(checked_labels))
 
 
 # ---- value and gradients in one sweep ----------------------------------------------------------------------------
@@ -224,7 +222,6 @@ def head(
     grad_weight, grad_bias = _zeros((weight, bias), need[1:], torch.empty)
     if active is None:
         (grad_features,) = _zeros((features,), need[:1], torch.empty)
-        x = x if weight.device.type == "cpu" else _quiet(x)
         value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias, fresh=True)).value
     else:
         (grad_features,) = _zeros((features,), need[:1])
@@ -299,7 +296,7 @@ def _scaled(upstream: Tensor, gradient: Tensor) -> Tensor:
     ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the buffer is handed over as it is.
     """
     plain = type(upstream) is Tensor and type(gradient) is Tensor  # not a tracer's stand-in
-    if not plain or _transforming() or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
+    if not plain or transforming() or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
         return upstream * gradient
     gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
@@ -374,7 +371,7 @@ def head_product(
     loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
-    x = _quiet(_head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter))
+    x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
     out = _zeros((features, weight, bias), need)
     backend_for(weight.device.type, weight.dtype).head_hvp(x, direction, Gradients(out[0], out[1], out[2]))

@@ -49,8 +49,8 @@ class Alternating:
         values, vectors = torch.linalg.eigh(gram(x.W))
         values, vectors = values.clamp_min(0.0).to(x.W.dtype), vectors.to(x.W.dtype)
         right = x.W.index_select(0, objective.targets.indices)
-        if x.b is not None:
-            right = right - x.b @ x.W
+        if (b := objective.bias(x)) is not None:
+            right = right - b @ x.W
         rotated = (right @ vectors) * (weight * scale)
         features: Tensor = (rotated / (weight * scale.square() * values + objective.row_penalty)) @ vectors.T
         return features
@@ -70,7 +70,7 @@ class Alternating:
         v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=H.device).index_add_(0, y, weight)
         Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
         b = ((v - C.double() @ Sm) / (1.0 + problem.lambda_b - m @ Sm)).to(x.b.dtype)
-        return Point(_solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b)
+        return Point(_solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b / objective.bias_scale)
 
     @staticmethod
     def _bias(objective: Objective, x: Point) -> Point:
@@ -80,7 +80,7 @@ class Alternating:
         m = ((x.H * objective.logit_scale).double() * weight[:, None]).sum(0)
         v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=x.W.device).index_add_(0, objective.targets.indices, weight)
         b = (v - x.W.double() @ m) / (1.0 + objective.problem.lambda_b)
-        return Point(x.W, x.H, b.to(x.b.dtype))
+        return Point(x.W, x.H, (b / objective.bias_scale).to(x.b.dtype))
 
 
 def _solve_rows(C: Tensor, factor: Tensor) -> Tensor:

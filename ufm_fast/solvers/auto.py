@@ -1,4 +1,4 @@
-"""The default method: L-BFGS, and Newton-CG to finish where L-BFGS stalls short of the tolerance."""
+"""The default method: L-BFGS, and Newton-CG to finish where L-BFGS stalls short of the tolerance or takes too long."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from ufm_fast.solvers.base import State
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.newton_cg import NewtonCG
 
+#: Steps after which L-BFGS hands over where d >= K - 1: what it has not solved by then has more curvatures than its memory.
+PATIENCE = 500
+
 
 @dataclass(frozen=True)
 class _Memory:
     finishing: bool
     inner: Any
+    steps: int = 0
 
 
 class LBFGSThenNewton:
@@ -23,7 +27,8 @@ class LBFGSThenNewton:
 
     name = "lbfgs+newton-cg"
 
-    def __init__(self, history: int = 10, max_steps: int = 20000) -> None:
+    def __init__(self, history: int = 10, max_steps: int = 20000, patience: int = PATIENCE) -> None:
+        self.patience = patience
         self.first, self.second = LBFGS(history), NewtonCG()
         self.max_steps = max_steps
 
@@ -35,7 +40,10 @@ class LBFGSThenNewton:
         memory: _Memory = state.memory
         solver = self.second if memory.finishing else self.first
         after = solver.step(objective, replace(state, memory=memory.inner))
-        if after.outcome is not None and not memory.finishing:
+        steps = memory.steps + 1
+        # With fewer dimensions the problem is not convex, and Newton's steps are many products each and few of them good.
+        convex = objective.problem.dim >= objective.problem.num_classes - 1
+        if not memory.finishing and (after.outcome is not None or (convex and steps >= self.patience)):
             fresh = self.second.init(objective, after.point)
             return replace(fresh, memory=_Memory(True, fresh.memory))
-        return replace(after, memory=_Memory(memory.finishing, after.memory))
+        return replace(after, memory=_Memory(memory.finishing, after.memory, steps))

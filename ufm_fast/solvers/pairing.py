@@ -126,7 +126,7 @@ class PairPreconditioner:
         h = slope / (K - 1) * objective.logit_scale[:, 0].double().square()
         s = 0.5 * (x.W[:, :K].diagonal() + x.H[:, :K].diagonal()).double()
         floor = 1e-2 * s.abs().max().clamp_min(1e-12)
-        bias = None if x.b is None else slope + slope.sum() / K + problem.lambda_b
+        bias = None if x.b is None else (slope + slope.sum() / K) * objective.bias_scale**2 + objective.bias_penalty
         return cls(s.clamp_min(float(floor)), h, problem.mu, bias)
 
     def apply(self, g: Point) -> Point:
