@@ -148,6 +148,8 @@ def test_what_a_problem_derives_is_derived_anew(data, loss):
         assert dataclasses.replace(problem, labels=[0, 1, 2, 2, 2]).num_samples == 5
     if "per_class" in data:
         assert dataclasses.replace(problem, classes=6).num_samples == 18
+    other = Problem(dim=3, loss=loss, counts=problem.counts)
+    assert dataclasses.replace(other, lambda_w=0.5).num_samples == problem.num_samples
 
 
 def test_frozen_features_are_not_merged():

@@ -110,7 +110,7 @@ class Problem:
     def _check_data(self) -> None:
         given = [n for n in ("labels", "per_class", "target_sets", "counts") if getattr(self, n) is not None]
         # dataclasses.replace hands on what another problem derived from its data: it is derived anew.
-        given = [n for n in given if not _is_derived(getattr(self, n))] or given
+        given = [n for n in given if not _is_derived(getattr(self, n))] or given[-1:]  # counts, if they are another's
         if len(given) > 1:
             raise InputError(
                 f"give one of per_class, counts, labels, target_sets; got {' and '.join(given)} (for dataclasses.replace, "
