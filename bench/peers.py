@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from device import reason
 from torch import Tensor
 from torch.nn import functional
 
@@ -165,6 +166,6 @@ def contenders(modes: list[str], dim: int, chunk_rows: int) -> tuple[dict[str, C
         try:
             found[name] = maker()
         except Exception as error:  # whatever a peer does when it is imported
-            missing[name] = f"{type(error).__name__}: {error}"
+            missing[name] = reason(error)
     found[PRODUCTS] = library_products(chunk_rows)
     return found, missing

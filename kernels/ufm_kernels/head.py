@@ -118,7 +118,7 @@ def softmax_value_and_grad(
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    done, own, pull = [], [], []
+    done, pull = [], []
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         h, e, label, scale = H[part], E[: len(H[part])], labels[part], row_weight[part]
@@ -128,10 +128,11 @@ def softmax_value_and_grad(
         pull.append(rows.own * scale[:, None])
         coefficient = pull[-1] - smoothing * scale[:, None]
         done.append((rows.loss, rows.ratio, rows.margin))
-        own.append(coefficient)
         last = start + chunk_rows >= len(H)
         if last:  # before the product that completes dW, whose epilogue may take a step with it
-            add_targets(features, labels, torch.cat(own), torch.cat(pull), grad_weight, grad_bias, segments, classes)
+            every = torch.cat(pull)
+            own = every - smoothing * row_weight[:, None]
+            add_targets(features, labels, own, every, grad_weight, grad_bias, segments, classes)
         if grad_features is not None:
             step = steps and steps[0].rows(part)
             add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products, step)

@@ -36,16 +36,13 @@ def logit_product_kernel(
             if BIAS:
                 z += tl.load(bias + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
             z -= tl.load(offset + c, mask=c < columns, other=0.0)[None, :]
+            z = mask_targets(z, labels, c, r, columns, TARGETS, TURNED=True)
         else:
             if BIAS:
                 z += tl.load(bias + c, mask=c < columns, other=0.0).to(tl.float32)[None, :]
             z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
-        z = tl.where(c[None, :] < last, z, float("-inf"))
-        if TRANSPOSED:
-            z = mask_targets(z, labels, c, r, columns, TARGETS, TURNED=True)
-        else:
             z = mask_targets(z, labels, r, c, rows, TARGETS)
-        e = tl.exp(z)
+        e = tl.exp(tl.where(c[None, :] < last, z, float("-inf")))
         # Both factors as tf32 pairs: a certificate is worth its digits, and this product is the small one.
         x = tl.load(X + c.to(tl.int64)[:, None] * VECTORS + v[None, :], mask=(c < columns)[:, None], other=0.0)
         e_high, x_high = round_to(e, True), round_to(x, True)

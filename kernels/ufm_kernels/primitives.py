@@ -64,23 +64,51 @@ def multiply_pairs(a, a_low, b, b_low, total, TURNED: tl.constexpr = False):
 
 
 @triton.jit
+def load_operand(
+    source, row, k, shift, rows, depth, stride,
+    DOWN: tl.constexpr, HEIGHT: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """The HEIGHT x BLOCK_K tile at (row, k) of an operand, which is stored with its depth down if DOWN."""
+    if DOWN:
+        tile = load_tile(source, k, row, shift, depth, rows, stride, BLOCK_K, HEIGHT, TMA).T
+    else:
+        tile = load_tile(source, row, k, shift, rows, depth, stride, HEIGHT, BLOCK_K, TMA)
+    return tile
+
+
+@triton.jit
+def contract(
+    total, A, B, row, column, rows, columns, depth, stride_a, stride_b,
+    A_DOWN: tl.constexpr, B_DOWN: tl.constexpr, PASSES: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + the tile of A B' at (row, column), A (rows, depth) and B (columns, depth) before `load_operand`'s DOWN.
+
+    With 3 PASSES both are pairs, [high | low] along their rows in memory.
+    """
+    for step in range(tl.cdiv(depth, BLOCK_K)):
+        k = step * BLOCK_K
+        a = load_operand(A, row, k, 0, rows, depth, stride_a, A_DOWN, BLOCK_M, BLOCK_K, TMA)
+        b = load_operand(B, column, k, 0, columns, depth, stride_b, B_DOWN, BLOCK_N, BLOCK_K, TMA)
+        if PASSES == 3:
+            a_low = load_operand(A, row, k, stride_a // 2, rows, depth, stride_a, A_DOWN, BLOCK_M, BLOCK_K, TMA)
+            b_low = load_operand(B, column, k, stride_b // 2, columns, depth, stride_b, B_DOWN, BLOCK_N, BLOCK_K, TMA)
+            total = multiply_pairs(a, a_low, b.T, b_low.T, total)
+        else:
+            total = multiply(a, b.T, total)
+    return total
+
+
+@triton.jit
 def add_logits(
     total, H, W, row, column, rows, classes, depth,
     PASSES: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """total + the tile of H W' at (row, column); operands of `PASSES`, [high | low] if that is 3."""
+    """total + the tile of H W' at (row, column), of operands as `operands` prepares them."""
     stride = depth * (1 if PASSES == 1 else 2)
-    for step in range(tl.cdiv(depth, BLOCK_K)):
-        k = step * BLOCK_K
-        h = load_tile(H, row, k, 0, rows, depth, stride, BLOCK_M, BLOCK_K, TMA)
-        w = load_tile(W, column, k, 0, classes, depth, stride, BLOCK_N, BLOCK_K, TMA)
-        if PASSES == 3:
-            h_low = load_tile(H, row, k, depth, rows, depth, stride, BLOCK_M, BLOCK_K, TMA)
-            w_low = load_tile(W, column, k, depth, classes, depth, stride, BLOCK_N, BLOCK_K, TMA)
-            total = multiply_pairs(h, h_low, w.T, w_low.T, total)
-        else:
-            total = multiply(h, w.T, total)
-    return total
+    return contract(
+        total, H, W, row, column, rows, classes, depth, stride, stride, False, False, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K
+    )  # fmt: skip
 
 
 @triton.jit

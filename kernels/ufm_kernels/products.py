@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .launch import Launch, check_written, descriptor, laid_out, on_device
-from .primitives import corner, load_tile, multiply, multiply_pairs, tile_at
+from .primitives import contract, corner, tile_at
 
 
 @triton.jit
@@ -53,19 +53,6 @@ def finish(
 
 
 @triton.jit
-def load_left(
-    A, row, k, shift, rows, depth, stride,
-    TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """The BLOCK_M x BLOCK_K tile of the left operand, which is stored with its depth down if TRANSPOSED."""
-    if TRANSPOSED:
-        a = load_tile(A, k, row, shift, depth, rows, stride, BLOCK_K, BLOCK_M, TMA).T
-    else:
-        a = load_tile(A, row, k, shift, rows, depth, stride, BLOCK_M, BLOCK_K, TMA)
-    return a
-
-
-@triton.jit
 def product_kernel(
     A, B, out, factor, coefficient, labels, points, current, velocity, updated, settings,
     rows, columns, depth, stride_a, stride_b,
@@ -73,21 +60,14 @@ def product_kernel(
     TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    steps = tl.cdiv(depth, BLOCK_K)
     for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for step in range(steps):
-            k = step * BLOCK_K
-            a = load_left(A, row, k, 0, rows, depth, stride_a, TRANSPOSED, BLOCK_M, BLOCK_K, TMA)
-            b = load_tile(B, k, column, 0, depth, columns, stride_b, BLOCK_K, BLOCK_N, TMA)
-            if PASSES == 3:
-                a_low = load_left(A, row, k, stride_a // 2, rows, depth, stride_a, TRANSPOSED, BLOCK_M, BLOCK_K, TMA)
-                b_low = load_tile(B, k, column, stride_b // 2, depth, columns, stride_b, BLOCK_K, BLOCK_N, TMA)
-                total = multiply_pairs(a, a_low, b, b_low, total)
-            else:
-                total = multiply(a, b, total)
+        total = contract(
+            total, A, B, row, column, rows, columns, depth, stride_a, stride_b, TRANSPOSED, True, PASSES, TMA,
+            BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
         # Half a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
         left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
         finish(

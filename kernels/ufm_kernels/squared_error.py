@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .launch import Launch, check_written, laid_out, on_device
-from .primitives import corner, load_tile, multiply, multiply_pairs, tile_at
+from .primitives import contract, corner, load_tile, multiply, tile_at
 
 
 @triton.jit
@@ -53,16 +53,10 @@ def squared_error_kernel(
     tile_row, tile_column = corner(tl.program_id(0), down, across, GROUP)
     row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(tl.cdiv(depth, BLOCK_K)):
-        k = step * BLOCK_K
-        h = load_tile(H, row, k, 0, rows, depth, stride, BLOCK_M, BLOCK_K, False)
-        a = load_tile(A, k, column, 0, columns, columns, stride, BLOCK_K, BLOCK_N, False)
-        if PASSES == 3:
-            h_low = load_tile(H, row, k, depth, rows, depth, stride, BLOCK_M, BLOCK_K, False)
-            a_low = load_tile(A, k, column, depth, columns, columns, stride, BLOCK_K, BLOCK_N, False)
-            total = multiply_pairs(h, h_low, a, a_low, total)
-        else:
-            total = multiply(h, a, total)
+    # Of `depth` columns a half of H and A, `columns` are data: A has no more rows than that.
+    total = contract(
+        total, H, A, row, column, rows, columns, columns, stride, stride, False, True, PASSES, False, BLOCK_M, BLOCK_N, BLOCK_K
+    )  # fmt: skip
     r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
     label = tl.load(labels + r, mask=r < rows, other=-1)
     place, inside = tile_at(gradient, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
