@@ -99,18 +99,6 @@ def test_the_plan_of_the_kernels_is_what_their_backend_takes(monkeypatch: pytest
     assert module.squared_workspace(5000, 64, 5000, torch.float32) < 5000 * 5000 * 4
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("tf32x3", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-@pytest.mark.parametrize("dim", [8, 20, 64])
-def test_the_bytes_of_operands_are_those_of_their_copies(mode: str, dtype: torch.dtype, dim: int) -> None:
-    pytest.importorskip("triton")
-    from ufm_kernels.operands import MODES, operand, operand_bytes
-
-    chosen = MODES[mode]
-    for target in (chosen.logits, chosen.products):
-        made = operand(torch.randn(7, dim).to(dtype), target, chosen.passes)
-        assert made.nbytes == operand_bytes(7, dim, target, chosen.passes)
-
-
 def test_the_peak_is_that_of_the_certificate_where_it_is_larger() -> None:
     problem = Problem(dim=8, classes=5000)
     plan = make_plan(problem)

@@ -223,6 +223,40 @@ def segment_builds(architecture: int) -> Iterator[Build]:
         yield Build(f"class_sums/{element}", "segments.class_sums_kernel", architecture, tile, types, constants)
 
 
+def row_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(64, 16, 0, 4, 2)
+    for targets in (1, 32):
+        common = {
+            "statistics": "*fp32", "z": "*fp32", "labels": "*i32", "mean": "*fp32", "offset": "*fp32",
+            "rows": "i32", "tiles": "i32",
+        }  # fmt: skip
+        constants: dict[str, object] = {"TARGETS": targets, "BLOCK": 64, "SPAN": 16}
+        types = {**common, "flag": "*i32"}
+        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, types, constants)
+        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32", "plane": "i32"}
+        constants = {**constants, "ROUNDED": True}
+        yield Build(f"rows/finish/targets={targets}", "row_sums.finish_kernel", architecture, tile, types, constants)
+
+
+def prepare_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(16, 128, 0, 4, 2)
+    for element in ("bf16", "fp16", "fp32", "fp64"):
+        for stored, halves, weight in (
+            ("bf16", 1, True),
+            ("bf16", 2, True),
+            ("fp16", 2, False),
+            ("fp32", 1, False),
+            ("fp32", 2, True),
+        ):
+            types = {
+                "X": f"*{element}", "weight": "*fp32", "out": f"*{stored}", "rows": "i32", "columns": "i32",
+                "width": "i32", "stride": "i32",
+            }  # fmt: skip
+            constants = {"WEIGHT": weight, "HALVES": halves, "BLOCK_M": 16, "BLOCK_N": 128}
+            name = f"prepare/{element}/{stored}/halves={halves}"
+            yield Build(name, "prepare.prepare_kernel", architecture, tile, types, constants)
+
+
 def weighted_sums_builds(architecture: int) -> Iterator[Build]:
     types = {
         "E": "*bf16", "weight": "*fp32", "out": "*fp32", "rows": "i32", "classes": "i32", "stride": "i32",

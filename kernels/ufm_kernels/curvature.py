@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .head import check, check_buffers, exponentials, features_of, subtract_targets
+from .head import check, check_buffers, coefficients, features_of, settled, subtract_targets
 from .hvp import move_exponentials
 from .launch import on_device
 from .matvec import exponential_product
 from .operands import empty_chunk, logit_operands, mode_named, operand
 from .products import add_product, add_weighted_sums
-from .rows import LossFunction, as_labels, cross_entropy_value, cross_entropy_weight, finish_rows, mean_over
+from .rows import LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight, mean_over
 from .segments import Segments, add_class_sums, target_logits
 
 
@@ -71,31 +71,29 @@ def softmax_hvp(
     V, dV = (W, dW) if same else (operand(x, chosen.products, passes) for x in (weight, d_weight))
     exact = [features_of(x, prepared, chosen) for x, prepared in ((features, H), (weight, W), (d_features, dH), (d_weight, dW))]
     z = target_logits(exact[0], exact[1], bias, labels)
-    known = labels >= 0
+    known = labels != -1
     du = target_logits(exact[2], exact[1], None, labels) + target_logits(exact[0], exact[3], d_bias, labels)
-    _, base = mean_over(du, known)
+    base = mean_over(du, labels)
     du = torch.where(known, du - base[:, None], 0.0)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    slopes, moves = [], []
+    moves, every = [], Rows.of(z, labels, row_weight)
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
-        e, label, scale = E[: len(H[part])], labels[part], row_weight[part]
-        offset, sums = exponentials(H[part], W, bias, z[part], label, e, chosen, classes)
-        rows = finish_rows(z[part], label >= 0, offset, sums, lambda l, p: l, weight_fn)
-        a = rows.factor * scale
+        rows, e, scale = every.part(part), E[: len(H[part])], row_weight[part]
+        settled(rows, H[part], W, bias, e, chosen, weight_fn)
+        a = rows.factor
         moved, turned = torch.zeros_like(out_features[part]), torch.zeros_like(out_features[part])
         add_product(moved, e, V, passes=passes, depth=classes)
         add_product(turned, e, dV, passes=passes, depth=classes)
         ds = (d_features[part].float() * moved).sum(1) + (features[part].float() * turned).sum(1)
         if d_bias is not None:
             add_weighted_sums(ds, e, d_bias, passes=passes, classes=classes, transposed=False)
-        ds -= base[part] * sums[1]
-        c, own = second_factor(z[part], known[part], offset, sums, ds, du[part], weight_fn, curvature_fn)
+        ds -= base[part] * rows.kept
+        c, own = second_factor(rows, ds, du[part], weight_fn, curvature_fn)
         c, own = c * scale, own * scale[:, None]
-        slopes.append(rows.own * scale[:, None])
         out_features[part].addcmul_(turned, a[:, None])
         add_product(
-            out_weight, e, operand(d_features[part].float() * a[:, None], chosen.products, passes), passes=passes,
+            out_weight, e, operand(d_features[part], chosen.products, passes, a), passes=passes,
             depth=len(e), transposed=True,
         )  # fmt: skip
         moved = move_exponentials(H[part], W, dH[part], dW, d_bias, base[part], a, c, e, passes=passes)
@@ -103,11 +101,11 @@ def softmax_hvp(
         moves.append(own + target_share(z[part], known[part]) * (moved - own.sum(1))[:, None])
         ones = torch.ones_like(scale)
         add_product(out_features[part], e, V, passes=passes, depth=classes, factor=ones)
-        product = operand(features[part].float(), chosen.products, passes)
+        product = operand(features[part], chosen.products, passes)
         add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True)
         if out_bias is not None:
             add_weighted_sums(out_bias, e, ones, passes=passes, classes=classes)
-    own, moved = torch.cat(slopes) - smoothing * row_weight[:, None], torch.cat(moves)
+    own, moved = coefficients(every, smoothing), torch.cat(moves)
     add_target_terms(
         (features, weight, d_features, d_weight), labels, own, moved, (out_features, out_weight, out_bias), segments
     )
@@ -116,9 +114,9 @@ def softmax_hvp(
         out_weight -= (smoothing / classes) * (row_weight @ d_features.float())
 
 
-def second_factor(z, known, offset, sums, ds, du, weight_fn, curvature_fn):
+def second_factor(rows, ds, du, weight_fn, curvature_fn):
     """c of every row, rescaled for the rounding of E as the first factor is, and minus the derivative at each target."""
-    mass, kept, _ = sums
+    z, known, offset, mass, kept = rows.z, rows.labels != -1, rows.offset, rows.mass, rows.kept
     unit = torch.where(known, torch.exp(z - offset[:, None]), 0.0)
     total, count = unit.sum(1), known.sum(1).clamp_min(1)
     whole = total + mass
@@ -201,21 +199,13 @@ def logit_gradient(
     H, W = logit_operands(features, weight, chosen)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    offsets, sums = [], []
+    rows = Rows.of(z, labels, row_weight)
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
-        offset, found = exponentials(H[part], W, bias, z[part], labels[part], E[: len(H[part])], chosen, classes)
-        offsets.append(offset)
-        sums.append(found)
-    offset, found = torch.cat(offsets), torch.cat(sums, 1)
-    # E is not rounded in these products, so its plain sum takes the place of the rounded one.
-    found = torch.stack((found[0], found[0], found[2]))
-    rows = finish_rows(z, labels >= 0, offset, found, lambda l, p: l, weight_fn)
+        settled(rows.part(part), H[part], W, bias, E[: len(H[part])], chosen, weight_fn, rounded=False)
 
     def product(X: Tensor, transposed: bool = False) -> Tensor:
-        return exponential_product(H, W, bias, offset, labels, X, passes=chosen.passes, transposed=transposed)
+        return exponential_product(H, W, bias, rows.offset, labels, X, passes=chosen.passes, transposed=transposed)
 
-    own = (rows.own - smoothing) * row_weight[:, None]
-    return LogitGradient(
-        product, rows.factor * row_weight, own, labels, row_weight, Segments.of(labels, classes), classes, smoothing
-    )
+    own, sorted_labels = coefficients(rows, smoothing), Segments.of(labels, classes)
+    return LogitGradient(product, rows.factor, own, labels, row_weight, sorted_labels, classes, smoothing)

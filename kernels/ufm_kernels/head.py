@@ -6,6 +6,7 @@ may fill them with a penalty's gradient beforehand.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,31 +16,10 @@ from .off_target import off_target
 from .one_pass import forward, transposed
 from .operands import Mode, empty_chunk, logit_operands, mode_named, operand
 from .products import Step, add_product, add_weighted_sums
-from .rows import (
-    HeadResult,
-    LossFunction,
-    as_labels,
-    cross_entropy_value,
-    cross_entropy_weight,
-    finish_rows,
-    twice,
-)
+from .rows import HeadResult, LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight
 from .segments import Segments, add_class_sums, target_logits
 
 NARROW = 128  # columns of features that the one-pass kernels hold
-
-
-def exponentials(
-    H: Tensor, W: Tensor, bias: Tensor | None, z: Tensor, labels: Tensor, E: Tensor, mode: Mode, classes: int
-) -> tuple[Tensor, Tensor]:
-    """Fill E; return (offset, statistics (3, rows)). Rows that overflow are done again from their maximum."""
-
-    def attempt(offset: Tensor, flag: Tensor | None) -> tuple[Tensor, None]:
-        settings = {"passes": mode.passes, "classes": classes, "flag": flag}
-        return off_target(H, W, bias, offset, labels, E, **settings), None
-
-    offset, sums, _ = twice(attempt, z, labels)
-    return offset, sums
 
 
 @contextmanager
@@ -118,29 +98,24 @@ def softmax_value_and_grad(
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    done, pull = [], []
+    every = Rows.of(z, labels, row_weight)
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
-        h, e, label, scale = H[part], E[: len(H[part])], labels[part], row_weight[part]
-        offset, sums = exponentials(h, W, bias, z[part], label, e, chosen, classes)
-        rows = finish_rows(z[part], label >= 0, offset, sums, value_fn, weight_fn)
-        factor = rows.factor * scale
-        pull.append(rows.own * scale[:, None])
-        coefficient = pull[-1] - smoothing * scale[:, None]
-        done.append((rows.loss, rows.ratio, rows.margin))
+        rows, e = every.part(part), E[: len(H[part])]
+        settled(rows, H[part], W, bias, e, chosen, weight_fn)
         last = start + chunk_rows >= len(H)
         if last:  # before the product that completes dW, whose epilogue may take a step with it
-            every = torch.cat(pull)
-            own = every - smoothing * row_weight[:, None]
-            add_targets(features, labels, own, every, grad_weight, grad_bias, segments, classes)
+            own = coefficients(every, smoothing)
+            add_targets(features, labels, own, every.own, grad_weight, grad_bias, segments, classes)
         if grad_features is not None:
             step = steps and steps[0].rows(part)
-            add_features(grad_features[part], e, V, factor, coefficient, label, chosen, products, step)
+            add_features(grad_features[part], e, V, rows, smoothing, chosen, products, step)
         if grad_weight is not None:
-            add_weight(grad_weight, e, features[part], factor, chosen, products, steps[1] if steps and last else None)
+            step = steps[1] if steps and last else None
+            add_weight(grad_weight, e, features[part], rows.factor, chosen, products, step)
         if grad_bias is not None:
-            add_weighted_sums(grad_bias, e, factor, passes=chosen.passes, classes=classes)
-    return finish(HeadResult(*(torch.cat(column) for column in zip(*done, strict=True))), smoothing, z, mean)
+            add_weighted_sums(grad_bias, e, rows.factor, passes=chosen.passes, classes=classes)
+    return finish(every.result(value_fn), smoothing, z, mean)
 
 
 @on_device
@@ -172,33 +147,36 @@ def one_pass_value_and_grad(
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
-
-    def attempt(offset: Tensor, flag: Tensor | None) -> tuple[Tensor, Tensor]:
-        statistics, product = forward(H, W, V, bias, offset, labels, passes=chosen.passes, flag=flag)
-        return statistics, product.sum(0)
-
-    offset, sums, product = twice(attempt, z, labels)
-    rows = finish_rows(z, labels >= 0, offset, sums, value_fn, weight_fn)
-    factor = rows.factor * row_weight
-    pull = rows.own * row_weight[:, None]
-    own = pull - smoothing * row_weight[:, None]
+    rows = Rows.of(z, labels, row_weight)
+    sweep = partial(forward, H, W, V, bias, rows.offset, labels, passes=chosen.passes)
+    _, product = rows.settle(sweep, weight_fn)
+    own = coefficients(rows, smoothing)
     if need_features:
-        columns = features.shape[1]
-        grad_features.addcmul_(product[:, :columns], factor[:, None])
+        grad_features.addcmul_(product.sum(0)[:, : features.shape[1]], rows.factor[:, None])
         subtract_targets(grad_features, weight if chosen.passes == 3 else W, labels, own)
     if need_weight or grad_bias is not None:
-        X = operand(features.float() * factor[:, None], chosen.products, chosen.passes)
-        grown, column_sums = transposed(H, W, X, bias, offset, labels, factor, passes=chosen.passes)
+        X = operand(features, chosen.products, chosen.passes, rows.factor)
+        grown, column_sums = transposed(H, W, X, bias, rows.offset, labels, rows.factor, passes=chosen.passes)
         if need_weight:
             grad_weight += grown[:, : features.shape[1]]
         if grad_bias is not None:
             grad_bias += column_sums
-    result = HeadResult(rows.loss, rows.ratio, rows.margin)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
-    add_targets(features, labels, own, pull, grad_weight, grad_bias, segments, weight.shape[0])
+    add_targets(features, labels, own, rows.own, grad_weight, grad_bias, segments, weight.shape[0])
     into = (grad_features, grad_weight, grad_bias)
     mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
-    return finish(result, smoothing, z, mean)
+    return finish(rows.result(value_fn), smoothing, z, mean)
+
+
+def settled(rows: Rows, H: Tensor, W: Tensor, bias: Tensor | None, E, mode: Mode, weight_fn, *, rounded: bool = True) -> None:
+    """Fill E and the vectors of a chunk of rows, from operands of the logits; rounded: E is what the products will read."""
+    sweep = partial(off_target, H, W, bias, rows.offset, rows.labels, E, passes=mode.passes, classes=len(W))
+    rows.settle(sweep, weight_fn, rounded=rounded)
+
+
+def coefficients(rows: Rows, smoothing: float) -> Tensor:
+    """What the target columns of features and classes are multiplied by, (rows, T); the sign is minus."""
+    return torch.sub(rows.own, rows.scale[:, None], alpha=smoothing) if smoothing else rows.own
 
 
 def finish(result: HeadResult, smoothing: float, z: Tensor, mean: Tensor | None) -> HeadResult:
@@ -268,25 +246,26 @@ def check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows,
 
 def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
     """The matrix whose dot products the target logits are: what the tiles saw, or the original of a split one."""
-    return prepared if mode.passes == 1 else x.float().contiguous()
+    return prepared if mode.passes == 1 else x
 
 
-def add_features(out, E, V, factor, coefficient, labels, mode, products, step=None):
+def add_features(out, E, V, rows, smoothing, mode, products, step=None):
     """out += factor * (E V) - sum_t coefficient_t v_(y_t)."""
+    coefficient = coefficients(rows, smoothing)
     if products == "triton":
         add_product(
-            out, E, V, passes=mode.passes, depth=V.shape[0], factor=factor, coefficient=coefficient,
-            labels=labels, points=V, step=step,
+            out, E, V, passes=mode.passes, depth=V.shape[0], factor=rows.factor, coefficient=coefficient,
+            labels=rows.labels, points=V, step=step,
         )  # fmt: skip
         return
     classes, columns = V.shape[0], out.shape[1]
-    out.addcmul_(library_product(out, E[:, :classes], V[:, :columns]), factor[:, None])
-    subtract_targets(out, V, labels, coefficient)
+    out.addcmul_(library_product(out, E[:, :classes], V[:, :columns]), rows.factor[:, None])
+    subtract_targets(out, V, rows.labels, coefficient)
 
 
 def add_weight(out, E, features, factor, mode, products, step=None):
     """out += E' (factor * H)."""
-    X = operand(features.float() * factor[:, None], mode.products, mode.passes)
+    X = operand(features, mode.products, mode.passes, factor)
     if products == "triton":
         add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, step=step)
     else:

@@ -65,7 +65,7 @@ def kernel_name(passes, targets, size):
 
 
 @on_device
-def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, launch=None):
+def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, into=None, launch=None):
     """Fill E (rows, stride) and return statistics (3, tiles, rows): sums of E, sums of rounded E, maxima of z - o.
 
     Args:
@@ -74,7 +74,8 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, lau
         offset: (rows,) fp32, the o of every row.
         labels: (rows, T) int32 in [0, classes), padded with -1; validated by the caller.
         E: (rows, halves * width) bfloat16 or float32, width >= classes: both halves if `passes` is 3.
-        flag: int32 device scalar, 0 or 1: with 0 the launch leaves E alone and the statistics undefined.
+        flag: int32 device scalar, 0 or 1: with 0 the launch writes nothing.
+        into: what another launch on the same operands returned, to be written again.
     """
     check_written(E=E)
     H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
@@ -83,7 +84,7 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, lau
     tile = launch.tile
     width = E.shape[1] // (1 if passes == 1 else 2)
     across = triton.cdiv(width, tile.columns)
-    statistics = offset.new_empty((3, across, rows))
+    statistics = offset.new_empty((3, across, rows)) if into is None else into
     operands = (H, W, E)
     if tile.tma:
         blocks = ((tile.rows, tile.depth), (tile.columns, tile.depth), (tile.rows, tile.columns))

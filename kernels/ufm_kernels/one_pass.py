@@ -40,8 +40,10 @@ def forward_kernel(
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     first, last = part * span, tl.minimum((part + 1) * span, classes)
+    written = rows
     if FLAG:
-        last = tl.where(tl.load(flag) != 0, last, first)
+        awake = tl.load(flag) != 0
+        last, written = tl.where(awake, last, first), tl.where(awake, rows, 0)
     r = row + tl.arange(0, BLOCK_M)
     low: tl.constexpr = PASSES // 2
     h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_M, D)
@@ -71,10 +73,10 @@ def forward_kernel(
         total = multiply_halves(e, e_low, v, v_low, total, PASSES)
     slot = statistics + part.to(tl.int64) * rows + r
     plane = tl.num_programs(1).to(tl.int64) * rows
-    tl.store(slot, mass, mask=r < rows)
-    tl.store(slot + plane, kept, mask=r < rows)
-    tl.store(slot + 2 * plane, peak, mask=r < rows)
-    place, inside = tile_at(out + part.to(tl.int64) * rows * width, row, 0, rows, width, width, BLOCK_M, D)
+    tl.store(slot, mass, mask=r < written)
+    tl.store(slot + plane, kept, mask=r < written)
+    tl.store(slot + 2 * plane, peak, mask=r < written)
+    place, inside = tile_at(out + part.to(tl.int64) * rows * width, row, 0, written, width, width, BLOCK_M, D)
     tl.store(place, total, mask=inside)
 
 
@@ -131,11 +133,11 @@ def block_width(depth, width):
 
 
 @on_device
-def forward(H, W, V, bias, offset, labels, *, passes, flag=None, launch=None, parts=None):
-    """(statistics (3, rows), E V (rows, width) fp32) with E = exp(H W' + b - offset), zero at the targets.
+def forward(H, W, V, bias, offset, labels, *, passes, flag=None, into=None, launch=None, parts=None):
+    """(statistics (3, parts, rows), E V (parts, rows, width) fp32) with E = exp(H W' + b - offset), zero at the targets.
 
     H, W and V are operands of `passes`; with float32 operands E is kept in tf32, else in bfloat16 (V then is, too).
-    Statistics are the sums of E and of rounded E and the maxima of z - offset. `flag` as in `off_target`.
+    Statistics are the sums of E and of rounded E and the maxima of z - offset. `flag`, `into` as in `off_target`.
     """
     H, W, V, bias, offset, labels = laid_out(H, W, V, bias, offset, labels)
     halves = 1 if passes == 1 else 2
@@ -144,8 +146,7 @@ def forward(H, W, V, bias, offset, labels, *, passes, flag=None, launch=None, pa
     tile = launch.tile
     blocks = triton.cdiv(rows, tile.rows)
     parts, span = parts_of(blocks, W.shape[0], tile.columns) if parts is None else parts
-    statistics = offset.new_empty((3, parts, rows))
-    out = offset.new_empty((parts, rows, width))
+    statistics, out = into or (offset.new_empty((3, parts, rows)), offset.new_empty((parts, rows, width)))
     forward_kernel[(blocks, parts)](
         H, W, V, bias if bias is not None else offset, offset, labels, flag if flag is not None else labels,
         statistics, out, rows, W.shape[0], depth, width, span,

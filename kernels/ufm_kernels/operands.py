@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .prepare import prepare
+
 DEPTH_MULTIPLE = 64  # half width of split operands: the depth of every tile divides it
 WIDTH_MULTIPLE = 256  # half width of a split E: every tile's columns divide it
 
@@ -63,43 +65,29 @@ def mode_named(name: str) -> Mode:
     return MODES[name]
 
 
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x rounded to nearest in `dtype`, where float32 stands for tf32 (the tensor cores would truncate)."""
-    if dtype != torch.float32:
-        return x.to(dtype)
-    if x.dtype in (torch.bfloat16, torch.float16):
-        return x.float()  # already exact in tf32
-    x = x.float().contiguous()
-    nearest = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
-    return torch.where(x == x, nearest, x)  # the sum would carry a device's nan, 0x7fffffff, over into -0
-
-
 def padded(columns: int, multiple: int) -> int:
     return -(-columns // multiple) * multiple
 
 
-def operand(x: Tensor, dtype: torch.dtype, passes: int) -> Tensor:
+def operand(x: Tensor, dtype: torch.dtype, passes: int, weight: Tensor | None = None) -> Tensor:
     """x (rows, columns) as the kernels read it: (rows, halves * width) contiguous, zero beyond `columns`.
 
+    Each entry is rounded to nearest in `dtype`, where float32 stands for tf32 (the tensor cores would truncate).
     One pass: x itself where dtype, layout and 16-byte alignment already fit, else a copy. Three passes: [high | low].
+    weight (rows,) fp32 multiplies the rows first.
     """
-    if passes == 1:
-        width = padded(x.shape[1], 16 // dtype.itemsize)
-        fits = x.dtype == dtype and dtype != torch.float32 and x.is_contiguous() and x.data_ptr() % 16 == 0
-        if width == x.shape[1]:
-            if fits:
-                return x
-            made = rounded(x, dtype).contiguous()
-            return made if made.data_ptr() % 16 == 0 else made.clone()
-        copy = x.new_zeros((x.shape[0], width), dtype=dtype)
-        copy[:, : x.shape[1]] = rounded(x, dtype)
-        return copy
-    width = padded(x.shape[1], DEPTH_MULTIPLE)
-    pair = x.new_zeros((x.shape[0], 2 * width), dtype=dtype)
-    high = rounded(x, dtype)
-    pair[:, : x.shape[1]] = high
-    pair[:, width : width + x.shape[1]] = rounded(x.float() - high.float(), dtype)
-    return pair
+    width = operand_width(x.shape[1], dtype, passes)
+    fits = x.dtype == dtype and dtype != torch.float32 and x.is_contiguous() and x.data_ptr() % 16 == 0
+    if passes == 1 and weight is None and fits and width == x.shape[1]:
+        return x
+    out = torch.empty((len(x), width), dtype=dtype, device=x.device)
+    return prepare(x, out, 1 if passes == 1 else 2, weight)
+
+
+def operand_width(columns: int, dtype: torch.dtype, passes: int) -> int:
+    """Entries in a row of an operand, both halves."""
+    halves, multiple = (1, 16 // dtype.itemsize) if passes == 1 else (2, DEPTH_MULTIPLE)
+    return halves * padded(columns, multiple)
 
 
 def logit_operands(features: Tensor, weight: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
@@ -123,8 +111,7 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 def operand_bytes(rows: int, columns: int, dtype: torch.dtype, passes: int) -> int:
     """Bytes of the copy that `operand` makes of a matrix that it can't take as it is, for planning memory."""
-    halves, multiple = (1, 16 // dtype.itemsize) if passes == 1 else (2, DEPTH_MULTIPLE)
-    return rows * halves * padded(columns, multiple) * dtype.itemsize
+    return rows * operand_width(columns, dtype, passes) * dtype.itemsize
 
 
 def empty_chunk(rows: int, classes: int, mode: Mode, device: torch.device) -> Tensor:

@@ -139,8 +139,11 @@ def mask_targets(z, labels, row, column, rows, TARGETS: tl.constexpr, TURNED: tl
 @triton.jit
 def round_to(x, SINGLE: tl.constexpr):
     """x rounded to nearest as the tensor cores will read it: bfloat16, or tf32 in a float32 (which they truncate)."""
-    if SINGLE:  # noqa: SIM108
+    if SINGLE:
         rounded = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    elif INTERPRETED:  # which would truncate
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
     else:
         rounded = x.to(tl.bfloat16)
     return rounded

@@ -13,12 +13,12 @@ the rounded E, which makes every row of the gradient sum to zero again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-HOSTILE = 2.0**40  # a wrong class leads by about 28 nats: from here on a row uses its maximum as the offset
+from .row_sums import finish_rows, raise_offsets
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,22 +57,88 @@ def focal_curvature(gamma: float) -> LossFunction:
 
 
 class HeadResult(NamedTuple):
-    """Per row, fp32: unweighted loss; off-target mass s / T; margin min_S z - max_(not S) z."""
+    """Per row, fp32: unweighted loss; off-target mass s / T; margin min_S z - max_(not S) z; l and p of the formulas."""
 
     losses: Tensor
     off_target_mass: Tensor
     margin: Tensor
+    log_ratio: Tensor
+    probability: Tensor
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the epilogues of a chunk need, one entry a row (`own`: one entry a target)."""
+    """The vectors of a sweep, fp32, one entry a row (or one a target): given above, filled chunk by chunk below.
 
-    loss: Tensor
-    ratio: Tensor  # s / T
-    margin: Tensor
-    factor: Tensor  # multiplies the rounded E
-    own: Tensor  # minus the gradient in each target logit
+    The flag of a chunk is that of its first row. Without targets a row counts as one of logit zero.
+    """
+
+    z: Tensor  # (rows, T) target logits
+    labels: Tensor  # (rows, T)
+    scale: Tensor  # weight of the row in the objective
+    mean: Tensor  # of the target logits
+    offset: Tensor  # of the exponentials: the mean, or the maximum of a hostile row
+    flag: Tensor  # int32
+    found: Tensor  # (8, rows), see `row_sums.finish_rows`
+    own: Tensor  # (rows, T) scale times minus the gradient in each target logit
+
+    @classmethod
+    def of(cls, z: Tensor, labels: Tensor, scale: Tensor) -> "Rows":
+        rows = len(z)
+        mean = mean_over(z, labels)
+        flag = torch.zeros(rows, dtype=torch.int32, device=z.device)
+        return cls(z, labels, scale, mean, mean.clone(), flag, z.new_empty((8, rows)), torch.empty_like(z))
+
+    def part(self, rows: slice) -> "Rows":
+        """Views of some rows."""
+        first = (self.z, self.labels, self.scale, self.mean, self.offset, self.flag)
+        return Rows(*(x[rows] for x in first), self.found[:, rows], self.own[rows])
+
+    @property
+    def log_ratio(self) -> Tensor:
+        return self.found[1]
+
+    @property
+    def probability(self) -> Tensor:
+        return self.found[2]
+
+    @property
+    def mass(self) -> Tensor:
+        """Sum of E."""
+        return self.found[5]
+
+    @property
+    def kept(self) -> Tensor:
+        """Sum of E as the products read it."""
+        return self.found[6]
+
+    @property
+    def factor(self) -> Tensor:
+        """Multiplies E."""
+        return self.found[7]
+
+    def settle(self, sweep: Callable[..., Any], weight: LossFunction, *, rounded: bool = True) -> Any:
+        """Run sweep(), and sweep(flag, into) again for rows that overflow; then fill `found` and `own`. What sweep returned.
+
+        The second launch is always issued and ends at once on the device unless a row needs it: no synchronisation.
+        `into` is what the first returned, statistics (3, tiles, rows) or a tuple that begins with them, to be written again.
+        """
+        first = sweep()
+        statistics = first[0] if isinstance(first, tuple) else first
+        raise_offsets(statistics, self.z, self.labels, self.mean, self.offset, self.flag)
+        sweep(flag=self.flag, into=first)
+        finish_rows(
+            statistics, self.z, self.labels, self.mean, self.offset, self.scale, self.found, self.own, rounded=rounded
+        )  # fmt: skip
+        if weight is not cross_entropy_weight:
+            slope = weight(self.log_ratio, self.probability)
+            self.factor.mul_(slope)
+            self.own.mul_(slope[:, None])
+        return first
+
+    def result(self, value: LossFunction) -> HeadResult:
+        losses = self.found[0] if value is cross_entropy_value else value(self.log_ratio, self.probability)
+        return HeadResult(losses, self.found[3], self.found[4], self.log_ratio, self.probability)
 
 
 def as_labels(targets: Tensor) -> Tensor:
@@ -88,68 +154,7 @@ def as_labels(targets: Tensor) -> Tensor:
     return columns.to(torch.int32).contiguous()
 
 
-def mean_over(z: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, mean of the known entries) of every row; a row without targets counts as one of logit zero."""
-    count = known.sum(1).clamp_min(1)
-    return count.float(), torch.where(known, z, 0.0).sum(1) / count
-
-
-def finish_rows(z: Tensor, known: Tensor, offset: Tensor, sums: Tensor, value: LossFunction, weight: LossFunction) -> Rows:
-    """Loss, factor and target coefficients from target logits z (rows, T), offset and statistics (3, rows)."""
-    mass, kept, peak = sums
-    count, mean = mean_over(z, known)
-    shift = offset - mean
-    excess = torch.where(known, torch.expm1(z - mean[:, None]), 0.0)
-    raised = shift != 0  # rows that the fallback moved to their maximum
-    unit = torch.where(known, torch.exp(z - offset[:, None]), 0.0)
-    total = torch.where(raised, unit.sum(1), count + excess.sum(1))
-    log_total = torch.where(raised, torch.log(total) + shift, torch.log(total))
-    # log(T + s) directly where s / T overflows or T underflows
-    log_ratio = torch.where(raised, torch.log(total + mass) + shift - log_total, torch.log1p(mass / total))
-    lost = raised & (total == 0)
-    log_ratio = torch.where(lost, torch.log(mass) + shift - log_sum(z, known, mean), log_ratio)
-    log_total = torch.where(lost, log_sum(z, known, mean), log_total)
-    probability = mass / (total + mass)
-    scaled = torch.where(
-        raised[:, None], count[:, None] * unit - total[:, None], count[:, None] * excess - (total - count)[:, None]
-    )
-    slope = weight(log_ratio, probability)
-    common = slope / (total + mass)
-    return Rows(
-        loss=count * (value(log_ratio, probability) + log_total),
-        ratio=mass / total,
-        margin=torch.where(known, z, float("inf")).amin(1) - (peak + offset),
-        factor=common * count * torch.where(kept > 0, mass / kept, 1.0),
-        own=torch.where(known, common[:, None] * (mass[:, None] - scaled), 0.0),
-    )
-
-
-def log_sum(z: Tensor, known: Tensor, mean: Tensor) -> Tensor:
-    """log sum_S exp(z - mean)."""
-    return torch.logsumexp(torch.where(known, z - mean[:, None], float("-inf")), 1)
-
-
-def twice(
-    attempt: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]], z: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(offset, statistics, extra) of attempt(offset, flag), from the target logits, then from the maxima if need be.
-
-    The second launch is always issued and ends at once on the device unless a row needs it: no synchronisation.
-    """
-    known = labels >= 0
-    _, mean = mean_over(z, known)
-    statistics, extra = attempt(mean, None)
-    sums = collected(statistics)
-    total = torch.where(known, torch.exp(z - mean[:, None]), 0.0).sum(1)
-    hostile = ~(sums[0] + total <= HOSTILE)
-    top = torch.maximum(mean + sums[2], torch.where(known, z, float("-inf")).amax(1))
-    offset = torch.where(hostile, top, mean)
-    flag = hostile.any()
-    statistics, again = attempt(offset, flag.to(torch.int32))
-    sums = torch.where(flag, collected(statistics), sums)
-    return offset, sums, None if extra is None else torch.where(flag, again, extra)
-
-
-def collected(statistics: Tensor) -> Tensor:
-    """Per-tile statistics (3, tiles, rows) reduced over the tiles: two sums and a maximum."""
-    return torch.cat((statistics[:2].sum(1), statistics[2:].amax(1)))
+def mean_over(z: Tensor, labels: Tensor) -> Tensor:
+    """Mean of each row's entries that have a label; 0 in a row without any."""
+    known = labels != -1
+    return torch.where(known, z, 0.0).sum(1) / known.sum(1).clamp_min(1)

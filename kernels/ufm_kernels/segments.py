@@ -102,10 +102,12 @@ def check_labels(labels: Tensor, classes: int) -> None:
 @on_device
 def target_logits(H: Tensor, W: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """<h_i, w_(y_it)> + b_(y_it) as (rows, T) fp32; 0 where the label is -1, NaN where it is no class."""
+    import torch
+
     H, W, bias, labels = laid_out(H, W, bias, labels)
     rows, targets = labels.shape
     block = 16 if H.is_cuda else 32
-    out = labels.new_empty((rows, targets)).float()
+    out = torch.empty((rows, targets), device=labels.device)
     target_logits_kernel[(triton.cdiv(rows, block), targets)](
         H, W, W if bias is None else bias, labels, out, rows, H.shape[1], W.shape[0], H.stride(0), W.stride(0),
         TARGETS=targets, BIAS=bias is not None, BLOCK_M=block, BLOCK_K=128, **SMALL,

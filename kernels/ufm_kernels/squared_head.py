@@ -48,7 +48,7 @@ def squared_error_value_and_grad(
     classes_gram, rows_gram = gram(weight), gram(root) * scale
     total = weights.double().sum()
     mean = features.double().T @ weights.double() if bias is not None else None
-    picked = target_logits(features.float(), weight.float(), bias, column)[:, 0]
+    picked = target_logits(features, weight, bias, column)[:, 0]
     value = (classes_gram * rows_gram).sum() + total - 2 * (weights.double() * picked.double()).sum()
     constant = torch.zeros(columns, device=features.device)
     if bias is not None:
@@ -60,11 +60,11 @@ def squared_error_value_and_grad(
         keep = torch.zeros(3, device=features.device)
         keep[:1] = 1.0  # the buffer is the penalty term: gradient + 1 x buffer
         squared_error_rows(
-            H, operand(classes_gram.float(), chosen.products, chosen.passes), constant, column, weight.float().contiguous(),
+            H, operand(classes_gram, chosen.products, chosen.passes), constant, column, weight.float().contiguous(),
             weights, grad_features, grad_features, passes=chosen.passes, settings=keep,
         )  # fmt: skip
     if need_weight:
-        product = operand(rows_gram.float(), chosen.products, chosen.passes)
+        product = operand(rows_gram, chosen.products, chosen.passes)
         add_product(grad_weight, W, product, passes=chosen.passes, depth=columns)
         if bias is not None:
             grad_weight.addr_(bias.float(), mean.float())

@@ -9,6 +9,9 @@ pytest.importorskip("triton", reason="triton has no build for this platform")
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("tests/test_kernels.py runs this under the interpreter", allow_module_level=True)
 
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import GridExecutor
+
 from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend
 from ufm_fast.backends import triton as module
 from ufm_fast.backends.triton import TritonBackend, plan_chunk
@@ -20,7 +23,7 @@ from ufm_fast.problem import Problem
 from ufm_fast.targets import Targets
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter truncates to bfloat16 where the device rounds, and meets infinities that numpy remarks upon.
+# The interpreter meets infinities that numpy remarks upon.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 LOSSES = [
@@ -317,3 +320,43 @@ def test_a_step_can_be_captured_in_a_graph(loss):
     wanted = buffers(x, 0.0, torch.float64)
     assert float(value) == pytest.approx(float(ReferenceBackend().head(exact(x), wanted).value), rel=1e-4)
     close(out, wanted)
+
+
+class Launches(TorchDispatchMode):
+    """Counts torch's operations that work on data; those of the interpreter inside a kernel are not among them."""
+
+    VIEWS = ("slice", "select", "view", "expand", "t", "unsqueeze", "squeeze", "detach", "empty", "empty_like", "new_empty")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.torch, self.kernels, self.inside = 0, 0, False
+        if DEVICE == "cpu":
+            run = GridExecutor.__call__
+
+            def counted(executor, *given, **named):
+                self.kernels, self.inside = self.kernels + 1, True
+                run(executor, *given, **named)
+                self.inside = False
+
+            monkeypatch.setattr(GridExecutor, "__call__", counted)
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        if not self.inside and function.overloadpacket.__name__ not in self.VIEWS:
+            self.torch += 1
+        return function(*given, **(named or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_chunk_of_rows_is_seven_launches_and_nothing_else(monkeypatch, dtype):
+    """E, its fallback, what lies between (two), dH, the rows of dW and dW; with small d, every launch more would show."""
+    x = case(make_loss("ce"), bias=False, rows=32, classes=24, dim=16, dtype=dtype)
+    counts = []
+    for chunk in (16, 8):  # two chunks, and four
+        backend = TritonBackend(chunk=chunk)
+        backend.head(x, buffers(x))
+        with monkeypatch.context() as patch, Launches(patch) as launches:
+            backend.head(x, buffers(x))
+        counts.append(launches)
+    assert counts[0].torch == counts[1].torch
+    if DEVICE == "cpu":
+        assert counts[1].kernels - counts[0].kernels == 2 * 7

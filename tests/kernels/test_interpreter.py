@@ -17,7 +17,7 @@ from ufm_kernels.hvp import move_exponentials
 from ufm_kernels.launch import Launch
 from ufm_kernels.nearest import nearest
 from ufm_kernels.off_target import off_target
-from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, logit_operands, operand
+from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, logit_operands, operand, operand_bytes
 from ufm_kernels.products import Step, add_product, add_weighted_sums
 from ufm_kernels.segments import Segments, add_class_sums, check_labels, target_logits
 from ufm_kernels.squared_error import gram, squared_error_rows
@@ -166,6 +166,78 @@ def test_three_passes_in_half_precision_hold_single_precision(driver, margin, bo
         assert error(found, wanted) < bound
 
 
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_operands_are_rounded_split_and_padded(mode, dtype):
+    chosen = MODES[mode]
+    x, weight = (torch.randn(*size, generator=torch.Generator().manual_seed(3)).to(DEVICE) for size in ((37, 135), (37,)))
+    x, weight[5] = x.to(dtype), float("nan")
+    x[7, 3] = float("inf")
+
+    def nearest_of(y, element):
+        if element != torch.float32:
+            return y.to(element)
+        return torch.where(y.isfinite(), ((y.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32), y)
+
+    for element, factor in ((chosen.logits, None), (chosen.products, weight)):
+        y = x.float() if factor is None else x.float() * factor[:, None]
+        halves = [nearest_of(y, element)]
+        halves += [nearest_of(y - halves[0].float(), element)] if chosen.passes == 3 else []
+        found = operand(x, element, chosen.passes, factor)
+        assert found.dtype == element
+        assert found.nbytes == operand_bytes(*x.shape, element, chosen.passes)
+        width = found.shape[1] // len(halves)
+        assert width * found.element_size() % (128 if chosen.passes == 3 else 16) == 0
+        for i, half in enumerate(halves):
+            part = found[:, i * width : (i + 1) * width]
+            torch.testing.assert_close(part[:, :135], half, rtol=0, atol=0, equal_nan=True)
+            assert not part[:, 135:].any()
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_rows_are_finished_from_their_sums(targets):
+    """Against the formulas in float64, of rows before and after they moved to their maximum, and of one without targets."""
+    make = torch.Generator().manual_seed(targets)
+    u = 30 * torch.randn(70, 50, generator=make, dtype=torch.float64)
+    u[:3] *= 1e-3  # hardly any logits
+    u[3:6, 0] += 200.0  # hostile
+    z = (2 * torch.randn(70, targets, generator=make)).float()
+    labels = torch.zeros(70, targets, dtype=torch.int32)
+    labels[7, -1] = -1  # padding, or no target at all
+    z[7, -1] = 0.0
+    rows = rows_of.Rows.of(z.to(DEVICE), labels.to(DEVICE), torch.rand(70, generator=make).to(DEVICE))
+
+    def sweep(flag=None, into=None):
+        if flag is not None and not bool(flag[0]):
+            return into
+        parts = (u - rows.offset.cpu().double()[:, None]).split(20, 1)
+        e = [x.exp().float() for x in parts]
+        statistics = torch.stack([torch.stack([f(x) for x in xs]) for xs, f in (
+            (e, lambda x: x.sum(1)), (e, lambda x: 0.99 * x.sum(1)), (parts, lambda x: x.amax(1).float()))
+        ]).to(DEVICE)  # fmt: skip
+        return statistics if into is None else into.copy_(statistics)
+
+    rows.settle(sweep, rows_of.cross_entropy_weight)
+    result = rows.result(rows_of.cross_entropy_value)
+    assert bool(rows.flag[0])
+    known, z = labels != -1, z.double()
+    count = known.sum(1).clamp_min(1)
+    known[7, -1] |= targets == 1  # no target: one of logit zero
+    log_total = torch.where(known, z, float("-inf")).logsumexp(1)
+    log_ratio = torch.logaddexp(u.logsumexp(1), log_total) - log_total
+    loss = count * (log_ratio + log_total) - torch.where(known, z, 0.0).sum(1)
+    p = torch.sigmoid(u.logsumexp(1) - log_total)
+    close = {"rtol": 2e-5, "atol": 1e-35}
+    torch.testing.assert_close(result.losses.cpu().double(), loss, rtol=2e-5, atol=2e-5 if targets > 1 else 1e-35)
+    torch.testing.assert_close(result.log_ratio.cpu().double()[log_ratio > 1e-9], log_ratio[log_ratio > 1e-9], **close)
+    torch.testing.assert_close(result.probability.cpu().double(), p, **close)
+    gradient = count[:, None] * torch.softmax(torch.cat((z.masked_fill(~known, float("-inf")), u), 1), 1)[:, :targets] - 1.0
+    expected = torch.where(labels != -1, -rows.scale.cpu()[:, None] * gradient, 0.0)
+    torch.testing.assert_close(rows.own.cpu().double(), expected, rtol=2e-5, atol=3e-7)
+    off = rows.scale.cpu().double() * count * p  # what the factor makes of the rounded exponentials
+    torch.testing.assert_close((rows.factor * rows.kept).cpu().double(), off, **close)
+
+
 def test_operands_keep_nan_and_alignment():
     """A device's nan has all bits set, so that adding to it wraps; a descriptor's base must be a multiple of 16 bytes."""
     nan = torch.tensor([[0x7FFFFFFF, -1]], dtype=torch.int32, device=DEVICE).view(torch.float32)
@@ -248,6 +320,10 @@ def test_a_label_that_is_no_class_is_refused_or_poisons_its_row():
             result, gradients = case.run(driver)
             assert result.losses.isnan().nonzero().tolist() == [[4]]
             assert gradients[0][:4].isfinite().all()
+        case.labels = case.labels.int()  # which no conversion marks
+        case.labels[4] = -5
+        assert case.run(driver)[0].losses.isnan().nonzero().tolist() == [[4]]
+        case.labels = case.labels.long()
 
 
 @pytest.mark.parametrize(
@@ -681,7 +757,8 @@ def test_one_pass_loops_can_be_cut_into_parts():
     H, W = operand(case.features, torch.float32, 3), operand(case.weight, torch.float32, 3)
     offset = target_logits(case.features, case.weight, case.bias, labels)[:, 0]
     whole, cut = (one_pass.forward(H, W, W, case.bias, offset, labels, passes=3, parts=parts) for parts in ((1, 128), (2, 64)))
-    torch.testing.assert_close(rows_of.collected(whole[0]), rows_of.collected(cut[0]), rtol=1e-5, atol=1e-30)
+    for reduce in (lambda x: x[:2].sum(1), lambda x: x[2].amax(0)):
+        torch.testing.assert_close(reduce(whole[0]), reduce(cut[0]), rtol=1e-5, atol=1e-30)
     torch.testing.assert_close(whole[1].sum(0), cut[1].sum(0), rtol=1e-4, atol=1e-5)
 
 

@@ -217,19 +217,14 @@ class TritonBackend:
 
     def _sweep(self, x: HeadInput, loss: SoftmaxLoss, labels: _Labels, padded: Tensor, out: Gradients, mode: str) -> _Swept:
         """Run a driver: losses of every row, gradients added into ``out``."""
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def value(l: Tensor, p: Tensor) -> Tensor:
-            seen.append((l, p))
-            return l
-
-        value_fn: kernel_rows.LossFunction = kernel_rows.cross_entropy_value if loss.multi_label else value
-        weight_fn: kernel_rows.LossFunction = kernel_rows.cross_entropy_weight if loss.multi_label else loss.weight
+        plain = type(loss).weight is SoftmaxLoss.weight  # its g' is 1, which the driver need not be told
+        weight_fn: kernel_rows.LossFunction = kernel_rows.cross_entropy_weight if plain else loss.weight
         options: dict[str, Any] = {
             "grad_features": out.features, "grad_weight": out.weight, "grad_bias": out.bias, "mode": mode,
             "need_features": out.features is not None, "need_weight": out.weight is not None, "segments": labels.segments,
         }  # fmt: skip
-        arguments = (x.features, x.weight, _bias(x), padded, x.row_weight.float(), value_fn, weight_fn, loss.smoothing)
+        scale, value_fn = x.row_weight.float(), kernel_rows.cross_entropy_value
+        arguments = (x.features, x.weight, _bias(x), padded, scale, value_fn, weight_fn, loss.smoothing)
         with _on(x.weight.device):
             chunk = self._chunk_of(x, mode, one_pass=x.features.shape[1] <= NARROW)
             if chunk == 0:
@@ -237,10 +232,10 @@ class TritonBackend:
             else:
                 result = softmax_value_and_grad(*arguments, **options, chunk_rows=chunk)
         losses, log_ratio = result.losses.double(), None
-        if seen:
-            log_ratio, p = (torch.cat(column).double() for column in zip(*seen, strict=True))
+        if not loss.multi_label:
+            log_ratio = result.log_ratio.double()
             if not loss.smoothing:
-                losses = loss.value(log_ratio, p)  # p ** gamma underflows float32 long before p does
+                losses = loss.value(log_ratio, result.probability.double())  # p ** gamma underflows float32 long before p does
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
 
     def _squared_error(self, x: HeadInput, out: Gradients, mode: str) -> HeadResult:

@@ -1,0 +1,51 @@
+"""Operands in one pass: a matrix times its rows' weights, rounded, or split into two halves, and padded with zeros."""
+
+import triton
+import triton.language as tl
+
+from .launch import check_written, laid_out, on_device
+from .primitives import round_to, tile_at
+
+
+@triton.jit
+def rounded(x, out):
+    """x in the element of `out`, to nearest, where float32 stands for tf32; nan stays nan."""
+    if out.dtype.element_ty == tl.float16:
+        result = x.to(tl.float16)
+    elif out.dtype.element_ty == tl.bfloat16:
+        result = round_to(x, False)
+    else:  # the sum of bits would carry a device's nan, 0x7fffffff, over into -0
+        result = tl.where(x == x, round_to(x, True), x)
+    return result
+
+
+@triton.jit
+def prepare_kernel(
+    X, weight, out, rows, columns, width, stride,
+    WEIGHT: tl.constexpr, HALVES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    place, inside = tile_at(X, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
+    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    if WEIGHT:  # the padding is zero whatever the weight
+        r = row + tl.arange(0, BLOCK_M)
+        x = tl.where(inside, x * tl.load(weight + r, mask=r < rows, other=0.0)[:, None], 0.0)
+    there, written = tile_at(out, row, column, rows, width, stride, BLOCK_M, BLOCK_N)
+    high = rounded(x, out)
+    tl.store(there, high, mask=written)
+    if HALVES == 2:
+        tl.store(there + width, rounded(x - high.to(tl.float32), out), mask=written)
+
+
+@on_device
+def prepare(x, out, halves, weight=None):
+    """Fill out (rows, halves * width), width >= columns, with x (rows, columns) times weight (rows,) fp32 or None."""
+    check_written(out=out)
+    x, weight = laid_out(x, weight)
+    width = out.shape[1] // halves
+    height, span = 16, 128
+    prepare_kernel[(triton.cdiv(len(x), height), triton.cdiv(width, span))](
+        x, out if weight is None else weight, out, *x.shape, width, out.stride(0), WEIGHT=weight is not None,
+        HALVES=halves, BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,156 @@
+"""From the sums of every row's tiles to its loss and gradient factors: all that lies between the N x K passes, in two launches.
+
+    raise_offsets    finds the rows whose exponentials overflow, moves their offset to their maximum, and sets a flag
+    finish_rows      log-ratio, probability, loss, margin, and the factors of both products; the formulas of `rows`
+
+Tiles are summed in a fixed order in float64, in which no formula needs the care that float32 would.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch import check_written, laid_out, on_device
+
+HOSTILE = tl.constexpr(2.0**40)  # a wrong class leads by about 28 nats: from here on a row uses its maximum as the offset
+BLOCKS = {"BLOCK": 64, "SPAN": 16, "num_warps": 4, "num_stages": 2}
+
+
+@triton.jit
+def collected(statistics, r, rows, tiles, BLOCK: tl.constexpr, SPAN: tl.constexpr):
+    """(sum of exponentials, sum of the rounded ones, maximum) over all tiles of some rows."""
+    mass, kept = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    plane = tl.cast(tiles, tl.int64) * rows
+    for first in range(0, tiles, SPAN):
+        t = first + tl.arange(0, SPAN)
+        place = statistics + t.to(tl.int64)[:, None] * rows + r[None, :]
+        inside = (t < tiles)[:, None] & (r < rows)[None, :]
+        mass += tl.sum(tl.load(place, mask=inside, other=0.0).to(tl.float64), 0)
+        kept += tl.sum(tl.load(place + plane, mask=inside, other=0.0).to(tl.float64), 0)
+        peak = tl.maximum(peak, tl.max(tl.load(place + 2 * plane, mask=inside, other=float("-inf")), 0))
+    return mass, kept, peak
+
+
+@triton.jit
+def target_of(z, labels, r, rows, t, TARGETS: tl.constexpr):
+    """(the logit of target t of every row in float64, whether there is one)."""
+    entry = r.to(tl.int64) * TARGETS + t
+    known = tl.load(labels + entry, mask=r < rows, other=-1) != -1
+    return tl.load(z + entry, mask=known, other=0.0).to(tl.float64), known
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0 in float64, without losing small x."""
+    return tl.where(x < 1e-5, x * (1 - x * (0.5 - x / 3)), tl.log(1 + x))
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 in float64, without losing small x."""
+    return tl.where(tl.abs(x) < 1e-5, x * (1 + x * (0.5 + x / 6)), tl.exp(x) - 1)
+
+
+@triton.jit
+def raise_kernel(
+    statistics, z, labels, mean, offset, flag, rows, tiles,
+    TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mass, _, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
+    base = tl.load(mean + r, mask=r < rows, other=0.0)
+    top = base + peak
+    for t in tl.range(TARGETS, num_stages=1):
+        logit, known = target_of(z, labels, r, rows, t, TARGETS)
+        mass += tl.where(known, tl.exp(logit - base.to(tl.float64)), 0.0)
+        top = tl.maximum(top, tl.where(known, logit.to(tl.float32), float("-inf")))
+    hostile = (r < rows) & ((mass <= HOSTILE) == 0)  # nan is hostile, too
+    tl.store(offset + r, top, mask=hostile)
+    # Every program that finds one writes the same number.
+    tl.store(flag, 1, mask=tl.max(hostile.to(tl.int32), 0) == 1)
+
+
+@triton.jit
+def finish_kernel(
+    statistics, z, labels, mean, offset, scale, out, own, rows, tiles, plane,
+    ROUNDED: tl.constexpr, TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
+    if not ROUNDED:
+        kept = mass
+    middle = tl.load(mean + r, mask=r < rows, other=0.0).to(tl.float64)
+    shift = tl.load(offset + r, mask=r < rows, other=0.0).to(tl.float64) - middle
+    raised = (shift == 0) == 0  # rows that were moved to their maximum, or are nan
+    count, excess, unit = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    least, most = tl.full((BLOCK,), float("inf"), tl.float64), tl.full((BLOCK,), float("-inf"), tl.float64)
+    for t in tl.range(TARGETS, num_stages=1):
+        logit, known = target_of(z, labels, r, rows, t, TARGETS)
+        count += tl.where(known, 1.0, 0.0)
+        excess += tl.where(known, expm1(logit - middle), 0.0)
+        unit += tl.where(known, tl.exp(logit - middle - shift), 0.0)
+        least = tl.minimum(least, tl.where(known, logit, float("inf")))
+        most = tl.maximum(most, tl.where(known, logit, float("-inf")))
+    margin = least - (peak + (middle + shift))
+    # A row without targets counts as one target of logit zero, which is its mean.
+    unit = tl.where(count == 0, tl.exp(-shift), unit)
+    most = tl.where(count == 0, middle, most)
+    tail = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
+    count = tl.maximum(count, 1.0)
+    for t in tl.range(TARGETS, num_stages=1):
+        logit, known = target_of(z, labels, r, rows, t, TARGETS)
+        tail += tl.where(known, tl.exp(logit - most), 0.0)
+    total = tl.where(raised, unit, count + excess)
+    log_total = tl.where(raised, most - middle + tl.log(tail), log1p(tl.where(raised, 0.0, count - 1 + excess)))
+    log_ratio = tl.where(raised, tl.log(total + mass) + shift - log_total, log1p(mass / total))
+    common = 1 / (total + mass)
+    weight = tl.load(scale + r, mask=r < rows, other=0.0).to(tl.float64)
+    factor = common * count * tl.where(kept > 0, mass / tl.where(kept > 0, kept, 1.0), 1.0)
+    tl.store(out + r, count * (log_ratio + log_total), mask=r < rows)
+    tl.store(out + plane + r, log_ratio, mask=r < rows)
+    tl.store(out + 2 * plane + r, mass * common, mask=r < rows)
+    tl.store(out + 3 * plane + r, mass / total, mask=r < rows)
+    tl.store(out + 4 * plane + r, margin, mask=r < rows)
+    tl.store(out + 5 * plane + r, mass, mask=r < rows)
+    tl.store(out + 6 * plane + r, kept, mask=r < rows)
+    tl.store(out + 7 * plane + r, weight * factor, mask=r < rows)
+    for t in tl.range(TARGETS, num_stages=1):
+        logit, known = target_of(z, labels, r, rows, t, TARGETS)
+        moved = count * tl.exp(logit - middle - shift) - total
+        here = tl.where(raised, moved, count * expm1(logit - middle) - excess)
+        pull = tl.where(known, weight * common * (mass - here), 0.0)
+        tl.store(own + r.to(tl.int64) * TARGETS + t, pull, mask=r < rows)
+
+
+@on_device
+def raise_offsets(statistics, z, labels, mean, offset, flag):
+    """offset (rows,) becomes the row's maximum, and flag (one int32) becomes 1, where exponentials overflow.
+
+    statistics (3, tiles, rows) as `off_target` and `one_pass.forward` leave them; target logits z and labels (rows, T);
+    mean (rows,): the offset that the exponentials had.
+    """
+    check_written(offset=offset, flag=flag)
+    statistics, z, labels, mean = laid_out(statistics, z, labels, mean)
+    rows, targets = labels.shape
+    raise_kernel[(triton.cdiv(rows, BLOCKS["BLOCK"]),)](
+        statistics, z, labels, mean, offset, flag, rows, statistics.shape[1], TARGETS=targets, **BLOCKS
+    )  # fmt: skip
+
+
+@on_device
+def finish_rows(statistics, z, labels, mean, offset, scale, out, own, *, rounded=True):
+    """Fill out (8, rows) and own (rows, T), fp32, from the statistics of the last launch.
+
+    The rows of out: loss of the cross-entropy over the targets, log-ratio l, probability p, s / T, margin, sum of E, sum
+    of rounded E, and scale times the factor of E for g' = 1; own is scale times minus the gradient at each target, for
+    g' = 1. rounded: whether the products read the rounded E.
+    """
+    check_written(own=own)
+    if out.stride(1) != 1:
+        raise ValueError("out: its rows are written in place and must be contiguous")
+    statistics, z, labels, mean, offset, scale = laid_out(statistics, z, labels, mean, offset, scale)
+    rows, targets = labels.shape
+    finish_kernel[(triton.cdiv(rows, BLOCKS["BLOCK"]),)](
+        statistics, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], out.stride(0),
+        ROUNDED=rounded, TARGETS=targets, **BLOCKS,
+    )  # fmt: skip
