@@ -26,6 +26,15 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def usable() -> bool:
+    """Whether the device still answers: after an illegal access no later call of the process does."""
+    try:
+        synchronise()
+    except RuntimeError:
+        return False
+    return True
+
+
 def forget() -> None:
     """Hand cached memory back, so that one contender's peak is not another's failure."""
     if CUDA:

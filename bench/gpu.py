@@ -13,7 +13,8 @@ larger of its bytes at the rate of a copy and its flops at the rates of library 
 
 One long table (CSV), two plots, and a list of where library products beat the fused ones. The tasks run in order of
 interest; with --minutes none is started that would not end in time, and the same command goes on from there: tasks whose
-rows are in the table with this commit and device are done. Exit status: 2 without CUDA, 1 if a check fails.
+rows are in the table with this commit and device are done. A task that costs the process its device is one of them, and
+the command begins again by itself. Exit status: 2 without CUDA, 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import NamedTuple
 
 import torch
 from common import environment
-from device import CUDA, DEVICE, forget, free_bytes, interleaved, milliseconds, reason, with_peak
+from device import CUDA, DEVICE, forget, free_bytes, interleaved, milliseconds, reason, usable, with_peak
 from gpu_plots import PRODUCTS, draw, fused_or_library
 from oracle import STAGES, data, errors, reference, squared_reference
 from torch import Tensor
@@ -279,10 +280,20 @@ def run(tasks: list[Task], record: dict[str, str], table: Path, deadline: float,
         for row in survived(task, most):
             found.append({key: str(value) if isinstance(value, torch.dtype) else value for key, value in row.items()} | record)
             print({key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in row.items()}, flush=True)
-        forget()
         rows += found
         write(rows, table)
+        if not usable():  # an illegal access ends the context: the table says so, and a new process does the rest
+            begin_again(deadline)
+        forget()
     return rows, left
+
+
+def begin_again(deadline: float) -> None:
+    """This command anew in a process of its own place, with the time that is left and without the value tests."""
+    left = "inf" if deadline == float("inf") else f"{(deadline - time.monotonic()) / 60:.3f}"
+    command = [sys.executable, *sys.argv, "--skip-tests", "--minutes", left]
+    print("the device is lost to this process; going on in a new one", flush=True)
+    os.execv(sys.executable, command)
 
 
 def main() -> int:

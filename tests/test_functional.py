@@ -353,6 +353,33 @@ def test_hostile_logits_are_finite() -> None:
             assert all(bool(torch.isfinite(x).all()) for x in torch.autograd.grad(loss, (h, W)))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_impossible_target_is_an_infinite_loss_as_in_torch(smoothing: float, weighted: bool) -> None:
+    h, W, y = torch.ones(2, 3).double(), torch.ones(4, 3).double(), torch.tensor([0, 1])
+    options = {"linear_bias": torch.tensor([-math.inf, 0.0, 0.0, 0.0]).double(), "label_smoothing": smoothing}
+    options["weight"] = torch.ones(4).double() if weighted else None
+    found = fused.linear_cross_entropy(h, W, y, reduction="none", **options)
+    logits = F.linear(h, W, options["linear_bias"])
+    expected = F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing, weight=options["weight"])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_of_an_impossible_target_pulls_like_the_cross_entropy(gamma: float) -> None:
+    h, W, y = torch.ones(1, 3).double().requires_grad_(), torch.ones(4, 3).double().requires_grad_(), torch.tensor([0])
+    bias = torch.tensor([-math.inf, 0.0, 0.0, 0.0]).double()
+    focal, entropy = (
+        torch.autograd.grad(loss, (h, W))
+        for loss in (
+            fused.linear_focal_loss(h, W, y, linear_bias=bias, gamma=gamma),
+            fused.linear_cross_entropy(h, W, y, linear_bias=bias),
+        )
+    )
+    for found, expected in zip(focal, entropy, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_the_example_trains_a_classifier_as_torch_does() -> None:
     pytest.importorskip("sklearn")
     path = pathlib.Path(__file__).parents[1] / "examples" / "train_classifier.py"

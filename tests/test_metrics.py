@@ -295,6 +295,23 @@ def test_sampled_estimates_lie_within_their_errors():
     assert found == collect(features, weight, labels, bias, pairwise="sampled", pairs=3000, rows=120, seed=39)
 
 
+def test_rows_that_stand_for_unequal_counts_are_drawn_by_them():
+    """Long-tailed counts: the estimate is unbiased, and its error is the right one."""
+    make = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(400, 6, generator=make, dtype=torch.float64), torch.arange(400) % 40
+    weight = 0.1 * torch.randn(40, 6, generator=make, dtype=torch.float64)
+    weight += torch.zeros(40, 6).double().index_add_(0, labels, features) / 10
+    counts = torch.rand(400, generator=make, dtype=torch.float64) ** -0.8
+    exact = collect(features, weight, labels, counts=counts, pairwise="exact")["nc4"]
+    assert 0.05 < exact < 0.95
+    scores = []
+    for seed in range(100):
+        found = collect(features, weight, labels, counts=counts, pairwise="sampled", rows=60, pairs=10, seed=seed)
+        scores.append((found["nc4"] - exact) / found["nc4_stderr"])
+    assert abs(sum(scores) / 100) < 0.3
+    assert 0.8 < math.sqrt(sum(score**2 for score in scores) / 100) < 1.25
+
+
 def test_auto_samples_beyond_its_limit_only(monkeypatch):
     data = torched(*example(9, 60, 4))
     assert not any(name.endswith("_stderr") for name in collect(*data, pairs=100, rows=20))

@@ -43,6 +43,7 @@ BAD = [
     ({"labels": torch.zeros(6, dtype=torch.int64)}, "labels must name at least 2"),
     ({"labels": torch.arange(3)}, "labels"),
     ({"labels": None}, "features and labels"),
+    ({"features": torch.full((6, 3), 1e80, dtype=torch.float64)}, "features has entries beyond 1e+70"),
     ({"bias": torch.ones(3)}, "bias"),
     ({"bias": with_nan(4)}, "bias must be finite"),
     ({"counts": torch.ones(5)}, "counts"),
@@ -69,6 +70,12 @@ WRONG_TYPE = [
     ({"features": torch.ones(6, 3, dtype=torch.int64)}, "features"),
     ({"weight": torch.ones(4, 3, dtype=torch.complex64)}, "weight"),
     ({"weight": "head.npz"}, "weight"),
+    ({"weight": np.ones((4, 3), dtype=object)}, "weight must hold numbers"),
+    ({"weight": np.full((4, 3), "a")}, "weight must hold numbers"),
+    ({"features": np.ones((6, 3), dtype=np.longdouble)}, "features must hold numbers"),
+    ({"features": torch.ones(6, 3).to_sparse()}, "features must be a dense tensor"),
+    ({"features": torch.ones(6, 3, device="meta")}, "features must be a dense tensor"),
+    ({"features": torch.ones(6, 3).to(torch.float8_e4m3fn)}, "features must have a real floating dtype"),
     ({"counts": torch.ones(6, dtype=torch.bool)}, "counts"),
 ]
 
@@ -108,6 +115,11 @@ def test_numpy_and_parameters_are_accepted(good):
     arrays["features"].flags.writeable = False
     assert collect(**arrays) == plain
     assert collect(**{**good, "weight": torch.nn.Parameter(good["weight"])}) == plain
+
+
+def test_arrays_may_be_turned(good):
+    turned = {"features": good["features"].numpy()[::-1], "labels": good["labels"].numpy()[::-1]}
+    assert collect(**{**good, **turned}) == pytest.approx(collect(**good), rel=1e-12)
 
 
 def test_inputs_are_left_as_they_were(good):

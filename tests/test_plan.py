@@ -19,7 +19,8 @@ def test_flops_and_bytes_of_a_softmax_loss() -> None:
     assert plan.parameters == plan.gradient == 8 * ((20 + 5) * 7 + 5)
     tiled = next(backend for backend in plan.backends if backend.name == "tiled")
     assert tiled.chunk == 20
-    assert tiled.workspace == 32 * 5 * 8  # rows of 20 numbers are padded to 32
+    # Rows of 20 numbers are padded to 32; scaled features, and three blocks of a chunk's rows.
+    assert tiled.workspace == 32 * 5 * 8 + (20 + 3 * 20) * 7 * 8
     assert plan.total("gd", "tiled") == plan.parameters * 2 + plan.methods["gd"] + tiled.workspace
 
 
@@ -32,12 +33,20 @@ def test_squared_error_needs_no_rows_times_classes() -> None:
 def test_few_classes_go_by_residuals_and_need_no_square_matrices() -> None:
     plan = make_plan(Problem(dim=700, classes=5, per_class=4, loss="mse"), reduce="none")
     assert plan.flops == 6 * 20 * 5 * 700
-    assert next(backend for backend in plan.backends if backend.name == "tiled").workspace == 3 * 20 * (5 + 700) * 8
+    assert (
+        next(backend for backend in plan.backends if backend.name == "tiled").workspace == (3 * 20 * (5 + 700) + 20 * 700) * 8
+    )
     assert plan.methods["alternating"] > 700 * 700 * 8  # its factorisations
 
 
 def test_every_method_is_planned() -> None:
     assert set(planning.METHOD_VECTORS) == set(METHODS) - {"auto"}
+
+
+def test_what_goes_with_the_squared_error_is_planned_for_it_alone() -> None:
+    assert "alternating" not in make_plan(Problem(dim=4, classes=5)).methods
+    with pytest.raises(InputError, match="squared error"):
+        make_plan(Problem(dim=4, classes=5), method="alternating")
 
 
 def test_the_reduction_is_announced() -> None:

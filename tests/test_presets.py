@@ -55,6 +55,16 @@ def test_penalties_without_the_half_are_doubled() -> None:
     assert problem.mu < math.sqrt(100) / problem.num_samples  # below minority collapse
 
 
+def test_a_penalty_on_a_batchs_features_is_one_of_an_epoch() -> None:
+    """Loss averaged over batches of 128 and 1e-3 |H|^2 summed over each: on average over the batches that is ours."""
+    problem = Problem(**get_preset("li2023-mlab").settings)
+    features = torch.arange(1.0, problem.num_samples + 1).double().sqrt()
+    batches = features[: len(features) // 128 * 128].split(128)
+    theirs = sum(1e-3 * batch.square().sum() for batch in batches) / len(batches)
+    ours = 0.5 * problem.lambda_h * features.square().sum()
+    assert float(theirs) == pytest.approx(float(ours), rel=1e-2)
+
+
 def test_dang_has_the_minimum_that_follows_from_its_constants() -> None:
     """c - c^2/2 with c = K sqrt(n) lambda = 0.02."""
     from ufm_fast.theory import closed_form

@@ -183,7 +183,7 @@ def test_spectral_start_is_the_minimiser_for_equal_counts():
     ("options", "words"),
     [
         ({"method": "sgd"}, "method must be one of"),
-        ({"method": "alternating"}, "goes with loss mse"),
+        ({"method": "alternating"}, "goes with the squared error"),
         ({"start": "zero"}, "start must be one of"),
         ({"reduce": "all"}, "reduce must be"),
         ({"variables": "log"}, "variables must be"),

@@ -17,6 +17,8 @@ from ufm_fast.arguments import number
 from ufm_fast.errors import InputError
 from ufm_fast.targets import Targets
 
+_LARGEST = 1e30  # stands for an infinite l where it is multiplied by exp(-l) = 0
+
 
 def _entries(targets: Targets) -> tuple[Tensor, Tensor]:
     return targets.slice(0, targets.rows)
@@ -84,6 +86,7 @@ class Focal(SoftmaxLoss):
             raise InputError("smoothing goes with the cross-entropy only; drop smoothing or choose loss ce")
 
     def _ratio(self, l: Tensor, p: Tensor) -> Tensor:
+        l = l.clamp_max(_LARGEST)
         return torch.where(p > 0, torch.exp(-l) * l / p.clamp_min(torch.finfo(p.dtype).tiny), torch.ones_like(p))
 
     def value(self, l: Tensor, p: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class Focal(SoftmaxLoss):
         return p**self.gamma * (1.0 + self.gamma * self._ratio(l, p))
 
     def bend(self, l: Tensor, p: Tensor) -> Tensor:
-        g = self.gamma
+        g, l = self.gamma, l.clamp_max(_LARGEST)
         return g * p**g * torch.exp(-l) * (2.0 + (g - 1.0) * self._ratio(l, p) - l)
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:

@@ -20,11 +20,13 @@ from ufm_fast.backends.residual import block_bytes
 from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.problem import Problem
+from ufm_fast.solvers.alternating import check_loss
 from ufm_fast.theory.certificate import EXACT_CLASSES, held_bytes
 
-#: Vectors of the size of the parameters that each method holds beside the point and its gradient.
+#: Vectors of the size of the parameters that each method holds at its peak beside the point and its gradient, the next point
+#: and its gradient included (`bench/memory.py` measures them).
 METHOD_VECTORS = {
-    "gd": 1, "momentum": 2, "nesterov": 3, "adam": 3, "lbfgs": 24, "newton-cg": 7, "alternating": 1, "closed-form": 1,
+    "gd": 2, "momentum": 4, "nesterov": 5, "adam": 7, "lbfgs": 24, "newton-cg": 5, "alternating": 2, "closed-form": 1,
 }  # fmt: skip
 _LBFGS_OTHER = 4
 _LBFGS_HISTORY = 10
@@ -88,6 +90,8 @@ def make_plan(
     """
     if method != "auto" and method not in METHOD_VECTORS:
         raise InputError(f"method must be one of auto, {', '.join(METHOD_VECTORS)}; got {method!r}")
+    if method == "alternating":
+        check_loss(problem)
     if history is not None and history < 1:
         raise InputError(f"history must be at least 1, got {history}")
     chosen = problem.reduction(reduce)
@@ -96,7 +100,8 @@ def make_plan(
     R = reduced if chosen == "classes" else N
     dtype = compute_dtype(problem.torch_dtype)
     size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
-    vectors = {**METHOD_VECTORS, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
+    known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or problem.loss.name == "mse"}
+    vectors = {**known, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
     flops = _flops(problem, R)
@@ -165,17 +170,22 @@ def _backends(problem: Problem, R: int, seconds: float, device: torch.device) ->
     plans = [BackendPlan("reference", R, dense, 2 * dense, seconds * share)]
     kernels = device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton()
     if problem.loss.name == "mse":
-        work = _squared_workspace(problem, R, item)
-        plans.append(BackendPlan("tiled", R, work, work, seconds))
+        # Beside it: features in units of their logits, and for a Hessian product those of the direction and its products.
+        work, second = (_squared_workspace(problem, R, item) + copies * R * d * item for copies in (1, 3))
+        plans.append(BackendPlan("tiled", R, work, second, seconds))
         if kernels:
             from ufm_fast.backends.triton import squared_workspace
 
             few = _with_rows(problem) <= d  # then the kernels leave it to tiled
             size = work if few else squared_workspace(R, d, K, problem.torch_dtype)
-            plans.append(BackendPlan("triton", R, size, work, seconds))
+            plans.append(BackendPlan("triton", R, size, second, seconds))
         return plans
     chunk, second = (chunk_rows(R, K, item, device, buffers) for buffers in (1, 2))
-    sizes = buffer_bytes(chunk, K, item), 2 * buffer_bytes(second, K, item)
+    # Beside the exponentials: features in units of their logits, and rows of d entries for a chunk.
+    sizes = (
+        buffer_bytes(chunk, K, item) + (R + 3 * chunk) * d * item,
+        2 * buffer_bytes(second, K, item) + (2 * R + 4 * second) * d * item,
+    )
     plans.append(BackendPlan("tiled", chunk, *sizes, seconds))
     if kernels:
         from ufm_fast.backends.triton import softmax_plan
@@ -223,7 +233,8 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
     if plan.parameters + plan.certificate > plan.free:
         wanted = readable(plan.parameters + plan.certificate)
         notes.append(
-            f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; use --no-certificate"
+            f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; "
+            "solve it with --no-certificate"
         )
     return notes
 
@@ -232,7 +243,7 @@ def _mend(plan: Plan, method: str) -> str:
     if plan.reduce == "none" and plan.rows > plan.classes:
         return "use --reduce classes"
     if method == "lbfgs":
-        return "use a smaller --history, --method nesterov or --dtype float32"
+        return "use a smaller --history, --method gd or --dtype float32"
     return "use --dtype float32, a smaller --dim, or a machine with more memory"
 
 

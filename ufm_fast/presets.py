@@ -120,10 +120,11 @@ _PRESETS = (
         "li2023-mlab",
         "pick-all-label loss for multi-label data (give `--targets FILE.npz`; without it each sample has one label)",
         "arXiv 2310.15903",
-        "loss summed over a sample's labels and averaged over the batch; wd = 5e-4 as (wd/2)|W|^2; features are "
-        "penalised as 1e-3 |H|^2 summed over the batch, without the 1/2 (ours: lambda_H = 2e-3); 3,100 samples a class",
+        "loss summed over a sample's labels and averaged over a batch of 128; wd = 5e-4 as (wd/2)|W|^2; features are "
+        "penalised as 1e-3 |H|^2 summed over the batch, without the 1/2: with N = 31,000 samples of which each is in one of "
+        "N / 128 batches an epoch, ours is lambda_H = 2e-3 * 128 / N; 3,100 samples a class",
         "K = 10, d = 64, no bias",
-        {"loss": "pick-all", "classes": 10, "dim": 64, "per_class": 3100, "lambda_w": 5e-4, "lambda_h": 2e-3},
+        {"loss": "pick-all", "classes": 10, "dim": 64, "per_class": 3100, "lambda_w": 5e-4, "lambda_h": 2e-3 * 128 / 31000},
     ),
     Preset(
         "tirer2022",

@@ -103,7 +103,7 @@ class Problem:
         except (RuntimeError, TypeError) as error:
             raise InputError(f"device {self.device!r} is unknown; use cpu, cuda or cuda:0") from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda is not available on this machine; use --device cpu or auto")
+            raise InputError("device cuda is not available on this machine; use cpu (--device cpu or auto)")
         if device.type not in ("cpu", "cuda"):
             raise InputError(f"device must be cpu or cuda, got {self.device!r}")
 

@@ -11,11 +11,12 @@ from ufm_fast.arguments import number, whole
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics import collect, comparable, penalties
+from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.solvers.alternating import Alternating
+from ufm_fast.solvers.alternating import Alternating, check_loss
 from ufm_fast.solvers.auto import LBFGSThenNewton
 from ufm_fast.solvers.base import Solver, State
 from ufm_fast.solvers.first_order import Adam, GradientDescent
@@ -67,8 +68,8 @@ def make_solver(
         "alternating": Alternating,
         "closed-form": NewtonCG,  # evaluates its point only
     }
-    if method == "alternating" and problem.loss.name != "mse":
-        raise InputError(f"method alternating goes with loss mse only, got {problem.loss.name}; use method lbfgs")
+    if method == "alternating":
+        check_loss(problem)
     return solvers[method]()
 
 
@@ -143,14 +144,14 @@ def solve(
             run = _closed_form_run(objective, theory)
             start = "closed-form"
         else:
-            x = make_start(objective, start) if initial is None else _given_start(objective, initial)
-            start = start if initial is None else "given"
             spaced = log_spaced() if log_every is None else iter(range(0, 1 << 62, log_every))
             callback = None if on_log is None else lambda r, p: on_log(r, lambda: objective.to_model(p))
-            run = minimise(
-                objective, solver, x, tol=tol, max_steps=max_steps, log_points=spaced, on_log=callback,
+            run = minimise(  # which lets go of the start
+                objective, solver, make_start(objective, start) if initial is None else _given_start(objective, initial),
+                tol=tol, max_steps=max_steps, log_points=spaced, on_log=callback,
                 first_step=first_step, previous_seconds=previous_seconds,
             )  # fmt: skip
+            start = start if initial is None else "given"
         return _solution(
             objective, run, method if method != "auto" else f"auto: {solver.name}", start, theory, certificate, metrics,
             pairwise, first_step, previous_seconds,
@@ -207,7 +208,7 @@ def _solution(
     problem, found = objective.problem, run.state.evaluation
     model = objective.to_model(run.state.point)
     # Beyond this the squares of squares overflow: a diverged point has no certificate and no metrics.
-    usable = math.isfinite(found.value) and all(float(part.abs().max()) < 1e70 for part in model.parts())
+    usable = math.isfinite(found.value) and all(float(part.abs().max()) < LARGEST for part in model.parts())
     return Solution(
         problem=problem,
         point=model,

@@ -183,7 +183,8 @@ def finish(result: HeadResult, smoothing: float, z: Tensor, mean: Tensor | None)
     """The result with the smoothing term in its losses; `mean` is what `add_smoothing` returned."""
     if mean is None:
         return result
-    return result._replace(losses=result.losses + smoothing * (z[:, 0] - mean))
+    own = torch.where(z[:, 0] == -torch.inf, 0.0, z[:, 0] - mean)  # an impossible target: the loss is infinite already
+    return result._replace(losses=result.losses + smoothing * own)
 
 
 def subtract_targets(out, points, labels, own):

@@ -83,18 +83,20 @@ def finish_kernel(
     shift = tl.load(offset + r, mask=r < rows, other=0.0).to(tl.float64) - middle
     raised = (shift == 0) == 0  # rows that were moved to their maximum, or are nan
     count, excess, unit = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    drift = tl.zeros((BLOCK,), tl.float64)  # the mean is rounded, and stands for -inf too
     least, most = tl.full((BLOCK,), float("inf"), tl.float64), tl.full((BLOCK,), float("-inf"), tl.float64)
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
         count += tl.where(known, 1.0, 0.0)
         excess += tl.where(known, expm1(logit - middle), 0.0)
         unit += tl.where(known, tl.exp(logit - middle - shift), 0.0)
+        drift += tl.where(known, logit - middle, 0.0)
         least = tl.minimum(least, tl.where(known, logit, float("inf")))
         most = tl.maximum(most, tl.where(known, logit, float("-inf")))
     margin = least - (peak + (middle + shift))
     # A row without targets counts as one target of logit zero, which is its mean.
     unit = tl.where(count == 0, tl.exp(-shift), unit)
-    most = tl.where(count == 0, middle, most)
+    most = tl.where(most == float("-inf"), middle, most)
     tail = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
     count = tl.maximum(count, 1.0)
     for t in tl.range(TARGETS, num_stages=1):
@@ -106,7 +108,8 @@ def finish_kernel(
     common = 1 / (total + mass)
     weight = tl.load(scale + r, mask=r < rows, other=0.0).to(tl.float64)
     factor = common * count * tl.where(kept > 0, mass / tl.where(kept > 0, kept, 1.0), 1.0)
-    tl.store(out + r, count * (log_ratio + log_total), mask=r < rows)
+    loss = tl.where(log_ratio == float("inf"), log_ratio, count * (log_ratio + log_total) - drift)
+    tl.store(out + r, loss, mask=r < rows)
     tl.store(out + plane + r, log_ratio, mask=r < rows)
     tl.store(out + 2 * plane + r, mass * common, mask=r < rows)
     tl.store(out + 3 * plane + r, mass / total, mask=r < rows)

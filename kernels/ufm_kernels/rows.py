@@ -20,6 +20,8 @@ from torch import Tensor
 
 from .row_sums import finish_rows, raise_offsets
 
+LARGEST = 1e30  # stands for an infinite l where it is multiplied by zero
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,6 +35,11 @@ def cross_entropy_weight(log_ratio: Tensor, probability: Tensor) -> Tensor:
     return torch.ones_like(log_ratio)
 
 
+def ratio_of(l: Tensor, p: Tensor) -> Tensor:
+    """l (1 - p) / p: 1 where p vanishes, 0 where the target is impossible."""
+    return torch.where(p > 0, l.clamp_max(LARGEST) * (1 - p) / p, 1.0)
+
+
 def focal(gamma: float) -> tuple[LossFunction, LossFunction]:
     """(value, weight) of the focal loss p^gamma l, p the probability off the target; finite for every gamma >= 0."""
 
@@ -40,8 +47,7 @@ def focal(gamma: float) -> tuple[LossFunction, LossFunction]:
         return p**gamma * l
 
     def weight(l: Tensor, p: Tensor) -> Tensor:
-        ratio = torch.where(p > 0, l * (1 - p) / p, 1.0)
-        return p**gamma * (1 + gamma * ratio)
+        return p**gamma * (1 + gamma * ratio_of(l, p))
 
     return value, weight
 
@@ -50,8 +56,7 @@ def focal_curvature(gamma: float) -> LossFunction:
     """g'' of the focal loss, for Hessian-vector products."""
 
     def curvature(l: Tensor, p: Tensor) -> Tensor:
-        ratio = torch.where(p > 0, l * (1 - p) / p, 1.0)
-        return gamma * p ** (gamma - 1) * (1 - p) * (2 + (gamma - 1) * ratio - l)
+        return gamma * p ** (gamma - 1) * (1 - p) * (2 + (gamma - 1) * ratio_of(l, p) - l.clamp_max(LARGEST))
 
     return curvature
 
@@ -155,6 +160,7 @@ def as_labels(targets: Tensor) -> Tensor:
 
 
 def mean_over(z: Tensor, labels: Tensor) -> Tensor:
-    """Mean of each row's entries that have a label; 0 in a row without any."""
+    """Mean of each row's entries that have a label; 0 in a row without any, or with one of -inf."""
     known = labels != -1
-    return torch.where(known, z, 0.0).sum(1) / known.sum(1).clamp_min(1)
+    mean = torch.where(known, z, 0.0).sum(1) / known.sum(1).clamp_min(1)
+    return mean.masked_fill(mean == -torch.inf, 0.0)

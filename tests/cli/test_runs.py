@@ -37,11 +37,25 @@ def test_an_interrupt_after_the_last_step_keeps_the_last_point(
 
     with monkeypatch.context() as patch:
         patch.setattr("ufm_fast.solving.certify", stop)
-        assert solve(*SMALL, "--start", "normal", "--out", "r") == 130
-    assert "--resume r" in capsys.readouterr().err
+        assert solve(*SMALL, "--start", "normal", "--out", "r", "--json") == 130
+    streams = capsys.readouterr()
+    assert "--resume r" in streams.err
+    assert json.loads(streams.out)["outcome"] == "interrupted"
     last = RunDirectory.open(Path("r")).records()[-1]["step"]
     assert load_state(RunDirectory.open(Path("r")))[1].step == last > 0
     assert solve("--resume", "r", "--quiet") == 0
+
+
+def test_an_interrupt_before_the_first_step_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ufm_fast.cli.config.build_problem", stop)
+    assert solve(*SMALL, "--out", "r") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not Path("r").exists()
 
 
 def test_a_tighter_tolerance_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

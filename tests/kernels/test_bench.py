@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,25 @@ def test_peers_that_fail_do_not_end_the_run(tmp_path, monkeypatch):
     times, failed = interleaved({"fine": calls["fine"], "late": lambda index: calls["late"]()}, 0.01, 3)
     assert len(times["fine"]) == 3
     assert list(failed) == ["late"]
+
+
+@rehearsal
+def test_a_lost_device_is_left_for_a_new_process(tmp_path, monkeypatch):
+    """What the task had is in the table before the command begins again, without the tests and with the time that is left."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu
+
+    begun = []
+    monkeypatch.setattr(gpu, "survived", lambda task, most: iter([{**task._asdict(), "note": "illegal memory access"}]))
+    monkeypatch.setattr(gpu, "usable", lambda: False)
+    monkeypatch.setattr(gpu.os, "execv", lambda path, command: begun.append(command))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", "table"])
+    tasks = gpu.plan(quick=False, rehearse=True)[:1]
+    table = tmp_path / "table.csv"
+    gpu.run(tasks, {"commit": "c", "device": "d"}, table, time.monotonic() + 600, 1)
+    assert "illegal memory access" in table.read_text()
+    assert begun[0][1:5] == ["gpu.py", "--out", "table", "--skip-tests"]
+    assert 0 < float(begun[0][-1]) <= 10
 
 
 @rehearsal

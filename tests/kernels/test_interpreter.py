@@ -278,6 +278,24 @@ def test_hostile_logits(driver, targets, mode):
     agree(case, result, gradients, scale=5)
 
 
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+@pytest.mark.parametrize("targets", [1, 2])
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_an_impossible_target_is_an_infinite_loss(driver, targets, scale):
+    """The target's bias is -inf: its row is infinite, pulls as far as it can, and the others are as they were."""
+    case = Case(6, 9, 5, 2, "tf32x3", targets=targets)
+    case.features *= scale  # moderate rows, and rows that move to their maximum
+    impossible = int(case.labels[0, 0])
+    other = (case.labels != impossible).all(1)
+    before = case.run(driver)[0].losses
+    case.bias[impossible] = float("-inf")
+    result, gradients = case.run(driver)
+    assert result.losses.isposinf().tolist() == (~other).tolist()
+    assert (result.losses[other] <= before[other] * (1 + 1e-4)).all()
+    for found in gradients:
+        assert found.isfinite().all()
+
+
 @given(**sizes)
 @quick
 def test_margin_and_mass(rows, classes, dim, seed):

@@ -187,7 +187,8 @@ class TiledBackend:
         l, p = torch.nn.functional.softplus(log_mass - log_total, threshold=40.0), torch.sigmoid(log_mass - log_total)
         value = M * (log_total + l) if loss.multi_label else loss.value(l, p)
         if loss.smoothing:
-            value = value + loss.smoothing * (z - mean_logit)
+            # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
+            value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, z - mean_logit)
         return Chunk(
             start, stop, h, target_rows, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target,
             offset, x.row_weight[start:stop].double(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def solve(
     if list_presets:
         commands.print_presets(json)
         return
-    raise typer.Exit(commands.solve(given, config, out, resume, json=json, quiet=quiet, plots=plots))
+    code = commands.solve(given, config, out, resume, json=json, quiet=quiet, plots=plots)
+    raise typer.Exit(-code if code == INTERRUPTED else code)  # negative: it has been told
 
 
 @app.command()
@@ -127,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(list(sys.argv[1:] if arguments is None else arguments), "ufm-fast", standalone_mode=False)
+        if code == INTERRUPTED:
+            sys.stderr.write("interrupted\n")
     except InputError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -136,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return FAILED
     except OSError as error:  # a full disk, a name that is too long: the machine's to mend, no traceback
-        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        mend = "; use a folder that can be written" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+        return _fail(f"{error.strerror or error}: {error.filename}{mend}" if error.filename else str(error))
     except Exception as error:
         if isinstance(error, (RuntimeError, MemoryError)) and _out_of_memory(error):
             return _fail("not enough memory for a problem of this size; ask ufm-fast plan, and make it smaller")
@@ -145,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.format_message()
         return _fail(message) if message else BAD_INPUT
-    return int(code or OK)
+    return abs(int(code or OK))
 
 
 def _out_of_memory(error: Exception) -> bool:

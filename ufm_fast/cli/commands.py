@@ -39,9 +39,12 @@ def solve(
             with report.progress_bar(job, shown=not silent) as bar:
                 solution = runs.execute(job, bar)
         except KeyboardInterrupt:
-            if job.run.state_file.exists():
-                report.note(f"interrupted and saved; go on with: ufm-fast solve --resume {job.run.path}")
-            raise
+            if not job.run.state_file.exists():
+                raise
+            report.note(f"interrupted and saved; go on with: ufm-fast solve --resume {job.run.path}")
+            if json:  # between the last step and the summary
+                report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
+            return INTERRUPTED
         interrupted = solution.outcome.value == "interrupted"
         summary = {**solution.summary(), "run": str(job.run.path), "config": job.config}
         if json:

@@ -64,7 +64,7 @@ SETTINGS = (
         "solver",
     ),
     Flag("tol", float, 1e-10, "Converged when gradient norm <= tol max(lambda_W |W| + lambda_H |H|, mu)", "solver"),
-    Flag("max_steps", int, None, "Most steps of this call (default: the method's)", "solver"),
+    Flag("max_steps", int, None, "Most steps of this call (default: the method's, or those of the run that goes on)", "solver"),
     Flag("learning_rate", float, None, "Step size of gd, momentum, nesterov and adam", "solver"),
     Flag("momentum", float, None, "Momentum of momentum and nesterov", "solver"),
     Flag("history", int, None, "Pairs that lbfgs remembers", "solver"),

@@ -89,7 +89,7 @@ def check_choices(config: Mapping[str, Any]) -> None:
 def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     """What ``solve`` would refuse, before anything is written; and what the free memory can't hold, by any method.
 
-    Errors: InputError for options that contradict problem or method; where point, gradient and one step do not fit.
+    Errors: InputError for options that contradict problem or method; where two points and their gradients do not fit.
     """
     import torch
 
@@ -103,7 +103,7 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     checked_solver(problem, **{name: config[name] for name in names})
     rows = problem.rows(problem.reduction(config["reduce"])).number
     entries = (problem.num_classes + rows) * problem.dim
-    least, free = 3 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
+    least, free = 4 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
     if least > free:
         raise InputError(
             f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and {free / 1e9:.3g} GB are free; "

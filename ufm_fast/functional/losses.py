@@ -247,7 +247,8 @@ def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor,
     tilt = (h * (level * matrix.index_select(0, labels).to(dtype) - share @ matrix.to(dtype))).sum(1)
     if bias is None:
         return tilt
-    return tilt + (level * bias.to(dtype)[labels] - share @ bias.to(dtype))
+    own = bias.to(dtype)[labels]  # -inf: the loss is infinite already
+    return tilt + torch.where(own == -torch.inf, 0.0, level * own - share @ bias.to(dtype))
 
 
 def _reduced(

@@ -12,26 +12,36 @@ from ufm_fast.arguments import number
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.rows import block_rows
 
+LARGEST = 1e70  # fourth powers, summed, stay finite
+
 
 def as_tensor(value: Any, name: str) -> Tensor:
     """`value` as a detached tensor; numpy arrays are accepted and not copied."""
     if isinstance(value, np.ndarray):
         native = value.dtype.newbyteorder("=")
-        value = torch.from_numpy(value if value.flags.writeable and value.dtype == native else value.astype(native))
+        readable = value.flags.writeable and value.dtype == native and min(value.strides, default=0) >= 0
+        try:
+            value = torch.from_numpy(value if readable else np.array(value, dtype=native, order="C"))
+        except TypeError as error:  # objects, strings, long doubles
+            raise InputTypeError(f"{name} must hold numbers that torch knows, got dtype {value.dtype}") from error
     if not isinstance(value, Tensor):
         raise InputTypeError(f"{name} must be a torch tensor or a numpy array, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_meta:
+        raise InputTypeError(f"{name} must be a dense tensor with data, got layout {value.layout} on {value.device}")
     return value.detach()
 
 
 def check_matrix(value: Any, name: str) -> Tensor:
     """`value` as a finite floating matrix with at least one row and one column."""
     matrix = as_tensor(value, name)
-    if not matrix.is_floating_point():
+    if not matrix.is_floating_point() or matrix.dtype.itemsize < 2:
         raise InputTypeError(f"{name} must have a real floating dtype, got {matrix.dtype}; convert it with .float()")
     if matrix.dim() != 2 or 0 in matrix.shape:
         raise InputError(f"{name} must be a matrix of shape (rows, dim), neither of them 0, got {tuple(matrix.shape)}")
     for block in torch.split(matrix, block_rows(matrix.shape[1])):
         check_finite(block, name)
+        if float(block.abs().max()) > LARGEST:
+            raise InputError(f"{name} has entries beyond {LARGEST:g}, whose squares overflow; divide it by a constant")
     return matrix
 
 

@@ -46,7 +46,8 @@ def _trace_with_pinv(statistics: ClassStatistics, centre: Centre) -> float:
     zero.
 
     Kept are at most K - 1 (the rank that Sigma_B can have), and of these the eigenvalues above d eps lambda_1, the cut
-    of numpy.linalg.pinv. They come from a triangular factor, so the smallest kept one still has half the digits.
+    of torch.linalg.pinv and scipy.linalg.pinv. They come from a triangular factor, so the smallest kept one still has
+    half the digits.
     """
     _, singular, right = torch.linalg.svd(statistics.means_about(centre).factor, full_matrices=False)
     eigenvalues = singular.square() / statistics.classes

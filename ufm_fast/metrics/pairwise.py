@@ -1,7 +1,8 @@
 """Metrics over all pairs of classes, or of samples and classes: O(K^2 d) or O(N K d), a tile at a time.
 
 Exact by streaming tiles, or estimated from pairs (rows, for NC4) drawn without replacement, with the standard error of
-simple random sampling: s/sqrt(n) sqrt(1 - n/population).
+simple random sampling: s/sqrt(n) sqrt(1 - n/population). Rows that stand for unequal counts are drawn with
+replacement, by their counts, and the error is s/sqrt(n).
 """
 
 from __future__ import annotations
@@ -69,6 +70,13 @@ class Sampling:
             drawn = torch.unique(torch.cat([drawn, torch.randint(population, (size,), generator=generator)]))
         return drawn[torch.randperm(drawn.numel(), generator=generator)[:size]]
 
+    def draw_weighted(self, weights: Tensor, size: int) -> Tensor:
+        """`size` indices of `weights`, each drawn anew with a probability proportional to its weight."""
+        generator = torch.Generator().manual_seed(self.seed)
+        ends = weights.cpu().double().cumsum(0)
+        drawn = torch.rand(size, dtype=torch.float64, generator=generator) * ends[-1]
+        return torch.searchsorted(ends, drawn, right=True).clamp_max(len(ends) - 1)
+
 
 def equiangularity(matrix: View, sampling: Sampling) -> tuple[Estimate, float]:
     """(1/(K(K-1))) sum_{k != l} |cos(a_k, a_l) + 1/(K-1)|, and the largest cosine of two different rows.
@@ -115,14 +123,15 @@ def nc4(statistics: ClassStatistics, classifier: View, bias: Tensor | None, samp
     """Share of samples where argmax_k (w_k.h + b_k) is the class of the nearest class mean. 1 at collapse.
 
     Equal scores go to the lowest class. All classes compete in the argmax, those with samples in the nearest mean.
-    From a sample of rows it is a ratio estimate, weighted by counts; its error reads 0 when all drawn rows agree.
+    From a sample of rows its error reads 0 when all drawn rows agree.
     Time O(N K d). Source: Papyan, Han and Donoho, arXiv 2008.08186.
     """
     features, _, counts = statistics.rows
-    size = sampling.size(max(classifier.count, statistics.classes), features.shape[0], sampling.rows)
+    population, weighted = features.shape[0], bool((counts != counts[0]).any())
+    size = sampling.size(max(classifier.count, statistics.classes), population, sampling.rows)
     if size is not None:
-        chosen = sampling.draw(features.shape[0], size).to(features.device)
-        features, counts = features[chosen], counts[chosen]
+        chosen = sampling.draw_weighted(counts, size) if weighted else sampling.draw(population, size)
+        features = features[chosen.to(features.device)]
     zero = counts.new_zeros(classifier.count)
     agree = []
     for block in torch.split(features, sampling.tile):
@@ -131,11 +140,9 @@ def nc4(statistics: ClassStatistics, classifier: View, bias: Tensor | None, samp
         nearest = _best(statistics.about_classes(block), means, -means.norms.square() / 2, sampling.tile)
         agree.append(predicted == statistics.present[nearest])
     same = torch.cat(agree).to(torch.float64)
-    value = (counts * same).sum() / counts.sum()
     if size is None:
-        return Estimate(float(value))
-    residual = counts * (same - value) / counts.mean()
-    return Estimate(float(value), _stderr(residual, statistics.rows[0].shape[0]))
+        return Estimate(float((counts * same).sum() / counts.sum()))
+    return _estimate(same, None if weighted else population)
 
 
 def _best(points: Tensor, matrix: View, shift: Tensor, tile: int) -> Tensor:
@@ -186,10 +193,8 @@ def _pair_cosines(matrix: View, first: Tensor, second: Tensor) -> Tensor:
     return (matrix.take(first) * matrix.take(second)).sum(1) / (matrix.norms[first] * matrix.norms[second])
 
 
-def _estimate(values: Tensor, population: int) -> Estimate:
-    return Estimate(float(values.mean()), _stderr(values, population))
-
-
-def _stderr(values: Tensor, population: int) -> float:
+def _estimate(values: Tensor, population: int | None) -> Estimate:
+    """Mean of a sample without replacement from a population of that size, or with replacement (None)."""
     size = values.numel()
-    return float(values.std()) / math.sqrt(size) * math.sqrt(1 - size / population)
+    left = 1.0 if population is None else 1 - size / population
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(size) * math.sqrt(left))

@@ -28,7 +28,8 @@ class ClassStatistics:
     of classes, by default the largest label plus one. counts: (N,), row r stands for counts[r] equal samples (as in a
     solution reduced to class means; need not be whole), and then N above is their sum.
     Classes without samples have no mean: they are left out, and K above is the number of classes that have one.
-    Memory: the input, two (K, d) float64 arrays while the means are formed, one after. Time: O((N + K) d^2).
+    Memory: the input; two (K, d) float64 arrays while the means are formed, one after; and four float64 blocks of
+    max(2 d, 2^19 / d) rows or, where they are fewer, of all rows. Time: O((N + K) d^2).
 
     present: (K,) the labels that occur, ascending; every per-class array follows this order. class_counts: (K,) samples
     of each. samples: N. variances: (K,) mean |h_i - mu_k|^2 over the class. means: the class means about `origin`.

@@ -16,7 +16,7 @@ _OVERFLOW = "the value overflowed: lower learning_rate"
 @dataclass(frozen=True)
 class _Memory:
     rate: float
-    velocity: Point
+    velocity: Point | None = None  # None: at rest
     second: Point | None = None
     age: int = 0
 
@@ -39,29 +39,36 @@ class GradientDescent:
         if rate is None:
             # At the origin the curvature is that of the coupling alone; mu keeps the step finite at a flat start.
             rate = 1.0 / (1.5 * max(largest_curvature(objective, point), objective.problem.mu, 1e-12))
-        return State(point, objective.value_and_grad(point), _Memory(rate, point.zeros()))
+        return State(point, objective.value_and_grad(point), _Memory(rate))
 
     def step(self, objective: Objective, state: State) -> State:
         memory: _Memory = state.memory
-        gradient = state.evaluation.gradient
-        if self.nesterov and memory.age > 0:
-            gradient = objective.value_and_grad(state.point.axpy(self.momentum, memory.velocity)).gradient
+        gradient, velocity = state.evaluation.gradient, memory.velocity
+        if self.nesterov and velocity is not None:
+            gradient = objective.value_and_grad(state.point.axpy(self.momentum, velocity)).gradient
         if self.momentum == 0.0:
-            velocity, point = memory.velocity, state.point.axpy(-memory.rate, gradient)
+            point = state.point.axpy(-memory.rate, gradient)
         else:
-            velocity = memory.velocity.scale(self.momentum).axpy(-memory.rate, gradient)
+            velocity = _pushed(velocity, self.momentum, gradient, memory.rate)
             point = state.point.axpy(1.0, velocity)
         found = objective.value_and_grad(point)
         if not math.isfinite(found.value):
             if self.learning_rate is not None:
                 return State(state.point, state.evaluation, memory, Outcome.DIVERGED, _OVERFLOW)
-            return State(state.point, state.evaluation, _Memory(memory.rate / 4, point.zeros(), None, 0))
+            return State(state.point, state.evaluation, _Memory(memory.rate / 4))
         rate = memory.rate
         if self.learning_rate is None and found.value > state.evaluation.value * (1 + 1e-12):
             if rate < 1e-12:
                 return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers the value")
-            return State(state.point, state.evaluation, _Memory(rate / 2, point.zeros(), None, 0))
+            return State(state.point, state.evaluation, _Memory(rate / 2))
         return State(point, found, _Memory(rate, velocity, None, memory.age + 1))
+
+
+def _pushed(velocity: Point | None, momentum: float, gradient: Point, rate: float) -> Point:
+    """momentum velocity - rate gradient, a new point."""
+    if velocity is None:
+        return gradient.scale(-rate)
+    return velocity.zip(gradient, lambda v, g: v.mul(momentum).add_(g, alpha=-rate))
 
 
 class Adam:
@@ -80,6 +87,7 @@ class Adam:
 
     def step(self, objective: Objective, state: State) -> State:
         memory: _Memory = state.memory
+        assert memory.velocity is not None
         assert memory.second is not None
         g, age, (b1, b2) = state.evaluation.gradient, memory.age + 1, self.betas
         first = memory.velocity.zip(g, lambda m, x: m.mul(b1).add_(x, alpha=1 - b1))

@@ -65,7 +65,6 @@ def minimise(
     history: list[StepRecord] = []
     next_log = next(points)
     steps = 0
-    state: State | None = None
     progress = Progress()
     outcome, message = Outcome.MAX_STEPS, f"stopped after max_steps = {limit}; raise max_steps or resume"
 
@@ -75,8 +74,14 @@ def minimise(
         if on_log is not None:
             on_log(record, current.point)
 
+    interrupted = Outcome.INTERRUPTED, "interrupted; resume to go on"
     try:
         state = solver.init(objective, point)
+    except KeyboardInterrupt:
+        state = State(point, objective.value_and_grad(point))
+        return Run(state, 0, time.perf_counter() - started, *interrupted, history)
+    del point  # as large as a gradient, and no longer needed
+    try:
         while True:
             # Judged before the log point, so that the last step is always in the history.
             size = state.evaluation.gradient.norm()
@@ -98,9 +103,7 @@ def minimise(
             steps += 1
         log(state)
     except KeyboardInterrupt:
-        outcome, message = Outcome.INTERRUPTED, "interrupted; resume to go on"
-    if state is None:
-        state = State(point, objective.value_and_grad(point))
+        outcome, message = interrupted
     return Run(state, steps, time.perf_counter() - started, outcome, message, history)
 
 

@@ -22,7 +22,7 @@ class NewtonCG:
 
     name = "newton-cg"
 
-    def __init__(self, max_steps: int = 500, max_inner: int = 250, residual: float = 0.1) -> None:
+    def __init__(self, max_steps: int = 500, max_inner: int = 1000, residual: float = 0.1) -> None:
         self.max_steps, self.max_inner, self.residual = max_steps, max_inner, residual
 
     def init(self, objective: Objective, point: Point) -> State:
