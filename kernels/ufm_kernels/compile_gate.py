@@ -137,13 +137,17 @@ SIZES = {"rows": "i32", "classes": "i32", "depth": "i32", "width": "i32", "span"
 
 
 def squared_error_builds(architecture: int) -> Iterator[Build]:
-    for element, wide in (("bf16", False), ("fp16", False), ("fp32", True)):
+    for element, weight in (("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)):
+        wide = element == "fp32"
         if not (wide and architecture == 100):  # no float64 product there in this compiler: the library's is used
             tile = tile_of("gram", element, architecture)
-            types = {"X": f"*{element}", "out": "*fp64", "rows": "i32", "columns": "i32", "stride": "i32", "span": "i32"}
-            constants = {"WIDE": wide, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
+            types = {
+                "X": f"*{element}", "weight": "*fp32", "out": "*fp64", "rows": "i32", "columns": "i32", "stride": "i32",
+                "span": "i32",
+            }  # fmt: skip
+            constants = {"WIDE": wide, "WEIGHT": weight, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
             core = "mma.sync" if wide else TENSOR_CORE[architecture]
-            name = f"gram/{element}/{'float64' if wide else 'promoted'}"
+            name = f"gram/{element}/{'float64' if wide else 'promoted'}{'/weighted' if weight else ''}"
             yield Build(name, "squared_error.gram_kernel", architecture, tile, types, constants, core)
     for mode in ("bf16", "tf32", "bf16x3", "tf32x3"):
         operand, _, passes = MODES[mode]

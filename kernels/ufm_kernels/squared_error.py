@@ -19,10 +19,10 @@ from .primitives import contract, corner, load_tile, multiply, tile_at
 
 @triton.jit
 def gram_kernel(
-    X, out, rows, columns, stride, span,
-    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    X, weight, out, rows, columns, stride, span,
+    WIDE: tl.constexpr, WEIGHT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of X'X over `span` rows; tiles below the diagonal are left to the symmetric copy."""
+    """One tile of X' diag(weight) X over `span` rows; tiles below the diagonal are left to the symmetric copy."""
     row, column, part = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N, tl.program_id(2)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
     first, last = part * span, tl.minimum((part + 1) * span, rows)
@@ -31,7 +31,11 @@ def gram_kernel(
         a = load_tile(X, k, row, 0, last, columns, stride, BLOCK_K, BLOCK_M, False)
         b = load_tile(X, k, column, 0, last, columns, stride, BLOCK_K, BLOCK_N, False)
         if WIDE:
-            total = tl.dot(a.to(tl.float64).T, b.to(tl.float64), total, out_dtype=tl.float64)
+            left = a.to(tl.float64)
+            if WEIGHT:
+                r = k + tl.arange(0, BLOCK_K)
+                left *= tl.load(weight + r, mask=r < last, other=0.0).to(tl.float64)[:, None]
+            total = tl.dot(left.T, b.to(tl.float64), total, out_dtype=tl.float64)
         else:
             # A short sum in fp32, then float64: for devices without float64 tensor cores.
             total += multiply(a.T, b, tl.zeros((BLOCK_M, BLOCK_N), tl.float32)).to(tl.float64)
@@ -77,26 +81,31 @@ def squared_error_kernel(
 
 
 @on_device
-def gram(X, *, launch=None, parts=None):
-    """X'X (d, d) in float64 for X (rows, d) bfloat16, float16 or float32; the same bits from run to run.
+def gram(X, weight=None, *, launch=None, parts=None):
+    """X' diag(weight) X (d, d) in float64 for X (rows, d) bfloat16, float16 or float32; the same bits from run to run.
 
-    float32: float64 products (on the library where the device or the compiler has none). 16-bit: products are exact in
-    fp32, sums of a tile's depth of rows are fp32, and these are added up in float64.
+    weight: (rows,) fp32, or None for ones. float32: float64 products (on the library where the device or the compiler has
+    none). 16-bit: products are exact in fp32, sums of a tile's depth of rows are fp32, and these are added up in float64;
+    with weights, as float32 (a copy).
     """
     rows, columns = X.shape
+    if weight is not None:
+        X, weight = X.float(), *laid_out(weight)
+    X = X if X.stride(1) == 1 else X.contiguous()
     launch = launch or Launch.of("gram", X)
     tile = launch.tile
     wide = X.element_size() == 4
     if wide and X.is_cuda and not has_float64_cores(X.device):
-        return X.double().T @ X.double()
-    X = X if X.stride(1) == 1 else X.contiguous()
+        double = X.double()
+        return double.T @ (double if weight is None else double * weight[:, None])
     across = triton.cdiv(columns, tile.rows)
     parts = parts or max(1, min(64, 528 // across**2, triton.cdiv(rows, 8 * tile.depth)))
     span = triton.cdiv(triton.cdiv(rows, parts), tile.depth) * tile.depth
     out = X.new_zeros((parts, columns, columns), dtype=float64_of(X))
     gram_kernel[(across, triton.cdiv(columns, tile.columns), parts)](
-        X, out, rows, columns, X.stride(0), span,
-        WIDE=wide, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, **launch.compile_options(),
+        X, out if weight is None else weight, out, rows, columns, X.stride(0), span,
+        WIDE=wide, WEIGHT=weight is not None, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth,
+        **launch.compile_options(),
     )  # fmt: skip
     upper = out.sum(0).triu()
     return upper + upper.triu(1).T

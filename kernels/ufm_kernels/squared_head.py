@@ -44,8 +44,8 @@ def squared_error_value_and_grad(
     if row_weight is not None and row_weight.shape != (rows,):
         raise ValueError(f"row_weight: one for each of the {rows} rows, got shape {tuple(row_weight.shape)}")
     weights = torch.full((rows,), scale, device=features.device) if row_weight is None else row_weight * scale
-    root = features if row_weight is None else features.float() * row_weight.sqrt()[:, None]
-    classes_gram, rows_gram = gram(weight), gram(root) * scale
+    classes_gram = gram(weight)
+    rows_gram = gram(features) * scale if row_weight is None else gram(features, weights)
     total = weights.double().sum()
     mean = features.double().T @ weights.double() if bias is not None else None
     picked = target_logits(features, weight, bias, column)[:, 0]

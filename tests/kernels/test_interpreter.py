@@ -638,6 +638,9 @@ def test_gram_is_float64_grade(dtype, rows, classes, dim, seed, parts):
     X = torch.randn(rows + classes, dim, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
     found = gram(X, parts=parts)
     assert error(found, X.double().T @ X.double()) < (1e-14 if dtype == torch.float32 else 3e-7)
+    weight = torch.randn(rows + classes, generator=torch.Generator().manual_seed(seed + 1)).to(DEVICE)  # of either sign
+    expected = X.double().T @ (X.double() * weight[:, None])
+    assert float((gram(X, weight, parts=parts) - expected).norm() / X.double().square().sum()) < 1e-14
     assert torch.equal(found, found.T)
 
 

@@ -83,7 +83,7 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
 def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> int:
     """The same of the squared error: operands, weighted rows and their Gram matrices; nothing of size rows x classes."""
     chosen = MODES[_SQUARED_MODE[dtype]]
-    single = 4 * (2 * rows + classes) * dim  # the weighted rows, and float32 copies of H and W where they are not
+    single = 0 if dtype == torch.float32 else 4 * (rows + classes) * dim  # float32 copies of H and W
     double = 8 * max(rows, classes) * dim + 64 * dim**2  # a Gram matrix's copy where the device has no float64 cores
     return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + double
 
@@ -129,8 +129,8 @@ class TritonBackend:
     """Softmax and squared-error heads by Triton kernels. ``mode``: a precision of ufm_kernels instead of the dtype's own.
 
     ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when it runs out).
-    The last targets' layout, the chunk of each shape and whether weights are negative are remembered: results do not depend
-    on it, repeated calls do not wait for the device, and a solve repeats bit for bit.
+    The last targets' layout and the chunk of each shape are remembered: results do not depend on it, repeated calls do not
+    wait for the device, and a solve repeats bit for bit.
     The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 90 nats.
     Errors: InputError for an unknown mode, and by every method for float64 inputs.
     """
@@ -144,7 +144,6 @@ class TritonBackend:
         self.chunk = chunk
         self._tiled = TiledBackend()
         self._labels: _Labels | None = None
-        self._sign: tuple[Tensor, int, bool] | None = None
         self._chunks: dict[tuple[object, ...], int] = {}
 
     # ---- the interface ---------------------------------------------------------------------------------------------
@@ -239,8 +238,8 @@ class TritonBackend:
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
 
     def _squared_error(self, x: HeadInput, out: Gradients, mode: str) -> HeadResult:
-        # The driver takes the square root of the weights, and its value is a difference of Grams.
-        if by_residuals(x.targets, *x.weight.shape) or x.features.shape[0] == 0 or self._negative(x.row_weight):
+        # The driver's value is a difference of Grams.
+        if by_residuals(x.targets, *x.weight.shape) or x.features.shape[0] == 0:
             return self._tiled.head(x, out)
         out = out.cleared()
         buffers = _writable(out)
@@ -269,13 +268,6 @@ class TritonBackend:
         if found is None or found.targets is not x.targets or found.classes != classes:
             self._labels = found = _Labels.of(x.targets, classes)
         return found
-
-    def _negative(self, row_weight: Tensor) -> bool:
-        """Whether a weight is negative, as the incoming gradients of row losses may be."""
-        version, known = -1 if row_weight.is_inference() else row_weight._version, self._sign
-        if version < 0 or known is None or known[0] is not row_weight or known[1] != version:
-            self._sign = known = (row_weight, version, bool((row_weight < 0).any()))
-        return known[2]
 
     def _chunk_of(self, x: HeadInput, mode: str, *, one_pass: bool = False) -> int:
         """Rows of a chunk whose memory is there; 0 where none can be afforded and ``one_pass`` does without."""
