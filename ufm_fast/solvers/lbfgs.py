@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers import pairing
+from ufm_fast.solvers import pairing, target_coupling
 from ufm_fast.solvers.base import Progress, State, rounding
 from ufm_fast.solvers.line_search import Trial, line_search
 from ufm_fast.solvers.solution import Outcome
@@ -18,14 +18,14 @@ _LEVEL = "no step lowers value or gradient beyond rounding"
 @dataclass(frozen=True)
 class _Memory:
     pairs: tuple[Pair, ...] = ()
-    preconditioner: pairing.PairPreconditioner | None = None
+    preconditioner: pairing.PairPreconditioner | target_coupling.TargetPreconditioner | None = None
     age: int = 0
     progress: Progress = field(default_factory=Progress)
 
 
 class LBFGS:
-    """``history`` pairs of step and gradient change over an initial Hessian model: the paired one of ``pairing`` where it
-    applies (``precondition``), else a multiple of the identity. The first trial of each search is the full step.
+    """``history`` pairs of step and gradient change over an initial Hessian model: that of ``pairing`` or ``target_coupling``
+    where it applies (``precondition``), else a multiple of the identity. The first trial of each search is the full step.
     """
 
     name = "lbfgs"
@@ -35,6 +35,9 @@ class LBFGS:
         self.history, self.max_steps, self.precondition = history, max_steps, precondition
 
     def init(self, objective: Objective, point: Point) -> State:
+        if self.precondition and target_coupling.applicable(objective):
+            model = target_coupling.TargetPreconditioner.build(objective, point)
+            return State(point, objective.value_and_grad(point), _Memory((), model))
         if not (self.precondition and pairing.applicable(objective)):
             return State(point, objective.value_and_grad(point), _Memory())
         found = objective.value_and_grad(point, statistics=True)
@@ -80,8 +83,10 @@ class LBFGS:
     def _refresh(objective: Objective, state: State) -> _Memory:
         """Bring the preconditioner to the point now and then; early steps change the curvatures most."""
         memory: _Memory = state.memory
-        if memory.preconditioner is None or memory.age not in (5, 15, 40, 100, 200, 400):
+        if memory.preconditioner is None or not memory.preconditioner.due(memory.age):
             return memory
+        if isinstance(memory.preconditioner, target_coupling.TargetPreconditioner):
+            return replace(memory, preconditioner=target_coupling.TargetPreconditioner.build(objective, state.point))
         found = state.evaluation
         if found.statistics is None:
             found = objective.value_and_grad(state.point, statistics=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
+from ufm_fast.solvers import target_coupling
 from ufm_fast.solvers.base import State, rounding
 from ufm_fast.solvers.solution import Outcome
 
@@ -15,6 +17,9 @@ from ufm_fast.solvers.solution import Outcome
 class _Trust:
     radius: float
     failures: int = 0
+
+
+Inverse = Callable[[Point], Point]
 
 
 class NewtonCG:
@@ -36,10 +41,12 @@ class NewtonCG:
         if size == 0.0:
             return State(state.point, state.evaluation, trust, Outcome.STALLED, "the gradient is zero")
         relative = min(self.residual, math.sqrt(size / objective.gradient_scale(state.point)))
-        p, model = self._subproblem(objective, state.point, gradient, trust.radius, relative * size)
+        coupled = target_coupling.applicable(objective)
+        inverse = target_coupling.TargetPreconditioner.build(objective, state.point).apply if coupled else _same
+        p, model = _subproblem(objective, state.point, gradient, inverse, trust.radius, relative, self.max_inner)
         candidate = state.point.axpy(1.0, p)
         found = objective.value_and_grad(candidate)
-        ratio = _agreement(state.evaluation, found, model, rounding(objective, state.evaluation.value), size)
+        ratio = _agreement(state.evaluation, found, model, rounding(objective, state.evaluation.value), inverse)
         length = p.norm()
         radius = trust.radius
         if ratio < 0.25:
@@ -52,37 +59,50 @@ class NewtonCG:
             return State(state.point, state.evaluation, trust, Outcome.STALLED, "no step lowers value or gradient")
         return State(state.point, state.evaluation, _Trust(radius, trust.failures + 1))
 
-    def _subproblem(self, objective: Objective, x: Point, gradient: Point, radius: float, target: float) -> tuple[Point, float]:
-        """Minimise g'p + p'Hp/2 within the radius, to a residual of ``target``. Returns p and the model's decrease (< 0)."""
-        p = x.zeros()
-        r = gradient
-        direction = r.scale(-1.0)
-        square = r.dot(r)
-        model = 0.0
-        for _ in range(self.max_inner):
-            Hd = objective.hvp(x, direction)
-            curvature = direction.dot(Hd)
-            alpha = square / curvature if curvature > 0 else math.inf
-            along, length, now = p.dot(direction), direction.dot(direction), p.dot(p)
-            if not now + 2 * alpha * along + alpha * alpha * length < radius * radius:
-                tau = (-along + math.sqrt(max(along * along + length * (radius * radius - now), 0.0))) / length
-                model += tau * (r.dot(direction)) + 0.5 * tau * tau * curvature
-                return p.axpy(tau, direction), model
-            p = p.axpy(alpha, direction)
-            model -= 0.5 * alpha * square
-            r = r.axpy(alpha, Hd)
-            fresh = r.dot(r)
-            if math.sqrt(fresh) <= target:
-                break
-            direction = direction.scale(fresh / square).axpy(-1.0, r)
-            square = fresh
-        return p, model
+
+def _subproblem(
+    objective: Objective, x: Point, gradient: Point, inverse: Inverse, radius: float, relative: float, most: int
+) -> tuple[Point, float]:
+    """Minimise g'p + p'Hp/2 within the radius, until the residual has fallen to ``relative`` in the norm of ``inverse``.
+
+    Returns p and the model's decrease (< 0).
+    """
+    p, r, model = x.zeros(), gradient, 0.0
+    y = inverse(r)
+    direction, square = y.scale(-1.0), r.dot(y)
+    target = relative * gradient.norm()
+    for _ in range(most):
+        Hd = objective.hvp(x, direction)
+        curvature = direction.dot(Hd)
+        alpha = square / curvature if curvature > 0 else math.inf
+        along, length, now = p.dot(direction), direction.dot(direction), p.dot(p)
+        if not now + 2 * alpha * along + alpha * alpha * length < radius * radius:
+            tau = (-along + math.sqrt(max(along * along + length * (radius * radius - now), 0.0))) / length
+            model += tau * (r.dot(direction)) + 0.5 * tau * tau * curvature
+            return p.axpy(tau, direction), model
+        p = p.axpy(alpha, direction)
+        model -= 0.5 * alpha * square
+        r = r.axpy(alpha, Hd)
+        y = inverse(r)
+        fresh = r.dot(y)
+        if r.norm() <= target:
+            break
+        direction = direction.scale(fresh / square).axpy(-1.0, y)
+        square = fresh
+    return p, model
 
 
-def _agreement(old: Evaluation, new: Evaluation, model: float, noise: float, size: float) -> float:
-    """Actual over predicted decrease; within rounding of the value the gradient's norm is the judge."""
+def _same(g: Point) -> Point:
+    return g
+
+
+def _agreement(old: Evaluation, new: Evaluation, model: float, noise: float, inverse: Inverse) -> float:
+    """Actual over predicted decrease; within rounding of the value the gradient's norm, that of ``inverse``, is the judge."""
     if not math.isfinite(new.value):
         return -1.0
     if abs(new.value - old.value) <= noise and abs(model) <= noise:
-        return 1.0 if new.gradient.norm() < 0.9 * size else -1.0
+        if new.gradient.norm() < 0.9 * old.gradient.norm():
+            return 1.0
+        ratio = (new.value - old.value) / model if model < 0 else -1.0
+        return ratio if 0.5 < ratio < 2.0 else -1.0
     return (new.value - old.value) / model if model < 0 else -1.0

@@ -113,6 +113,11 @@ class PairPreconditioner:
     mu: float
     bias: Tensor | None
 
+    @staticmethod
+    def due(age: int) -> bool:
+        """Whether to build anew."""
+        return age in (5, 15, 40, 100, 200, 400)
+
     @classmethod
     def build(cls, objective: Objective, x: Point, evaluation: Evaluation) -> PairPreconditioner:
         """From the row statistics of ``evaluation`` at ``x`` (a point in the gauge of ``fix_gauge``)."""

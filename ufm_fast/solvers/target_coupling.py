@@ -1,0 +1,105 @@
+"""A preconditioner for several targets a row, whose logits are held together by curvatures far above all others.
+
+Near collapse off-target logits hardly curve the loss, and curvatures are of the order of mu; but the targets of a row share its
+softmax. With f_r the features of row r in the units of its logits, s_r that unit, w_r its weight, M_r its number of targets
+and p_e the softmax of its targets among themselves, that part of the Gauss-Newton matrix is J'J,
+
+    (J v)_e = sqrt(w_r M_r p_e) (dz_e - sum of p dz over the row's targets),     dz_e = f_r.dB_k + s_r B_k.dA_r + beta db_k
+
+with eigenvalues up to w |f|^2, a million mu and more. Its rank is below the number E of (row, target) entries, so mu + J'J is
+inverted by Woodbury's formula through the E x E matrix mu + J J', the inner products of features and of classes.
+(Our derivation; measured in DESIGN.md.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+
+#: Entries of rows with several targets, up to which their matrix is formed: 32 MiB, and five times that on the way.
+MOST_ENTRIES = 2048
+_EVERY = 30  # steps between two builds
+
+
+def applicable(objective: Objective) -> bool:
+    """Rows with several targets, few enough of them, in balanced variables and with nothing frozen."""
+    targets, problem = objective.targets, objective.problem
+    balanced = objective.variables == "balanced" and problem.freeze is None
+    return balanced and targets.indptr is not None and 0 < _several(objective).numel() <= MOST_ENTRIES
+
+
+def _several(objective: Objective) -> Tensor:
+    """Entries, in order, of the rows that have more than one target."""
+    targets = objective.targets
+    rows, _ = targets.slice(0, targets.rows)
+    return torch.nonzero(targets.sizes()[rows] > 1)[:, 0]
+
+
+@dataclass(frozen=True)
+class TargetPreconditioner:
+    """Inverse of mu + J'J at a point. ``rows``, ``columns``, ``coefficient``, ``p`` (E,); ``factor``: Cholesky, (E, E)."""
+
+    rows: Tensor
+    columns: Tensor
+    features: Tensor  # f of each entry, (E, d)
+    classes: Tensor  # s B of each entry, (E, d)
+    coefficient: Tensor
+    p: Tensor
+    factor: Tensor
+    mu: float
+    bias_scale: float
+
+    @staticmethod
+    def due(age: int) -> bool:
+        """Whether to build anew: often at first, when all curvatures change."""
+        return age in (3, 6, 10, 15, 20) or age % _EVERY == 0
+
+    @classmethod
+    def build(cls, objective: Objective, x: Point) -> TargetPreconditioner:
+        """At a point in the solver's variables."""
+        targets, mu = objective.targets, objective.problem.mu
+        entries = _several(objective)
+        rows, columns = (part[entries] for part in targets.slice(0, targets.rows))
+        unit = objective.logit_scale[rows]
+        features, classes = x.H[rows] * unit, x.W[columns]
+        z = torch.linalg.vecdot(features, classes).double()
+        bias = objective.bias(x)
+        if bias is not None:
+            z = z + bias[columns].double()
+        same = rows[:, None] == rows
+        p = torch.softmax(torch.where(same, z, -torch.inf), 1).diagonal()
+        weight = (objective.row_weight * targets.sizes())[rows].double()
+        coefficient = (weight * p).sqrt()
+        classes = classes * unit
+        beta = 0.0 if bias is None else objective.bias_scale
+        gram = torch.where(same, (classes @ classes.T).double(), 0.0)
+        gram += torch.where(columns[:, None] == columns, (features @ features.T).double() + beta**2, 0.0)
+        centred = coefficient[:, None] * (torch.eye(len(p), dtype=p.dtype, device=p.device) - same * p)
+        matrix = centred @ gram @ centred.T
+        # What rounding leaves of its zeros must not be negative; more than mu is still a preconditioner.
+        rounding = 10 * torch.finfo(objective.dtype).eps * float(matrix.diagonal().max())
+        matrix.diagonal().add_(max(mu, rounding))
+        factor = torch.linalg.cholesky(matrix)
+        return cls(rows, columns, features, classes, coefficient, p, factor, mu, beta)
+
+    def apply(self, g: Point) -> Point:
+        """(mu + J'J)^-1 g, a new point."""
+        change = torch.linalg.vecdot(self.features, g.W[self.columns]) + torch.linalg.vecdot(self.classes, g.H[self.rows])
+        change = change.double()
+        if g.b is not None:
+            change += self.bias_scale * g.b[self.columns].double()
+        pull = self.coefficient * (change - self._row_sum(self.p * change, g)[self.rows])
+        pull = self.coefficient * torch.cholesky_solve(pull[:, None], self.factor)[:, 0]
+        pull = (pull - self.p * self._row_sum(pull, g)[self.rows]).to(g.W.dtype)
+        W = g.W.index_add(0, self.columns, self.features * pull[:, None], alpha=-1)
+        H = g.H.index_add(0, self.rows, self.classes * pull[:, None], alpha=-1)
+        b = None if g.b is None else g.b.index_add(0, self.columns, pull.to(g.b.dtype), alpha=-self.bias_scale)
+        return Point(W, H, b).scale(1.0 / self.mu)
+
+    def _row_sum(self, values: Tensor, g: Point) -> Tensor:
+        return values.new_zeros(g.H.shape[0]).index_add_(0, self.rows, values)
