@@ -266,7 +266,9 @@ def survived(task: Task, most: int) -> Iterator[dict]:
         yield {**task._asdict(), "note": reason(error)}
 
 
-def run(tasks: list[Task], record: dict[str, str], table: Path, deadline: float, most: int) -> tuple[list[dict], list[Task]]:
+def run(
+    tasks: list[Task], record: dict[str, str], table: Path, deadline: float, most: int, passed: bool = True
+) -> tuple[list[dict], list[Task]]:
     """(all rows of the table, tasks that were left). Rows of earlier commits and devices stay; a task's come together."""
     rows, left = read(table), []
     done = {tuple(row[name] for name in Task._fields) for row in rows if all(row[x] == record[x] for x in ("commit", "device"))}
@@ -283,15 +285,15 @@ def run(tasks: list[Task], record: dict[str, str], table: Path, deadline: float,
         rows += found
         write(rows, table)
         if not usable():  # an illegal access ends the context: the table says so, and a new process does the rest
-            begin_again(deadline)
+            begin_again(deadline, passed)
         forget()
     return rows, left
 
 
-def begin_again(deadline: float) -> None:
-    """This command anew in a process of its own place, with the time that is left and without the value tests."""
+def begin_again(deadline: float, passed: bool) -> None:
+    """This command anew in a process of its own place, with the time that is left and the verdict of the value tests."""
     left = "inf" if deadline == float("inf") else f"{(deadline - time.monotonic()) / 60:.3f}"
-    command = [sys.executable, *sys.argv, "--skip-tests", "--minutes", left]
+    command = [sys.executable, *sys.argv, "--skip-tests", "--minutes", left, *([] if passed else ["--tests-failed"])]
     print("the device is lost to this process; going on in a new one", flush=True)
     os.execv(sys.executable, command)
 
@@ -302,6 +304,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two small shapes, two stages, few rounds")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes under the interpreter, without CUDA")
     parser.add_argument("--skip-tests", action="store_true", help="time without the value tests")
+    parser.add_argument("--tests-failed", action="store_true", help=argparse.SUPPRESS)  # in the process that this one replaced
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu", help="stem of the CSV and plots")
     chosen = parser.parse_args()
     deadline = time.monotonic() + 60 * chosen.minutes
@@ -310,10 +313,10 @@ def main() -> int:
         return 2
     if chosen.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
-    passed = chosen.skip_tests or chosen.rehearse or device_tests()
+    passed = not chosen.tests_failed and (chosen.skip_tests or chosen.rehearse or device_tests())
     table = chosen.out.with_suffix(".csv")
     few = 1 if chosen.rehearse else 3 if chosen.quick else 25
-    rows, left = run(plan(chosen.quick, chosen.rehearse), device_record(), table, deadline, few)
+    rows, left = run(plan(chosen.quick, chosen.rehearse), device_record(), table, deadline, few, passed)
     draw(rows, chosen.out)
     print(*fused_or_library(rows), sep="\n")
     verdict = "passed" if passed else "FAILED"

@@ -2,8 +2,8 @@
 
     python bench/pick_all.py [--problems 10] [--out FILE.csv]
 
-K = 32 classes, d = 32, 12 sets of one to three classes with 1 to 49 samples, lambda_W = lambda_H = 4e-6, lambda_b = 30, float64,
-the spectral start, L-BFGS with its Newton-CG finish.
+K = 32 classes, d = 32, 12 sets of one to three classes with 1 to 49 samples, lambda_W = lambda_H = 4e-6, lambda_b = 30,
+float64, the spectral start, L-BFGS with its Newton-CG finish.
 """
 
 from __future__ import annotations

@@ -359,7 +359,7 @@ def test_the_preconditioner_of_several_targets_inverts_what_it_says(bias: str) -
     x = make_start(objective, "normal", seed=2)
     v, targets = make_start(objective, "normal", seed=3), objective.targets
     if v.b is not None:
-        v = Point(v.W, v.H, torch.linspace(-1, 1, 7).double())
+        v = Point(v.W, v.H, torch.linspace(-1, 1, len(v.b)).double())
 
     def logits(*parts: torch.Tensor) -> torch.Tensor:
         head = objective.head_input(Point(*parts))

@@ -118,12 +118,10 @@ def second_factor(rows, ds, du, weight_fn, curvature_fn):
     """c of every row, rescaled for the rounding of E as the first factor is, and minus the derivative at each target."""
     z, known, offset, mass, kept = rows.z, rows.labels != -1, rows.offset, rows.mass, rows.kept
     unit = torch.where(known, torch.exp(z - offset[:, None]), 0.0)
-    total, count = unit.sum(1), known.sum(1).clamp_min(1)
-    whole = total + mass
-    ratio = torch.where(total > 0, mass / total, float("inf"))
-    lost = torch.log(whole) + offset - torch.logsumexp(torch.where(known, z, float("-inf")), 1)
-    log_ratio = torch.where(ratio.isfinite(), torch.log1p(ratio), lost)
-    probability = mass / whole
+    count = known.sum(1)
+    # A row without targets counts as one of logit zero.
+    whole = torch.where(count > 0, unit.sum(1), torch.exp(-offset)) + mass
+    count, log_ratio, probability = count.clamp_min(1), rows.log_ratio, rows.probability
     rescale = torch.where(kept > 0, mass / kept, 1.0)
     ds = ds * rescale
     slope, shift = weight_fn(log_ratio, probability), ds + (unit * du).sum(1)

@@ -176,7 +176,9 @@ def settled(rows: Rows, H: Tensor, W: Tensor, bias: Tensor | None, E, mode: Mode
 
 def coefficients(rows: Rows, smoothing: float) -> Tensor:
     """What the target columns of features and classes are multiplied by, (rows, T); the sign is minus."""
-    return torch.sub(rows.own, rows.scale[:, None], alpha=smoothing) if smoothing else rows.own
+    if not smoothing:
+        return rows.own
+    return torch.sub(rows.own, rows.scale[:, None], alpha=smoothing).masked_fill_(rows.labels == -1, 0.0)
 
 
 def finish(result: HeadResult, smoothing: float, z: Tensor, mean: Tensor | None) -> HeadResult:

@@ -32,14 +32,13 @@ def off_target_kernel(
         r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
-        z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
         # Rows past `classes` read zeros, which would count as logits: mask before the exponential.
         z = tl.where(c[None, :] < classes, z, float("-inf"))
         z = mask_targets(z, labels, r, c, rows, TARGETS)
         slot = statistics + tile_column.to(tl.int64) * rows + r
         plane = across.to(tl.int64) * rows
         tl.store(slot + 2 * plane, tl.max(z, 1), mask=r < rows)
-        e = tl.exp(z)
+        e = tl.exp(z - tl.load(offset + r, mask=r < rows, other=0.0)[:, None])
         tl.store(slot, tl.sum(e, 1), mask=r < rows)
         high = round_to(e, SINGLE)
         kept = high.to(tl.float32)
@@ -66,7 +65,7 @@ def kernel_name(passes, targets, size):
 
 @on_device
 def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, into=None, launch=None):
-    """Fill E (rows, stride) and return statistics (3, tiles, rows): sums of E, sums of rounded E, maxima of z - o.
+    """Fill E (rows, stride) and return statistics (3, tiles, rows): sums of E, sums of rounded E, maxima of z.
 
     Args:
         H, W: prepared operands (rows, halves * depth) and (classes, halves * depth), see `operands`.

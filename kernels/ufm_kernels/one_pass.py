@@ -59,9 +59,9 @@ def forward_kernel(
         z = multiply_halves(h, h_low, w.T, w_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES)
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
-        z = mask_targets(tl.where(c[None, :] < last, z - shift, float("-inf")), labels, r, c, rows, TARGETS)
+        z = mask_targets(tl.where(c[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS)
         peak = tl.maximum(peak, tl.max(z, 1))
-        z = tl.exp(z)
+        z = tl.exp(z - shift)
         mass += tl.sum(z, 1)
         e = round_to(z, SINGLE)
         e_low = round_to(z - e.to(tl.float32), SINGLE)
@@ -137,7 +137,7 @@ def forward(H, W, V, bias, offset, labels, *, passes, flag=None, into=None, laun
     """(statistics (3, parts, rows), E V (parts, rows, width) fp32) with E = exp(H W' + b - offset), zero at the targets.
 
     H, W and V are operands of `passes`; with float32 operands E is kept in tf32, else in bfloat16 (V then is, too).
-    Statistics are the sums of E and of rounded E and the maxima of z - offset. `flag`, `into` as in `off_target`.
+    Statistics are the sums of E and of rounded E and the maxima of z. `flag`, `into` as in `off_target`.
     """
     H, W, V, bias, offset, labels = laid_out(H, W, V, bias, offset, labels)
     halves = 1 if passes == 1 else 2

@@ -12,6 +12,7 @@ import triton.language as tl
 from .launch import check_written, laid_out, on_device
 
 HOSTILE = tl.constexpr(2.0**40)  # a wrong class leads by about 28 nats: from here on a row uses its maximum as the offset
+IMPOSSIBLE = tl.constexpr(2.0**-20)  # the targets alone weigh 1 at their mean, unless one has a logit of -inf
 BLOCKS = {"BLOCK": 64, "SPAN": 16, "num_warps": 4, "num_stages": 2}
 
 
@@ -59,12 +60,14 @@ def raise_kernel(
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mass, _, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
     base = tl.load(mean + r, mask=r < rows, other=0.0)
-    top = base + peak
+    top, count = peak, tl.zeros((BLOCK,), tl.int32)
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
         mass += tl.where(known, tl.exp(logit - base.to(tl.float64)), 0.0)
+        count += known.to(tl.int32)
         top = tl.maximum(top, tl.where(known, logit.to(tl.float32), float("-inf")))
-    hostile = (r < rows) & ((mass <= HOSTILE) == 0)  # nan is hostile, too
+    hostile = ((mass <= HOSTILE) == 0) | ((mass < IMPOSSIBLE) & (count > 0) & (top > float("-inf")))  # nan is hostile, too
+    hostile = hostile & (r < rows)
     tl.store(offset + r, top, mask=hostile)
     # Every program that finds one writes the same number.
     tl.store(flag, 1, mask=tl.max(hostile.to(tl.int32), 0) == 1)
@@ -77,6 +80,7 @@ def finish_kernel(
 ):  # fmt: skip
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
+    plane = tl.cast(plane, tl.int64)
     if not ROUNDED:
         kept = mass
     middle = tl.load(mean + r, mask=r < rows, other=0.0).to(tl.float64)
@@ -93,7 +97,7 @@ def finish_kernel(
         drift += tl.where(known, logit - middle, 0.0)
         least = tl.minimum(least, tl.where(known, logit, float("inf")))
         most = tl.maximum(most, tl.where(known, logit, float("-inf")))
-    margin = least - (peak + (middle + shift))
+    margin = least - peak
     # A row without targets counts as one target of logit zero, which is its mean.
     unit = tl.where(count == 0, tl.exp(-shift), unit)
     most = tl.where(most == float("-inf"), middle, most)

@@ -75,10 +75,11 @@ def test_a_lost_device_is_left_for_a_new_process(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", "table"])
     tasks = gpu.plan(quick=False, rehearse=True)[:1]
     table = tmp_path / "table.csv"
-    gpu.run(tasks, {"commit": "c", "device": "d"}, table, time.monotonic() + 600, 1)
+    gpu.run(tasks, {"commit": "c", "device": "d"}, table, time.monotonic() + 600, 1, passed=False)
     assert "illegal memory access" in table.read_text()
     assert begun[0][1:5] == ["gpu.py", "--out", "table", "--skip-tests"]
-    assert 0 < float(begun[0][-1]) <= 10
+    assert 0 < float(begun[0][-2]) <= 10
+    assert begun[0][-1] == "--tests-failed"
 
 
 @rehearsal

@@ -210,8 +210,8 @@ def test_rows_are_finished_from_their_sums(targets):
     def sweep(flag=None, into=None):
         if flag is not None and not bool(flag[0]):
             return into
-        parts = (u - rows.offset.cpu().double()[:, None]).split(20, 1)
-        e = [x.exp().float() for x in parts]
+        parts = u.split(20, 1)
+        e = [(x - rows.offset.cpu().double()[:, None]).exp().float() for x in parts]
         statistics = torch.stack([torch.stack([f(x) for x in xs]) for xs, f in (
             (e, lambda x: x.sum(1)), (e, lambda x: 0.99 * x.sum(1)), (parts, lambda x: x.amax(1).float()))
         ]).to(DEVICE)  # fmt: skip
@@ -294,6 +294,70 @@ def test_an_impossible_target_is_an_infinite_loss(driver, targets, scale):
     assert (result.losses[other] <= before[other] * (1 + 1e-4)).all()
     for found in gradients:
         assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+@pytest.mark.parametrize("base", [-30.0, -40.0, -100.0, -110.0, -200.0])
+@pytest.mark.parametrize("targets", [[0], [0, 1]])
+def test_an_impossible_target_pulls_as_far_as_it_can_whatever_the_others(driver, base, targets):
+    """All possible classes lie far below the offset that stands for -inf."""
+    case = Case(1, 4, 3, 0, "tf32x3", targets=len(targets))
+    case.labels = torch.tensor([targets], device=DEVICE)
+    case.features.zero_()
+    case.bias = torch.tensor([float("-inf"), base, base - 1, base - 1], device=DEVICE)
+    case.row_weight = torch.ones(1, device=DEVICE)
+    result, gradients = case.run(driver)
+    p = torch.softmax(case.bias.double(), 0) * len(targets)
+    p[targets] -= 1
+    assert float(result.losses) == float("inf")
+    torch.testing.assert_close(gradients[2].double(), p, rtol=1e-5, atol=1e-6)
+    assert gradients[0].isfinite().all()
+
+
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+@pytest.mark.parametrize("scale", [1e4, 1e9, 3e15, 1e30])
+def test_rows_move_to_their_maximum_itself(driver, scale):
+    """Not to the offset plus what lies between, which at 1e9 misses it by dozens of nats."""
+    case = Case(5, 9, 4, 1, "tf32x3", bias=False)
+    case.features *= scale
+    result, gradients = case.run(driver)
+    torch.testing.assert_close(result.losses.double(), case.reference()[0], rtol=1e-5, atol=1e-30)
+    for found, expected in zip(gradients, case.reference()[1], strict=True):
+        assert error(found, expected) < 1e-4
+
+
+def test_rows_without_targets_count_as_one_of_logit_zero_everywhere():
+    """Value, gradient by both drivers with smoothing, and the Hessian as the gradient's change."""
+    case = Case(6, 9, 5, 3, "tf32x3", targets=2)
+    case.labels[2] = -1
+    rest = {"weight_fn": rows_of.cross_entropy_weight, "mode": "tf32x3"}
+    single = torch.where(torch.arange(6, device=DEVICE) == 2, -1, case.labels[:, 0].clamp_min(0))
+    made = []
+    for driver in (head.softmax_value_and_grad, head.one_pass_value_and_grad):
+        outs = [torch.zeros_like(x) for x in (case.features, case.weight, case.bias)]
+        buffers = dict(zip(("grad_features", "grad_weight", "grad_bias"), outs, strict=True))
+        driver(case.features, case.weight, case.bias, single, case.row_weight, smoothing=0.1, **buffers, **rest)
+        made.append(outs)
+    for a, b in zip(*made, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    moves = [torch.randn_like(x) for x in (case.features, case.weight, case.bias)]
+    outs = [torch.zeros_like(x) for x in moves]
+    softmax_hvp(
+        case.features, case.weight, case.bias, case.labels, case.row_weight, mode="tf32x3",
+        **dict(zip(("d_features", "d_weight", "d_bias"), moves, strict=True)),
+        **dict(zip(("out_features", "out_weight", "out_bias"), outs, strict=True)),
+    )  # fmt: skip
+    parameters = [x.double().requires_grad_() for x in (case.features, case.weight, case.bias)]
+    z = parameters[0] @ parameters[1].T + parameters[2]
+    z = torch.cat((z, torch.zeros_like(z[:, :1])), 1)
+    z = torch.where((torch.arange(10, device=DEVICE) < 9) | (torch.arange(6, device=DEVICE) == 2)[:, None], z, float("-inf"))
+    index = torch.where(case.labels < 0, torch.tensor([9, -1], device=DEVICE), case.labels)
+    own = torch.where(index >= 0, z.gather(1, index.clamp_min(0)), 0.0)
+    losses = torch.where(index >= 0, z.logsumexp(1)[:, None] - own, 0.0).sum(1)
+    first = torch.autograd.grad((case.row_weight.double() * losses).sum(), parameters, create_graph=True)
+    expected = torch.autograd.grad(sum((a * b.double()).sum() for a, b in zip(first, moves, strict=True)), parameters)
+    for found, wanted in zip(outs, expected, strict=True):
+        assert error(found, wanted) < 1e-4
 
 
 @given(**sizes)
@@ -481,12 +545,14 @@ def test_off_target_kernel(mode, tma, rows, classes, dim, seed, targets):
     assert error(stored, u.exp()) < GRADIENT[mode]
     assert error(sums[0].sum(0), u.exp().sum(1)) < 1e-5
     assert error(sums[1].sum(0), stored.sum(1)) < 1e-5
-    torch.testing.assert_close(sums[2].amax(0).double(), u.amax(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums[2].amax(0).double(), u.amax(1) + offset.double(), rtol=1e-5, atol=1e-5)
     assert not E[:, classes:width].any()
-    before = E.clone()
+    before = E.clone(), sums.clone()
     flag = torch.zeros((), dtype=torch.int32, device=z.device)
-    off_target(H, W, None, offset * 0, labels, E, passes=chosen.passes, classes=classes, flag=flag, launch=launch)
-    assert torch.equal(E, before)
+    options = {"passes": chosen.passes, "classes": classes, "launch": launch}
+    assert off_target(H, W, None, offset * 0, labels, E, flag=flag, into=sums, **options) is sums
+    assert torch.equal(E, before[0])
+    assert torch.equal(sums, before[1])
 
 
 @pytest.mark.parametrize("tma", descriptors())

@@ -77,7 +77,8 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
     if chosen.logits != chosen.products:
         copies += operand_bytes(classes, dim, chosen.products, chosen.passes)
     of_chunk = operand_bytes(chunk or rows, dim, chosen.products, chosen.passes) + (8 * chunk * dim if second else 0)
-    return chunk_bytes(chunk, classes, mode) * 9 // 8 + of_chunk + matrices * copies
+    vectors = 64 * rows + (0 if chunk else 8 * rows * dim)  # of the rows; without E, its product with W and their sum
+    return chunk_bytes(chunk, classes, mode) * 9 // 8 + of_chunk + matrices * copies + vectors
 
 
 def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> int:

@@ -14,6 +14,7 @@ from ufm_fast.cli.flags import BY_NAME, SETTINGS, with_flags
 from ufm_fast.errors import InputError
 
 OK, FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+_TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken of
 
 app = typer.Typer(
     name="ufm-fast",
@@ -48,7 +49,7 @@ def solve(
         commands.print_presets(json)
         return
     code = commands.solve(given, config, out, resume, json=json, quiet=quiet, plots=plots)
-    raise typer.Exit(-code if code == INTERRUPTED else code)  # negative: it has been told
+    raise typer.Exit(_TOLD if code == INTERRUPTED else code)
 
 
 @app.command()
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.format_message()
         return _fail(message) if message else BAD_INPUT
-    return abs(int(code or OK))
+    return INTERRUPTED if code == _TOLD else int(code or OK)
 
 
 def _out_of_memory(error: Exception) -> bool:

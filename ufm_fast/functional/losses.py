@@ -247,8 +247,12 @@ def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor,
     tilt = (h * (level * matrix.index_select(0, labels).to(dtype) - share @ matrix.to(dtype))).sum(1)
     if bias is None:
         return tilt
-    own = bias.to(dtype)[labels]  # -inf: the loss is infinite already
-    return tilt + torch.where(own == -torch.inf, 0.0, level * own - share @ bias.to(dtype))
+    shift = bias.to(dtype)
+    # Where the target is impossible (-inf), the loss is infinite already, and must not become nan here; the gradient in the
+    # other classes' biases stays.
+    finite = shift.masked_fill(shift == -torch.inf, 0.0)
+    usual, spared = (level * b[labels] - share @ b for b in (shift, finite))
+    return tilt + torch.where(shift[labels] == -torch.inf, spared, usual)
 
 
 def _reduced(
