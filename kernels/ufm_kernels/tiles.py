@@ -40,7 +40,7 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target_wide", 16): {
         80: Tile(64, 128, 32, 8, 4),
         90: Tile(128, 128, 64, 8, 4, tma=True),
-        100: Tile(128, 64, 64, 8, 4, tma=True),
+        100: Tile(128, 64, 64, 4, 4, tma=True),
     },
     ("off_target_wide", 32): {
         80: Tile(64, 64, 32, 4, 3),

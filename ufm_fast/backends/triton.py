@@ -177,8 +177,8 @@ class TritonBackend:
             return self._tiled.head_hvp(x, v, out)
         out = out.cleared()
         buffers = _writable(out)
-        single = not loss.multi_label
-        slope, bend = (loss.weight, _curvature(loss)) if single else (kernel_rows.cross_entropy_weight, cross_entropy_curvature)
+        slope = _slope(loss)
+        bend = cross_entropy_curvature if slope is kernel_rows.cross_entropy_weight else _curvature(loss)
         features, weight = (  # the driver has no way to leave one out
             torch.zeros(like.shape, device=like.device) if buffer is None else buffer
             for buffer, like in ((buffers.features, x.features), (buffers.weight, x.weight))
@@ -203,7 +203,7 @@ class TritonBackend:
             return self._tiled.logit_products(x, right, left)
         with _on(x.weight.device):
             G = logit_gradient(
-                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), loss.weight, loss.smoothing,
+                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), _slope(loss), loss.smoothing,
                 chunk_rows=self._chunk_of(x, mode), mode=mode,
             )  # fmt: skip
             forward = backward = None
@@ -217,14 +217,12 @@ class TritonBackend:
 
     def _sweep(self, x: HeadInput, loss: SoftmaxLoss, labels: _Labels, padded: Tensor, out: Gradients, mode: str) -> _Swept:
         """Run a driver: losses of every row, gradients added into ``out``."""
-        plain = type(loss).weight is SoftmaxLoss.weight  # its g' is 1, which the driver need not be told
-        weight_fn: kernel_rows.LossFunction = kernel_rows.cross_entropy_weight if plain else loss.weight
         options: dict[str, Any] = {
             "grad_features": out.features, "grad_weight": out.weight, "grad_bias": out.bias, "mode": mode,
             "need_features": out.features is not None, "need_weight": out.weight is not None, "segments": labels.segments,
         }  # fmt: skip
         scale, value_fn = x.row_weight.float(), kernel_rows.cross_entropy_value
-        arguments = (x.features, x.weight, _bias(x), padded, scale, value_fn, weight_fn, loss.smoothing)
+        arguments = (x.features, x.weight, _bias(x), padded, scale, value_fn, _slope(loss), loss.smoothing)
         with _on(x.weight.device):
             chunk = self._chunk_of(x, mode, one_pass=x.features.shape[1] <= NARROW)
             if chunk == 0:
@@ -318,6 +316,11 @@ def _bias(x: HeadInput) -> Tensor | None:
 
 def _columns(x: Tensor) -> Iterator[Tensor]:
     return (part.float() for part in torch.split(x, _VECTORS, 1))
+
+
+def _slope(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
+    """g', by the driver's own name where it is 1: then nothing is multiplied."""
+    return kernel_rows.cross_entropy_weight if type(loss).weight is SoftmaxLoss.weight else loss.weight
 
 
 def _curvature(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
