@@ -12,6 +12,7 @@ from torch.func import grad, jacrev, vmap
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast import functional as fused
+from ufm_fast.errors import InputError
 from ufm_fast.functional import operators, target_sets
 from ufm_fast.targets import Targets
 
@@ -294,3 +295,11 @@ def test_a_penalty_on_the_gradient_through_a_network() -> None:
     ours = torch.autograd.grad(penalised(V, W, True), (V, W))
     for found, truth in zip(ours, torch.autograd.grad(penalised(V, W, False), (V, W)), strict=True):
         torch.testing.assert_close(found, truth)
+
+
+def test_vmap_over_target_sets_is_refused_in_words() -> None:
+    h, W, y = torch.randn(3, 5, 4).double(), torch.randn(6, 4).double(), torch.zeros(3, 5, 1, dtype=torch.long)
+    with pytest.raises(InputError, match="target must not be mapped over"):
+        vmap(lambda h, y: fused.linear_pick_all(h, W, y))(h, y)
+    expected = torch.stack([fused.linear_pick_all(x, W, y[0]) for x in h])
+    torch.testing.assert_close(vmap(lambda h: fused.linear_pick_all(h, W, y[0]))(h), expected)

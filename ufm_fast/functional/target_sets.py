@@ -49,6 +49,9 @@ def _csr(target: object) -> tuple[Tensor | None, Tensor]:
             raise InputError("target has counts other than 1, but each row of input is one sample; repeat the sets instead")
         return target.indptr, target.indices
     if isinstance(target, Tensor):
+        mapped = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(target)
+        if mapped:  # how many targets there are would differ from item to item
+            raise InputError("target must not be mapped over by vmap; give all rows in one call, or loop over them")
         return _from_tensor(target)
     if isinstance(target, Sequence) and not isinstance(target, str):
         sets = [integers(members, "target").reshape(-1) for members in target]
