@@ -301,5 +301,9 @@ def test_vmap_over_target_sets_is_refused_in_words() -> None:
     h, W, y = torch.randn(3, 5, 4).double(), torch.randn(6, 4).double(), torch.zeros(3, 5, 1, dtype=torch.long)
     with pytest.raises(InputError, match="target must not be mapped over"):
         vmap(lambda h, y: fused.linear_pick_all(h, W, y))(h, y)
+    with pytest.raises(InputError, match="target must not be mapped over"):
+        vmap(grad(lambda h, y: fused.linear_pick_all(h, W, y)))(h, y)
+    single = vmap(lambda h, y: fused.linear_pick_all(h, W, y))(h, y[..., 0])
+    torch.testing.assert_close(single, torch.stack([fused.linear_pick_all(x, W, y[0]) for x in h]))
     expected = torch.stack([fused.linear_pick_all(x, W, y[0]) for x in h])
     torch.testing.assert_close(vmap(lambda h: fused.linear_pick_all(h, W, y[0]))(h), expected)

@@ -17,7 +17,7 @@ from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
 from ufm_fast.solving import METHODS, make_solver
 from ufm_fast.starts import STARTS, make_start
-from ufm_fast.targets import TargetSets
+from ufm_fast.targets import Targets, TargetSets
 from ufm_fast.theory import closed_form
 
 PENALTIES = {"lambda_w": 3e-3, "lambda_h": 1e-3}
@@ -400,3 +400,21 @@ def test_where_several_targets_are_not_preconditioned(monkeypatch: pytest.Monkey
     assert not target_coupling.applicable(Objective(Problem(**{**sets, "target_sets": single})))
     monkeypatch.setattr(target_coupling, "MOST_ENTRIES", 3)
     assert not target_coupling.applicable(Objective(Problem(**sets)))
+
+
+@pytest.mark.parametrize("method", ["auto", "newton-cg"])
+def test_targets_that_coincide_leave_nothing_to_invert_and_no_traceback(method: str) -> None:
+    """Equal classes and huge factors: the centred inner products are rounding alone."""
+    sets = TargetSets.create([0, 2, 4], [0, 1, 0, 1], 4, [303761, 109674])
+    tiny = Problem(target_sets=sets, classes=4, loss="pick-all", dim=2, lambda_w=1e-12, lambda_h=1e-12, seed=187)
+    assert solve(tiny, method=method, start="normal", metrics=False, max_steps=40).steps > 0
+    single = Problem(target_sets=_sets(3, 9, 8), loss="pick-all", dim=6, lambda_w=1e-5, lambda_h=1e-5, dtype="float32")
+    W = 1e3 * torch.ones(single.num_classes, 6)
+    start = Point(W, 1e-3 * torch.ones(single.num_samples, 6), None)
+    assert solve(single, method=method, initial=start, metrics=False, max_steps=20).steps > 0
+
+
+def test_a_model_that_costs_more_than_it_saves_is_not_made() -> None:
+    for rows, expected in ((400, 0), (50, 150)):
+        targets = Targets(torch.arange(3 * rows) % 12, torch.arange(0, 3 * rows + 1, 3))
+        assert target_coupling.entries(targets, 12, 4) == expected

@@ -20,6 +20,7 @@ from ufm_fast.backends.residual import block_bytes
 from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.problem import Problem
+from ufm_fast.solvers import target_coupling
 from ufm_fast.solvers.alternating import check_loss
 from ufm_fast.theory.certificate import EXACT_CLASSES, held_bytes
 
@@ -101,13 +102,14 @@ def make_plan(
     dtype = compute_dtype(problem.torch_dtype)
     size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
     known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or problem.loss.name == "mse"}
+    coupled = 48 * target_coupling.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
     vectors = {**known, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
     flops = _flops(problem, R)
     plan = Plan(
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=d, reduce=chosen, rows=R, rows_unreduced=N,
-        parameters=size, gradient=size, methods=_method_bytes(vectors, size, d),
+        parameters=size, gradient=size, methods=_method_bytes(vectors, size, d, coupled),
         flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
         certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
     )  # fmt: skip
@@ -130,9 +132,12 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) 
     return 2.0 * size**3 / best
 
 
-def _method_bytes(vectors: dict[str, int], size: int, dim: int) -> dict[str, int]:
-    """What each method holds: vectors of the size of the parameters, and alternating its d x d factorisations."""
-    return {name: number * size + (5 * 8 * dim**2 if name == "alternating" else 0) for name, number in vectors.items()}
+def _method_bytes(vectors: dict[str, int], size: int, dim: int, coupled: int) -> dict[str, int]:
+    """What each method holds: vectors of the size of the parameters, alternating its d x d factorisations, and those with a
+    model of several targets a row that.
+    """
+    own = {"alternating": 5 * 8 * dim**2, "lbfgs": coupled, "newton-cg": coupled}
+    return {name: number * size + own.get(name, 0) for name, number in vectors.items()}
 
 
 def _with_rows(problem: Problem) -> int:

@@ -82,10 +82,10 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
 
 
 def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> int:
-    """The same of the squared error: operands, weighted rows and their Gram matrices; nothing of size rows x classes."""
+    """The same of the squared error: operands and Gram matrices; nothing of size rows x classes."""
     chosen = MODES[_SQUARED_MODE[dtype]]
     single = 0 if dtype == torch.float32 else 4 * (rows + classes) * dim  # float32 copies of H and W
-    double = 8 * max(rows, classes) * dim + 64 * dim**2  # a Gram matrix's copy where the device has no float64 cores
+    double = 8 * max(2 * rows, classes) * dim + 64 * dim**2  # copies for a Gram matrix where the device has no float64 cores
     return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + double
 
 

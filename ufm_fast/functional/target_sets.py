@@ -49,8 +49,9 @@ def _csr(target: object) -> tuple[Tensor | None, Tensor]:
             raise InputError("target has counts other than 1, but each row of input is one sample; repeat the sets instead")
         return target.indptr, target.indices
     if isinstance(target, Tensor):
-        mapped = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(target)
-        if mapped:  # how many targets there are would differ from item to item
+        if (
+            target.dim() > 1 and not torch.compiler.is_compiling() and _mapped(target)
+        ):  # each item has its own number of targets
             raise InputError("target must not be mapped over by vmap; give all rows in one call, or loop over them")
         return _from_tensor(target)
     if isinstance(target, Sequence) and not isinstance(target, str):
@@ -60,6 +61,16 @@ def _csr(target: object) -> tuple[Tensor | None, Tensor]:
     raise InputTypeError(
         f"target must be Targets, TargetSets, an integer tensor (N, m) or a sequence of sequences, got {type(target).__name__}"
     )
+
+
+def _mapped(x: Tensor) -> bool:
+    """Whether vmap maps over it, inside whatever other transforms."""
+    inside = torch._C._functorch
+    while inside.is_functorch_wrapped_tensor(x):
+        if inside.is_batchedtensor(x):
+            return True
+        x = inside.get_unwrapped(x)
+    return False
 
 
 def _from_tensor(target: Tensor) -> tuple[Tensor | None, Tensor]:

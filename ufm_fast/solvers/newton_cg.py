@@ -42,11 +42,12 @@ class NewtonCG:
             return State(state.point, state.evaluation, trust, Outcome.STALLED, "the gradient is zero")
         relative = min(self.residual, math.sqrt(size / objective.gradient_scale(state.point)))
         coupled = target_coupling.applicable(objective)
-        inverse = target_coupling.TargetPreconditioner.build(objective, state.point).apply if coupled else _same
+        built = target_coupling.TargetPreconditioner.build(objective, state.point) if coupled else None
+        inverse = _same if built is None else built.apply
         p, model = _subproblem(objective, state.point, gradient, inverse, trust.radius, relative, self.max_inner)
         candidate = state.point.axpy(1.0, p)
         found = objective.value_and_grad(candidate)
-        ratio = _agreement(state.evaluation, found, model, rounding(objective, state.evaluation.value), inverse)
+        ratio = _agreement(state.evaluation, found, model, rounding(objective, state.evaluation.value))
         length = p.norm()
         radius = trust.radius
         if ratio < 0.25:
@@ -63,9 +64,9 @@ class NewtonCG:
 def _subproblem(
     objective: Objective, x: Point, gradient: Point, inverse: Inverse, radius: float, relative: float, most: int
 ) -> tuple[Point, float]:
-    """Minimise g'p + p'Hp/2 within the radius, until the residual has fallen to ``relative`` in the norm of ``inverse``.
+    """Minimise g'p + p'Hp/2 within the radius, until the residual has fallen to ``relative`` of the gradient.
 
-    Returns p and the model's decrease (< 0).
+    ``inverse``: the preconditioner. Returns p and the model's decrease (< 0).
     """
     p, r, model = x.zeros(), gradient, 0.0
     y = inverse(r)
@@ -96,13 +97,15 @@ def _same(g: Point) -> Point:
     return g
 
 
-def _agreement(old: Evaluation, new: Evaluation, model: float, noise: float, inverse: Inverse) -> float:
-    """Actual over predicted decrease; within rounding of the value the gradient's norm, that of ``inverse``, is the judge."""
+def _agreement(old: Evaluation, new: Evaluation, model: float, noise: float) -> float:
+    """Actual over predicted decrease. Within rounding of the value the gradient's norm is the judge, and what the value says
+    counts only where it is the model's, within a fifth.
+    """
     if not math.isfinite(new.value):
         return -1.0
-    if abs(new.value - old.value) <= noise and abs(model) <= noise:
-        if new.gradient.norm() < 0.9 * old.gradient.norm():
-            return 1.0
-        ratio = (new.value - old.value) / model if model < 0 else -1.0
-        return ratio if 0.5 < ratio < 2.0 else -1.0
-    return (new.value - old.value) / model if model < 0 else -1.0
+    ratio = (new.value - old.value) / model if model < 0 else -1.0
+    if abs(new.value - old.value) > noise or abs(model) > noise:
+        return ratio
+    if new.gradient.norm() < 0.9 * old.gradient.norm():
+        return 1.0
+    return ratio if 0.8 < ratio < 1.25 else -1.0

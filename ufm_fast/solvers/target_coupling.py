@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
+from ufm_fast.targets import Targets
 
 #: Entries of rows with several targets, up to which their matrix is formed: 32 MiB, and five times that on the way.
 MOST_ENTRIES = 2048
@@ -28,14 +29,21 @@ _EVERY = 30  # steps between two builds
 
 def applicable(objective: Objective) -> bool:
     """Rows with several targets, few enough of them, in balanced variables and with nothing frozen."""
-    targets, problem = objective.targets, objective.problem
-    balanced = objective.variables == "balanced" and problem.freeze is None
-    return balanced and targets.indptr is not None and 0 < _several(objective).numel() <= MOST_ENTRIES
+    balanced = objective.variables == "balanced" and objective.problem.freeze is None
+    return balanced and entries(objective.targets, objective.problem.num_classes, objective.problem.dim) > 0
 
 
-def _several(objective: Objective) -> Tensor:
+def entries(targets: Targets, classes: int, dim: int) -> int:
+    """E, or 0 where the matrix is too large, or not small and to build it costs more than five gradients."""
+    if targets.indptr is None:
+        return 0
+    E, R = _several(targets).numel(), targets.rows
+    cheap = E <= 256 or E**3 / 3 + 4 * E**2 * dim <= 5 * 6 * R * classes * dim
+    return E if cheap and E <= MOST_ENTRIES else 0
+
+
+def _several(targets: Targets) -> Tensor:
     """Entries, in order, of the rows that have more than one target."""
-    targets = objective.targets
     rows, _ = targets.slice(0, targets.rows)
     return torch.nonzero(targets.sizes()[rows] > 1)[:, 0]
 
@@ -57,14 +65,14 @@ class TargetPreconditioner:
     @staticmethod
     def due(age: int) -> bool:
         """Whether to build anew: often at first, when all curvatures change."""
-        return age in (3, 6, 10, 15, 20) or age % _EVERY == 0
+        return age in (3, 6, 10, 15, 20) or (age > 0 and age % _EVERY == 0)
 
     @classmethod
-    def build(cls, objective: Objective, x: Point) -> TargetPreconditioner:
-        """At a point in the solver's variables."""
+    def build(cls, objective: Objective, x: Point) -> TargetPreconditioner | None:
+        """At a point in the solver's variables; None where rounding leaves nothing to invert."""
         targets, mu = objective.targets, objective.problem.mu
-        entries = _several(objective)
-        rows, columns = (part[entries] for part in targets.slice(0, targets.rows))
+        several = _several(targets)
+        rows, columns = (part[several] for part in targets.slice(0, targets.rows))
         unit = objective.logit_scale[rows]
         features, classes = x.H[rows] * unit, x.W[columns]
         z = torch.linalg.vecdot(features, classes).double()
@@ -73,19 +81,21 @@ class TargetPreconditioner:
             z = z + bias[columns].double()
         same = rows[:, None] == rows
         p = torch.softmax(torch.where(same, z, -torch.inf), 1).diagonal()
-        weight = (objective.row_weight * targets.sizes())[rows].double()
-        coefficient = (weight * p).sqrt()
+        coefficient = ((objective.row_weight * targets.sizes())[rows].double() * p).sqrt()
         classes = classes * unit
         beta = 0.0 if bias is None else objective.bias_scale
-        gram = torch.where(same, (classes @ classes.T).double(), 0.0)
-        gram += torch.where(columns[:, None] == columns, (features @ features.T).double() + beta**2, 0.0)
-        centred = coefficient[:, None] * (torch.eye(len(p), dtype=p.dtype, device=p.device) - same * p)
-        matrix = centred @ gram @ centred.T
+        gram = torch.where(same, classes.double() @ classes.double().T, 0.0)
+        gram += torch.where(columns[:, None] == columns, features.double() @ features.double().T + beta**2, 0.0)
         # What rounding leaves of its zeros must not be negative; more than mu is still a preconditioner.
-        rounding = 10 * torch.finfo(objective.dtype).eps * float(matrix.diagonal().max())
-        matrix.diagonal().add_(max(mu, rounding))
-        factor = torch.linalg.cholesky(matrix)
-        return cls(rows, columns, features, classes, coefficient, p, factor, mu, beta)
+        least = float(gram.diagonal().max() * coefficient.max() ** 2) * len(p) * torch.finfo(gram.dtype).eps
+        for _ in range(2):  # centre one side, then the other
+            weighted = gram.new_zeros(targets.rows, len(p)).index_add_(0, rows, p[:, None] * gram)
+            gram = (coefficient[:, None] * (gram - weighted[rows])).T
+        for raised in (1.0, 1e3, 1e6):
+            factor, failed = torch.linalg.cholesky_ex(gram + max(mu, raised * least) * torch.eye(len(p)).to(gram))
+            if not int(failed):
+                return cls(rows, columns, features, classes, coefficient, p, factor, mu, beta)
+        return None
 
     def apply(self, g: Point) -> Point:
         """(mu + J'J)^-1 g, a new point."""
