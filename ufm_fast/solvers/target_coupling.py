@@ -50,10 +50,14 @@ def _several(targets: Targets) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetPreconditioner:
-    """Inverse of mu + J'J at a point. ``rows``, ``columns``, ``coefficient``, ``p`` (E,); ``factor``: Cholesky, (E, E)."""
+    """Inverse of mu + J'J at a point. ``rows``, ``columns``, ``coefficient``, ``p`` (E,); ``factor``: Cholesky, (E, E).
+
+    ``group`` (E,): the rows among those with several targets, of which there are fewer than E however many have one.
+    """
 
     rows: Tensor
     columns: Tensor
+    group: Tensor
     features: Tensor  # f of each entry, (E, d)
     classes: Tensor  # s B of each entry, (E, d)
     coefficient: Tensor
@@ -73,6 +77,7 @@ class TargetPreconditioner:
         targets, mu = objective.targets, objective.problem.mu
         several = _several(targets)
         rows, columns = (part[several] for part in targets.slice(0, targets.rows))
+        group = torch.unique_consecutive(rows, return_inverse=True)[1]
         unit = objective.logit_scale[rows]
         features, classes = x.H[rows] * unit, x.W[columns]
         z = torch.linalg.vecdot(features, classes).double()
@@ -89,12 +94,11 @@ class TargetPreconditioner:
         # What rounding leaves of its zeros must not be negative; more than mu is still a preconditioner.
         least = float(gram.diagonal().max() * coefficient.max() ** 2) * len(p) * torch.finfo(gram.dtype).eps
         for _ in range(2):  # centre one side, then the other
-            weighted = gram.new_zeros(targets.rows, len(p)).index_add_(0, rows, p[:, None] * gram)
-            gram = (coefficient[:, None] * (gram - weighted[rows])).T
+            gram = (coefficient[:, None] * (gram - _row_sum(p[:, None] * gram, group))).T
         for raised in (1.0, 1e3, 1e6):
             factor, failed = torch.linalg.cholesky_ex(gram + max(mu, raised * least) * torch.eye(len(p)).to(gram))
             if not int(failed):
-                return cls(rows, columns, features, classes, coefficient, p, factor, mu, beta)
+                return cls(rows, columns, group, features, classes, coefficient, p, factor, mu, beta)
         return None
 
     def apply(self, g: Point) -> Point:
@@ -103,13 +107,15 @@ class TargetPreconditioner:
         change = change.double()
         if g.b is not None:
             change += self.bias_scale * g.b[self.columns].double()
-        pull = self.coefficient * (change - self._row_sum(self.p * change, g)[self.rows])
+        pull = self.coefficient * (change - _row_sum(self.p * change, self.group))
         pull = self.coefficient * torch.cholesky_solve(pull[:, None], self.factor)[:, 0]
-        pull = (pull - self.p * self._row_sum(pull, g)[self.rows]).to(g.W.dtype)
+        pull = (pull - self.p * _row_sum(pull, self.group)).to(g.W.dtype)
         W = g.W.index_add(0, self.columns, self.features * pull[:, None], alpha=-1)
         H = g.H.index_add(0, self.rows, self.classes * pull[:, None], alpha=-1)
         b = None if g.b is None else g.b.index_add(0, self.columns, pull.to(g.b.dtype), alpha=-self.bias_scale)
         return Point(W, H, b).scale(1.0 / self.mu)
 
-    def _row_sum(self, values: Tensor, g: Point) -> Tensor:
-        return values.new_zeros(g.H.shape[0]).index_add_(0, self.rows, values)
+
+def _row_sum(values: Tensor, group: Tensor) -> Tensor:
+    """At each entry, the sum of ``values`` (E, ...) over the entries of its row."""
+    return torch.zeros_like(values).index_add_(0, group, values)[group]
