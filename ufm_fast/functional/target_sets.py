@@ -49,9 +49,8 @@ def _csr(target: object) -> tuple[Tensor | None, Tensor]:
             raise InputError("target has counts other than 1, but each row of input is one sample; repeat the sets instead")
         return target.indptr, target.indices
     if isinstance(target, Tensor):
-        if (
-            target.dim() > 1 and not torch.compiler.is_compiling() and _mapped(target)
-        ):  # each item has its own number of targets
+        # Each item would have its own number of targets.
+        if target.dim() > 1 and not torch.compiler.is_compiling() and _mapped(target):
             raise InputError("target must not be mapped over by vmap; give all rows in one call, or loop over them")
         return _from_tensor(target)
     if isinstance(target, Sequence) and not isinstance(target, str):

@@ -84,10 +84,10 @@ def _subproblem(
         p = p.axpy(alpha, direction)
         model -= 0.5 * alpha * square
         r = r.axpy(alpha, Hd)
-        y = inverse(r)
-        fresh = r.dot(y)
         if r.norm() <= target:
             break
+        y = inverse(r)
+        fresh = r.dot(y)
         direction = direction.scale(fresh / square).axpy(-1.0, y)
         square = fresh
     return p, model
