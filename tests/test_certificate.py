@@ -13,10 +13,12 @@ from strategies import problems, random_point
 from test_solvers import CASES, build
 
 from ufm_fast import Point, Problem, solve
+from ufm_fast.losses import Focal
 from ufm_fast.objective import Objective
 from ufm_fast.theory import certificate as certificate_module
-from ufm_fast.theory import closed_form, focal_minimum
+from ufm_fast.theory import closed_form, focal_gap, focal_minimum
 from ufm_fast.theory.certificate import certify
+from ufm_fast.theory.following import balanced_bound, following_bound
 from ufm_fast.theory.operator_norm import dense_norm, split_norm
 
 
@@ -139,6 +141,66 @@ def test_with_a_bias_the_focal_minimum_is_no_simplex_where_the_gap_jumps():
     assert [closed_form(p) is None for p in (problem, penalised, unbiased)] == [True, True, False]
     gentle = replace(problem, lambda_w=0.03, lambda_h=0.03)
     assert solve(gentle, metrics=False).value == pytest.approx(closed_form(gentle).value, rel=1e-10)
+
+
+@pytest.mark.parametrize("bias", ["free", "penalised"])
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
+@pytest.mark.parametrize("ratio", [0.3, 0.9, 1.05, 1.4])
+@pytest.mark.parametrize("counts", [[4] * 9, [5, 4, 4, 3, 2], [12, 3, 1]])
+def test_focal_with_a_bias_is_certified_beyond_its_convex_part(counts, ratio, gamma, bias):
+    """Pulls above 1, where the convex envelope proves less by up to a tenth: rows that follow the bias are tight."""
+    mu = ratio * max(counts) ** 0.5 / sum(counts)
+    lambda_b = 0.1 if bias == "penalised" else 0.0
+    problem = Problem(
+        counts=counts, dim=9, loss="focal", gamma=gamma, lambda_w=0.5 * mu, lambda_h=2.0 * mu, bias=bias, lambda_b=lambda_b
+    )
+    objective = Objective(problem)
+    found = [solve(problem, start=start, metrics=False) for start in ("spectral", "normal")]
+    best = min(found, key=lambda solution: solution.value)
+    assert best.certificate.relative_gap < 1e-7
+    assert best.certificate.kind == "exact"
+    near = objective.from_model(*_model(best.point))
+    for seed in range(12):
+        noise = random_point(objective, seed, 10.0 ** (seed % 6 - 4))
+        x = objective.to_model(noise if seed % 2 else near.axpy(1.0, noise))
+        assert certify(problem, objective.rows, x).lower_bound <= best.value * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "gamma", "ratio"), [([1, 4, 12, 44], 3.0, 0.3), ([7, 1, 1, 1, 1], 2.0, 0.5), ([9, 5, 1], 8.0, 0.7)]
+)
+def test_a_bound_that_follows_the_bias_is_below_every_value_found(counts, gamma, ratio):
+    """Partly collapsed classes, where it is not tight, from points good and bad and with any upper bound on the minimum."""
+    mu = ratio * max(counts) ** 0.5 / sum(counts)
+    for bias, lambda_b in (("free", 0.0), ("penalised", 1e-3), ("penalised", 3.0)):
+        problem = Problem(
+            counts=counts, dim=6, loss="focal", gamma=gamma, lambda_w=mu, lambda_h=mu, bias=bias, lambda_b=lambda_b
+        )
+        objective = Objective(problem)
+        found = [solve(replace(problem, seed=seed), start="normal", metrics=False) for seed in range(4)]
+        best = min(found, key=lambda solution: solution.value)
+        near = objective.from_model(*_model(best.point))
+        for seed in range(30):
+            x = near.axpy(1.0, random_point(objective, seed, 10.0 ** (seed % 6 - 4)))
+            bound = following_bound(
+                problem, objective.rows, objective.to_model(x), best.value * (1.0 + 10.0 ** (-seed % 9 - 7))
+            )
+            assert bound <= best.value * (1 + 1e-12)
+        for scale in (0.0, 1e4, 1e30):
+            x = objective.to_model(random_point(objective, 1, scale))
+            assert 0.0 <= following_bound(problem, objective.rows, x, best.value) <= best.value
+
+
+@settings(max_examples=60)
+@given(classes=st.integers(2, 60), gamma=st.sampled_from([0.25, 1.0, 2.0, 3.0, 8.0]), kappa=st.floats(0.05, 1.6))
+def test_the_balanced_bound_meets_the_simplex_but_close_to_the_jump(classes, gamma, kappa):
+    """It is never above; and away from the penalty at which the gap jumps to zero, where other states win, it is tight."""
+    mu = kappa / classes
+    bound, simplex = balanced_bound(Focal(gamma=gamma), classes, 1, mu), focal_minimum(classes, 1, mu, mu, gamma)
+    assert simplex * (1 - 3e-4) <= bound <= simplex * (1 + 1e-13)
+    gaps = [focal_gap(classes, 1, factor * mu, factor * mu, gamma) > 0 for factor in (0.99, 1.01)]
+    if gaps[0] == gaps[1]:
+        assert bound == pytest.approx(simplex, rel=1e-12)
 
 
 def test_low_dimension_is_bounded_but_not_certified():

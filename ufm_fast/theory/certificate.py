@@ -6,7 +6,8 @@ a row's loss in its logits. Any theta in [0, 1] with theta |G| <= mu, G having r
 
     cross-entropy, smoothing   LB = sum_r (n_r/N) Entropy(q_r),               q_r = t_r + theta g_r
     pick-all                   LB = sum_r (n_r/N) M_r Entropy(q_r),           q_r = (1_S + theta g_r) / M_r
-    focal (through phi(u), u the log off-target mass, made convex beyond the point where its slope c reaches 1)
+    focal (through phi(u), u the log off-target mass, made convex beyond the point where its slope c reaches 1; with a
+    bias and up to 1,024 classes also, without that envelope, by rows that follow the bias: `following`)
                                LB = sum_r (n_r/N) [theta c_r Entropy(E_r/s_r) - phi*(theta c_r)]
     squared error              LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample)
 
@@ -40,6 +41,8 @@ from ufm_fast.losses import Focal, SoftmaxLoss
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
+from ufm_fast.theory.focal import Rise, phi
+from ufm_fast.theory.following import MOST_CLASSES, balanced_bound, following_bound
 from ufm_fast.theory.operator_norm import NormBound, dense_norm, split_norm
 
 #: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
@@ -88,8 +91,19 @@ def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = 
     bound = dual.lower_bound(_theta(norm, problem.mu))
     if isinstance(dual, _SoftmaxDual) and dual.signed and 0.0 < norm.value < problem.mu:
         bound = max(bound, dual.lower_bound(problem.mu / norm.value))
+    if isinstance(problem.loss, Focal) and problem.bias != "none":
+        bound = max(bound, _biased_focal(problem, rows, x, value, max(bound, 0.0)))
     kind = "none" if not math.isfinite(bound) else "exact" if norm.failure_probability == 0 else "probabilistic"
     return _finish(kind, value, bound, norm.value / problem.mu, norm.failure_probability)
+
+
+def _biased_focal(problem: Problem, rows: Rows, x: Point, value: float, known: float) -> float:
+    """What the rows that follow the bias prove (`following`), where the convex envelope's bound ``known`` is not tight."""
+    assert isinstance(problem.loss, Focal)
+    counts = problem.counts
+    if bool((counts == counts[0]).all()):
+        known = max(known, balanced_bound(problem.loss, len(counts), int(counts[0]), problem.mu))
+    return following_bound(problem, rows, x, value, known=known) if len(counts) <= MOST_CLASSES else known
 
 
 def held_bytes(rows: int, classes: int, free_bytes: int) -> int:
@@ -174,6 +188,8 @@ class _SoftmaxDual(_Dual):
         self.level_flow = torch.zeros_like(self.column_sum)  # taken from each row alike
         self.signed = isinstance(self.loss, Focal) and problem.bias == "none"
         self.limit = math.inf if self.signed else 1.0
+        if isinstance(self.loss, Focal):
+            self.rise = Rise(self.loss, None if self.signed else 1.0)
         if problem.bias != "none":
             for c, G in self._gradients():
                 self.column_sum += self.head.row_weight[c.start : c.stop] @ G
@@ -297,41 +313,13 @@ class _SoftmaxDual(_Dual):
         share = G.div_(flow.clamp_min(1e-300)[:, None])
         entropy = torch.special.entr(share).sum(1)
         if self.signed:
-            slope = theta * flow
+            slope = (theta * flow).clamp_min(1e-300)
             # phi(u) - slope u falls, rises from its stationary point on, and may fall again up to the end u = entropy.
-            u = torch.minimum(_invert_slope(self.loss, slope, convex=False), entropy)
-            return torch.minimum(_phi(self.loss, u) + slope * (entropy - u), _phi(self.loss, entropy))
+            return torch.minimum(*self.rise.below(slope, entropy))
         slope = (theta * flow).clamp(1e-300, 1.0)
-        u = _invert_slope(self.loss, slope)
-        value: Tensor = slope * entropy - slope * u + _phi(self.loss, u)
+        u = self.rise.invert(slope)
+        value: Tensor = slope * entropy - slope * u + phi(self.loss, u)
         return value
-
-
-def _phi(loss: Focal, u: Tensor) -> Tensor:
-    return loss.value(torch.nn.functional.softplus(u, threshold=40.0), torch.sigmoid(u))
-
-
-def _slope(loss: Focal, u: Tensor) -> Tensor:
-    l, p = torch.nn.functional.softplus(u, threshold=40.0), torch.sigmoid(u)
-    return p * loss.weight(l, p)
-
-
-def _invert_slope(loss: Focal, slope: Tensor, *, convex: bool = True) -> Tensor:
-    """u with c(u) = d phi / du = slope, on the part where c rises from 0 to 1, or to its peak for not ``convex``, by bisection.
-
-    The conjugate's error is second order in u's: bisection to rounding leaves it far below the bound's own rounding.
-    """
-    grid = torch.linspace(-5.0, 40.0, 4501, dtype=torch.float64, device=slope.device)
-    values = _slope(loss, grid)
-    reached = torch.nonzero(values >= 1.0).reshape(-1)
-    end = grid[reached[0] if reached.numel() else -1] if convex else grid[values.argmax()]
-    high = torch.full_like(slope, float(end))
-    low = torch.full_like(slope, -745.0)
-    for _ in range(90):
-        middle = 0.5 * (low + high)
-        above = _slope(loss, middle) > slope
-        high, low = torch.where(above, middle, high), torch.where(above, low, middle)
-    return 0.5 * (low + high)
 
 
 class _SquaredDual(_Dual):

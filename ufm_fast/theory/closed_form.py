@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.losses import Focal
 from ufm_fast.theory.arguments import NO_BIAS, nuclear_coefficient
+from ufm_fast.theory.following import balanced_bound
 from ufm_fast.theory.frames import GroupedLogits, Logits, OrthogonalFrame, Parameters, RowsOfClasses, TagAverages
 from ufm_fast.theory.imbalanced import collapsed_ce
 from ufm_fast.theory.multilabel import pick_all_minimum
@@ -153,11 +155,13 @@ def _focal(problem: Problem) -> ClosedForm | None:
     if not bool((counts == n).all()) or problem.dim < classes - 1:
         return None
     arguments = (classes, n, problem.lambda_w, problem.lambda_h, float(getattr(problem.loss, "gamma", 0.0)))
-    gap = focal_gap(*arguments)
+    gap, value = focal_gap(*arguments), focal_minimum(*arguments)
     if problem.bias != "none" and focal_pull(classes, gap, arguments[-1]) > 1.0:
-        return None  # there is a lower minimum, or none is proved
+        assert isinstance(problem.loss, Focal)
+        if balanced_bound(problem.loss, classes, n, problem.mu) < value * (1.0 - 1e-12):
+            return None  # there is a lower minimum, or none is proved
     source = "balanced focal loss, one-dimensional problem in the gap (simplex of arXiv 2210.02192)"
-    return ClosedForm(focal_minimum(*arguments), source, gap == 0, _simplex(problem, gap, n))
+    return ClosedForm(value, source, gap == 0, _simplex(problem, gap, n))
 
 
 def _squared_error(problem: Problem) -> ClosedForm | None:

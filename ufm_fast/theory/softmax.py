@@ -93,9 +93,10 @@ def focal_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float
 
     Focal loss is not convex in the logits. Without a bias the value is proved all the same, by the duality bound whose
     rows may change their signs (`certificate`). With a bias it is proved where `focal_pull` at the minimiser is at most
-    1, by the convex envelope; elsewhere it can be wrong: near the penalty at which the gap jumps to zero, classes that
-    have collapsed and classes that have not, told apart by their bias, lie below every simplex (K = 30, gamma = 3, s
-    = 0.0412288: 3.07223 against 3.07229). Geometry: arXiv 2210.02192; the rest is our derivation.
+    1, by the convex envelope, and where `following.balanced_bound` meets it, which is everywhere but close to the penalty
+    at which the gap jumps to zero. There it can be wrong: classes that have collapsed and classes that have not, told
+    apart by their bias, lie below every simplex (K = 30, gamma = 3, s = 0.0412288: 3.07223 against 3.07229). Geometry:
+    arXiv 2210.02192; the rest is our derivation.
     """
     gap = focal_gap(classes, per_class, lambda_w, lambda_h, gamma)
     return focal_loss(classes, gap, gamma) + (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h) * gap
