@@ -144,3 +144,78 @@ def test_as_a_process_exit_codes_and_streams() -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: classes")
+
+
+def test_a_resume_that_is_killed_does_not_count_as_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--out", "r", "--tol", "1e-2", "--quiet") == 0
+    log = Path("r/metrics.jsonl")
+    lines = log.read_text().count("\n")
+    slow = ("--method", "gd", "--learning-rate", "1e-6", "--max-steps", "100000000", "--tol", "1e-9", "--log-every", "20")
+    process = child("solve", "--resume", "r", *slow)
+    _until(lambda: log.read_text().count("\n") > lines, process)
+    process.kill()
+    process.communicate()
+    run = RunDirectory.open(Path("r"))
+    assert run.config["tol"] == 1e-9
+    loose = run.summary
+    assert loose is not None
+    assert loose["tol"] == 1e-2
+    assert solve("--resume", "r", "--method", "lbfgs", "--max-steps", "1000", "--json") == 0
+    assert printed(capsys)["steps"] > loose["steps"]
+    assert solve("--resume", "r", "--tol", "1e-8") == 0
+    assert "finished (converged at tol 1e-09)" in capsys.readouterr().err
+
+
+def test_a_closed_form_has_no_tolerance_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve("--classes", "4", "--dim", "5", "--method", "closed-form", "--out", "r", "--quiet") == 0
+    files = {path: path.read_bytes() for path in Path("r").iterdir()}
+    message = refused(capsys, "solve", "--resume", "r", "--tol", "1e-12")
+    assert "tol = 1e-12" in message
+    assert "--method auto" in message
+    assert files == {path: path.read_bytes() for path in files}
+    assert solve("--resume", "r") == 0
+    note = capsys.readouterr().err
+    assert "finished (by the closed form)" in note
+    assert "--tol" not in note
+    assert solve("--resume", "r", "--method", "auto", "--tol", "1e-12", "--json") == 0
+    assert printed(capsys)["method"] == "auto: lbfgs+newton-cg"
+
+
+def test_the_closed_form_may_end_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--method", "gd", "--out", "r", "--quiet") == 3
+    assert solve("--resume", "r", "--method", "closed-form", "--json") == 0
+    found = printed(capsys)
+    assert found["value"] == pytest.approx(found["theory"]["value"], rel=1e-12)
+
+
+def test_a_configuration_that_was_edited_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--out", "r", "--quiet") == 3
+    config = Path("r/config.json")
+    text = config.read_text()
+    for old, new in (
+        ('"lambda_w": 0.01', '"lambda_w": 0.02'),
+        ('"seed": 0', '"seed": 1'),
+        ('"method": "auto"', '"method": "gd"'),
+    ):
+        assert old in text
+        config.write_text(text.replace(old, new))
+        message = refused(capsys, "solve", "--resume", "r")
+        assert "hash" in message
+        assert "-c file" in message
+    config.write_text(text)
+    for method in ("gd", "lbfgs", "newton-cg"):  # what a resume may change it may change again
+        assert solve("--resume", "r", "--method", method, "--max-steps", "2", "--quiet") in (0, 3)
+
+
+@pytest.mark.parametrize("data", ["counts", "labels", "sets"])
+def test_data_give_the_same_hash_when_they_come_from_the_state(data: str) -> None:
+    np.save("y.npy", np.array([2, 0, 1, 1, 0, 2, 2]))
+    saved("sets.npz", indptr=np.array([0, 1, 3, 5]), indices=np.array([0, 2, 1, 0, 1]), counts=np.array([4, 1, 2]))
+    flags = {
+        "counts": ("--counts", "4,0,2"), "labels": ("--labels", "y.npy"),
+        "sets": ("--loss", "pick-all", "--targets", "sets.npz"),
+    }[data]  # fmt: skip
+    for loss in ((), ("--loss", "pick-all"))[: 1 if data == "sets" else 2]:
+        out = "-".join(("r", *loss[1:]))
+        assert solve(*flags, *loss, "--dim", "4", "--start", "normal", "--max-steps", "1", "--out", out, "--quiet") == 3
+        assert solve("--resume", out, "--max-steps", "1", "--quiet") in (0, 3)

@@ -63,10 +63,17 @@ def solve(
 
 def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:
     assert run.summary is not None
-    if json:
-        report.print_json({**run.summary, "run": str(run.path), "config": run.config})
-    elif not silent:
-        report.note(f"{run.path} is finished ({run.summary['outcome']}); a smaller --tol would go on")
+    summary = run.summary
+    closed = summary["method"] == "closed-form"
+    if json:  # a resume that was killed may have left a smaller tol in config.json
+        config = run.config if closed else {**run.config, "tol": summary["tol"]}
+        report.print_json({**summary, "run": str(run.path), "config": config})
+    elif silent:
+        pass
+    elif closed:
+        report.note(f"{run.path} is finished (by the closed form); --method auto would go on from its point")
+    else:
+        report.note(f"{run.path} is finished ({summary['outcome']} at tol {summary['tol']:g}); a smaller --tol would go on")
     return OK
 
 
