@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,9 @@ from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
 from ufm_fast.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ufm_fast.solvers.solution import Solution
 
 
 def solve(
@@ -57,8 +60,16 @@ def solve(
         report.note(f"interrupted after {solution.steps} steps and saved; go on with: ufm-fast solve --resume {job.run.path}")
         return INTERRUPTED
     if not solution.success and not silent:
-        report.note(f"not converged; go on with: ufm-fast solve --resume {job.run.path} --max-steps N")
+        report.note(_how_to_go_on(solution, job.config["method"], job.run.path))
     return OK if solution.success else NOT_CONVERGED
+
+
+def _how_to_go_on(solution: Solution, method: str, path: Path) -> str:
+    if solution.outcome.value != "diverged":
+        return f"not converged; go on with: ufm-fast solve --resume {path} --max-steps N"
+    if solution.steps > 0 and method in ("gd", "momentum", "nesterov", "adam"):
+        return f"diverged; go on from before with smaller steps: ufm-fast solve --resume {path} --learning-rate X"
+    return "diverged; solve from another --start into another --out"
 
 
 def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:

@@ -267,13 +267,16 @@ class _Log:
         self.begin()
         usable = math.isfinite(record.value)
         if record.step > self._last_step:
-            metrics = collapse_metrics(self.job.problem, point(), self.job.reduce) if self._metrics and usable else {}
+            metrics = self._measure(point()) if self._metrics and usable else {}
             self._append({**asdict(record), **metrics})
         if usable:
             self._latest = record, point
             if not self.job.run.state_file.exists() or time.monotonic() - self._saved >= SAVE_SECONDS:
                 self._save()
         self.report(record)
+
+    def _measure(self, point: Point) -> dict[str, float]:
+        return collapse_metrics(self.job.problem, point, self.job.reduce) if _bounded(point) else {}
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.job.run.append(record)
@@ -285,7 +288,9 @@ class _Log:
         if self._latest is not None:
             record, point = self._latest
             progress = Progress(record.step, record.evaluations, record.seconds)
-            save_state(self.job.run, self.job.problem, point(), self.job.reduce, progress)
+            model = point()
+            if _bounded(model) or not self.job.run.state_file.exists():  # a state on the way to infinity is no use
+                save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
             self._saved = time.monotonic()
 
     def leave(self, *, saving: bool) -> None:
@@ -300,6 +305,13 @@ class _Log:
         if solution.steps > self._last_step:
             names = ("value", "data_value", "gradient_norm", "evaluations", "seconds")
             self._append({"step": solution.steps, **{name: getattr(solution, name) for name in names}})
+
+
+def _bounded(point: Point) -> bool:
+    """Whether metrics take the point: beyond that a gradient descent has diverged, though its value may still be finite."""
+    from ufm_fast.metrics.checks import LARGEST
+
+    return all(float(part.abs().max()) < LARGEST for part in point.parts())
 
 
 def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
