@@ -63,7 +63,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     digest = configs.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
     refuse_occupied(path, digest)
-    start = None if config["start_from"] is None else read_start(Path(config["start_from"]))
+    start = None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
     run = RunDirectory.create(path, config, digest, environment(problem.device))
     return Job(problem, config, run, start, Progress(), [note] if note else [])
 
