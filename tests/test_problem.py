@@ -82,6 +82,13 @@ def test_bad_input_is_named(change, words):
         Problem(**{**BASE, **change})
 
 
+def test_the_ends_of_the_range_of_penalties_are_in_it():
+    for end in (1e-30, 1e30):
+        assert Problem(**BASE, lambda_w=end, lambda_h=end).mu == pytest.approx(end)
+        with pytest.raises(InputError, match=r"lie in \[1e-30, 1e\+30\]"):
+            Problem(**BASE, lambda_w=end * (1.01 if end > 1 else 0.99))
+
+
 def test_a_frozen_factor_may_go_without_its_penalty():
     assert Problem(**BASE, lambda_w=0.0, freeze="w").mu == 0.0
 
