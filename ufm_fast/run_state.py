@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -130,13 +131,14 @@ def state_head(tensors: Tensors) -> Head:
 
 
 # ---- files from elsewhere --------------------------------------------------------------------------------------------
+# os.path asks: Path.is_dir and Path.is_file raise where a name is too long.
 
 
 def read_tensors(path: Path, name: str) -> Tensors:
     """All arrays of a .npz or .safetensors file. Errors: InputError naming ``name`` and the mend."""
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "state.safetensors"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{name}: there is no file {path}; give a .npz or .safetensors file, or a run directory")
     if path.suffix == ".safetensors":
         return read_safetensors(path, name)[0]
@@ -170,7 +172,7 @@ def read_npz(path: Path, name: str) -> Tensors:
 
 def read_target_sets(path: Path, classes: int | None) -> TargetSets:
     """Multi-label targets from a .npz with CSR ``indptr``, ``indices`` and optional ``counts``."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"targets: there is no file {path}; give a .npz with indptr, indices and optional counts")
     arrays = read_npz(path, "targets")
     missing = [key for key in ("indptr", "indices") if key not in arrays]
@@ -186,7 +188,7 @@ def read_target_sets(path: Path, classes: int | None) -> TargetSets:
 
 def read_head(path: Path, name: str) -> Head:
     """W, H, labels and optional b from a run directory or a file. Errors: InputError naming what is missing."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return state_head(load_state(RunDirectory.open(path, name))[0])
     tensors = read_tensors(path, name)
     if "row_counts" in tensors:

@@ -172,3 +172,12 @@ def test_a_run_that_diverges_by_finite_values_is_no_bad_input(capsys: pytest.Cap
     assert solve("--resume", "r", "--learning-rate", "0.1", "--method", "gd", "--max-steps", "5", "--quiet") == 3
     assert run.summary is not None
     assert run.summary["outcome"] == "max_steps"
+
+
+def test_a_terminal_that_lacks_a_letter_gets_an_escape() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "ufm_fast.cli", "solve", *SMALL, "--no-plots", "--out", "ü1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "\\xfc1" in done.stdout
+    assert "converged" in done.stdout

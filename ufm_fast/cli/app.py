@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,6 +128,9 @@ def overview(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A user's mistake is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is written with escapes
+            stream.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(app)
     try:
         code = command.main(list(sys.argv[1:] if arguments is None else arguments), "ufm-fast", standalone_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +115,7 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     from ufm_fast.run_state import read_head
 
     head = read_head(source, "source")
-    config = RunDirectory.open(source).config if source.is_dir() else {}
+    config = RunDirectory.open(source).config if os.path.isdir(source) else {}
     lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
     H, labels, counts = comparable(head.H, head.labels, head.counts)
     found = collect(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,7 +172,7 @@ def _counts(value: str | list[Any]) -> Any:
     path = Path(value)
     if path.suffix == ".npy":
         return load_npy(path, "counts")
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file would raise where the name is too long
         try:
             return _whole_numbers(path.read_text(encoding="utf-8").replace(",", " ").split(), f"counts in {path}")
         except (OSError, UnicodeDecodeError) as error:
