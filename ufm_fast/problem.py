@@ -94,10 +94,11 @@ class Problem:
         for name, value, allowed in (
             ("bias", self.bias, BIASES),
             ("dtype", self.dtype, tuple(DTYPES)),
-            ("freeze", self.freeze, FREEZES),
         ):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+        if self.freeze not in FREEZES:
+            raise InputError(f"freeze must be w or h, or be left out (None in Python); got {self.freeze!r}")
         try:
             device = torch.device(self.device)
         except (RuntimeError, TypeError) as error:
