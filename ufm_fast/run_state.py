@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.metrics.checks import check_matrix, check_vector
 from ufm_fast.point import Point
 from ufm_fast.problem import MOST_CLASSES, Problem
 from ufm_fast.run_directory import RunDirectory, atomic
-from ufm_fast.targets import Targets, TargetSets
+from ufm_fast.targets import Targets, TargetSets, check_labels
 
 Tensors = dict[str, Tensor]
 
@@ -187,7 +188,10 @@ def read_target_sets(path: Path, classes: int | None) -> TargetSets:
 
 
 def read_head(path: Path, name: str) -> Head:
-    """W, H, labels and optional b from a run directory or a file. Errors: InputError naming what is missing."""
+    """W, H, labels and optional b and counts (row r of H stands for counts[r] samples) from a run directory or a file.
+
+    Errors: InputError naming the array, as the file names it, and what is allowed.
+    """
     if os.path.isdir(path):
         return state_head(load_state(RunDirectory.open(path, name))[0])
     tensors = read_tensors(path, name)
@@ -197,7 +201,33 @@ def read_head(path: Path, name: str) -> Head:
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:
         raise InputError(f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)")
-    return Head(tensors["W"], tensors["H"], tensors.get("b"), tensors["labels"])
+    return _checked_head(tensors, path, name)
+
+
+def _checked_head(tensors: Tensors, path: Path, name: str) -> Head:
+    """The arrays of a file, checked under the names that they have there."""
+    arrays = {key: f"{name}: {key} in {path}" for key in ("W", "H", "labels", "b", "counts")}
+    W, H = (check_matrix(tensors[key], arrays[key]) for key in ("W", "H"))
+    classes, rows = W.shape[0], H.shape[0]
+    if classes < 2:
+        raise InputError(f"{arrays['W']} must have at least 2 rows, one for each class, got {classes}")
+    if W.shape[1] != H.shape[1]:
+        raise InputError(
+            f"{name}: W and H in {path} must have as many columns, got {tuple(W.shape)} and {tuple(H.shape)}; W holds a row a "
+            "class and H a row a sample: transpose the one that does not"
+        )
+    labels = integers(tensors["labels"], arrays["labels"])
+    if labels.shape != (rows,):
+        raise InputError(f"{arrays['labels']} must have shape ({rows},) to match H, got {tuple(labels.shape)}; give H's labels")
+    check_labels(labels, classes, arrays["labels"])
+    b, counts = tensors.get("b"), tensors.get("counts")
+    if b is not None:
+        check_vector(b, arrays["b"], classes, "the rows of W")
+    if counts is not None:
+        counts = check_vector(counts, arrays["counts"], rows, "the rows of H, of which row r stands for counts[r] samples")
+        if bool((counts < 0).any()) or not bool(counts.any()):
+            raise InputError(f"{arrays['counts']} must not be negative, nor all zero: row r of H stands for counts[r] samples")
+    return Head(W, H, b, labels, counts)
 
 
 def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto") -> Point:

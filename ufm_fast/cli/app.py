@@ -55,7 +55,9 @@ def solve(
 
 @app.command()
 def metrics(
-    source: Annotated[Path, typer.Argument(help="Run directory, or .npz / .safetensors with W, H, labels and optional b")],
+    source: Annotated[
+        Path, typer.Argument(help="Run directory, or .npz / .safetensors with W, H, labels and optional b, counts")
+    ],
     json: Json = False,
     pairwise: Pairwise = "auto",
     seed: Annotated[int, typer.Option(help="Seed of sampled metrics")] = 0,
