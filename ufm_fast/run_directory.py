@@ -4,7 +4,7 @@
     environment.json   versions and device
     metrics.jsonl      one flat object a log point, appended
     state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume, measure and export
-    summary.json       the result; absent until a solve has ended
+    summary.json       the result of the last solve that ended, and its tol; absent until one has
     plots/             figures
     .lock              held by the process that writes, so that two never do
 

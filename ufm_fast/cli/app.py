@@ -1,4 +1,6 @@
-"""Commands, flags and exit codes: 0 converged, 3 not converged (saved), 2 bad input, 130 interrupted (saved)."""
+"""Commands, flags and exit codes: 0 converged or stalled at rounding, 3 not converged (saved), 2 bad input, 130 interrupted
+(saved if it had begun), 1 a test of doctor failed or the reader of a pipe left.
+"""
 
 from __future__ import annotations
 
