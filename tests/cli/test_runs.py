@@ -207,6 +207,22 @@ def test_a_configuration_that_was_edited_is_not_resumed(capsys: pytest.CaptureFi
         assert solve("--resume", "r", "--method", method, "--max-steps", "2", "--quiet") in (0, 3)
 
 
+def test_a_run_without_a_state_goes_on_from_its_data_and_its_start(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    saved("start.npz", W=generator.normal(size=(3, 4)), H=generator.normal(size=(5, 4)))
+    np.save("y.npy", np.array([2, 0, 1, 1, 0]))
+    flags = ("--labels", "y.npy", "--dim", "4", "--freeze", "h", "--start-from", "start.npz", "--json")
+    assert solve(*flags, "--out", "r") == 0
+    whole = printed(capsys)
+    for name in ("state.safetensors", "summary.json", "metrics.jsonl"):  # as if killed before the first save
+        Path("r", name).unlink()
+    np.save("y.npy", np.array([2, 0, 1, 0, 1]))
+    assert "data" in refused(capsys, "solve", "--resume", "r")
+    np.save("y.npy", np.array([2, 0, 1, 1, 0]))
+    assert solve("--resume", "r", "--json") == 0
+    assert printed(capsys)["value"] == pytest.approx(whole["value"], rel=1e-9)
+
+
 @pytest.mark.parametrize("data", ["counts", "labels", "sets"])
 def test_data_give_the_same_hash_when_they_come_from_the_state(data: str) -> None:
     np.save("y.npy", np.array([2, 0, 1, 1, 0, 2, 2]))

@@ -52,7 +52,7 @@ class Job:
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
     """Check everything that can be checked before the first step, then make the run directory."""
     from ufm_fast.doctor import environment
-    from ufm_fast.run_state import Progress, read_start
+    from ufm_fast.run_state import Progress
 
     config = configs.resolve(given, file)
     check_choices(config)
@@ -63,9 +63,15 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     digest = configs.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
     refuse_occupied(path, digest)
-    start = None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
+    start = _start(problem, config)
     run = RunDirectory.create(path, config, digest, environment(problem.device))
     return Job(problem, config, run, start, Progress(), [note] if note else [])
+
+
+def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
+    from ufm_fast.run_state import read_start
+
+    return None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
@@ -143,7 +149,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     problem = configs.build_problem(config, data)
     check_solvable(problem, config)
     if saved is None:
-        return Job(problem, config, run, None, Progress(), notes, fresh=False, stamp=stamp)
+        return Job(problem, config, run, _start(problem, config), Progress(), notes, fresh=False, stamp=stamp)
     tensors, progress, reduce = saved
     shapes = tuple(tensors["W"].shape), (tensors["H"].shape[0], tensors["H"].shape[1])
     if shapes != ((problem.num_classes, problem.dim), (problem.rows(reduce).number, problem.dim)):
