@@ -396,6 +396,26 @@ def test_balanced_factors_are_seen():
     assert relative < 1e-14
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-17, 1e-60])
+def test_a_row_of_the_classifier_keeps_its_direction_however_small(size):
+    for seed in range(4):
+        features, weight, labels, bias = example(seed, 6, 5)
+        weight[0] = size * weight[1]
+        weight[2] *= size
+        assert_matches((features, weight, labels, bias))
+        found = collect(*torched(features, weight, labels, bias))
+        assert found["max_cosine_classifier"] == pytest.approx(1.0, abs=1e-15)
+
+
+def test_sampled_angles_of_small_rows():
+    _, weight, _, _ = example(3, 40, 5)
+    plain = collect(None, weight, None, pairwise="sampled", pairs=200)
+    shrunk = weight * 10.0 ** np.random.default_rng(0).integers(-200, 3, (40, 1))
+    found = collect(None, shrunk, None, pairwise="sampled", pairs=200)
+    for name in ("equiangularity_classifier", "max_cosine_classifier", "cosine_mean_classifier", "cosine_std_classifier"):
+        assert found[name] == pytest.approx(plain[name], abs=1e-13)
+
+
 def test_undefined_numbers_are_nan_and_raise_nothing():
     features, weight, labels, bias = torched(*example(16, 4, 3))
     zero_row = weight.clone()

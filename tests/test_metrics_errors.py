@@ -124,11 +124,12 @@ def test_arrays_may_be_turned(good):
 
 def test_inputs_are_left_as_they_were(good):
     before = {name: value.clone() for name, value in good.items()}
-    double = {**good, "features": good["features"].double()}
-    kept = double["features"].clone()
-    collect(**double)
-    collect(good["features"][:4].double(), good["weight"], torch.arange(4))
-    assert torch.equal(double["features"], kept)
+    double = {**good, "features": good["features"].double(), "weight": good["weight"].double()}
+    kept = {name: value.clone() for name, value in double.items()}
+    for pairwise in ("exact", "sampled"):
+        collect(**double, pairwise=pairwise, pairs=3, rows=2, lambda_w=1.0, lambda_h=1.0)
+    collect(double["features"][:4], double["weight"], torch.arange(4))
+    assert all(torch.equal(double[name], kept[name]) for name in kept)
     assert all(torch.equal(good[name], before[name]) for name in good)
 
 

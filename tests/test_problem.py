@@ -33,7 +33,9 @@ BASE = {"classes": 4, "dim": 3}
         ({"counts": [1.0, 2.0, 3.0, 4.0]}, "counts must hold integers"),
         ({"counts": [[1, 2], [3, 4]]}, "counts must be a vector"),
         ({"labels": [0, 1, 4]}, r"labels must lie in \[0, 4\)"),
-        ({"labels": [0, -1, 2]}, r"labels must lie in \[0, 4\)"),
+        ({"labels": [0, -1, 2]}, "labels must not be negative, got -1; drop"),
+        ({"labels": [0, -1, 2], "classes": None}, "labels must not be negative, got -1; drop"),
+        ({"counts": [10**20, 3, 1, 1]}, "counts holds values beyond int64; give"),
         ({"labels": [0.0, 1.0]}, "labels must hold integers"),
         ({"labels": torch.tensor([True, False])}, "labels must hold integers"),
         ({"labels": []}, "labels must hold at least one sample"),
@@ -58,7 +60,8 @@ BASE = {"classes": 4, "dim": 3}
         ({"gamma": -1.0, "loss": "focal"}, "gamma must be a finite number >= 0"),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"device": "tpu"}, "device"),
-        ({"freeze": "b"}, "freeze must be one of"),
+        ({"freeze": "b"}, "freeze must be w or h, or be left out"),
+        ({"freeze": "None"}, "got 'None'"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 10**23}, "seed must be at most"),
         ({"classes": 10**12}, "classes must be at most"),
@@ -80,6 +83,13 @@ BASE = {"classes": 4, "dim": 3}
 def test_bad_input_is_named(change, words):
     with pytest.raises(InputError, match=words):
         Problem(**{**BASE, **change})
+
+
+def test_the_ends_of_the_range_of_penalties_are_in_it():
+    for end in (1e-30, 1e30):
+        assert Problem(**BASE, lambda_w=end, lambda_h=end).mu == pytest.approx(end)
+        with pytest.raises(InputError, match=r"lie in \[1e-30, 1e\+30\]"):
+            Problem(**BASE, lambda_w=end * (1.01 if end > 1 else 0.99))
 
 
 def test_a_frozen_factor_may_go_without_its_penalty():

@@ -50,6 +50,8 @@ def integers(values: object, name: str) -> Tensor:
             values = np.array(values, dtype=values.dtype.newbyteorder("="))
         found = values if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if "overflow" in str(error).lower() or isinstance(error, OverflowError):
+            raise InputError(f"{name} holds values beyond int64; give numbers below {2**63}") from error
         raise InputTypeError(f"{name} must hold integers, in an array or a plain sequence ({error})") from error
     if found.layout != torch.strided or found.is_meta:
         raise InputTypeError(f"{name} must be a dense tensor with data, got layout {found.layout} on {found.device}")
@@ -59,5 +61,5 @@ def integers(values: object, name: str) -> Tensor:
         raise InputTypeError(f"{name} must hold integers, got {found.dtype}; convert them to int64")
     converted = found.to(torch.int64)
     if found.dtype == torch.uint64 and bool((converted < 0).any()):
-        raise InputError(f"{name} holds values beyond int64")
+        raise InputError(f"{name} holds values beyond int64; give numbers below {2**63}")
     return converted

@@ -22,8 +22,8 @@ FREEZES = (None, "w", "h")
 REDUCTIONS = ("auto", "classes", "none")
 #: Beyond these no machine holds the vectors; a number that large is a slip.
 MOST_CLASSES, MOST_DIM = 2**28, 2**31 - 1
-#: Smaller ones, or larger than one over it, leave nothing of the objective in float64.
-LEAST_PENALTY = 1e-30
+#: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a little less than 1e30.
+LEAST_PENALTY, MOST_PENALTY = 1e-30, 1e30
 #: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
 LEAST_BIAS_PENALTY = 1e-12
 
@@ -94,10 +94,11 @@ class Problem:
         for name, value, allowed in (
             ("bias", self.bias, BIASES),
             ("dtype", self.dtype, tuple(DTYPES)),
-            ("freeze", self.freeze, FREEZES),
         ):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+        if self.freeze not in FREEZES:
+            raise InputError(f"freeze must be w or h, or be left out (None in Python); got {self.freeze!r}")
         try:
             device = torch.device(self.device)
         except (RuntimeError, TypeError) as error:
@@ -198,8 +199,8 @@ class Problem:
             value = number(getattr(self, name), name)
             if value < 0:
                 raise InputError(f"{name} must be a finite number >= 0, got {value}")
-            if value != 0 and not LEAST_PENALTY <= value <= 1 / LEAST_PENALTY:
-                raise InputError(f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {1 / LEAST_PENALTY:g}], got {value}")
+            if value != 0 and not LEAST_PENALTY <= value <= MOST_PENALTY:
+                raise InputError(f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}")
             self._set(name, value)
         if 0 < self.lambda_b < LEAST_BIAS_PENALTY:
             raise InputError(

@@ -4,7 +4,7 @@
     environment.json   versions and device
     metrics.jsonl      one flat object a log point, appended
     state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume, measure and export
-    summary.json       the result; absent until a solve has ended
+    summary.json       the result of the last solve that ended, and its tol; absent until one has
     plots/             figures
     .lock              held by the process that writes, so that two never do
 
@@ -138,7 +138,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path, name: str = "run") -> RunDirectory:
         """An existing run. Errors: InputError for a foreign folder or one of another format version."""
-        if not path.is_dir():
+        if not os.path.isdir(path):  # Path.is_dir would raise where the name is too long
             raise InputError(f"{name}: {path} is not a folder; give a run directory that ufm-fast solve wrote")
         if not (path / "config.json").exists():
             raise InputError(f"{name}: {path} is not a run directory of ufm-fast (it has no config.json)")
@@ -236,12 +236,17 @@ class RunDirectory:
 
 def refuse_occupied(path: Path, digest: str) -> None:
     """Errors: InputError unless ``path`` is free for a new run."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"out: {path} is a file; choose another --out")
     try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"out: {str(path)!r} is not UTF-8, as safetensors needs; choose another --out") from error
+    try:
+        is_file = path.exists() and not path.is_dir()
         occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
     except OSError as error:
-        raise InputError(f"out: can't read {path} ({error.strerror}); choose another --out") from error
+        raise InputError(f"out: can't use {path} ({error.strerror}); choose another --out") from error
+    if is_file:
+        raise InputError(f"out: {path} is a file; choose another --out")
     if not occupied:
         return
     if not is_run(path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ufm_fast.arguments import integers
-from ufm_fast.errors import InputError
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.metrics.checks import check_matrix, check_vector
 from ufm_fast.point import Point
 from ufm_fast.problem import MOST_CLASSES, Problem
 from ufm_fast.run_directory import RunDirectory, atomic
-from ufm_fast.targets import TargetSets
+from ufm_fast.targets import Targets, TargetSets, check_labels
 
 Tensors = dict[str, Tensor]
 
@@ -98,7 +101,7 @@ def data_arguments(tensors: Tensors) -> dict[str, Any]:
     return {"counts": tensors["counts"]}
 
 
-def check_state(tensors: Tensors, path: Path) -> None:
+def check_state(tensors: Tensors, path: Path, name: str = "run") -> None:
     """Errors: InputError for a state whose tensors are missing or do not fit one another, or that is not finite."""
     W, H, counts = (tensors.get(key) for key in ("W", "H", "row_counts"))
     b, labels = tensors.get("b"), tensors.get("row_indptr", tensors.get("labels"))
@@ -106,13 +109,13 @@ def check_state(tensors: Tensors, path: Path) -> None:
         W is not None and H is not None and counts is not None and labels is not None
         and W.ndim == H.ndim == 2 and W.shape[1] == H.shape[1] and counts.shape == H.shape[:1]
         and labels.shape == (H.shape[0] + ("row_indptr" in tensors),) and (b is None or b.shape == W.shape[:1])
-        and all(x.is_floating_point() for x in (W, H, b) if x is not None)
+        and all(_computable(x) for x in (W, H, b) if x is not None)
         and ("row_indptr" not in tensors or "row_indices" in tensors)
     )  # fmt: skip
     if not fits:
-        raise InputError(f"run: the tensors in {path} are missing or do not fit one another; the file was damaged")
+        raise InputError(f"{name}: the tensors in {path} are missing or do not fit one another; the file was damaged")
     if not all(bool(torch.isfinite(x).all()) for x in (W, H, b) if x is not None):
-        raise InputError(f"run: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
+        raise InputError(f"{name}: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
 
 
 def state_head(tensors: Tensors) -> Head:
@@ -129,13 +132,14 @@ def state_head(tensors: Tensors) -> Head:
 
 
 # ---- files from elsewhere --------------------------------------------------------------------------------------------
+# os.path asks: Path.is_dir and Path.is_file raise where a name is too long.
 
 
 def read_tensors(path: Path, name: str) -> Tensors:
     """All arrays of a .npz or .safetensors file. Errors: InputError naming ``name`` and the mend."""
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "state.safetensors"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{name}: there is no file {path}; give a .npz or .safetensors file, or a run directory")
     if path.suffix == ".safetensors":
         return read_safetensors(path, name)[0]
@@ -169,7 +173,7 @@ def read_npz(path: Path, name: str) -> Tensors:
 
 def read_target_sets(path: Path, classes: int | None) -> TargetSets:
     """Multi-label targets from a .npz with CSR ``indptr``, ``indices`` and optional ``counts``."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"targets: there is no file {path}; give a .npz with indptr, indices and optional counts")
     arrays = read_npz(path, "targets")
     missing = [key for key in ("indptr", "indices") if key not in arrays]
@@ -184,23 +188,127 @@ def read_target_sets(path: Path, classes: int | None) -> TargetSets:
 
 
 def read_head(path: Path, name: str) -> Head:
-    """W, H, labels and optional b from a run directory or a file. Errors: InputError naming what is missing."""
-    if path.is_dir():
+    """W, H, labels and optional b and counts (row r of H stands for counts[r] samples) from a run directory or a file.
+
+    Errors: InputError naming the array, as the file names it, and what is allowed.
+    """
+    if os.path.isdir(path):
         return state_head(load_state(RunDirectory.open(path, name))[0])
     tensors = read_tensors(path, name)
     if "row_counts" in tensors:
-        check_state(tensors, path)
+        check_state(tensors, path, name)
         return state_head(tensors)
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:
         raise InputError(f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)")
-    return Head(tensors["W"], tensors["H"], tensors.get("b"), tensors["labels"])
+    return _checked_head(tensors, path, name)
 
 
-def read_start(path: Path) -> Point:
-    """An initial point, W, H and optional b, from a file or a run directory; ``solve`` checks that it fits its problem."""
+def _checked_head(tensors: Tensors, path: Path, name: str) -> Head:
+    """The arrays of a file, checked under the names that they have there."""
+    arrays = {key: f"{name}: {key} in {path}" for key in ("W", "H", "labels", "b", "counts")}
+    W, H = (check_matrix(tensors[key], arrays[key]) for key in ("W", "H"))
+    classes, rows = W.shape[0], H.shape[0]
+    if classes < 2:
+        raise InputError(f"{arrays['W']} must have at least 2 rows, one for each class, got {classes}")
+    if W.shape[1] != H.shape[1]:
+        raise InputError(
+            f"{name}: W and H in {path} must have as many columns, got {tuple(W.shape)} and {tuple(H.shape)}; W holds a row a "
+            "class and H a row a sample: transpose the one that does not"
+        )
+    labels = integers(tensors["labels"], arrays["labels"])
+    if labels.shape != (rows,):
+        raise InputError(f"{arrays['labels']} must have shape ({rows},) to match H, got {tuple(labels.shape)}; give H's labels")
+    check_labels(labels, classes, arrays["labels"])
+    b, counts = tensors.get("b"), tensors.get("counts")
+    if b is not None:
+        check_vector(b, arrays["b"], classes, "the rows of W")
+    if counts is not None:
+        counts = check_vector(counts, arrays["counts"], rows, "the rows of H, of which row r stands for counts[r] samples")
+        if bool((counts < 0).any()) or not bool(counts.any()):
+            raise InputError(f"{arrays['counts']} must not be negative, nor all zero: row r of H stands for counts[r] samples")
+    return Head(W, H, b, labels, counts)
+
+
+def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto") -> Point:
+    """An initial point, W, H and optional b, from a file or a run directory; ``solve`` checks that it fits its problem.
+
+    With ``problem``, and where the file says which classes the rows of H belong to (``labels``, or the target sets of a state),
+    the rows are put in the order of ``problem.rows(reduce)``, or of its samples. How many samples a row stood for there does
+    not matter: it is where a solve starts.
+    Errors: InputError for a missing or foreign file, and for rows of other classes than the problem's.
+    """
     tensors = read_tensors(path, "start-from")
     missing = [key for key in ("W", "H") if key not in tensors]
     if missing:
         raise InputError(f"start-from: {path} lacks {' and '.join(missing)}; it must hold W (K x d) and H (rows x d)")
-    return Point(tensors["W"], tensors["H"], tensors.get("b"))
+    if "row_counts" in tensors:
+        check_state(tensors, path, "start-from")
+    point = Point(tensors["W"], tensors["H"], tensors.get("b"))
+    for name, part in zip(("W", "H", "b"), point.parts(), strict=False):
+        if not _computable(part):
+            raise InputTypeError(f"start-from: {name} in {path} must be floating numbers, got {part.dtype}; save it as float64")
+    if problem is None or point.H.ndim != 2:
+        return point
+    there, here = _row_targets(tensors, path), problem.rows(problem.reduction(reduce)).targets
+    if here.rows != point.H.shape[0] == problem.num_samples:
+        here = problem.rows("none").targets
+    if there is None or there.rows != here.rows:  # then the shape is what ``solve`` refuses
+        return point
+    return Point(point.W, point.H[_matching(there, here, path)], point.b)
+
+
+def _row_targets(tensors: Tensors, path: Path) -> Targets | None:
+    """Classes of the rows of H in a file, None where it does not say."""
+    if "row_indptr" in tensors:
+        try:
+            sets = TargetSets.create(tensors["row_indptr"], tensors["row_indices"], MOST_CLASSES)
+        except InputError as error:
+            raise InputError(
+                f"start-from: the target sets of the rows in {path} are damaged ({error}); solve it anew"
+            ) from error
+        return Targets(sets.indices, sets.indptr)
+    if "labels" not in tensors:
+        return None
+    labels, rows = integers(tensors["labels"], f"start-from: labels in {path}"), tensors["H"].shape[:1]
+    if labels.shape != rows:
+        raise InputError(
+            f"start-from: labels in {path} must have shape {tuple(rows)}, a class for each row of H, got {tuple(labels.shape)}"
+        )
+    return Targets(labels)
+
+
+def _matching(there: Targets, here: Targets, path: Path) -> Tensor:
+    """Index of the row of ``there`` for each row of ``here``: the same row where the order is the same.
+
+    Errors: InputError where the rows are not the same but for their order.
+    """
+    if there.single and here.single:
+        left, right = there.indices, here.indices
+    else:
+        numbers: dict[tuple[int, ...], int] = {}
+        left, right = (torch.tensor([numbers.setdefault(row, len(numbers)) for row in _sets(x)]) for x in (there, here))
+    (left, from_there), (right, from_here) = (torch.sort(x, stable=True) for x in (left, right))
+    if not torch.equal(left, right):
+        row = int(torch.nonzero(left != right)[0])
+        found, wanted = (_sets(x)[int(index[row])] for x, index in ((there, from_there), (here, from_here)))
+        raise InputError(
+            f"start-from: the rows of H in {path} are not those of this problem: sorted by class, row {row} is of class "
+            f"{'+'.join(map(str, found))} there and of {'+'.join(map(str, wanted))} here; give a start that was made for these "
+            "data, or save W and H without labels if H has this problem's rows"
+        )
+    index = torch.empty_like(from_there)
+    index[from_here] = from_there
+    return index
+
+
+def _sets(targets: Targets) -> list[tuple[int, ...]]:
+    entries = targets.indices.tolist()
+    if targets.indptr is None:
+        return [(entry,) for entry in entries]
+    return [tuple(entries[a:b]) for a, b in pairwise(targets.indptr.tolist())]
+
+
+def _computable(x: Tensor) -> bool:
+    """Whether torch computes with the dtype: an eight-bit float is for storage."""
+    return x.is_floating_point() and x.dtype.itemsize >= 2

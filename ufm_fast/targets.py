@@ -20,8 +20,10 @@ def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
     labels = integers(labels, name)
     if labels.numel():
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise InputError(f"{name} must lie in [0, {classes}), got values from {low} to {high}; raise classes or mend")
+        if low < 0:
+            raise InputError(f"{name} must not be negative, got {low}; drop samples without a class, or number classes from 0")
+        if high >= classes:
+            raise InputError(f"{name} must lie in [0, {classes}), got {high}; number the classes from 0, or raise classes")
     return labels
 
 

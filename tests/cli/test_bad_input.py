@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -69,7 +70,8 @@ BAD = {
     "samples beyond integers": (("--per-class", "1" + "0" * 23), ("per_class", "at most")),
     "seed beyond integers": (("--seed", "1" + "0" * 23), ("seed", "at most")),
     "counts that wrap": (("--counts", "9223372036854775807,9223372036854775807"), ("counts", "sum")),
-    "counts beyond int64": (("--counts", "1,1" + "0" * 23), ("counts",)),
+    "counts beyond int64": (("--counts", "1,1" + "0" * 23), ("counts", "at most 9007199254740992 samples", "got 1" + "0" * 23)),
+    "freeze in Python's words": (("--freeze", "None"), ("freeze must be w or h, or be left out",)),
     "tiny penalties": (("--lambda-w", "1e-170", "--lambda-h", "1e-170"), ("lambda_w", "1e-30")),
     "huge penalty": (("--lambda-w", "1e200"), ("lambda_w", "1e+30")),
     "tiny bias penalty": (("--bias", "penalised", "--lambda-b", "1e-20"), ("lambda_b", "free")),
@@ -138,7 +140,10 @@ def test_bad_places_to_write(capsys: pytest.CaptureFixture[str]) -> None:
     assert "full" in refused(capsys, "solve", *SMALL, "--out", "full")
     assert "file" in refused(capsys, "solve", *SMALL, "--out", "file")
     assert "can't write" in refused(capsys, "solve", *SMALL, "--out", "file/below")
-    assert "too long" in refused(capsys, "solve", *SMALL, "--out", "x" * 300)
+    long = refused(capsys, "solve", *SMALL, "--out", "x" * 300)
+    assert all(word in long for word in ("out: ", "too long", "another --out"))
+    foreign = refused(capsys, "solve", *SMALL, "--out", os.fsdecode(b"bad\xff"))
+    assert all(word in foreign for word in ("out: ", "bad", "utf-8", "another --out"))
     assert solve(*SMALL, "--out", "r", "--quiet") == 0
     assert "another" in refused(capsys, "solve", *SMALL, "--lambda-w", "0.02", "--out", "r")
     assert Path("full/thesis.txt").read_text() == "mine"
@@ -237,3 +242,18 @@ def test_one_class_alone_is_solved_and_measured(capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert main(["metrics", "r", "--json"]) == 0
     assert "nc2_classifier" in printed(capsys)["metrics"]
+
+
+@pytest.mark.parametrize("arguments", [("solve", "--resume"), ("metrics",), ("plot",), ("export",), ("solve", "--start-from")])
+def test_names_that_are_too_long_are_named(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    name = {"--resume": "resume", "metrics": "source", "plot": "runs", "export": "run", "--start-from": "start-from"}
+    message = refused(capsys, *arguments, "x" * 300)
+    assert message.startswith(f"error: {name[arguments[-1]]}: ")
+    assert "; give" in message
+
+
+def test_settings_and_data_with_names_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, name in (("-c", "config"), ("--labels", "labels"), ("--counts", "counts"), ("--targets", "targets")):
+        message = refused(capsys, "solve", "--loss", "pick-all", flag, "x" * 300)
+        assert message.startswith(f"error: {name}")
+        assert "give" in message or "must be" in message

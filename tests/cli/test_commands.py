@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -40,13 +41,38 @@ def test_metrics_of_saved_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys)["metrics"]["nc1_pinv"] > 0
     assert "labels" in refused(capsys, "metrics", saved("a.npz", W=arrays["W"], H=arrays["H"]))
     assert "labels" in refused(capsys, "metrics", saved("b.npz", **{**arrays, "labels": np.arange(9) % 3 / 1.0}))
-    assert "features" in refused(capsys, "metrics", saved("c.npz", **{**arrays, "H": np.full((9, 5), np.nan)}))
+    for name, words, change in (
+        ("nan", "h in nan.npz must be finite", {"H": np.full((9, 5), np.nan)}),
+        ("whole", "w in whole.npz must have a real floating dtype", {"W": np.ones((3, 5), int)}),
+        ("turned", "w and h in turned.npz must have as many columns", {"H": np.ones((5, 9)), "labels": np.arange(5) % 3}),
+        ("single", "w in single.npz must have at least 2 rows", {"W": np.ones((1, 5)), "labels": np.zeros(9, int)}),
+        ("few", "labels in few.npz must have shape (9,) to match h", {"labels": np.arange(3)}),
+        ("high", "labels in high.npz must lie in [0, 3)", {"labels": np.arange(9)}),
+        ("bias", "b in bias.npz must have shape (3,) to match the rows of w", {"b": np.ones(4)}),
+        ("classes", "counts in classes.npz must have shape (9,)", {"counts": np.array([3, 3, 3])}),
+        ("minus", "counts in minus.npz must not be negative", {"counts": -np.ones(9)}),
+    ):
+        message = refused(capsys, "metrics", saved(f"{name}.npz", **{**arrays, **change}))
+        assert f"source: {words}" in message
+        assert not {"weight", "features", ".float()"} & set(re.split("[ ;]", message)), message
     assert "pairwise" in refused(capsys, "metrics", "head.npz", "--pairwise", "some")
     assert "no file" in refused(capsys, "metrics", "missing.npz")
     Path("head.txt").write_text("1 2 3")
     assert ".npz" in refused(capsys, "metrics", "head.txt")
     Path("empty").mkdir()
     assert "run directory" in refused(capsys, "metrics", "empty")
+
+
+def test_counts_in_a_file_weigh_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    W, H, labels, counts = generator.normal(size=(3, 5)), generator.normal(size=(6, 5)), np.arange(6) % 3, np.arange(1, 7)
+    found = []
+    for number, arrays in enumerate(
+        ({"H": H, "labels": labels, "counts": counts}, {"H": np.repeat(H, counts, 0), "labels": np.repeat(labels, counts)})
+    ):
+        assert main(["metrics", saved(f"{number}.npz", W=W, **arrays), "--json"]) == 0
+        found.append(printed(capsys)["metrics"])
+    assert found[0] == pytest.approx(found[1], rel=1e-10)
 
 
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:

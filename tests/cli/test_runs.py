@@ -15,7 +15,7 @@ from command_line import ENDLESS, SMALL, child, printed, refused, saved, solve
 
 from ufm_fast.cli.config import RESUMABLE
 from ufm_fast.run_directory import RunDirectory
-from ufm_fast.run_state import load_state
+from ufm_fast.run_state import load_state, read_tensors
 
 
 def test_a_resumed_run_goes_on_from_its_point(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,3 +144,158 @@ def test_as_a_process_exit_codes_and_streams() -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: classes")
+
+
+def test_a_resume_that_is_killed_does_not_count_as_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--out", "r", "--tol", "1e-2", "--quiet") == 0
+    log = Path("r/metrics.jsonl")
+    lines = log.read_text().count("\n")
+    slow = ("--method", "gd", "--learning-rate", "1e-6", "--max-steps", "100000000", "--tol", "1e-9", "--log-every", "20")
+    process = child("solve", "--resume", "r", *slow)
+    _until(lambda: log.read_text().count("\n") > lines, process)
+    process.kill()
+    process.communicate()
+    run = RunDirectory.open(Path("r"))
+    assert run.config["tol"] == 1e-9
+    loose = run.summary
+    assert loose is not None
+    assert loose["tol"] == 1e-2
+    assert solve("--resume", "r", "--method", "lbfgs", "--max-steps", "1000", "--json") == 0
+    assert printed(capsys)["steps"] > loose["steps"]
+    assert solve("--resume", "r", "--tol", "1e-8") == 0
+    assert "finished (converged at tol 1e-09)" in capsys.readouterr().err
+
+
+def test_a_closed_form_has_no_tolerance_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve("--classes", "4", "--dim", "5", "--method", "closed-form", "--out", "r", "--quiet") == 0
+    files = {path: path.read_bytes() for path in Path("r").iterdir()}
+    message = refused(capsys, "solve", "--resume", "r", "--tol", "1e-12")
+    assert "tol = 1e-12" in message
+    assert "--method auto" in message
+    assert files == {path: path.read_bytes() for path in files}
+    assert solve("--resume", "r") == 0
+    note = capsys.readouterr().err
+    assert "finished (by the closed form)" in note
+    assert "--tol" not in note
+    assert solve("--resume", "r", "--method", "auto", "--tol", "1e-12", "--json") == 0
+    assert printed(capsys)["method"] == "auto: lbfgs+newton-cg"
+
+
+def test_the_closed_form_may_end_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--method", "gd", "--out", "r", "--quiet") == 3
+    assert solve("--resume", "r", "--method", "closed-form", "--json") == 0
+    found = printed(capsys)
+    assert found["value"] == pytest.approx(found["theory"]["value"], rel=1e-12)
+
+
+def test_a_configuration_that_was_edited_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--out", "r", "--quiet") == 3
+    config = Path("r/config.json")
+    text = config.read_text()
+    for old, new in (
+        ('"lambda_w": 0.01', '"lambda_w": 0.02'),
+        ('"seed": 0', '"seed": 1'),
+        ('"method": "auto"', '"method": "gd"'),
+    ):
+        assert old in text
+        config.write_text(text.replace(old, new))
+        message = refused(capsys, "solve", "--resume", "r")
+        assert "hash" in message
+        assert "-c file" in message
+    config.write_text(text)
+    for method in ("gd", "lbfgs", "newton-cg"):  # what a resume may change it may change again
+        assert solve("--resume", "r", "--method", method, "--max-steps", "2", "--quiet") in (0, 3)
+
+
+def test_a_run_without_a_state_goes_on_from_its_data_and_its_start(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    saved("start.npz", W=generator.normal(size=(3, 4)), H=generator.normal(size=(5, 4)))
+    np.save("y.npy", np.array([2, 0, 1, 1, 0]))
+    flags = ("--labels", "y.npy", "--dim", "4", "--freeze", "h", "--start-from", "start.npz", "--json")
+    assert solve(*flags, "--out", "r") == 0
+    whole = printed(capsys)
+    for name in ("state.safetensors", "summary.json", "metrics.jsonl"):  # as if killed before the first save
+        Path("r", name).unlink()
+    np.save("y.npy", np.array([2, 0, 1, 0, 1]))
+    assert "data" in refused(capsys, "solve", "--resume", "r")
+    np.save("y.npy", np.array([2, 0, 1, 1, 0]))
+    assert solve("--resume", "r", "--json") == 0
+    assert printed(capsys)["value"] == pytest.approx(whole["value"], rel=1e-9)
+
+
+@pytest.mark.parametrize("data", ["counts", "labels", "sets"])
+def test_data_give_the_same_hash_when_they_come_from_the_state(data: str) -> None:
+    np.save("y.npy", np.array([2, 0, 1, 1, 0, 2, 2]))
+    saved("sets.npz", indptr=np.array([0, 1, 3, 5]), indices=np.array([0, 2, 1, 0, 1]), counts=np.array([4, 1, 2]))
+    flags = {
+        "counts": ("--counts", "4,0,2"), "labels": ("--labels", "y.npy"),
+        "sets": ("--loss", "pick-all", "--targets", "sets.npz"),
+    }[data]  # fmt: skip
+    for loss in ((), ("--loss", "pick-all"))[: 1 if data == "sets" else 2]:
+        out = "-".join(("r", *loss[1:]))
+        assert solve(*flags, *loss, "--dim", "4", "--start", "normal", "--max-steps", "1", "--out", out, "--quiet") == 3
+        assert solve("--resume", out, "--max-steps", "1", "--quiet") in (0, 3)
+
+
+def test_a_start_is_put_in_the_order_of_the_problems_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.array([2, 0, 1, 1, 0, 2, 2])
+    np.save("y.npy", labels)
+    head = {"W": generator.normal(size=(3, 4)), "H": generator.normal(size=(7, 4))}
+    saved("given.npz", **head)
+    order = generator.permutation(7)
+    saved("turned.npz", W=head["W"], H=head["H"][order], labels=labels[order].astype(np.int32))
+    values = []
+    for frozen in (("--freeze", "h"), ("--reduce", "none", "--max-steps", "1"), ("--max-steps", "1")):
+        for name in ("given", "turned"):
+            flags = ("--labels", "y.npy", "--dim", "4", *frozen, "--start-from", f"{name}.npz", "--json")
+            assert solve(*flags, "--out", f"{name}{len(values)}") in (0, 3)
+            values.append(printed(capsys)["value"])
+    assert values[::2] == pytest.approx(values[1::2], rel=1e-9)
+    # What a run is, its state says: its rows by class, whatever the order of these labels.
+    assert solve("--labels", "y.npy", "--dim", "4", "--reduce", "none", "--out", "r", "--quiet") == 0
+    np.save("sorted.npy", np.sort(labels))
+    flags = ("--labels", "sorted.npy", "--dim", "4", "--freeze", "h", "--start-from", "r", "--json")
+    assert solve(*flags) == 0
+    H = torch.from_numpy(read_tensors(Path("r"), "r")["H"].numpy()[np.argsort(labels, kind="stable")])
+    assert torch.equal(read_tensors(Path(printed(capsys)["run"]), "s")["H"], H)
+
+
+def test_a_start_for_other_rows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    W, H = np.eye(3, 4), np.eye(7, 4)
+    np.save("y.npy", np.array([2, 0, 1, 1, 0, 2, 2]))
+    base = ("solve", "--labels", "y.npy", "--dim", "4", "--freeze", "h", "--start-from")
+    other = saved("other.npz", W=W, H=H, labels=np.array([2, 0, 1, 1, 0, 2, 1]))
+    message = refused(capsys, *base, other)
+    assert all(word in message for word in ("start-from", "other.npz", "class 1 there", "of 2 here", "without labels"))
+    short = saved("short.npz", W=W, H=H, labels=np.arange(3))
+    assert "(7,)" in refused(capsys, *base, short)
+    assert "integers" in refused(capsys, *base, saved("float.npz", W=W, H=H, labels=np.zeros(7)))
+
+
+def test_a_start_for_target_sets_is_matched_set_by_set(capsys: pytest.CaptureFixture[str]) -> None:
+    saved("sets.npz", indptr=np.array([0, 1, 3, 4]), indices=np.array([0, 2, 1, 1]))
+    saved("turned.npz", indptr=np.array([0, 1, 2, 4]), indices=np.array([1, 0, 1, 2]))
+    saved("other.npz", indptr=np.array([0, 1, 2, 4]), indices=np.array([1, 0, 0, 2]))
+    base = ("--loss", "pick-all", "--dim", "4", "--targets")
+    assert solve(*base, "sets.npz", "--out", "r", "--start", "normal", "--quiet") == 0
+    assert solve(*base, "turned.npz", "--out", "s", "--start-from", "r", "--json") == 0
+    assert printed(capsys)["steps"] <= 1
+    assert "class 1+2 there" in refused(capsys, "solve", *base, "other.npz", "--start-from", "r")
+
+
+def test_eight_bit_floats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    save_file({"W": torch.ones(4, 6).to(torch.float8_e4m3fn), "H": torch.ones(4, 6)}, "f8.safetensors")
+    message = refused(capsys, "solve", *SMALL, "--start-from", "f8.safetensors")
+    assert "start-from: w in f8.safetensors" in message
+    assert "float64" in message
+    assert solve(*SMALL, "--out", "r", "--quiet") == 0
+    with safe_open("r/state.safetensors", "pt") as content:
+        metadata = content.metadata()
+    tensors = load_file("r/state.safetensors")
+    save_file({**tensors, "H": tensors["H"].to(torch.float8_e4m3fn)}, "r/state.safetensors", metadata)
+    for command in (("metrics", "r"), ("solve", "--resume", "r"), ("solve", *SMALL, "--lambda-w", "0.1", "--start-from", "r")):
+        assert "damaged" in refused(capsys, *command)

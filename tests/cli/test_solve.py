@@ -157,3 +157,27 @@ def test_frozen_features_keep_a_row_a_sample(capsys: pytest.CaptureFixture[str])
     assert (tensors["H"].shape, reduce) == ((12, 6), "none")
     assert solve("--resume", "r", "--max-steps", "500", "--quiet") == 0
     assert torch.equal(load_state(RunDirectory.open(Path("r")))[0]["H"], tensors["H"])
+
+
+def test_a_run_that_diverges_by_finite_values_is_no_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--classes", "5", "--dim", "8", "--method", "gd", "--learning-rate", "1e4", "--out", "r")
+    assert solve(*arguments) == 3
+    streams = capsys.readouterr()
+    assert "diverged" in streams.out
+    assert "--learning-rate" in streams.err
+    assert "--max-steps" not in streams.err
+    run = RunDirectory.open(Path("r"))
+    assert 1e140 < run.records()[-2]["value"] < math.inf  # far, and yet no number that a log point could not hold
+    assert load_state(run)[0]["W"].abs().max() < 1e70
+    assert solve("--resume", "r", "--learning-rate", "0.1", "--method", "gd", "--max-steps", "5", "--quiet") == 3
+    assert run.summary is not None
+    assert run.summary["outcome"] == "max_steps"
+
+
+def test_a_terminal_that_lacks_a_letter_gets_an_escape() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "ufm_fast.cli", "solve", *SMALL, "--no-plots", "--out", "ü1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "\\xfc1" in done.stdout
+    assert "converged" in done.stdout

@@ -1,8 +1,11 @@
-"""Commands, flags and exit codes: 0 converged, 3 not converged (saved), 2 bad input, 130 interrupted (saved)."""
+"""Commands, flags and exit codes: 0 converged or stalled at rounding, 3 not converged (saved), 2 bad input, 130 interrupted
+(saved if it had begun), 1 a test of doctor failed or the reader of a pipe left.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +57,9 @@ def solve(
 
 @app.command()
 def metrics(
-    source: Annotated[Path, typer.Argument(help="Run directory, or .npz / .safetensors with W, H, labels and optional b")],
+    source: Annotated[
+        Path, typer.Argument(help="Run directory, or .npz / .safetensors with W, H, labels and optional b, counts")
+    ],
     json: Json = False,
     pairwise: Pairwise = "auto",
     seed: Annotated[int, typer.Option(help="Seed of sampled metrics")] = 0,
@@ -127,6 +132,9 @@ def overview(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A user's mistake is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is written with escapes
+            stream.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(app)
     try:
         code = command.main(list(sys.argv[1:] if arguments is None else arguments), "ufm-fast", standalone_mode=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,9 @@ from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
 from ufm_fast.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ufm_fast.solvers.solution import Solution
 
 
 def solve(
@@ -57,16 +61,31 @@ def solve(
         report.note(f"interrupted after {solution.steps} steps and saved; go on with: ufm-fast solve --resume {job.run.path}")
         return INTERRUPTED
     if not solution.success and not silent:
-        report.note(f"not converged; go on with: ufm-fast solve --resume {job.run.path} --max-steps N")
+        report.note(_how_to_go_on(solution, job.config["method"], job.run.path))
     return OK if solution.success else NOT_CONVERGED
+
+
+def _how_to_go_on(solution: Solution, method: str, path: Path) -> str:
+    if solution.outcome.value != "diverged":
+        return f"not converged; go on with: ufm-fast solve --resume {path} --max-steps N"
+    if solution.steps > 0 and method in ("gd", "momentum", "nesterov", "adam"):
+        return f"diverged; go on from before with smaller steps: ufm-fast solve --resume {path} --learning-rate X"
+    return "diverged; solve from another --start into another --out"
 
 
 def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:
     assert run.summary is not None
-    if json:
-        report.print_json({**run.summary, "run": str(run.path), "config": run.config})
-    elif not silent:
-        report.note(f"{run.path} is finished ({run.summary['outcome']}); a smaller --tol would go on")
+    summary = run.summary
+    closed = summary["method"] == "closed-form"
+    if json:  # a resume that was killed may have left a smaller tol in config.json
+        config = run.config if closed else {**run.config, "tol": summary["tol"]}
+        report.print_json({**summary, "run": str(run.path), "config": config})
+    elif silent:
+        pass
+    elif closed:
+        report.note(f"{run.path} is finished (by the closed form); --method auto would go on from its point")
+    else:
+        report.note(f"{run.path} is finished ({summary['outcome']} at tol {summary['tol']:g}); a smaller --tol would go on")
     return OK
 
 
@@ -96,7 +115,7 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     from ufm_fast.run_state import read_head
 
     head = read_head(source, "source")
-    config = RunDirectory.open(source).config if source.is_dir() else {}
+    config = RunDirectory.open(source).config if os.path.isdir(source) else {}
     lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
     H, labels, counts = comparable(head.H, head.labels, head.counts)
     found = collect(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ufm_fast.arguments import number
+from ufm_fast.arguments import MOST, number
 from ufm_fast.cli.flags import BY_NAME, SETTINGS
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.presets import get_preset
@@ -171,7 +172,7 @@ def _counts(value: str | list[Any]) -> Any:
     path = Path(value)
     if path.suffix == ".npy":
         return load_npy(path, "counts")
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file would raise where the name is too long
         try:
             return _whole_numbers(path.read_text(encoding="utf-8").replace(",", " ").split(), f"counts in {path}")
         except (OSError, UnicodeDecodeError) as error:
@@ -190,6 +191,8 @@ def _whole_numbers(words: list[Any], name: str) -> list[int]:
             raise InputTypeError(f"{name} must hold whole numbers, got {word.strip()!r}") from error
         if isinstance(numbers[-1], bool) or not isinstance(numbers[-1], int):
             raise InputTypeError(f"{name} must hold whole numbers, got {word!r}")
+        if numbers[-1] > MOST:
+            raise InputError(f"{name} must sum to at most {MOST} samples, got {numbers[-1]} of one class")
     return numbers
 
 

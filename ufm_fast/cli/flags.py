@@ -60,7 +60,7 @@ SETTINGS = (
         "start_from",
         str,
         None,
-        "Start from a file (.npz, .safetensors) with W, H and b, or from a run directory",
+        "Start from a file (.npz, .safetensors) with W, H, maybe b and labels of H's rows, or from a run directory",
         "solver",
     ),
     Flag("tol", float, 1e-10, "Converged when gradient norm <= tol max(lambda_W |W| + lambda_H |H|, mu)", "solver"),

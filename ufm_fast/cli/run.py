@@ -52,7 +52,7 @@ class Job:
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
     """Check everything that can be checked before the first step, then make the run directory."""
     from ufm_fast.doctor import environment
-    from ufm_fast.run_state import Progress, read_start
+    from ufm_fast.run_state import Progress
 
     config = configs.resolve(given, file)
     check_choices(config)
@@ -63,9 +63,15 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     digest = configs.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
     refuse_occupied(path, digest)
-    start = None if config["start_from"] is None else read_start(Path(config["start_from"]))
+    start = _start(problem, config)
     run = RunDirectory.create(path, config, digest, environment(problem.device))
     return Job(problem, config, run, start, Progress(), [note] if note else [])
+
+
+def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
+    from ufm_fast.run_state import read_start
+
+    return None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
@@ -117,7 +123,8 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
 def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | RunDirectory:
     """The job that continues a run; the run itself if it is finished.
 
-    Errors: InputError for flags that contradict the run, except those that do not change which minimum is sought.
+    Errors: InputError for flags that contradict the run, except those that do not change which minimum is sought; for a
+    configuration that is not the one the run was made with; for a smaller tol of the closed form.
     """
     from ufm_fast.point import Point
     from ufm_fast.run_state import Progress, data_arguments, load_state
@@ -127,25 +134,52 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     configs.check_saved(run.config, path)
     config = _changed(run.config, given, file)
     check_choices(config)
-    if finished(run) and not config["tol"] < run.config["tol"]:
+    saved = load_state(run) if run.state_file.exists() else None  # there is none if it was killed before the first save
+    data = configs.read_data(config) if saved is None else data_arguments(saved[0])
+    _check_hash(run, data)
+    if saved is not None and finished(run, config, saved[1].step):
+        if config["method"] == "closed-form" and config["tol"] < run.config["tol"]:
+            raise InputError(
+                f"tol = {config['tol']:g} asks for steps, and {path} was solved by the closed form, which takes none; "
+                "add --method auto to go on from its point, or drop tol"
+            )
         return run
     config["device"], note = configs.pick_device(config["device"])
-    if not run.state_file.exists():  # killed before the first save
-        problem = configs.build_problem(config)
-        check_solvable(problem, config)
-        return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
-    tensors, progress, reduce = load_state(run)
-    problem = configs.build_problem(config, data_arguments(tensors))
+    notes = [note] if note else []
+    problem = configs.build_problem(config, data)
     check_solvable(problem, config)
+    if saved is None:
+        return Job(problem, config, run, _start(problem, config), Progress(), notes, fresh=False, stamp=stamp)
+    tensors, progress, reduce = saved
     shapes = tuple(tensors["W"].shape), (tensors["H"].shape[0], tensors["H"].shape[1])
     if shapes != ((problem.num_classes, problem.dim), (problem.rows(reduce).number, problem.dim)):
         raise InputError(f"resume: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
-    start = Point(tensors["W"], tensors["H"], tensors.get("b")).to(device=problem.device)
-    return Job(problem, config, run, start, progress, [note] if note else [], fresh=False, stamp=stamp)
+    # The closed form starts nowhere.
+    given_start = None if config["method"] == "closed-form" else Point(tensors["W"], tensors["H"], tensors.get("b"))
+    start = None if given_start is None else given_start.to(device=problem.device)
+    return Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
 
 
-def finished(run: RunDirectory) -> bool:
-    return run.summary is not None and run.summary.get("outcome") in ("converged", "stalled")
+def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
+    """Errors: InputError where configuration or data are not those that the run's hash was made of."""
+    if configs.digest(run.config, configs.build_problem({**run.config, "device": "cpu"}, data)) != run.hash:
+        raise InputError(
+            f"resume: the hash in {run.path / 'config.json'} is not that of its settings and data, so one of them was changed "
+            "after the run was made; undo that, or solve the changed problem into another --out (-c FILE takes settings)"
+        )
+
+
+def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
+    """Whether the run's summary is a success at a tolerance no larger than that of ``config``, and about the state that is
+    saved, which has come to ``step``: a resume that was killed has gone further, and may have a smaller tol in its config.json.
+    """
+    summary = run.summary
+    if summary is None or summary.get("outcome") not in ("converged", "stalled") or summary.get("steps") != step:
+        return False
+    if summary.get("method") == "closed-form":
+        return bool(config["method"] == "closed-form")
+    reached = summary.get("tol")
+    return isinstance(reached, float) and bool(config["tol"] >= reached)
 
 
 def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:
@@ -179,32 +213,31 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     from ufm_fast.run_state import Progress, save_state
     from ufm_fast.solving import solve
 
-    if not job.fresh:
-        job.run.write_config(job.config, job.run.hash)
-        job.run.truncate_log(job.progress.step)
     log = _Log(job, report)
     try:
         solution: Solution = solve(job.problem, **_arguments(job), on_log=log)
     except BaseException as error:
         log.leave(saving=isinstance(error, KeyboardInterrupt))
         raise
+    log.begin()
     log.finish(solution)
     progress = Progress(solution.steps, solution.evaluations, solution.seconds)
     # A diverged run keeps the last state that was saved on the way: a resume can start there with smaller steps.
     if solution.outcome.value != "diverged" or not job.run.state_file.exists():
         save_state(job.run, job.problem, solution.point, solution.reduce, progress)
-    job.run.write_summary({**solution.summary(), "hash": job.run.hash})
+    job.run.write_summary({**solution.summary(), "tol": job.config["tol"], "hash": job.run.hash})
     return solution
 
 
 def _arguments(job: Job) -> dict[str, Any]:
     config = job.config
     names = (
-        "method", "backend", "variables", "start", "tol", "max_steps", "learning_rate", "momentum", "history",
+        "method", "backend", "variables", "tol", "max_steps", "learning_rate", "momentum", "history",
         "certificate", "pairwise", "log_every",
     )  # fmt: skip
     return {
         **{name: config[name] for name in names},
+        "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
         "initial": job.start,
         "first_step": job.progress.step,
@@ -219,23 +252,37 @@ class _Log:
     def __init__(self, job: Job, report: Callable[[StepRecord], None]) -> None:
         self.job, self.report = job, report
         self._saved = time.monotonic()
-        # On a resume the first record repeats the last one of the run before.
-        self._last_step = max((record["step"] for record in job.run.records()), default=-1)
+        self._begun = job.fresh
+        # On a resume the first record repeats the last one of the run before; those after its state are about to be dropped.
+        steps = (record["step"] for record in job.run.records())
+        self._last_step = max((step for step in steps if job.fresh or step <= job.progress.step), default=-1)
         self._latest: tuple[StepRecord, Callable[[], Point]] | None = None
         wanted = job.config["log_metrics"]
         size = job.problem.dim * (job.problem.num_classes + job.problem.rows(job.reduce).number)
         self._metrics = size <= _CHEAP if wanted is None else wanted
 
+    def begin(self) -> None:
+        """Before the first write of a run that goes on: only now is it sure that ``solve`` does not refuse it."""
+        if not self._begun:
+            run, config = self.job.run, self.job.config
+            run.write_config(config, configs.digest(config, self.job.problem))
+            run.truncate_log(self.job.progress.step)
+            self._begun = True
+
     def __call__(self, record: StepRecord, point: Callable[[], Point]) -> None:
+        self.begin()
         usable = math.isfinite(record.value)
         if record.step > self._last_step:
-            metrics = collapse_metrics(self.job.problem, point(), self.job.reduce) if self._metrics and usable else {}
+            metrics = self._measure(point()) if self._metrics and usable else {}
             self._append({**asdict(record), **metrics})
         if usable:
             self._latest = record, point
             if not self.job.run.state_file.exists() or time.monotonic() - self._saved >= SAVE_SECONDS:
                 self._save()
         self.report(record)
+
+    def _measure(self, point: Point) -> dict[str, float]:
+        return collapse_metrics(self.job.problem, point, self.job.reduce) if _bounded(point) else {}
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.job.run.append(record)
@@ -247,7 +294,9 @@ class _Log:
         if self._latest is not None:
             record, point = self._latest
             progress = Progress(record.step, record.evaluations, record.seconds)
-            save_state(self.job.run, self.job.problem, point(), self.job.reduce, progress)
+            model = point()
+            if _bounded(model) or not self.job.run.state_file.exists():  # a state on the way to infinity is no use
+                save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
             self._saved = time.monotonic()
 
     def leave(self, *, saving: bool) -> None:
@@ -262,6 +311,13 @@ class _Log:
         if solution.steps > self._last_step:
             names = ("value", "data_value", "gradient_norm", "evaluations", "seconds")
             self._append({"step": solution.steps, **{name: getattr(solution, name) for name in names}})
+
+
+def _bounded(point: Point) -> bool:
+    """Whether metrics take the point: beyond that a gradient descent has diverged, though its value may still be finite."""
+    from ufm_fast.metrics.checks import LARGEST
+
+    return all(float(part.abs().max()) < LARGEST for part in point.parts())
 
 
 def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:

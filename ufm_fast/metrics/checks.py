@@ -35,7 +35,7 @@ def check_matrix(value: Any, name: str) -> Tensor:
     """`value` as a finite floating matrix with at least one row and one column."""
     matrix = as_tensor(value, name)
     if not matrix.is_floating_point() or matrix.dtype.itemsize < 2:
-        raise InputTypeError(f"{name} must have a real floating dtype, got {matrix.dtype}; convert it with .float()")
+        raise InputTypeError(f"{name} must have a real floating dtype, got {matrix.dtype}; convert it to float64")
     if matrix.dim() != 2 or 0 in matrix.shape:
         raise InputError(f"{name} must be a matrix of shape (rows, dim), neither of them 0, got {tuple(matrix.shape)}")
     for block in torch.split(matrix, block_rows(matrix.shape[1])):

@@ -190,7 +190,8 @@ def _drawn_pairs(matrix: View, sampling: Sampling, size: int) -> Iterator[tuple[
 
 
 def _pair_cosines(matrix: View, first: Tensor, second: Tensor) -> Tensor:
-    return (matrix.take(first) * matrix.take(second)).sum(1) / (matrix.norms[first] * matrix.norms[second])
+    left, right = (matrix.take(index) / matrix.norms[index, None] for index in (first, second))
+    return (left * right).sum(1)
 
 
 def _estimate(values: Tensor, population: int | None) -> Estimate:

@@ -39,13 +39,14 @@ def triangular_factor(blocks: Iterator[Tensor], like: Tensor) -> Tensor:
 class RowMatrix:
     """A K x d matrix X = C + 1 m', with C its centred rows and m their mean, read in float64 blocks.
 
-    read: gives the rows at a slice or at an index tensor, in float64; nothing but `read` knows how the rows are stored.
+    read: gives the rows at a slice or at an index tensor, in float64; nothing but `read` knows how the rows are stored. What
+    it gives may be the data themselves: never write to it.
     The mean is subtracted in two parts, m = base + residual: x - base is exact where the rows are close to one another,
     so C keeps its relative accuracy even when the spread of the rows is 1e-10 of their size.
     """
 
     def __init__(self, read: Callable[[Index], Tensor], count: int, dim: int) -> None:
-        self._read, self.count, self.dim = read, count, dim
+        self.read, self.count, self.dim = read, count, dim
         self._base = read(slice(0, count, -(-count // SAMPLE_ROWS))).mean(0)
         self._residual = torch.zeros_like(self._base)
         total = torch.zeros_like(self._base)
@@ -62,7 +63,7 @@ class RowMatrix:
 
     def take(self, index: Index) -> Tensor:
         """The centred rows at `index`."""
-        return (self._read(index) - self._base).sub_(self._residual)
+        return (self.read(index) - self._base).sub_(self._residual)
 
     def centred(self) -> Iterator[Tensor]:
         """The centred rows C, a block at a time."""
@@ -92,7 +93,7 @@ class RowMatrix:
     @cached_property
     def raw(self) -> View:
         """The matrix as it stands."""
-        return View(self, self.mean)
+        return RawView(self, self.mean)
 
     @cached_property
     def about_mean(self) -> View:
@@ -117,8 +118,8 @@ class View:
 
     @cached_property
     def norms(self) -> Tensor:
-        """Euclidean norm of each row, (K,)."""
-        return torch.cat([torch.linalg.vector_norm(block, dim=1) for block in self.blocks()])
+        """Euclidean norm of each row, (K,); its square may underflow, for a row is divided by its largest entry first."""
+        return torch.cat([_norms(block) for block in self.blocks()])
 
     @cached_property
     def factor(self) -> Tensor:
@@ -134,4 +135,26 @@ class View:
     @cached_property
     def unit(self) -> RowMatrix:
         """These rows at length one. A zero row has no direction: it gives nan."""
-        return RowMatrix(lambda index: self.take(index).div_(self.norms[index, None]), self.count, self.dim)
+        return RowMatrix(lambda index: self.take(index) / self.norms[index, None], self.count, self.dim)
+
+
+class RawView(View):
+    """The matrix C + 1 m' of a RowMatrix with mean m, the rows read from the data: C + 1 m' would give a row that is small
+    beside the mean the mean's rounding, 1e-6 of a row 1e-10 as long.
+    """
+
+    def take(self, index: Index) -> Tensor:
+        """The rows at `index`. They may be the data themselves: never write to them."""
+        return self.rows.read(index)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All rows, a block at a time."""
+        size = block_rows(self.dim)
+        return (self.take(slice(start, start + size)) for start in range(0, self.count, size))
+
+
+def _norms(block: Tensor) -> Tensor:
+    largest = block.abs().amax(1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    norms: Tensor = torch.linalg.vector_norm(block / scale, dim=1) * scale[:, 0]
+    return norms
