@@ -12,7 +12,7 @@ from strategies import relative
 from ufm_fast import InputError, Outcome, Point, Problem, solve
 from ufm_fast.objective import Objective
 from ufm_fast.run_state import read_start
-from ufm_fast.solvers import target_coupling
+from ufm_fast.solvers import squared_model, target_coupling
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
 from ufm_fast.solving import METHODS, make_solver
@@ -418,3 +418,72 @@ def test_a_model_that_costs_more_than_it_saves_is_not_made() -> None:
     for rows, expected in ((400, 0), (50, 150)):
         targets = Targets(torch.arange(3 * rows) % 12, torch.arange(0, 3 * rows + 1, 3))
         assert target_coupling.entries(targets, 12, 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "dim", "bias", "reduce"),
+    [
+        ([3, 1, 2], 5, "free", "classes"),
+        ([3, 1, 2], 2, "penalised", "classes"),
+        ([3, 1, 2, 5], 3, "none", "none"),
+        ([2, 0, 3], 4, "free", "classes"),
+        ([4] * 5, 3, "penalised", "none"),
+    ],
+)
+def test_the_preconditioner_of_the_squared_error_inverts_its_gauss_newton_matrix(counts, dim, bias, reduce):
+    lambda_b = 0.3 if bias == "penalised" else 0.0
+    problem = Problem(counts=counts, dim=dim, loss="mse", bias=bias, lambda_w=0.02, lambda_h=0.005, lambda_b=lambda_b)
+    objective = Objective(problem, reduce=reduce)
+    x, g = (make_start(objective, "normal", seed=seed) for seed in (1, 2))
+    if x.b is not None:
+        x, g = (Point(part.W, part.H, torch.randn_like(part.b)) for part in (x, g))
+
+    def logits(W: torch.Tensor, H: torch.Tensor, *b: torch.Tensor) -> torch.Tensor:
+        model = objective.to_model(Point(W, H, *b))
+        z = model.H @ model.W.T
+        return objective.row_weight.sqrt()[:, None] * (z if model.b is None else z + model.b)
+
+    J = torch.cat([part.flatten(2).flatten(0, 1) for part in torch.autograd.functional.jacobian(logits, tuple(x.parts()))], 1)
+    matrix = 2.0 * problem.mu * torch.eye(J.shape[1], dtype=J.dtype) + J.T @ J
+    want = torch.linalg.solve(matrix, torch.cat([part.flatten() for part in g.parts()]))
+    found = torch.cat([part.flatten() for part in squared_model.SquaredPreconditioner.build(objective, x).apply(g).parts()])
+    assert relative(found, want) < 1e-11
+
+
+def test_balanced_factors_have_the_same_product_and_the_least_squares():
+    generator = torch.Generator().manual_seed(3)
+    for rows, classes, dim in ((5, 4, 6), (9, 7, 3), (3, 8, 5)):
+        W, H = (torch.randn(n, dim, dtype=torch.float64, generator=generator) for n in (classes, rows))
+        found = squared_model.balance(Point(W, H))
+        assert relative(found.H @ found.W.T, H @ W.T) < 1e-13
+        assert relative(found.H.T @ found.H, found.W.T @ found.W) < 1e-12
+        nuclear = float(torch.linalg.svdvals(H @ W.T).sum())
+        assert found.norm() ** 2 == pytest.approx(2 * nuclear, rel=1e-12)
+
+
+@pytest.mark.parametrize("dim", [11, 12])
+@pytest.mark.parametrize("penalty", [1e-5, 1e-7])
+def test_squared_error_with_small_penalties_takes_about_a_hundred_evaluations(penalty, dim):
+    """They took one to six thousand; and d = K - 1 with a bias has all its digits."""
+    counts = [3, 100, 30, 1, 5, 1, 5, 1, 100, 100, 2, 1]
+    problem = Problem(counts=counts, dim=dim, loss="mse", bias="free", lambda_w=penalty, lambda_h=penalty)
+    found = solve(problem, start="normal", metrics=False)
+    assert found.value == pytest.approx(closed_form(problem).value, rel=1e-13)
+    assert found.evaluations < 200
+    assert found.certificate.relative_gap < 1e-9
+
+
+@pytest.mark.parametrize("counts", [[3] * 5, [1, 1, 1], [4] * 6, [7, 2, 3, 6, 7, 6, 7, 7, 1, 7, 1]])
+@pytest.mark.parametrize("level", [0.01, 0.3])
+def test_no_direction_of_the_squared_error_is_put_out_on_the_way(counts, level):
+    """A full step of its model from a random start could end at a saddle, with a class left out."""
+    mu = level * min(counts) ** 0.5 / sum(counts)
+    for seed in range(4):
+        problem = Problem(counts=counts, dim=len(counts) + 1, loss="mse", lambda_w=mu, lambda_h=mu, seed=seed)
+        assert solve(problem, start="normal", metrics=False).value == pytest.approx(closed_form(problem).value, rel=1e-9)
+
+
+def test_newton_is_not_stalled_where_its_model_still_promises_a_decrease():
+    """Six rejected radii in a row were a stall, 4 % above this minimum."""
+    problem = Problem(counts=[0, 2, 2, 2, 2, 2, 2], dim=40, loss="mse", bias="free", lambda_w=1e-10, lambda_h=1e-10)
+    assert solve(problem, metrics=False).value == pytest.approx(closed_form(problem).value, rel=1e-12)

@@ -163,9 +163,11 @@ class Objective:
     @cached_property
     def value_floor(self) -> float:
         """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
-        if self.problem.loss.name != "mse" or by_residuals(self.targets, self.problem.num_classes, self.problem.dim):
-            return 0.0
-        return 1e-15
+        problem = self.problem
+        if problem.loss.name == "mse":
+            exact = by_residuals(self.targets, problem.num_classes, problem.dim, bias=problem.bias != "none")
+            return 0.0 if exact else 1e-15
+        return 0.0
 
     # ---- scales that stopping rules compare with ----------------------------------------------------------------------
 

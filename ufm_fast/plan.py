@@ -3,7 +3,8 @@
 With R rows (classes, or samples), P = (K + R) d parameters and one evaluation = value and gradient:
 
     softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
-    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where P <= d classes have rows
+    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where at most P = d classes,
+                       d + 1 with a bias, have rows
 """
 
 from __future__ import annotations
@@ -144,26 +145,33 @@ def _with_rows(problem: Problem) -> int:
     return int((problem.counts > 0).sum())
 
 
+def _room(problem: Problem) -> int:
+    """Rows and classes up to which the squared error goes by residuals: d, and one for a bias."""
+    return problem.dim + (problem.bias != "none")
+
+
 def _flops(problem: Problem, R: int) -> float:
     """Of one evaluation."""
     K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
     if problem.loss.name != "mse":
         return 6.0 * R * K * d
     grams = 8.0 * (R + K) * d * d
-    if d < P:
+    room = _room(problem)
+    if room < P:
         return grams
-    rows = R if d >= R else P  # residuals: of the rows, or of the class means beside Grams of the deviations from them
-    return 6.0 * rows * (K if d >= K else P) * d + (grams if d < K or d < R else 0.0)
+    rows = R if room >= R else P  # residuals: of the rows, or of the class means beside Grams of the deviations from them
+    return 6.0 * rows * (K if room >= K else P) * d + (grams if room < K or room < R else 0.0)
 
 
 def _squared_workspace(problem: Problem, R: int, item: int) -> int:
     """Bytes that the squared error needs on any device: Gram matrices, or blocks of residuals and float64 copies."""
     K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
     grams = 4 * d * d * 8 + R * d * item
-    if d < P:
+    room = _room(problem)
+    if room < P:
         return grams
-    few, rows = K if d >= K else P, R if d >= R else P
-    return 3 * block_bytes(rows, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K or d < R else 0)
+    few, rows = K if room >= K else P, R if room >= R else P
+    return 3 * block_bytes(rows, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K or room < R else 0)
 
 
 def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
@@ -181,7 +189,7 @@ def _backends(problem: Problem, R: int, seconds: float, device: torch.device) ->
         if kernels:
             from ufm_fast.backends.triton import squared_workspace
 
-            few = _with_rows(problem) <= d  # then the kernels leave it to tiled
+            few = _with_rows(problem) <= _room(problem)  # then the kernels leave it to tiled
             size = work if few else squared_workspace(R, d, K, problem.torch_dtype)
             plans.append(BackendPlan("triton", R, size, second, seconds))
         return plans

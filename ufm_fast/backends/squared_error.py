@@ -1,14 +1,16 @@
 """Squared error: what goes by Gram matrices and what by residuals. No array and no product of R x K.
 
 A Gram value is a difference of O(1) terms, right to about eps. For d below the number P of classes that have rows that is
-harmless, for the minimum has what the missing dimensions leave, half a class's weight each. For P <= d the minimum falls with
-lambda and the digits would run out, so there residuals E take their place, never more of them than the entries of a Gram
-matrix. Up to d rows go one by one. More go by the means m_k of their classes: with D_r = h_r - m_(y_r), E_r = E(m) + W D_r,
+harmless, for the minimum has what the missing dimensions leave, half the weight of a smallest class each; a bias is as good
+as a dimension. For P <= D, D = d or d + 1 with a bias, the minimum falls with lambda and the digits would run out, so there
+residuals E take their place, hardly more of them than the entries of a Gram matrix. Up to D rows go one by one. More go by
+the means m_k of their classes: with delta_r = h_r - m_(y_r), E_r = E(m) + W delta_r,
 
-    fit = 1/2 sum_k o_k |E_k|^2 + sum_k <E_k W, s_k> + 1/2 <W'W, S>,    s_k = sum_(y_r = k) o_r D_r,    S = sum_r o_r D_r D_r'
+    fit = 1/2 sum_k o_k |E_k|^2 + sum_k <E_k W, s_k> + 1/2 <W'W, S>,
+    s_k = sum_(y_r = k) o_r delta_r,    S = sum_r o_r delta_r delta_r'
 
 where nothing cancels (o_k sums the weights of a class, and s is zero where they are equal). Classes without rows have zero
-targets: they go with the others while K <= d, and else by Grams, which have nothing to cancel there.
+targets: they go with the others while K <= D, and else by Grams, which have nothing to cancel there.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from ufm_fast.targets import Targets
 __all__ = ["by_residuals", "hvp", "logit_products", "losses", "own_residual", "residual_sum", "value_and_grad"]
 
 
-def by_residuals(targets: Targets, classes: int, dim: int) -> bool:
-    """Whether the classes that have rows go by their residuals: where they are at most d."""
-    return 0 < targets.occupied(classes)[0].numel() <= dim
+def by_residuals(targets: Targets, classes: int, dim: int, *, bias: bool) -> bool:
+    """Whether the classes that have rows go by their residuals: where they are at most d, or d + 1 with a bias."""
+    return 0 < targets.occupied(classes)[0].numel() <= dim + bias
 
 
 def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
@@ -88,7 +90,7 @@ def residual_sum(x: HeadInput) -> Tensor:
 
 def own_residual(x: HeadInput) -> Tensor:
     """The target's entry of each row's residual, float64 (R,), exact where residuals serve."""
-    return residual.own(x, exact=by_residuals(x.targets, *x.weight.shape))
+    return residual.own(x, exact=by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None))
 
 
 @dataclass(frozen=True)
@@ -157,17 +159,21 @@ def _losses_by_means(x: HeadInput) -> Tensor:
 
 
 def _many(x: HeadInput) -> bool:
-    """Whether the rows are more than d: then R x K residuals would be more than a Gram matrix."""
-    return x.features.shape[0] > x.weight.shape[1]
+    """Whether the rows are more than D: then R x K residuals would be more than a Gram matrix."""
+    return x.features.shape[0] > _room(x)
+
+
+def _room(x: HeadInput) -> int:
+    return x.weight.shape[1] + (x.bias is not None)
 
 
 def _split(x: HeadInput) -> tuple[Tensor, Tensor] | None:
     """Classes that go by residuals and those that go by Grams, ascending; None where all go by Grams."""
     K, d = x.weight.shape
-    if not by_residuals(x.targets, K, d):
+    if not by_residuals(x.targets, K, d, bias=x.bias is not None):
         return None
     near, far = x.targets.occupied(K)
-    return (torch.arange(K, device=near.device), far[:0]) if far.numel() and d >= K else (near, far)
+    return (torch.arange(K, device=near.device), far[:0]) if far.numel() and _room(x) >= K else (near, far)
 
 
 def _of_classes(x: HeadInput, classes: Tensor) -> HeadInput:

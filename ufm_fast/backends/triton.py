@@ -238,7 +238,7 @@ class TritonBackend:
 
     def _squared_error(self, x: HeadInput, out: Gradients, mode: str) -> HeadResult:
         # The driver's value is a difference of Grams.
-        if by_residuals(x.targets, *x.weight.shape) or x.features.shape[0] == 0:
+        if by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None) or x.features.shape[0] == 0:
             return self._tiled.head(x, out)
         out = out.cleared()
         buffers = _writable(out)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers import pairing, target_coupling
+from ufm_fast.solvers import gauss_newton, pairing
 from ufm_fast.solvers.base import Progress, State, rounding
 from ufm_fast.solvers.line_search import Trial, line_search
 from ufm_fast.solvers.solution import Outcome
@@ -18,13 +18,13 @@ _LEVEL = "no step lowers value or gradient beyond rounding"
 @dataclass(frozen=True)
 class _Memory:
     pairs: tuple[Pair, ...] = ()
-    preconditioner: pairing.PairPreconditioner | target_coupling.TargetPreconditioner | None = None
+    preconditioner: pairing.PairPreconditioner | gauss_newton.Model | None = None
     age: int = 0
     progress: Progress = field(default_factory=Progress)
 
 
 class LBFGS:
-    """``history`` pairs of step and gradient change over an initial Hessian model: that of ``pairing`` or ``target_coupling``
+    """``history`` pairs of step and gradient change over an initial Hessian model: that of ``pairing`` or ``gauss_newton``
     where it applies (``precondition``), else a multiple of the identity. The first trial of each search is the full step.
     """
 
@@ -35,9 +35,8 @@ class LBFGS:
         self.history, self.max_steps, self.precondition = history, max_steps, precondition
 
     def init(self, objective: Objective, point: Point) -> State:
-        if self.precondition and target_coupling.applicable(objective):
-            model = target_coupling.TargetPreconditioner.build(objective, point)
-            return State(point, objective.value_and_grad(point), _Memory((), model))
+        if self.precondition and gauss_newton.first(objective) == 0:
+            return State(point, objective.value_and_grad(point), _Memory((), gauss_newton.build(objective, point)))
         if not (self.precondition and pairing.applicable(objective)):
             return State(point, objective.value_and_grad(point), _Memory())
         found = objective.value_and_grad(point, statistics=True)
@@ -49,7 +48,8 @@ class LBFGS:
         return State(point, found, _Memory((), pairing.PairPreconditioner.build(objective, point, found)))
 
     def step(self, objective: Objective, state: State) -> State:
-        memory = self._refresh(objective, state)
+        state = self._refresh(objective, state)
+        memory: _Memory = state.memory
         gradient = state.evaluation.gradient
         direction = _direction(gradient, memory)
         slope = gradient.dot(direction)
@@ -79,18 +79,21 @@ class LBFGS:
             return State(found.point, found.evaluation, memory, Outcome.STALLED, _LEVEL)
         return State(found.point, found.evaluation, memory)
 
-    @staticmethod
-    def _refresh(objective: Objective, state: State) -> _Memory:
+    def _refresh(self, objective: Objective, state: State) -> State:
         """Bring the preconditioner to the point now and then; early steps change the curvatures most."""
-        memory: _Memory = state.memory
-        if memory.preconditioner is None or not memory.preconditioner.due(memory.age):
-            return memory
-        if isinstance(memory.preconditioner, target_coupling.TargetPreconditioner):
-            return replace(memory, preconditioner=target_coupling.TargetPreconditioner.build(objective, state.point))
-        found = state.evaluation
-        if found.statistics is None:
-            found = objective.value_and_grad(state.point, statistics=True)
-        return replace(memory, preconditioner=pairing.PairPreconditioner.build(objective, state.point, found))
+        memory, found = state.memory, state.evaluation
+        due = self.precondition and memory.age == gauss_newton.first(objective) and memory.age > 0
+        if not due and (memory.preconditioner is None or not memory.preconditioner.due(memory.age)):
+            return state
+        if isinstance(memory.preconditioner, pairing.PairPreconditioner):
+            if found.statistics is None:
+                found = objective.value_and_grad(state.point, statistics=True)
+            model: pairing.PairPreconditioner | gauss_newton.Model | None
+            model = pairing.PairPreconditioner.build(objective, state.point, found)
+            return replace(state, memory=replace(memory, preconditioner=model))
+        point, found, model = gauss_newton.start(objective, state.point, found, lower=False)
+        pairs = memory.pairs if point is state.point else ()  # pairs of another gauge say nothing here
+        return State(point, found, replace(memory, pairs=pairs, preconditioner=model))
 
 
 def _direction(gradient: Point, memory: _Memory) -> Point:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers import target_coupling
+from ufm_fast.solvers import gauss_newton
 from ufm_fast.solvers.base import State, rounding
 from ufm_fast.solvers.solution import Outcome
 
@@ -36,18 +36,19 @@ class NewtonCG:
 
     def step(self, objective: Objective, state: State) -> State:
         trust: _Trust = state.memory
-        gradient = state.evaluation.gradient
+        point, evaluation, built = gauss_newton.start(objective, state.point, state.evaluation, lower=True)
+        state = State(point, evaluation, trust)
+        gradient = evaluation.gradient
         size = gradient.norm()
         if size == 0.0:
             return State(state.point, state.evaluation, trust, Outcome.STALLED, "the gradient is zero")
         relative = min(self.residual, math.sqrt(size / objective.gradient_scale(state.point)))
-        coupled = target_coupling.applicable(objective)
-        built = target_coupling.TargetPreconditioner.build(objective, state.point) if coupled else None
         inverse = _same if built is None else built.apply
         p, model = _subproblem(objective, state.point, gradient, inverse, trust.radius, relative, self.max_inner)
         candidate = state.point.axpy(1.0, p)
         found = objective.value_and_grad(candidate)
-        ratio = _agreement(state.evaluation, found, model, rounding(objective, state.evaluation.value))
+        noise = rounding(objective, state.evaluation.value)
+        ratio = _agreement(state.evaluation, found, model, noise)
         length = p.norm()
         radius = trust.radius
         if ratio < 0.25:
@@ -56,7 +57,8 @@ class NewtonCG:
             radius = 2.0 * trust.radius
         if ratio > 0.1:
             return State(candidate, found, _Trust(radius))
-        if trust.failures >= 5 or radius < 1e-14 * max(state.point.norm(), 1e-300):
+        # Where the model still promises more than rounding, a failure says only that the radius is too large.
+        if (trust.failures >= 5 and abs(model) <= noise) or radius < 1e-14 * max(state.point.norm(), 1e-300):
             return State(state.point, state.evaluation, trust, Outcome.STALLED, "no step lowers value or gradient")
         return State(state.point, state.evaluation, _Trust(radius, trust.failures + 1))
 

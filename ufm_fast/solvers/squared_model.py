@@ -1,0 +1,126 @@
+"""The Gauss-Newton matrix of the squared error, inverted exactly: a preconditioner by two eigendecompositions.
+
+In balanced variables the residuals E = D^1/2 (H W' + 1 b' - Y) change by  dE = alpha (dA B' + A dB') + beta d dc'  with
+alpha = N^(-1/2), d_r = sqrt(n_r / N) and beta the bias's scale. With J that map, A~ = [alpha A, beta d] and C~ = [C, c],
+J J' E = alpha^2 E B B' + A~ A~' E, which is diagonal in the eigenvectors U of alpha^2 B B' and V of A~ A~', values a and v:
+
+    (mu + J'J)^-1 = (1 - J' (mu + J J')^-1 J) / mu,      V'(mu + J J')^-1 E U = (V'E U)_ij / (mu + v_i + a_j),
+
+and 1 / (mu + a_j) or 1 / (mu + v_i) where only one side lies in a span. Residuals and their products are never formed: with
+Q = alpha U'B and P = V'A~ all of it is products with d or min(K, d) columns, O((K + R) d^2). Without it the condition of the
+problem is of the order of 1 / (mu N). What it leaves is the directions that keep all logits, along A T, B T^-T: curved, so
+that straight steps along them are short. Their best point is known (`balance`), and the factors are moved there whenever the
+matrix is built. Small penalties take about a hundred evaluations then, where they took thousands (`bench/squared_model.py`).
+(Our derivation.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.gram import gram
+from ufm_fast.objective import Evaluation, Objective
+from ufm_fast.point import Point
+from ufm_fast.solvers.base import rounding
+
+#: The step of L-BFGS that builds it. Sooner, a full step can put out a direction that is wanted, and end at a saddle.
+FIRST = 30
+_EVERY = 20  # steps between two builds
+
+
+def applicable(objective: Objective) -> bool:
+    """Squared error in balanced variables with both penalties and nothing frozen."""
+    problem = objective.problem
+    return problem.loss.name == "mse" and objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
+
+
+def balance(x: Point) -> Point:
+    """The factors of the same product A B' with A'A = B'B, whose squares have the least sum: twice its nuclear norm."""
+    A, B = (torch.linalg.qr(part.double()) for part in (x.H, x.W))
+    U, s, Vh = torch.linalg.svd(A.R @ B.R.T, full_matrices=False)
+    root, pad = s.sqrt(), (0, x.W.shape[1] - len(s))
+    factors = (torch.nn.functional.pad(part, pad) for part in (B.Q @ (Vh.T * root), A.Q @ (U * root)))
+    W, H = (part.to(x.W.dtype) for part in factors)
+    return Point(W, H, x.b)
+
+
+def move(objective: Objective, x: Point, evaluation: Evaluation, *, lower: bool) -> tuple[Point, Evaluation]:
+    """To the balanced factors, unless the value rises; with ``lower`` only where it falls (beyond rounding)."""
+    point = balance(x)
+    found = objective.value_and_grad(point)
+    noise = rounding(objective, found.value)
+    return (point, found) if found.value <= evaluation.value + (-noise if lower else noise) else (x, evaluation)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """An orthonormal basis X T of the columns of X (rows x d), or T itself where the rows are fewer, with eigenvalues (k,).
+
+    ``products`` (k x d): basis' X.
+    """
+
+    X: Tensor | None
+    T: Tensor
+    values: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, X: Tensor) -> _Span:
+        rows, d = X.shape
+        if rows <= d:
+            values, basis = torch.linalg.eigh(X.double() @ X.T.double())
+            keep = values > 1e-14 * values[-1].clamp_min(1e-300)
+            T = basis[:, keep].to(X.dtype)
+            return cls(None, T, values[keep].to(X.dtype), T.T @ X)
+        values, basis = torch.linalg.eigh(gram(X))
+        keep = values > 1e-14 * values[-1].clamp_min(1e-300)
+        values, basis = values[keep], basis[:, keep]
+        products = (basis * values.sqrt()).T
+        return cls(X, (basis / values.sqrt()).to(X.dtype), values.to(X.dtype), products.to(X.dtype))
+
+    def inside(self, Y: Tensor) -> Tensor:
+        """basis' Y."""
+        return self.T.T @ Y if self.X is None else self.T.T @ (self.X.T @ Y)
+
+    def outside(self, Y: Tensor) -> Tensor:
+        """basis Y."""
+        return self.T @ Y if self.X is None else self.X @ (self.T @ Y)
+
+
+@dataclass(frozen=True)
+class SquaredPreconditioner:
+    """Inverse of 2 mu + J'J at a point: on the directions that keep all logits the residuals curve f by up to mu themselves."""
+
+    classes: _Span  # of alpha B
+    features: _Span  # of A~
+    shift: float
+
+    @staticmethod
+    def due(age: int) -> bool:
+        """Whether to build anew: often at first, when all curvatures change."""
+        since = age - FIRST
+        return since in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) or (since > 0 and since % _EVERY == 0)
+
+    @classmethod
+    def build(cls, objective: Objective, x: Point) -> SquaredPreconditioner:
+        """At a point in the solver's variables."""
+        alpha, features = objective.problem.num_samples**-0.5, x.H
+        if x.b is not None:
+            column = objective.bias_scale / alpha * objective.row_weight.sqrt()
+            features = torch.cat([x.H, column.to(x.H.dtype)[:, None]], 1)
+        return cls(_Span.of(x.W * alpha), _Span.of(features * alpha), 2.0 * objective.problem.mu)
+
+    def apply(self, g: Point) -> Point:
+        """(2 mu + J'J)^-1 g, a new point."""
+        weight = g.W if g.b is None else torch.cat([g.W, g.b[:, None]], 1)
+        of_features, of_classes = g.H @ self.classes.products.T, weight @ self.features.products.T
+        row, column = self.features.inside(of_features), self.classes.inside(of_classes)  # v x a, a x v
+        a, v = self.shift + self.classes.values, self.shift + self.features.values
+        both = (row + column.T) / (v[:, None] + self.classes.values)
+        H = g.H - (self.features.outside(both - row / a) + of_features / a) @ self.classes.products
+        weight = weight - (self.classes.outside(both.T - column / v) + of_classes / v) @ self.features.products
+        W, b = (weight, None) if g.b is None else (weight[:, :-1], weight[:, -1])
+        return Point(W, H, b).scale(1.0 / self.shift)
