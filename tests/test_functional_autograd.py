@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from ufm_fast import functional as fused
 from ufm_fast.errors import InputError
@@ -32,17 +33,18 @@ LABELS = torch.tensor([0, 4, 2, -100, 2, 1])
 SETS = Targets(torch.tensor([0, 4, 2, 1, 3, 2, 1, 0, 2]), torch.tensor([0, 2, 3, 5, 6, 7, 9]))
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.3, 0.7], dtype=torch.float64)
 
+LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, str], Tensor]] = {
+    "ce": lambda h, W, b, r: fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, reduction=r),
+    "ce-weighted-smooth": lambda h, W, b, r: fused.linear_cross_entropy(
+        h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT, label_smoothing=0.2
+    ),
+    "focal": lambda h, W, b, r: fused.linear_focal_loss(h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT),
+    "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
+    "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
+}
 CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     f"{name}-{reduction}": (lambda h, W, b, f=function, r=reduction: f(h, W, b, r))  # type: ignore[misc]
-    for name, function in {
-        "ce": lambda h, W, b, r: fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, reduction=r),
-        "ce-weighted-smooth": lambda h, W, b, r: fused.linear_cross_entropy(
-            h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT, label_smoothing=0.2
-        ),
-        "focal": lambda h, W, b, r: fused.linear_focal_loss(h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT),
-        "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
-        "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
-    }.items()
+    for name, function in LOSS_FUNCTIONS.items()
     for reduction in ("none", "mean")
 }
 case = pytest.mark.parametrize("name", list(CASES))
@@ -244,6 +246,34 @@ def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatc
         assert all(before == after for before, after in handed)
         assert W.grad is not None
         assert W.grad.data_ptr() in [after for _, after in handed]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_checkpointing_changes_no_derivative(name: str, reduction: str) -> None:
+    """Inside and outside of a checkpoint, which hands out each saved tensor once, to the second order."""
+
+    def inside(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return LOSS_FUNCTIONS[name](torch.tanh(h), W, b, reduction).square().sum()
+
+    def penalised(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        loss = inside(h, W, b)
+        return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, (h, W, b), create_graph=True))
+
+    def kept(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+        result: Tensor = checkpoint(function, *leaves, use_reentrant=False)
+        return result
+
+    leaves = parts()
+    for function in (inside, penalised):
+        expected = torch.autograd.grad(function(*leaves), leaves)
+        for found, truth in zip(torch.autograd.grad(kept(function, *leaves), leaves), expected, strict=True):
+            torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
+    gradients = torch.autograd.grad(kept(inside, *leaves), leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+    gradients = torch.autograd.grad(inside(*leaves), leaves, create_graph=True)
+    for found, truth in zip(second, torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

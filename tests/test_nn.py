@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast.errors import InputError, InputTypeError
@@ -102,6 +103,16 @@ def test_lower_precision(dtype: str) -> None:
     assert model.W.dtype == torch.float32  # bfloat16 rounds before each product, the parameters are kept
     tolerance = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
     assert abs(float(model.closure()) / float(exact.closure()) - 1) < tolerance
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_checkpointing_changes_no_gradient(loss: str) -> None:
+    model, plain = UFM(problem(loss=loss), seed=1), UFM(problem(loss=loss), seed=1)
+    value = torch.utils.checkpoint.checkpoint(model, use_reentrant=False)
+    value.backward()
+    assert float(plain.closure()) == float(value.detach())
+    for found, truth in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, truth.grad, rtol=1e-13, atol=0)
 
 
 def test_compiles_and_copies_and_saves() -> None:

@@ -260,14 +260,16 @@ def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
     """upstream * gradient + Hessian @ directions; for row_weight  upstream * l + slopes along the directions."""
-    *inputs, row_weight = ctx.saved_tensors[:6]
+    saved = ctx.saved_tensors  # read once: torch.utils.checkpoint hands out what it recomputed a single time
+    *inputs, row_weight = saved[:6]
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     along = [v if wanted else None for v, wanted in zip(directions, ctx.need, strict=True)]
     loss = (ctx.loss, ctx.parameter)
     total: list[Tensor | None] = [None, None, None]
     weight_gradient = None
     if upstream is not None and any(needed):
-        total = [_scaled(upstream, g) if w else None for g, w in zip(_gradients(ctx, needed), needed, strict=True)]
+        gradients = _gradients(ctx, saved, needed)
+        total = [_scaled(upstream, g) if w else None for g, w in zip(gradients, needed, strict=True)]
     if any(v is not None for v in along):
         if any(needed):
             product = hessian_product(*inputs, row_weight, *along, *loss, needed)
@@ -280,13 +282,11 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
     return (*total, None, None, weight_gradient, None, None, None)
 
 
-def _gradients(ctx: Any, needed: list[bool]) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, saved: tuple[Any, ...], needed: list[bool]) -> tuple[Tensor, ...]:
     """The gradients of the forward sweep; a new sweep where it could not know that one would be needed."""
-    saved: tuple[Tensor, ...] = ctx.saved_tensors[6:]
     if all(have or not wanted for have, wanted in zip(ctx.need, needed, strict=True)):
-        return saved
-    inputs = ctx.saved_tensors[:6]
-    again: tuple[Tensor, ...] = value_and_gradients(*inputs, ctx.loss, ctx.parameter, needed)[1:]
+        return saved[6:]
+    again: tuple[Tensor, ...] = value_and_gradients(*saved[:6], ctx.loss, ctx.parameter, needed)[1:]
     return again
 
 
