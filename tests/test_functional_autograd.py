@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from ufm_fast import functional as fused
 from ufm_fast.errors import InputError
 from ufm_fast.functional import operators, target_sets
+from ufm_fast.losses import make_loss
 from ufm_fast.targets import Targets
 
 N, K, D = 6, 5, 3
@@ -42,6 +44,20 @@ LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, str], Tensor]] = {
     "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
     "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
 }
+KEPT = LABELS != -100
+
+
+def dense_loss(name: str, h: Tensor, W: Tensor, b: Tensor, reduction: str) -> Tensor:
+    """The textbook form of LOSS_FUNCTIONS[name], by torch's own operations on the logits."""
+    z, y = F.linear(h, W, b), LABELS.clamp_min(0)
+    if name.startswith("ce"):
+        options: dict[str, Any] = {"weight": WEIGHT, "label_smoothing": 0.2} if name == "ce-weighted-smooth" else {}
+        return F.cross_entropy(z, LABELS, reduction=reduction, **options)
+    factor = torch.ones(N, dtype=torch.float64) if name == "pick-all" else KEPT * (WEIGHT[y] if name == "focal" else 1.0)
+    each = factor * make_loss(name).dense(z, SETS if name == "pick-all" else y)
+    return {"none": each, "sum": each.sum(), "mean": each.sum() / factor.sum()}[reduction]
+
+
 CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     f"{name}-{reduction}": (lambda h, W, b, f=function, r=reduction: f(h, W, b, r))  # type: ignore[misc]
     for name, function in LOSS_FUNCTIONS.items()
@@ -151,6 +167,103 @@ def test_vmap(of: Callable[..., Tensor]) -> None:
         return F.cross_entropy(h @ W.T, y, **options)
 
     torch.testing.assert_close(of(fused.linear_cross_entropy, h, W, y), of(dense, h, W, y))
+
+
+def dual_tangent(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        value = function(*(forward_ad.make_dual(x, torch.cos(x.detach())) for x in leaves))
+        tangent: Tensor = forward_ad.unpack_dual(value).tangent
+    return tangent
+
+
+def gradient_tangent(function: Callable[..., Tensor], h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        value = function(forward_ad.make_dual(h, torch.cos(h.detach())), W, b).square().sum()
+        (gradient,) = torch.autograd.grad(value, W, create_graph=True)
+        return forward_ad.unpack_dual(gradient).tangent.detach()
+
+
+@torch.no_grad()
+def no_graph(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+    return dual_tangent(function, *leaves)
+
+
+#: Ways to a derivative in which some part goes forward; each takes the loss and (h, W, b).
+FORWARD: dict[str, Callable[..., Any]] = {
+    "jvp": lambda f, *x: jvp(f, x, tuple(torch.cos(v) for v in x)),
+    "jvp of one part": lambda f, h, W, b: jvp(lambda W: f(h, W, b), (W,), (torch.cos(W),)),
+    "jacfwd": lambda f, *x: jacfwd(f, (0, 1, 2))(*x),
+    "hessian": lambda f, *x: hessian(f, (0, 1, 2))(*x),
+    "reverse over forward": lambda f, *x: jacrev(jacfwd(f), 1)(*x),
+    "jvp of grad": lambda f, *x: jvp(grad(lambda *x: f(*x).square().sum()), x, tuple(torch.cos(v) for v in x)),
+    "grad of jvp": lambda f, *x: grad(lambda *x: jvp(f, x, tuple(torch.cos(v) for v in x))[1].square().sum(), 1)(*x),
+    "linearize": lambda f, h, W, b: linearize(lambda W: f(h, W, b), W)[1](torch.cos(W)),
+    "vmap of jvp": lambda f, h, W, b: vmap(lambda v: jvp(lambda h: f(h, W, b), (h,), (v,))[1])(torch.stack([h, h.cos()])),
+    "dual": dual_tangent,
+    "dual without a graph": no_graph,
+    "dual of a gradient": gradient_tangent,
+    "jacobian": lambda f, h, W, b: torch.autograd.functional.jacobian(
+        lambda W: f(h, W, b), W, vectorize=True, strategy="forward-mode"
+    ),
+    "autograd's hessian": lambda f, h, W, b: torch.autograd.functional.hessian(
+        lambda W: f(h, W, b).sum(), W, vectorize=True, outer_jacobian_strategy="forward-mode"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:`torch.jit.script`", "ignore:Attempted to insert")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+@pytest.mark.parametrize("way", list(FORWARD))
+def test_forward_mode(way: str, name: str, reduction: str) -> None:
+    leaves = parts() if way == "dual of a gradient" else tuple(x.detach() for x in parts())
+    found = FORWARD[way](lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction), *leaves)
+    dense = lambda h, W, b: dense_loss(name, h, W, b, reduction)  # noqa: E731
+    # The dense forms of some losses ask for numbers, which linearize's tracer refuses.
+    truth = FORWARD["jvp of one part"](dense, *leaves)[1] if way == "linearize" else FORWARD[way](dense, *leaves)
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_forward_over_forward(name: str) -> None:
+    leaves = tuple(x.detach() for x in parts())
+    found = jacfwd(jacfwd(lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, "mean"), 0), 1)(*leaves)
+    truth = jacfwd(jacfwd(lambda h, W, b: dense_loss(name, h, W, b, "mean"), 0), 1)(*leaves)
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+    with pytest.raises(NotImplementedError, match="single rows, both in forward mode"):
+        jacfwd(jacfwd(lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, "none"), 0), 1)(*leaves)
+
+
+@pytest.mark.parametrize("name", ["ce", "mse"])
+def test_gradcheck_in_forward_mode(name: str) -> None:
+    """torch's own judge, for half of it forward over reverse; tangents of row weights too."""
+    h, W, b = parts()
+    rows = ROWS.clone().requires_grad_()
+
+    def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        result: Tensor = operators.value_and_gradients(h, W, b, CLEAN, None, rows, name, 0.0, [True] * 3)[0]
+        return result
+
+    assert torch.autograd.gradcheck(value, (h, W, b, rows), check_forward_ad=True, check_backward_ad=False)
+    assert torch.autograd.gradgradcheck(value, (h, W, b, rows), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_forward_mode_in_lower_precision(dtype: torch.dtype, reduction: str) -> None:
+    low = tuple(x.detach() for x in parts(dtype))
+    wide = tuple(x.double() for x in low)
+    function = lambda h, W, b: LOSS_FUNCTIONS["ce"](h, W, b, reduction)  # noqa: E731
+    found, truth = (jvp(function, x, x) for x in (low, wide))
+    for ours, theirs in zip(found, truth, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_third_derivatives_in_forward_mode_are_refused_in_words() -> None:
+    h, W, b = (x.detach() for x in parts())
+    with pytest.raises(NotImplementedError, match="third derivatives"):
+        jacfwd(hessian(lambda h: CASES["ce-mean"](h, W, b)))(h)
 
 
 def test_third_derivatives_are_refused_in_words() -> None:

@@ -115,6 +115,19 @@ def test_checkpointing_changes_no_gradient(loss: str) -> None:
         torch.testing.assert_close(found.grad, truth.grad, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_tangents_of_parameters(loss: str) -> None:
+    """A dual W put in by functional_call: the derivative along W is <gradient, W>."""
+    model = UFM(problem(loss=loss), seed=1)
+    model.closure()
+    assert model.W.grad is not None
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(model.W.detach(), model.W.detach())
+        value = torch.func.functional_call(model, {"W": dual}, ())
+        tangent = torch.autograd.forward_ad.unpack_dual(value).tangent
+    torch.testing.assert_close(tangent, (model.W.grad * model.W).sum(), rtol=1e-11, atol=1e-13)
+
+
 def test_compiles_and_copies_and_saves() -> None:
     torch.compiler.reset()
     model = UFM(problem())

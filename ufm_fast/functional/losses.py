@@ -13,7 +13,7 @@ from ufm_fast.arguments import whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import checked_labels, row_losses, transforming, value_and_gradients
+from ufm_fast.functional.operators import blind, checked_labels, row_losses, value_and_gradients
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
 
@@ -43,7 +43,7 @@ def linear_cross_entropy(
     'mean' divides the sum by sum w_y over the rows that are not ignored. Equivalent to
     ``torch.nn.functional.linear_cross_entropy`` of torch 2.13 with the same arguments, i.e.
     ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, but relatively accurate even where the
-    loss is 1e-35, differentiable twice, and at home in torch.func.grad, torch.compile and autocast.
+    loss is 1e-35, differentiable twice, in reverse and forward mode, and at home in torch.compile and autocast.
 
     Shapes: input (d) or (N, d); linear_weight (K, d) or (K, d_1, ..., d); linear_bias as linear_weight less its last;
     target (), (N) or (N, d_1, ...) of class indices, or probabilities in the logits' shape (N, K, d_1, ...); weight (K,).
@@ -233,9 +233,9 @@ def _one_head(
 
 def _without_ignored(features: Tensor, kept: Tensor) -> Tensor:
     """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy where there is one."""
-    unseen = torch.compiler.is_compiling() or transforming() or type(kept) is not Tensor or kept.is_meta
-    blind = unseen or (kept.is_cuda and torch.cuda.is_current_stream_capturing())
-    if not blind and not bool((kept == 0).any()):
+    unseen = blind() or type(kept) is not Tensor or kept.is_meta
+    unseen = unseen or (kept.is_cuda and torch.cuda.is_current_stream_capturing())
+    if not unseen and not bool((kept == 0).any()):
         return features
     return torch.where((kept != 0)[:, None], features, 0.0)
 

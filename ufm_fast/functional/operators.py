@@ -13,12 +13,14 @@ Library users want the functions of ``ufm_fast.functional``; these names are not
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
@@ -36,6 +38,27 @@ _LOSS = "str loss, float parameter"
 # gradients are copied rather than handed over.
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def blind() -> bool:
+    """Whether a tracer runs that records operations and refuses questions about their numbers."""
+    return torch.compiler.is_compiling() or transforming() or _traced()
+
+
+def _traced() -> bool:
+    """Inside ``make_fx``, on which torch.func.linearize is built."""
+    mode, key = getattr(torch._C, "_get_dispatch_mode", None), getattr(torch._C, "_TorchDispatchModeKey", None)
+    return mode is not None and key is not None and mode(key.PROXY) is not None
+
+
+def _forward_mode_on() -> Any:
+    switch = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+    return contextlib.nullcontext() if switch is None else switch(True)
+
+
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents now. A torch that no longer tells is taken to say yes."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,25 +83,54 @@ def loss_arguments(loss: Loss) -> tuple[str, float]:
     return loss.name, float(loss.gamma if isinstance(loss, Focal) else loss.smoothing)
 
 
-def _differentiable(registered: Any, context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """``registered`` with its derivative, inside torch.func transforms as well.
+def _differentiable(
+    registered: Any, context: Callable[..., None], backward: Callable[..., Any], tangents: Callable[..., Any]
+) -> Callable[..., Any]:
+    """``registered`` with its derivatives, inside torch.func transforms and in forward mode as well.
 
-    A custom operator's own autograd rule refuses torch.func (as of torch 2.13), a Function with setup_context does not;
-    torch.compile in turn sees through the operator. Both are given the same rule.
+    A custom operator's own autograd rule refuses torch.func and drops tangents (as of torch 2.13), a Function with
+    setup_context does neither; torch.compile in turn sees through the operator. Both are given the same rule.
     """
     registered.register_autograd(backward, setup_context=context)
     rules = {
         "forward": registered,
         "setup_context": context,
         "backward": backward,
+        "jvp": _at_outer_levels(tangents),
         "vmap": _one_by_one(lambda *given: call(*given)),
     }
     function = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
 
     def call(*arguments: Any) -> Any:
-        return function.apply(*arguments) if transforming() else registered(*arguments)  # type: ignore[attr-defined]
+        transformed = transforming() or forward_mode()
+        return function.apply(*arguments) if transformed else registered(*arguments)  # type: ignore[attr-defined]
 
     return call
+
+
+def _at_outer_levels(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """``rule(ctx, saved, *moves)`` as a Function's jvp, with the saved tensors free of the tangents of its own level.
+
+    torch switches forward mode off around a jvp, for all levels: what encloses this one would lose its tangents.
+    """
+
+    def jvp(ctx: Any, *moves: Tensor | None) -> Any:
+        with _forward_mode_on():
+            return rule(ctx, [x if x is None else _primal(x) for x in ctx.saved_tensors], *moves)
+
+    return jvp
+
+
+def _primal(x: Tensor) -> Tensor:
+    return cast("Tensor", forward_ad.unpack_dual(x).primal) if x.is_floating_point() else x  # type: ignore[no-untyped-call]
+
+
+def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for ``backward`` and, where tangents may follow, for ``tangents``; absent ones of either are None, not zeros."""
+    ctx.save_for_backward(*tensors)
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -254,8 +306,7 @@ def _active_rows(x: HeadInput) -> Tensor | None:
 
 def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.set_materialize_grads(False)
+    _keep(ctx, *tensors, *output[1:])
 
 
 def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
@@ -282,7 +333,7 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
     return (*total, None, None, weight_gradient, None, None, None)
 
 
-def _gradients(ctx: Any, saved: tuple[Any, ...], needed: list[bool]) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, saved: Sequence[Any], needed: list[bool]) -> Sequence[Tensor]:
     """The gradients of the forward sweep; a new sweep where it could not know that one would be needed."""
     if all(have or not wanted for have, wanted in zip(ctx.need, needed, strict=True)):
         return saved[6:]
@@ -310,7 +361,30 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left + right
 
 
-value_and_gradients = _differentiable(head, _head_context, _head_backward)
+def _head_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
+    """<gradient, move> and Hessian @ move; for a move of row_weight the value and gradients that it weighs."""
+    *inputs, row_weight = saved[:6]
+    along, row_move, loss = _in_sums(moves[:3]), moves[5], (ctx.loss, ctx.parameter)
+    moving = [v is not None for v in along]
+    total: list[Tensor | None] = [None] * 4
+    if any(moving):
+        gradients = _gradients(ctx, saved, moving)
+        slopes = [torch.dot(g.reshape(-1), v.reshape(-1)) for g, v in zip(gradients, along, strict=True) if v is not None]
+        total[0] = functools.reduce(torch.add, slopes)
+        if any(ctx.need):
+            total[1:] = hessian_product(*inputs, row_weight, *along, *loss, ctx.need)
+    if row_move is not None:
+        weighed = value_and_gradients(*inputs, row_move, *loss, ctx.need)
+        total = [_sum(have, more) for have, more in zip(total, weighed, strict=True)]
+    return total[0], *_filled([t if wanted else None for t, wanted in zip(total[1:], ctx.need, strict=True)], inputs[1])
+
+
+def _in_sums(moves: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tangents, which have the dtype of what moves, in the dtype of sums."""
+    return [v if v is None else v.to(compute_dtype(v.dtype)) for v in moves]
+
+
+value_and_gradients = _differentiable(head, _head_context, _head_backward, _head_tangents)
 
 
 # ---- the loss of each row ----------------------------------------------------------------------------------------
@@ -344,18 +418,25 @@ def _ones(features: Tensor) -> Tensor:
 
 def _losses_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.loss, ctx.parameter = inputs
-    ctx.save_for_backward(*tensors)
+    _keep(ctx, *tensors)
 
 
-def _losses_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+def _losses_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
     inputs = ctx.saved_tensors
+    if upstream is None:
+        return (None,) * 7
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     gradients = value_and_gradients(*inputs, upstream, ctx.loss, ctx.parameter, needed)[1:]
     total = [g.to(x.dtype) if w else None for g, x, w in zip(gradients, inputs, needed, strict=False)]
     return (*total, None, None, None, None)
 
 
-row_losses = _differentiable(head_losses, _losses_context, _losses_backward)
+def _losses_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
+    slopes: Tensor = row_slopes(*saved, *_in_sums(moves[:3]), ctx.loss, ctx.parameter)
+    return slopes
+
+
+row_losses = _differentiable(head_losses, _losses_context, _losses_backward, _losses_tangents)
 
 
 # ---- second order ------------------------------------------------------------------------------------------------
@@ -426,13 +507,68 @@ def _head_slopes_shapes(
 head_slopes.register_fake(_head_slopes_shapes)
 
 
-def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Nothing is kept for a third derivative."""
+_THIRD = "third derivatives of a fused loss are not available; take them of the dense expression"
 
 
-def _no_third(ctx: Any, *upstream: Tensor) -> Any:
-    raise NotImplementedError("third derivatives of a fused loss are not available; take them of the dense expression")
+def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Nothing is kept for a third derivative; tangents of row_weight and of the direction are of the second order."""
+    *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
-hessian_product = _differentiable(head_product, _no_context, _no_third)
-row_slopes = _differentiable(head_slopes, _no_context, _no_third)
+def _product_backward(ctx: Any, *upstream: Tensor | None) -> Any:
+    raise NotImplementedError(_THIRD)
+
+
+def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The product is linear in row_weight and in the direction."""
+    if any(v is not None for v in moves[:3]):
+        raise NotImplementedError(_THIRD)
+    *inputs, row_weight, v_features, v_weight, v_bias = saved
+    loss = (ctx.loss, ctx.parameter, ctx.need)
+    total: list[Tensor | None] = [None] * 3
+    if moves[5] is not None:
+        total = list(hessian_product(*inputs, moves[5], v_features, v_weight, v_bias, *loss))
+    if any(v is not None for v in moves[6:9]):
+        more = hessian_product(*inputs, row_weight, *moves[6:9], *loss)
+        total = [_sum(a, b) for a, b in zip(total, more, strict=True)]
+    return _filled([t if wanted else None for t, wanted in zip(total, ctx.need, strict=True)], inputs[1])
+
+
+def _slopes_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.loss, ctx.parameter = inputs
+    _keep(ctx, *tensors)
+
+
+def _slopes_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
+    """sum_r upstream_r slope_r is the derivative along v of the sum that upstream weighs: Hessian @ v, and its gradient."""
+    *inputs, v_features, v_weight, v_bias = ctx.saved_tensors
+    if upstream is None:
+        return (None,) * 10
+    needed, moving = list(ctx.needs_input_grad[:3]), list(ctx.needs_input_grad[5:8])
+    loss = (ctx.loss, ctx.parameter)
+    total: list[Tensor | None] = [None] * 6
+    if any(needed):
+        product = hessian_product(*inputs, upstream, v_features, v_weight, v_bias, *loss, needed)
+        total[:3] = [t.to(x.dtype) if w else None for t, x, w in zip(product, inputs, needed, strict=False)]
+    if any(moving):
+        gradients = value_and_gradients(*inputs, upstream, *loss, moving)[1:]
+        total[3:] = [g if w else None for g, w in zip(gradients, moving, strict=True)]
+    return (*total[:3], None, None, *total[3:], None, None)
+
+
+def _slopes_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
+    """Linear in the direction. How a single row's slope changes with the point is a curvature that no sweep gives."""
+    if any(v is not None for v in moves[:3]):
+        raise NotImplementedError(
+            "second derivatives of single rows, both in forward mode, are not available; "
+            "take one of them in reverse mode, or reduce the loss to its mean or sum first"
+        )
+    slopes: Tensor = row_slopes(*saved[:5], *moves[5:8], ctx.loss, ctx.parameter)
+    return slopes
+
+
+hessian_product = _differentiable(head_product, _product_context, _product_backward, _product_tangents)
+row_slopes = _differentiable(head_slopes, _slopes_context, _slopes_backward, _slopes_tangents)
