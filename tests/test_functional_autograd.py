@@ -347,8 +347,8 @@ def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatc
     handed = []
     scaled = operators._scaled
 
-    def spy(upstream: Tensor, gradient: Tensor) -> Tensor:
-        result = scaled(upstream, gradient)
+    def spy(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
+        result = scaled(upstream, gradient, own)
         handed.append((gradient.data_ptr(), result.data_ptr()))
         return result
 
@@ -387,6 +387,42 @@ def test_checkpointing_changes_no_derivative(name: str, reduction: str) -> None:
     gradients = torch.autograd.grad(inside(*leaves), leaves, create_graph=True)
     for found, truth in zip(second, torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves), strict=True):
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_batched_gradients(name: str, reduction: str) -> None:
+    """The vmap of torch.autograd, which is another than torch.func's, over upstreams of the first and the second order."""
+    leaves = parts()
+    for order in (1, 2):
+        found = []
+        for function in (lambda: LOSS_FUNCTIONS[name](*leaves, reduction), lambda: dense_loss(name, *leaves, reduction)):
+            value = function()
+            if order == 2:
+                (value,) = torch.autograd.grad(value.square().sum(), leaves[1], create_graph=True)
+            g = torch.Generator().manual_seed(9)
+            upstream = torch.randn(3, *value.shape, generator=g, dtype=torch.float64)
+            found.append(torch.autograd.grad(value, leaves, upstream, is_grads_batched=True))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+    jacobians = [
+        torch.autograd.functional.jacobian(f, leaves, vectorize=True)
+        for f in (lambda *x: LOSS_FUNCTIONS[name](*x, reduction), lambda *x: dense_loss(name, *x, reduction))
+    ]
+    torch.testing.assert_close(jacobians[0], jacobians[1], rtol=1e-10, atol=1e-12)
+
+
+def test_hooks_on_saved_tensors_keep_what_they_saw() -> None:
+    """A gradient is scaled in place only where nobody else can hold it."""
+    seen: list[Tensor] = []
+    leaves = parts()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (seen.append(x), x)[1], lambda x: x):
+        loss = CASES["ce-mean"](*leaves)
+    before = [x.detach().clone() for x in seen]
+    (loss * 3.0).backward()
+    assert len(seen) >= 6
+    for after, first in zip(seen, before, strict=True):
+        assert torch.equal(after, first)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

@@ -34,10 +34,13 @@ _TILED = TiledBackend()
 _HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
 _LOSS = "str loss, float parameter"
 
-# Neither is public in torch, so either may go. Without the first, torch.func refuses the operators; without the second,
+# None of these is public in torch, so each may go. Without the first, torch.func refuses the operators; without the others,
 # gradients are copied rather than handed over.
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+_STAND_INS: list[Callable[[Tensor], bool]] = [
+    getattr(torch._C._functorch, name, lambda _: True) for name in ("is_functorch_wrapped_tensor", "is_legacy_batchedtensor")
+]
 
 
 def blind() -> bool:
@@ -106,6 +109,12 @@ def _differentiable(
         return function.apply(*arguments) if transformed else registered(*arguments)  # type: ignore[attr-defined]
 
     return call
+
+
+def _hooks_are_set() -> bool:
+    """Whether saved tensors go through hooks, which may keep them (in a compiled graph they do not reach this code)."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+    return not torch.compiler.is_compiling() and top(True) is not None
 
 
 def _at_outer_levels(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -306,6 +315,7 @@ def _active_rows(x: HeadInput) -> Tensor | None:
 
 def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
+    ctx.hooked = _hooks_are_set()
     _keep(ctx, *tensors, *output[1:])
 
 
@@ -320,7 +330,8 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
     weight_gradient = None
     if upstream is not None and any(needed):
         gradients = _gradients(ctx, saved, needed)
-        total = [_scaled(upstream, g) if w else None for g, w in zip(gradients, needed, strict=True)]
+        own = not ctx.hooked
+        total = [_scaled(upstream, g, own) if w else None for g, w in zip(gradients, needed, strict=True)]
     if any(v is not None for v in along):
         if any(needed):
             product = hessian_product(*inputs, row_weight, *along, *loss, needed)
@@ -341,18 +352,24 @@ def _gradients(ctx: Any, saved: Sequence[Any], needed: list[bool]) -> Sequence[T
     return again
 
 
-def _scaled(upstream: Tensor, gradient: Tensor) -> Tensor:
+def _scaled(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
     """upstream * gradient, in place where this backward is the last reader of the buffer: K x d may be gigabytes.
 
-    ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the buffer is handed over as it is.
+    ``own`` is False where somebody else may hold it. ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the
+    buffer is handed over as it is.
     """
-    plain = type(upstream) is Tensor and type(gradient) is Tensor  # not a tracer's stand-in
-    if not plain or transforming() or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
+    plain = own and all(type(x) is Tensor and not _wrapped(x) for x in (upstream, gradient))
+    if not plain or blind() or torch.is_grad_enabled() or _graph_is_kept():
         return upstream * gradient
     gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
         return gradient
     return gradient.mul_(upstream)
+
+
+def _wrapped(x: Tensor) -> bool:
+    """A batch of either vmap, of torch.func or of ``is_grads_batched``, or another transform's stand-in."""
+    return any(ask(x) for ask in _STAND_INS)
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
