@@ -286,6 +286,34 @@ def test_compiles_as_one_graph(name: str) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_compiles_inside_transforms(name: str, reduction: str) -> None:
+    h, W, b = (x.detach() for x in parts())
+    loss = lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction)  # noqa: E731
+    gradients = [grad(lambda h, W, b: loss(h, W, b).square().sum(), of) for of in (1, (0, 1, 2))]
+    for transform, *arguments in (
+        *((gradient, h, W, b) for gradient in gradients),
+        (vmap(lambda W: loss(h, W, b)), torch.stack([W, W + 1.0])),
+    ):
+        torch.compiler.reset()
+        compiled = torch.compile(transform, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), transform(*arguments), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`", "ignore:.*should not be instantiated")
+def test_compiled_forward_mode_is_refused_rather_than_wrong() -> None:
+    """torch.compile knows no jvp of a Function; without fullgraph it falls back to eager code, which does."""
+    h, W, b = (x.detach() for x in parts())
+    derivative = lambda W: jvp(lambda W: CASES["ce-mean"](h, W, b), (W,), (W,))[1]  # noqa: E731
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(derivative, fullgraph=True, backend="aot_eager")(W)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(derivative, backend="aot_eager")(W), derivative(W))
+
+
 def test_compiles_with_a_dynamic_batch_and_checks_labels_there() -> None:
     torch.compiler.reset()
     compiled = torch.compile(fused.linear_cross_entropy, fullgraph=True, backend="aot_eager", dynamic=True)

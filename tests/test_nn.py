@@ -128,6 +128,17 @@ def test_tangents_of_parameters(loss: str) -> None:
     torch.testing.assert_close(tangent, (model.W.grad * model.W).sum(), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_compiles_inside_a_transform(loss: str) -> None:
+    torch.compiler.reset()
+    model = UFM(problem(loss=loss), seed=1)
+    model.closure()
+    gradient = torch.func.grad(lambda W: torch.func.functional_call(model, {"W": W}, ()))
+    found = torch.compile(gradient, fullgraph=True, backend="aot_eager")(model.W.detach().clone())
+    torch.testing.assert_close(found, model.W.grad, rtol=1e-12, atol=1e-14)
+
+
 def test_compiles_and_copies_and_saves() -> None:
     torch.compiler.reset()
     model = UFM(problem())

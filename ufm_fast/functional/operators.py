@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -95,6 +96,7 @@ def _differentiable(
     setup_context does neither; torch.compile in turn sees through the operator. Both are given the same rule.
     """
     registered.register_autograd(backward, setup_context=context)
+    registered.register_vmap(_one_by_one(registered))
     rules = {
         "forward": registered,
         "setup_context": context,
@@ -102,13 +104,35 @@ def _differentiable(
         "jvp": _at_outer_levels(tangents),
         "vmap": _one_by_one(lambda *given: call(*given)),
     }
-    function = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
+    function: Any = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
+    traceable = _traceable(registered, context, backward)
 
     def call(*arguments: Any) -> Any:
-        transformed = transforming() or forward_mode()
-        return function.apply(*arguments) if transformed else registered(*arguments)  # type: ignore[attr-defined]
+        if not transforming() and not forward_mode():
+            return registered(*arguments)
+        # Compiled code must not lose tangents either: with ``function`` torch.compile says that it knows no jvp.
+        if forward_mode() or not torch.compiler.is_compiling():
+            return function.apply(*arguments)
+        # For what came straight into the graph it has noted requires_grad before the transform set it: views are noted anew.
+        return traceable.apply(*(a.view_as(a) if isinstance(a, Tensor) else a for a in arguments))
 
     return call
+
+
+def _traceable(registered: Any, context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The same Function as torch.compile reads it inside a transform: without a jvp, of plain Python functions."""
+
+    plain = registered._opoverload  # it knows what this is, but not what ``registered`` is
+
+    def forward(*arguments: Any) -> Any:
+        return plain(*arguments)
+
+    # It tells by their number whether a ctx is among the parameters.
+    names = [argument.name for argument in plain._schema.arguments]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    rules = {"forward": forward, "setup_context": context, "backward": backward}
+    return type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
 
 
 def _hooks_are_set() -> bool:
@@ -358,8 +382,9 @@ def _scaled(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
     ``own`` is False where somebody else may hold it. ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the
     buffer is handed over as it is.
     """
-    plain = own and all(type(x) is Tensor and not _wrapped(x) for x in (upstream, gradient))
-    if not plain or blind() or torch.is_grad_enabled() or _graph_is_kept():
+    if not own or blind() or torch.is_grad_enabled() or _graph_is_kept():
+        return upstream * gradient
+    if any(type(x) is not Tensor or _wrapped(x) for x in (upstream, gradient)):
         return upstream * gradient
     gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
