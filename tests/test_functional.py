@@ -92,10 +92,10 @@ def test_class_probabilities_equal_torch(
     g = torch.Generator().manual_seed(seed)
     h, W, b = leaf(g, N, d), leaf(g, K, *out, d), leaf(g, K, *out)
     w = torch.rand(K, generator=g, dtype=torch.float64) + 0.1 if weighted else None
-    target = torch.rand(N, K, *out, generator=g, dtype=torch.float64).softmax(1)
+    target = torch.rand(N, K, *out, generator=g, dtype=torch.float64).softmax(1).requires_grad_()
     shared: dict[str, Any] = {"weight": w, "reduction": reduction, "label_smoothing": smoothing}
     ours = fused.linear_cross_entropy(h, W, target, linear_bias=b, **shared)
-    agree(ours, F.cross_entropy(dense_logits(h, W, b), target, **shared), [h, W, b], g)
+    agree(ours, F.cross_entropy(dense_logits(h, W, b), target, **shared), [h, W, b, target], g)
 
 
 @settings(max_examples=30, deadline=None)

@@ -22,7 +22,6 @@ ALL = (*SINGLE, "linear_pick_all")
 COMMON: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "label too high": ({"target": torch.tensor([0, 1, 2, 5])}, InputError, r"target must lie in \[0, 5\)|indices must"),
     "rows disagree": ({"target": Y[:3]}, InputError, "target"),
-    "target requires grad": ({"target": P.clone().requires_grad_()}, InputError, "target must"),
     "target is boolean": ({"target": Y > 1}, InputTypeError, "target must hold class indices"),
     "target is a string": ({"target": "spam"}, InputTypeError, "target must be"),
     "dtypes differ": ({"linear_weight": W.double()}, InputTypeError, "linear_weight is torch.float64 but input is"),
@@ -60,9 +59,16 @@ LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "class weight integer": ({"weight": torch.ones(5, dtype=torch.int64)}, InputTypeError, "weight must be float64"),
     "class weight elsewhere": ({"weight": B.to("meta")}, InputError, "weight is on meta"),
     "class weight requires grad": ({"weight": B.clone().requires_grad_()}, InputError, "pass weight.detach"),
+    "target is sparse": ({"target": P.to_sparse()}, InputTypeError, "target must be a dense tensor"),
     "target elsewhere": ({"target": Y.to("meta")}, InputError, "target is on meta but the input on cpu"),
     "target too deep": ({"target": Y[:, None]}, InputError, r"target must have shape \(4,\)"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["linear_focal_loss", "linear_squared_error", "linear_pick_all"])
+def test_probabilities_go_with_the_cross_entropy_only(name: str) -> None:
+    with pytest.raises(InputError, match="target must"):
+        getattr(fused, name)(H, W, P.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("name", SINGLE)

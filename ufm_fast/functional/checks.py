@@ -62,9 +62,12 @@ def check_shapes(features: Tensor, weight: Tensor, bias: Tensor | None, names: t
         raise InputError(f"{names[2]} must have shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}")
 
 
-def check_target(target: Tensor, device: torch.device) -> None:
+def check_target(target: Tensor, device: torch.device, *, differentiable: bool = False) -> None:
+    """A dense tensor on ``device``; ``differentiable`` says that it may require a gradient."""
     check_tensor(target, "target")
-    if target.requires_grad:
+    if target.layout != torch.strided:
+        raise InputTypeError(f"target must be a dense tensor, got layout {target.layout}; convert it with target.to_dense()")
+    if target.requires_grad and not differentiable:
         raise InputError("target must not require a gradient; pass target.detach()")
     if target.device != device:
         raise InputError(f"target is on {target.device} but the input on {device}; move it with target.to({str(device)!r})")

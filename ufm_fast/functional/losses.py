@@ -48,16 +48,17 @@ def linear_cross_entropy(
     Shapes: input (d) or (N, d); linear_weight (K, d) or (K, d_1, ..., d); linear_bias as linear_weight less its last;
     target (), (N) or (N, d_1, ...) of class indices, or probabilities in the logits' shape (N, K, d_1, ...); weight (K,).
     The result has the input's dtype (float32 under autocast) and, for 'none', the shape of the class indices. Class
-    probabilities are as large as the logits, so the dense expression evaluates them. ``options`` (torch's chunking) is
-    accepted and not used: memory is bounded always. A mean over no rows is NaN with zero gradients, as in torch. Class weights
-    that sum to 0 over the rows give torch's value, x/0 (NaN in compiled graphs, torch.func, forward mode), and NaN gradients.
+    probabilities are as large as the logits, so the dense expression evaluates and differentiates them. ``options``
+    (torch's chunking) is accepted and not used: memory is bounded always. A mean over no rows is NaN with zero gradients, as
+    in torch. Class weights that sum to 0 over the rows give torch's value, x/0 (NaN in compiled graphs, torch.func and
+    forward mode), and NaN gradients.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
-    dtypes, wrong shapes, fewer than 2 classes, a target or class weight that requires a gradient.
+    dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient.
     """
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     features, matrix, bias, dtype = _prepared(tensors)
-    checks.check_target(target, input.device)
+    checks.check_target(target, input.device, differentiable=True)
     checks.check_class_weight(weight, linear_weight)
     checks.check_reduction(reduction)
     if not isinstance(label_smoothing, (int, float)):
