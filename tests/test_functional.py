@@ -292,6 +292,25 @@ def test_an_ignored_row_may_hold_anything_in_second_derivatives_too() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_focal_loss", "linear_squared_error"])
+def test_a_row_of_class_weight_0_may_hold_anything(name: str, reduction: str) -> None:
+    """To the second order; in torch 0 times NaN is NaN."""
+    g = torch.Generator().manual_seed(5)
+    h, W, y = leaf(g, 4, 3), leaf(g, 5, 3), torch.tensor([0, 1, 2, 3])
+    w = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    spoilt = h.detach().clone()
+    spoilt[1] = math.nan
+    spoilt.requires_grad_()
+    found = []
+    for features in (spoilt, h):
+        loss = getattr(fused, name)(features, W, y, weight=w, reduction=reduction).sum()
+        first = torch.autograd.grad(loss, (features, W), create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), (features, W))
+        found.append((loss, *first, *second))
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_target_that_alone_is_possible(classes: int, dtype: torch.dtype) -> None:

@@ -31,6 +31,7 @@ from ufm_fast.losses import LOSSES, Focal, Loss, make_loss
 from ufm_fast.targets import Targets
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 _TILED = TiledBackend()
 _HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
 _LOSS = "str loss, float parameter"
@@ -302,20 +303,12 @@ def head(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
     x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
-    backend, active = backend_for(weight.device.type, weight.dtype), _active_rows(x)
+    backend = backend_for(weight.device.type, weight.dtype)
     # Fresh memory, which the backend writes: zeroing a gradient first would be a pass over it for nothing.
-    grad_weight, grad_bias = _zeros((weight, bias), need[1:], torch.empty)
-    if active is None:
-        (grad_features,) = _zeros((features,), need[:1], torch.empty)
-        value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias, fresh=True)).value
-    else:
-        (grad_features,) = _zeros((features,), need[:1])
-        part = HeadInput(x.loss, x.features[active], x.weight, x.bias, Targets(x.targets.indices[active]), x.row_weight[active])
-        (block,) = _zeros((part.features,), need[:1], torch.empty)
-        value = backend.head(part, Gradients(block, grad_weight, grad_bias, fresh=True)).value
-        if grad_features is not None and block is not None:
-            grad_features[active] = block
-    return (value.to(compute_dtype(weight.dtype)), *_filled((grad_features, grad_weight, grad_bias), weight))
+    buffers = _zeros((features, weight, bias), need, torch.empty)
+    out = Gradients(buffers[0], buffers[1], buffers[2], fresh=True)
+    value = over_rows(_active_rows(x), x, out, lambda x, out: backend.head(x, out).value)
+    return (value.to(compute_dtype(weight.dtype)), *_filled(buffers, weight))
 
 
 def _head_shapes(
@@ -330,11 +323,43 @@ head.register_fake(_head_shapes)
 
 
 def _active_rows(x: HeadInput) -> Tensor | None:
-    """Rows with a weight, where others can be left out: single labels, on the CPU (a GPU would wait for the count)."""
-    if x.row_weight.device.type != "cpu" or not x.targets.single:
-        return None
-    active = torch.nonzero(x.row_weight).reshape(-1)
-    return None if active.numel() == x.row_weight.numel() else active
+    """Rows with a weight, where others can be left out: on the CPU, for a GPU would wait for the count."""
+    return rows_with_weight(x) if x.row_weight.device.type == "cpu" else None
+
+
+def rows_with_weight(x: HeadInput) -> Tensor | None:
+    """Indices of the rows whose weight is not 0, or None if that is every row."""
+    rows = torch.nonzero(x.row_weight).reshape(-1)
+    return None if rows.numel() == x.row_weight.numel() else rows
+
+
+def rows_of(x: HeadInput, rows: Tensor) -> HeadInput:
+    """``x`` with these rows only."""
+    targets = x.targets
+    if targets.indptr is None:
+        chosen = Targets(targets.indices[rows])
+    else:
+        sizes = targets.sizes()[rows]
+        pointer = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        shift = torch.repeat_interleave(targets.indptr[:-1][rows] - pointer[:-1], sizes)
+        chosen = Targets(targets.indices[torch.arange(shift.numel(), device=shift.device) + shift], pointer)
+    return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows])
+
+
+def over_rows(
+    rows: Tensor | None, x: HeadInput, out: Gradients, run: Callable[[HeadInput, Gradients], _Result]
+) -> _Result:  # fmt: skip
+    """``run`` on these rows (None: all), adding or, if ``out`` is fresh, writing; the others get no sum: 0 times NaN is NaN."""
+    if rows is None:
+        return run(x, out)
+    features, block = out.features, None
+    if features is not None:
+        block = features[rows]
+        features = features.zero_() if out.fresh else features
+    result = run(rows_of(x, rows), Gradients(block, out.weight, out.bias, fresh=out.fresh))
+    if features is not None and block is not None:
+        features[rows] = block
+    return result
 
 
 def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -496,9 +521,12 @@ def head_product(
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
     x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
-    out = _zeros((features, weight, bias), need)
-    backend_for(weight.device.type, weight.dtype).head_hvp(x, direction, Gradients(out[0], out[1], out[2]))
-    return _filled(out, weight)
+    buffers, rows = _zeros((features, weight, bias), need), _active_rows(x)
+    if rows is not None:
+        direction = rows_of(direction, rows)
+    backend = backend_for(weight.device.type, weight.dtype)
+    over_rows(rows, x, Gradients(buffers[0], buffers[1], buffers[2]), lambda x, out: backend.head_hvp(x, direction, out))
+    return _filled(buffers, weight)
 
 
 def _head_product_shapes(
