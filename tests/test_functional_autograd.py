@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -481,6 +483,23 @@ def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1])
     CASES["ce-mean"](*parts()).backward()
     assert sweeps == ["head"]
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
+def test_targets_end_with_the_last_reference_to_them(loss: str) -> None:
+    """What is remembered of targets hangs on their tensor and must not hold it: the collector may be off."""
+    h, W, b = (x.detach() for x in parts())
+    indices, indptr = (SETS.indices.clone(), SETS.indptr) if loss == "pick-all" else (CLEAN.clone(), None)
+    operators.head(h, W, b, indices.clone(), indptr, ROWS, loss, 0.0, [True] * 3)  # what torch sets up once holds its arguments
+    gone = weakref.ref(indices)
+    gc.disable()
+    try:
+        for _ in range(4):
+            operators.head(h, W, b, indices, indptr, ROWS, loss, 0.0, [True] * 3)
+        del indices
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_shapes_are_inferred_without_data() -> None:

@@ -218,17 +218,17 @@ def _targets(indices: Tensor, indptr: Tensor | None) -> Targets:
     """
     known = getattr(indices, "_ufm_targets", None)
     tensors = [x for x in (indices, indptr) if x is not None]
-    if any(x.is_inference() for x in tensors):  # those have no version
-        return Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
-    versions = [x._version for x in tensors]
+    versions = None if any(x.is_inference() for x in tensors) else [x._version for x in tensors]  # an inference tensor has none
     same = False
-    if known is not None:
+    if known is not None and versions is not None:
         pointer, seen, found = known
         same = pointer is indptr and seen == versions
         if same and found is not None:
             return cast("Targets", found)
-    targets = Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
-    indices._ufm_targets = (indptr, versions, targets if same else None)  # type: ignore[attr-defined]
+    # An alias, for a tensor that holds itself would stay until the garbage collector runs.
+    targets = Targets(indices.detach().contiguous(), None if indptr is None else indptr.contiguous())
+    if versions is not None:
+        indices._ufm_targets = (indptr, versions, targets if same else None)  # type: ignore[attr-defined]
     return targets
 
 
