@@ -21,6 +21,8 @@ from ufm_fast.functional import operators, target_sets
 from ufm_fast.losses import make_loss
 from ufm_fast.targets import Targets
 
+# torch's own, when forward mode is used for the first time.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 N, K, D = 6, 5, 3
 
 
@@ -213,7 +215,7 @@ FORWARD: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:`torch.jit.script`", "ignore:Attempted to insert")
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Attempted to insert")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
 @pytest.mark.parametrize("way", list(FORWARD))
@@ -304,7 +306,7 @@ def test_compiles_inside_transforms(name: str, reduction: str) -> None:
         torch.testing.assert_close(compiled(*arguments), transform(*arguments), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`", "ignore:.*should not be instantiated")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_compiled_forward_mode_is_refused_rather_than_wrong() -> None:
     """torch.compile knows no jvp of a Function; without fullgraph it falls back to eager code, which does."""
     h, W, b = (x.detach() for x in parts())

@@ -132,9 +132,7 @@ def _arguments(
         raise InputTypeError(f"loss must be a name or a loss object, got {type(loss).__name__}")
     elif smoothing or gamma is not None:
         raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
-    unknown = set(need) - set(PARTS)
-    if unknown:
-        raise InputError(f"need must name parts among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    checks.check_need(need, PARTS)
     rows = _row_weight(row_weight, features, reduction)
     checked = _targets(loss, targets, features, weight.shape[0])
     bias = None if bias is None else bias.detach().contiguous()

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
@@ -61,20 +60,17 @@ def linear_cross_entropy(
     checks.check_target(target, input.device, differentiable=True)
     checks.check_class_weight(weight, linear_weight)
     checks.check_reduction(reduction)
-    if not isinstance(label_smoothing, (int, float)):
-        raise InputTypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    smoothing = checks.check_smoothing(label_smoothing)
     if options is not None and not hasattr(options, "batch_chunk_size"):
         raise InputTypeError(f"options must be None or torch.nn.LinearCrossEntropyOptions, got {type(options).__name__}")
     if target.is_floating_point():
         if ignore_index is not None:
             raise InputError("ignore_index goes with class indices only; drop it or pass class indices as target")
-        return _of_probabilities(features, matrix, bias, target, weight, reduction, label_smoothing).to(dtype)
+        return _of_probabilities(features, matrix, bias, target, weight, reduction, smoothing).to(dtype)
     checks.check_labels_shape(target, (*input.shape[:-1], *linear_weight.shape[1:-1]))
-    ignore = -100 if ignore_index is None else whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1)
+    ignore = -100 if ignore_index is None else checks.check_ignore_index(ignore_index)
     labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
-    return _over_heads(features, matrix, bias, labels, kept, weight, reduction, label_smoothing).to(dtype)
+    return _over_heads(features, matrix, bias, labels, kept, weight, reduction, smoothing).to(dtype)
 
 
 def linear_focal_loss(
@@ -91,12 +87,11 @@ def linear_focal_loss(
 
     Errors: as ``linear_cross_entropy``; InputError for a negative or infinite gamma. Source: arXiv 1708.02002, eq. 4.
     """
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
-        raise InputTypeError(f"gamma must be a number, got {gamma!r}")
-    if not 0.0 <= gamma < math.inf:
+    exponent = checks.real(gamma, "gamma")
+    if not 0.0 <= exponent < math.inf:
         raise InputError(f"gamma must be a finite number >= 0, got {gamma}")
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    return _single_label(tensors, target, weight, reduction, ignore_index, "focal", float(gamma))
+    return _single_label(tensors, target, weight, reduction, ignore_index, "focal", exponent)
 
 
 def linear_squared_error(
@@ -181,7 +176,7 @@ def _single_label(
     if target.is_floating_point():
         raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
-    labels, kept = checked_labels(target, matrix.shape[0], whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1))
+    labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
     factor = kept if class_weight is None else kept * class_weight.double()[labels]
     rows = _without_ignored(features.reshape(-1, features.shape[-1]), kept.reshape(-1))
     labels, known = labels.reshape(-1), None if class_weight is None else kept.reshape(-1)
