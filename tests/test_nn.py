@@ -178,7 +178,7 @@ def test_steps_share_one_view_of_the_labels(loss: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_autocast_does_not_round_the_model(loss: str) -> None:
-    model = UFM(problem(loss=loss, bias="penalised", lambda_b=0.1), seed=1)
+    model = UFM(problem(loss=loss, bias="penalised", lambda_b=0.1, dtype="float32"), seed=1)
     plain, penalty = model.closure(), model.penalty()
     gradient = model.W.grad
     with torch.autocast("cpu", dtype=torch.bfloat16):
