@@ -92,10 +92,10 @@ def test_class_probabilities_equal_torch(
     g = torch.Generator().manual_seed(seed)
     h, W, b = leaf(g, N, d), leaf(g, K, *out, d), leaf(g, K, *out)
     w = torch.rand(K, generator=g, dtype=torch.float64) + 0.1 if weighted else None
-    target = torch.rand(N, K, *out, generator=g, dtype=torch.float64).softmax(1)
+    target = torch.rand(N, K, *out, generator=g, dtype=torch.float64).softmax(1).requires_grad_()
     shared: dict[str, Any] = {"weight": w, "reduction": reduction, "label_smoothing": smoothing}
     ours = fused.linear_cross_entropy(h, W, target, linear_bias=b, **shared)
-    agree(ours, F.cross_entropy(dense_logits(h, W, b), target, **shared), [h, W, b], g)
+    agree(ours, F.cross_entropy(dense_logits(h, W, b), target, **shared), [h, W, b, target], g)
 
 
 @settings(max_examples=30, deadline=None)
@@ -219,6 +219,44 @@ def test_a_mean_over_nothing_is_nan_with_zero_gradients_as_in_torch(rows: int, s
             assert not found.any()
 
 
+@pytest.mark.parametrize("out", [(), (2,)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("own", [[0.0, 0.0], [2.0, -2.0], [-2.0, 2.0]])
+def test_class_weights_that_sum_to_zero_divide_by_it_as_in_torch(
+    own: list[float], smoothing: float, out: tuple[int, ...]
+) -> None:
+    g = torch.Generator().manual_seed(4)
+    h, W, b = leaf(g, 5, 3), leaf(g, 4, *out, 3), leaf(g, 4, *out)
+    y = torch.tensor([0, 1, -100, 1, 0])
+    y = torch.stack([y, y], 1) if out else y
+    w = torch.tensor([*own, 1.0, 1.0], dtype=torch.float64)
+    shared: dict[str, Any] = {"weight": w, "label_smoothing": smoothing}
+    ours = fused.linear_cross_entropy(h, W, y, linear_bias=b, **shared)
+    theirs = F.cross_entropy(dense_logits(h, W, b), y, **shared)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    found, truth = (torch.autograd.grad(loss, (h, W, b)) for loss in (ours, theirs))
+    assert not found[0][2].any()  # the ignored row
+    assert bool(found[0][[0, 1, 3, 4]].isnan().all())
+    for gradient, other in zip(found, truth, strict=True):
+        if min(own) == 0.0:  # with weights of both signs torch has some infinities in place of a NaN
+            torch.testing.assert_close(gradient, other, equal_nan=True)
+        assert torch.equal(gradient.isfinite(), other.isfinite())
+
+
+@pytest.mark.parametrize("name", ["linear_focal_loss", "linear_squared_error"])
+def test_class_weights_that_sum_to_zero_in_the_other_losses(name: str) -> None:
+    g = torch.Generator().manual_seed(4)
+    h, W, y = leaf(g, 3, 3), leaf(g, 4, 3), torch.tensor([0, 1, -100])
+    for own in ([0.0, 0.0], [2.0, -2.0]):
+        w = torch.tensor([*own, 1.0, 1.0], dtype=torch.float64)
+        loss = getattr(fused, name)(h, W, y, weight=w)
+        torch.testing.assert_close(loss, getattr(fused, name)(h, W, y, weight=w, reduction="sum") / 0.0, equal_nan=True)
+        features, weight = torch.autograd.grad(loss, (h, W))
+        assert bool(weight.isnan().all())
+        assert bool(features[:2].isnan().all())
+        assert not features[2].any()
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"weight": 1, "label_smoothing": 0.1}]
 )
@@ -252,6 +290,25 @@ def test_an_ignored_row_may_hold_anything_in_second_derivatives_too() -> None:
         found.append(torch.autograd.grad(gradient.square().sum(), (features, W)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_focal_loss", "linear_squared_error"])
+def test_a_row_of_class_weight_0_may_hold_anything(name: str, reduction: str) -> None:
+    """To the second order; in torch 0 times NaN is NaN."""
+    g = torch.Generator().manual_seed(5)
+    h, W, y = leaf(g, 4, 3), leaf(g, 5, 3), torch.tensor([0, 1, 2, 3])
+    w = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    spoilt = h.detach().clone()
+    spoilt[1] = math.nan
+    spoilt.requires_grad_()
+    found = []
+    for features in (spoilt, h):
+        loss = getattr(fused, name)(features, W, y, weight=w, reduction=reduction).sum()
+        first = torch.autograd.grad(loss, (features, W), create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), (features, W))
+        found.append((loss, *first, *second))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from ufm_fast import functional as fused
 from ufm_fast.errors import InputError
 from ufm_fast.functional import operators, target_sets
+from ufm_fast.losses import make_loss
 from ufm_fast.targets import Targets
 
+# torch's own, when forward mode is used for the first time.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 N, K, D = 6, 5, 3
 
 
@@ -32,17 +39,32 @@ LABELS = torch.tensor([0, 4, 2, -100, 2, 1])
 SETS = Targets(torch.tensor([0, 4, 2, 1, 3, 2, 1, 0, 2]), torch.tensor([0, 2, 3, 5, 6, 7, 9]))
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.3, 0.7], dtype=torch.float64)
 
+LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, str], Tensor]] = {
+    "ce": lambda h, W, b, r: fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, reduction=r),
+    "ce-weighted-smooth": lambda h, W, b, r: fused.linear_cross_entropy(
+        h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT, label_smoothing=0.2
+    ),
+    "focal": lambda h, W, b, r: fused.linear_focal_loss(h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT),
+    "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
+    "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
+}
+KEPT = LABELS != -100
+
+
+def dense_loss(name: str, h: Tensor, W: Tensor, b: Tensor, reduction: str) -> Tensor:
+    """The textbook form of LOSS_FUNCTIONS[name], by torch's own operations on the logits."""
+    z, y = F.linear(h, W, b), LABELS.clamp_min(0)
+    if name.startswith("ce"):
+        options: dict[str, Any] = {"weight": WEIGHT, "label_smoothing": 0.2} if name == "ce-weighted-smooth" else {}
+        return F.cross_entropy(z, LABELS, reduction=reduction, **options)
+    factor = torch.ones(N, dtype=torch.float64) if name == "pick-all" else KEPT * (WEIGHT[y] if name == "focal" else 1.0)
+    each = factor * make_loss(name).dense(z, SETS if name == "pick-all" else y)
+    return {"none": each, "sum": each.sum(), "mean": each.sum() / factor.sum()}[reduction]
+
+
 CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     f"{name}-{reduction}": (lambda h, W, b, f=function, r=reduction: f(h, W, b, r))  # type: ignore[misc]
-    for name, function in {
-        "ce": lambda h, W, b, r: fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, reduction=r),
-        "ce-weighted-smooth": lambda h, W, b, r: fused.linear_cross_entropy(
-            h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT, label_smoothing=0.2
-        ),
-        "focal": lambda h, W, b, r: fused.linear_focal_loss(h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT),
-        "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
-        "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
-    }.items()
+    for name, function in LOSS_FUNCTIONS.items()
     for reduction in ("none", "mean")
 }
 case = pytest.mark.parametrize("name", list(CASES))
@@ -151,6 +173,103 @@ def test_vmap(of: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(of(fused.linear_cross_entropy, h, W, y), of(dense, h, W, y))
 
 
+def dual_tangent(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        value = function(*(forward_ad.make_dual(x, torch.cos(x.detach())) for x in leaves))
+        tangent: Tensor = forward_ad.unpack_dual(value).tangent
+    return tangent
+
+
+def gradient_tangent(function: Callable[..., Tensor], h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        value = function(forward_ad.make_dual(h, torch.cos(h.detach())), W, b).square().sum()
+        (gradient,) = torch.autograd.grad(value, W, create_graph=True)
+        return forward_ad.unpack_dual(gradient).tangent.detach()
+
+
+@torch.no_grad()
+def no_graph(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+    return dual_tangent(function, *leaves)
+
+
+#: Ways to a derivative in which some part goes forward; each takes the loss and (h, W, b).
+FORWARD: dict[str, Callable[..., Any]] = {
+    "jvp": lambda f, *x: jvp(f, x, tuple(torch.cos(v) for v in x)),
+    "jvp of one part": lambda f, h, W, b: jvp(lambda W: f(h, W, b), (W,), (torch.cos(W),)),
+    "jacfwd": lambda f, *x: jacfwd(f, (0, 1, 2))(*x),
+    "hessian": lambda f, *x: hessian(f, (0, 1, 2))(*x),
+    "reverse over forward": lambda f, *x: jacrev(jacfwd(f), 1)(*x),
+    "jvp of grad": lambda f, *x: jvp(grad(lambda *x: f(*x).square().sum()), x, tuple(torch.cos(v) for v in x)),
+    "grad of jvp": lambda f, *x: grad(lambda *x: jvp(f, x, tuple(torch.cos(v) for v in x))[1].square().sum(), 1)(*x),
+    "linearize": lambda f, h, W, b: linearize(lambda W: f(h, W, b), W)[1](torch.cos(W)),
+    "vmap of jvp": lambda f, h, W, b: vmap(lambda v: jvp(lambda h: f(h, W, b), (h,), (v,))[1])(torch.stack([h, h.cos()])),
+    "dual": dual_tangent,
+    "dual without a graph": no_graph,
+    "dual of a gradient": gradient_tangent,
+    "jacobian": lambda f, h, W, b: torch.autograd.functional.jacobian(
+        lambda W: f(h, W, b), W, vectorize=True, strategy="forward-mode"
+    ),
+    "autograd's hessian": lambda f, h, W, b: torch.autograd.functional.hessian(
+        lambda W: f(h, W, b).sum(), W, vectorize=True, outer_jacobian_strategy="forward-mode"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Attempted to insert")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+@pytest.mark.parametrize("way", list(FORWARD))
+def test_forward_mode(way: str, name: str, reduction: str) -> None:
+    leaves = parts() if way == "dual of a gradient" else tuple(x.detach() for x in parts())
+    found = FORWARD[way](lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction), *leaves)
+    dense = lambda h, W, b: dense_loss(name, h, W, b, reduction)  # noqa: E731
+    # The dense forms of some losses ask for numbers, which linearize's tracer refuses.
+    truth = FORWARD["jvp of one part"](dense, *leaves)[1] if way == "linearize" else FORWARD[way](dense, *leaves)
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_forward_over_forward(name: str) -> None:
+    leaves = tuple(x.detach() for x in parts())
+    found = jacfwd(jacfwd(lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, "mean"), 0), 1)(*leaves)
+    truth = jacfwd(jacfwd(lambda h, W, b: dense_loss(name, h, W, b, "mean"), 0), 1)(*leaves)
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+    with pytest.raises(NotImplementedError, match="single rows, both in forward mode"):
+        jacfwd(jacfwd(lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, "none"), 0), 1)(*leaves)
+
+
+@pytest.mark.parametrize("name", ["ce", "mse"])
+def test_gradcheck_in_forward_mode(name: str) -> None:
+    """torch's own judge, for half of it forward over reverse; tangents of row weights too."""
+    h, W, b = parts()
+    rows = ROWS.clone().requires_grad_()
+
+    def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        result: Tensor = operators.value_and_gradients(h, W, b, CLEAN, None, rows, name, 0.0, [True] * 3)[0]
+        return result
+
+    assert torch.autograd.gradcheck(value, (h, W, b, rows), check_forward_ad=True, check_backward_ad=False)
+    assert torch.autograd.gradgradcheck(value, (h, W, b, rows), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_forward_mode_in_lower_precision(dtype: torch.dtype, reduction: str) -> None:
+    low = tuple(x.detach() for x in parts(dtype))
+    wide = tuple(x.double() for x in low)
+    function = lambda h, W, b: LOSS_FUNCTIONS["ce"](h, W, b, reduction)  # noqa: E731
+    found, truth = (jvp(function, x, x) for x in (low, wide))
+    for ours, theirs in zip(found, truth, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_third_derivatives_in_forward_mode_are_refused_in_words() -> None:
+    h, W, b = (x.detach() for x in parts())
+    with pytest.raises(NotImplementedError, match="third derivatives"):
+        jacfwd(hessian(lambda h: CASES["ce-mean"](h, W, b)))(h)
+
+
 def test_third_derivatives_are_refused_in_words() -> None:
     h, W, b = parts()
     (first,) = torch.autograd.grad(CASES["ce-mean"](h, W, b), h, create_graph=True)
@@ -169,6 +288,34 @@ def test_compiles_as_one_graph(name: str) -> None:
         function(*leaves).backward(upstream)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_compiles_inside_transforms(name: str, reduction: str) -> None:
+    h, W, b = (x.detach() for x in parts())
+    loss = lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction)  # noqa: E731
+    gradients = [grad(lambda h, W, b: loss(h, W, b).square().sum(), of) for of in (1, (0, 1, 2))]
+    for transform, *arguments in (
+        *((gradient, h, W, b) for gradient in gradients),
+        (vmap(lambda W: loss(h, W, b)), torch.stack([W, W + 1.0])),
+    ):
+        torch.compiler.reset()
+        compiled = torch.compile(transform, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), transform(*arguments), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_compiled_forward_mode_is_refused_rather_than_wrong() -> None:
+    """torch.compile knows no jvp of a Function; without fullgraph it falls back to eager code, which does."""
+    h, W, b = (x.detach() for x in parts())
+    derivative = lambda W: jvp(lambda W: CASES["ce-mean"](h, W, b), (W,), (W,))[1]  # noqa: E731
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(derivative, fullgraph=True, backend="aot_eager")(W)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(derivative, backend="aot_eager")(W), derivative(W))
 
 
 def test_compiles_with_a_dynamic_batch_and_checks_labels_there() -> None:
@@ -232,8 +379,8 @@ def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatc
     handed = []
     scaled = operators._scaled
 
-    def spy(upstream: Tensor, gradient: Tensor) -> Tensor:
-        result = scaled(upstream, gradient)
+    def spy(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
+        result = scaled(upstream, gradient, own)
         handed.append((gradient.data_ptr(), result.data_ptr()))
         return result
 
@@ -244,6 +391,70 @@ def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatc
         assert all(before == after for before, after in handed)
         assert W.grad is not None
         assert W.grad.data_ptr() in [after for _, after in handed]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_checkpointing_changes_no_derivative(name: str, reduction: str) -> None:
+    """Inside and outside of a checkpoint, which hands out each saved tensor once, to the second order."""
+
+    def inside(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return LOSS_FUNCTIONS[name](torch.tanh(h), W, b, reduction).square().sum()
+
+    def penalised(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        loss = inside(h, W, b)
+        return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, (h, W, b), create_graph=True))
+
+    def kept(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+        result: Tensor = checkpoint(function, *leaves, use_reentrant=False)
+        return result
+
+    leaves = parts()
+    for function in (inside, penalised):
+        expected = torch.autograd.grad(function(*leaves), leaves)
+        for found, truth in zip(torch.autograd.grad(kept(function, *leaves), leaves), expected, strict=True):
+            torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
+    gradients = torch.autograd.grad(kept(inside, *leaves), leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+    gradients = torch.autograd.grad(inside(*leaves), leaves, create_graph=True)
+    for found, truth in zip(second, torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_batched_gradients(name: str, reduction: str) -> None:
+    """The vmap of torch.autograd, which is another than torch.func's, over upstreams of the first and the second order."""
+    leaves = parts()
+    for order in (1, 2):
+        found = []
+        for function in (lambda: LOSS_FUNCTIONS[name](*leaves, reduction), lambda: dense_loss(name, *leaves, reduction)):
+            value = function()
+            if order == 2:
+                (value,) = torch.autograd.grad(value.square().sum(), leaves[1], create_graph=True)
+            g = torch.Generator().manual_seed(9)
+            upstream = torch.randn(3, *value.shape, generator=g, dtype=torch.float64)
+            found.append(torch.autograd.grad(value, leaves, upstream, is_grads_batched=True))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+    jacobians = [
+        torch.autograd.functional.jacobian(f, leaves, vectorize=True)
+        for f in (lambda *x: LOSS_FUNCTIONS[name](*x, reduction), lambda *x: dense_loss(name, *x, reduction))
+    ]
+    torch.testing.assert_close(jacobians[0], jacobians[1], rtol=1e-10, atol=1e-12)
+
+
+def test_hooks_on_saved_tensors_keep_what_they_saw() -> None:
+    """A gradient is scaled in place only where nobody else can hold it."""
+    seen: list[Tensor] = []
+    leaves = parts()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (seen.append(x), x)[1], lambda x: x):
+        loss = CASES["ce-mean"](*leaves)
+    before = [x.detach().clone() for x in seen]
+    (loss * 3.0).backward()
+    assert len(seen) >= 6
+    for after, first in zip(seen, before, strict=True):
+        assert torch.equal(after, first)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
@@ -274,6 +485,23 @@ def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1])
     CASES["ce-mean"](*parts()).backward()
     assert sweeps == ["head"]
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
+def test_targets_end_with_the_last_reference_to_them(loss: str) -> None:
+    """What is remembered of targets hangs on their tensor and must not hold it: the collector may be off."""
+    h, W, b = (x.detach() for x in parts())
+    indices, indptr = (SETS.indices.clone(), SETS.indptr) if loss == "pick-all" else (CLEAN.clone(), None)
+    operators.head(h, W, b, indices.clone(), indptr, ROWS, loss, 0.0, [True] * 3)  # what torch sets up once holds its arguments
+    gone = weakref.ref(indices)
+    gc.disable()
+    try:
+        for _ in range(4):
+            operators.head(h, W, b, indices, indptr, ROWS, loss, 0.0, [True] * 3)
+        del indices
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_shapes_are_inferred_without_data() -> None:

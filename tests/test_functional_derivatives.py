@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ufm_fast.functional import HeadGradients, hvp, value_and_grad
+from ufm_fast.functional import HeadGradients, hvp, operators, value_and_grad
 from ufm_fast.losses import LOSSES, make_loss
 from ufm_fast.targets import Targets
 
@@ -143,3 +143,81 @@ def test_collapsed_value_and_gradient_are_the_formula(margin: float) -> None:
     expected = (torch.full((K, K), math.exp(-margin) / (1 + s), dtype=torch.float64)).fill_diagonal_(-s / (1 + s))
     assert found.gradient.features is not None
     torch.testing.assert_close(found.gradient.features.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("penalty", [0.0, 0.2])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_a_row_of_weight_0_is_left_out_whatever_it_holds(loss: str, penalty: float, reduction: str, backend: str) -> None:
+    h, W, b, targets, rows = setup(6, loss, True)
+    out = torch.tensor([1, 4, 8])
+    rows[out] = 0.0
+    spoilt, moved = h.clone(), torch.cos(h)
+    spoilt[out[0]], spoilt[out[1]] = math.nan, math.inf
+    moved[out[1]], moved[out[2]] = math.nan, math.inf
+    kept = rows > 0
+    options: dict[str, Any] = {"reduction": reduction, "lambda_w": penalty, "backend": backend, "row_weight": rows}
+    options |= PARAMETERS.get(loss, {})
+    found = value_and_grad(loss, spoilt, W, targets, b, **options)
+    product = hvp(loss, spoilt, W, targets, (moved, W, b), b, **options)
+    clean = value_and_grad(loss, h, W, targets, b, **options)
+    truth = hvp(loss, h, W, targets, (torch.cos(h), W, b), b, **options)
+    torch.testing.assert_close(found.value, clean.value)
+    for ours, theirs in ((found.gradient, clean.gradient), (product, truth)):
+        assert ours.features is not None
+        assert not ours.features[out].any()
+        torch.testing.assert_close(tuple(ours), tuple(theirs), rtol=1e-12, atol=1e-14)
+    if loss != "mse":
+        full = value_and_grad(loss, h, W, targets, b, **PARAMETERS.get(loss, {}))
+        assert found.margins is not None
+        assert full.margins is not None
+        torch.testing.assert_close(found.margins[kept], full.margins[kept])
+        torch.testing.assert_close(found.margins[out[2]], full.margins[out[2]])  # finite features: its margin is known
+        torch.testing.assert_close(found.accuracy, clean.accuracy)
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_rows_of_weight_0_are_the_same_as_rows_that_are_not_there(loss: str) -> None:
+    h, W, b, _, rows = setup(7, loss, True)
+    sets = [[0, 2], [1], [3, 4, 5], [2], [0], [5, 1], [4], [3, 0], [2]]
+    y = torch.tensor([members[0] for members in sets])
+    kept = torch.tensor([i for i in range(9) if i not in (0, 5, 6)])
+    weights = torch.zeros(9, dtype=torch.float64).index_copy(0, kept, rows[kept])
+    whole: Any = sets if loss == "pick-all" else y
+    few: Any = [sets[i] for i in kept] if loss == "pick-all" else y[kept]
+    found = value_and_grad(loss, h, W, whole, b, row_weight=weights)
+    truth = value_and_grad(loss, h[kept], W, few, b, row_weight=rows[kept])
+    product = hvp(loss, h, W, whole, (h, W, b), b, row_weight=weights)
+    expected = hvp(loss, h[kept], W, few, (h[kept], W, b), b, row_weight=rows[kept])
+    torch.testing.assert_close(found.value, truth.value)
+    for ours, theirs in ((found.gradient, truth.gradient), (product, expected)):
+        assert ours.features is not None
+        assert theirs.features is not None
+        torch.testing.assert_close(ours.features[kept], theirs.features)
+        torch.testing.assert_close((ours.weight, ours.bias), (theirs.weight, theirs.bias))
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_a_mean_over_nothing_is_nan_and_has_no_gradient(loss: str, rows: int) -> None:
+    h, W = torch.ones(rows, 3, dtype=torch.float64), torch.ones(5, 3, dtype=torch.float64)
+    y, weights = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.float64)
+    found = value_and_grad(loss, h, W, y, row_weight=weights)
+    assert found.value.isnan()
+    assert found.gradient.features is not None
+    assert found.gradient.weight is not None
+    assert not found.gradient.features.any()
+    assert not found.gradient.weight.any()
+    total = value_and_grad(loss, h, W, y, row_weight=weights, reduction="sum", lambda_w=2.0)
+    torch.testing.assert_close(float(total.value), 15.0)
+    torch.testing.assert_close(total.gradient.weight, 2.0 * W)
+    product = hvp(loss, h, W, y, (h, W), row_weight=weights)
+    assert not any(bool(x.any()) for x in product if x is not None)
+
+
+def test_without_row_weights_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, W, _, y, rows = setup(8, "ce", False)
+    monkeypatch.setattr(operators, "rows_of", lambda *_: pytest.fail("rows were copied"))
+    value_and_grad("ce", h, W, y)
+    value_and_grad("ce", h, W, y, row_weight=rows)

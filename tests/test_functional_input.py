@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,6 @@ ALL = (*SINGLE, "linear_pick_all")
 COMMON: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "label too high": ({"target": torch.tensor([0, 1, 2, 5])}, InputError, r"target must lie in \[0, 5\)|indices must"),
     "rows disagree": ({"target": Y[:3]}, InputError, "target"),
-    "target requires grad": ({"target": P.clone().requires_grad_()}, InputError, "target must"),
     "target is boolean": ({"target": Y > 1}, InputTypeError, "target must hold class indices"),
     "target is a string": ({"target": "spam"}, InputTypeError, "target must be"),
     "dtypes differ": ({"linear_weight": W.double()}, InputTypeError, "linear_weight is torch.float64 but input is"),
@@ -60,9 +60,16 @@ LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "class weight integer": ({"weight": torch.ones(5, dtype=torch.int64)}, InputTypeError, "weight must be float64"),
     "class weight elsewhere": ({"weight": B.to("meta")}, InputError, "weight is on meta"),
     "class weight requires grad": ({"weight": B.clone().requires_grad_()}, InputError, "pass weight.detach"),
+    "target is sparse": ({"target": P.to_sparse()}, InputTypeError, "target must be a dense tensor"),
     "target elsewhere": ({"target": Y.to("meta")}, InputError, "target is on meta but the input on cpu"),
     "target too deep": ({"target": Y[:, None]}, InputError, r"target must have shape \(4,\)"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["linear_focal_loss", "linear_squared_error", "linear_pick_all"])
+def test_probabilities_go_with_the_cross_entropy_only(name: str) -> None:
+    with pytest.raises(InputError, match="target must"):
+        getattr(fused, name)(H, W, P.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -78,6 +85,10 @@ def test_every_single_label_loss_refuses(name: str, wrong: str) -> None:
     [
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
         ({"label_smoothing": float("nan")}, "label_smoothing"),
+        ({"label_smoothing": "a"}, "label_smoothing must be a number, got 'a'"),
+        ({"label_smoothing": torch.tensor(0.1, requires_grad=True)}, "label_smoothing must be a number"),
+        ({"ignore_index": "a"}, "ignore_index must be a whole number, got 'a'"),
+        ({"ignore_index": 1.0}, "ignore_index must be a whole number"),
         ({"target": P, "ignore_index": 1}, "ignore_index goes with class indices only"),
         ({"target": P[:, :4]}, "must hold class probabilities of shape"),
         ({"options": "chunked"}, "options must be None or"),
@@ -95,6 +106,20 @@ def test_cross_entropy_refuses(change: dict[str, Any], message: str) -> None:
 def test_focal_refuses_gamma(gamma: Any) -> None:
     with pytest.raises(InputError, match="gamma must be a"):
         fused.linear_focal_loss(H, W, Y, gamma=gamma)
+
+
+@pytest.mark.parametrize("of", [np.float32, np.float64, np.array, torch.tensor])
+def test_numbers_of_numpy_and_of_tensors(of: Any) -> None:
+    expected = fused.linear_cross_entropy(H, W, Y, label_smoothing=float(of(0.25)))
+    assert torch.equal(fused.linear_cross_entropy(H, W, Y, label_smoothing=of(0.25)), expected)
+    assert torch.equal(fused.linear_focal_loss(H, W, Y, gamma=of(3.0)), fused.linear_focal_loss(H, W, Y, gamma=3.0))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("of", [np.int64, np.int32, np.array, torch.tensor])
+def test_integers_of_numpy_and_of_tensors(name: str, of: Any) -> None:
+    function = getattr(fused, name)
+    assert torch.equal(function(H, W, Y, ignore_index=of(1)), function(H, W, Y, ignore_index=1))
 
 
 @pytest.mark.parametrize("name", ["linear_focal_loss", "linear_squared_error", "linear_pick_all"])
@@ -117,6 +142,7 @@ def test_many_heads_go_with_cross_entropy_only(name: str) -> None:
         (Targets(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 2, 1, 3, 4])), "at least one class"),
         (Targets(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3, 7])), "indptr must end at"),
         (TargetSets.create([0, 1, 2, 3, 4], [0, 1, 2, 3], 5, [1, 1, 2, 1]), "counts other than 1"),
+        ([[0], [1], [2], [9]], "^target: indices must lie in"),
         (7, "target must be Targets"),
         ([[0.5], [1], [2], [3]], "target must hold integers"),
         ([[0], ["a"], [2], [3]], "target must hold integers"),
@@ -134,6 +160,9 @@ def test_pick_all_refuses(target: Any, message: str) -> None:
         ({"loss": make_loss("ce"), "smoothing": 0.1}, "go with a loss given by name"),
         ({"loss": "ce", "gamma": 1.0}, "gamma goes with the focal loss only"),
         ({"reduction": "none"}, "reduction must be mean or sum"),
+        ({"need": None}, "need must be a collection of parts among features, weight, bias, got None"),
+        ({"need": [1]}, "need must name parts among features, weight, bias; got 1"),
+        ({"need": "weight"}, r"need must be a collection .* got the string 'weight'; write \('weight',\)"),
         ({"need": ("features", "logits")}, "need must name parts among features, weight, bias; got logits"),
         ({"backend": "spam"}, "backend must be one of"),
         ({"backend": 3}, "backend must be one of"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast.errors import InputError, InputTypeError
@@ -104,6 +105,41 @@ def test_lower_precision(dtype: str) -> None:
     assert abs(float(model.closure()) / float(exact.closure()) - 1) < tolerance
 
 
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_checkpointing_changes_no_gradient(loss: str) -> None:
+    model, plain = UFM(problem(loss=loss), seed=1), UFM(problem(loss=loss), seed=1)
+    value = torch.utils.checkpoint.checkpoint(model, use_reentrant=False)
+    value.backward()
+    assert float(plain.closure()) == float(value.detach())
+    for found, truth in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, truth.grad, rtol=1e-13, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own, when forward mode is used for the first time
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_tangents_of_parameters(loss: str) -> None:
+    """A dual W put in by functional_call: the derivative along W is <gradient, W>."""
+    model = UFM(problem(loss=loss), seed=1)
+    model.closure()
+    assert model.W.grad is not None
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(model.W.detach(), model.W.detach())
+        value = torch.func.functional_call(model, {"W": dual}, ())
+        tangent = torch.autograd.forward_ad.unpack_dual(value).tangent
+    torch.testing.assert_close(tangent, (model.W.grad * model.W).sum(), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_compiles_inside_a_transform(loss: str) -> None:
+    torch.compiler.reset()
+    model = UFM(problem(loss=loss), seed=1)
+    model.closure()
+    gradient = torch.func.grad(lambda W: torch.func.functional_call(model, {"W": W}, ()))
+    found = torch.compile(gradient, fullgraph=True, backend="aot_eager")(model.W.detach().clone())
+    torch.testing.assert_close(found, model.W.grad, rtol=1e-12, atol=1e-14)
+
+
 def test_compiles_and_copies_and_saves() -> None:
     torch.compiler.reset()
     model = UFM(problem())
@@ -138,6 +174,26 @@ def test_steps_share_one_view_of_the_labels(loss: str, monkeypatch: pytest.Monke
     for _ in range(3):
         model.closure()
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_autocast_does_not_round_the_model(loss: str) -> None:
+    model = UFM(problem(loss=loss, bias="penalised", lambda_b=0.1, dtype="float32"), seed=1)
+    plain, penalty = model.closure(), model.penalty()
+    gradient = model.W.grad
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.penalty(), penalty)
+        assert torch.equal(model.closure(), plain)
+    assert gradient is not None
+    assert model.W.grad is not None
+    assert torch.equal(model.W.grad, gradient)
+
+
+def test_a_closure_without_anything_to_train_is_refused() -> None:
+    model = UFM(problem(bias="free"))
+    model.requires_grad_(False)
+    with pytest.raises(InputError, match="closure needs a parameter that requires a gradient"):
+        model.closure()
 
 
 def test_points_lift_to_samples() -> None:
@@ -210,9 +266,18 @@ def test_loss_module_is_torchs() -> None:
     [
         ({"weight": torch.ones(4)}, r"weight must have shape \(5,\)"),
         ({"label_smoothing": 2.0}, "label_smoothing must lie in"),
+        ({"label_smoothing": "a"}, "label_smoothing must be a number, got 'a'"),
+        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"in_features": 4.0}, "in_features must be a whole number"),
+        ({"out_features": 3.5}, "out_features must be a tuple of whole numbers"),
+        ({"out_features": (2, 0)}, "out_features must be at least 1"),
+        ({"weight": [1.0] * 5}, "weight must be a torch tensor, got list"),
+        ({"weight": torch.ones(5, dtype=torch.int64)}, "weight must be float64"),
+        ({"weight": torch.ones(5, requires_grad=True)}, "must not require a gradient"),
+        ({"ignore_index": "a"}, "ignore_index must be a whole number, got 'a'"),
         ({"reduction": "average"}, "reduction must be one of"),
     ],
 )
 def test_loss_module_refuses(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        LinearCrossEntropyLoss(4, 5, **settings)
+        LinearCrossEntropyLoss(**({"in_features": 4, "num_classes": 5} | settings))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import linear_cross_entropy
-from ufm_fast.functional.checks import check_reduction
+from ufm_fast.functional.checks import check_ignore_index, check_reduction, check_smoothing, check_weight_alone
 from ufm_fast.functional.operators import loss_arguments, value_and_gradients
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -69,20 +71,30 @@ class UFM(nn.Module):
             inputs = tuple(None if x is None else x.to(self.problem.torch_dtype) for x in inputs)  # type: ignore[assignment]
         rows = (self.indices, self.indptr, self.row_weight)
         fit: Tensor = value_and_gradients(*inputs, *rows, self._loss, self._parameter, need)[0]
-        value: Tensor = fit + self.penalty()
+        with torch.autocast(fit.device.type, enabled=False):
+            value: Tensor = fit + self.penalty()
         return value
 
     def penalty(self) -> Tensor:
-        """The lambda terms of f. Dot products, because a square would make a copy of each parameter."""
+        """The lambda terms of f, under autocast too in the parameters' dtype.
+
+        Dot products, because a square would make a copy of each parameter.
+        """
         problem = self.problem
-        counts = (self.row_weight * problem.num_samples).to(self.H.dtype)
-        weights: Tensor = 0.5 * problem.lambda_w * torch.dot(self.W.reshape(-1), self.W.reshape(-1))
-        features: Tensor = 0.5 * problem.lambda_h * (counts @ torch.linalg.vecdot(self.H, self.H))
-        total = weights + features
-        return total if self.b is None else total + 0.5 * problem.lambda_b * torch.dot(self.b, self.b)
+        with torch.autocast(self.W.device.type, enabled=False):
+            counts = (self.row_weight * problem.num_samples).to(self.H.dtype)
+            weights: Tensor = 0.5 * problem.lambda_w * torch.dot(self.W.reshape(-1), self.W.reshape(-1))
+            features: Tensor = 0.5 * problem.lambda_h * (counts @ torch.linalg.vecdot(self.H, self.H))
+            total = weights + features
+            return total if self.b is None else total + 0.5 * problem.lambda_b * torch.dot(self.b, self.b)
 
     def closure(self) -> Tensor:
-        """Clear the gradients, evaluate f, back-propagate, return f: what ``optimizer.step`` takes."""
+        """Clear the gradients, evaluate f, back-propagate, return f: what ``optimizer.step`` takes.
+
+        Errors: InputError if no parameter requires a gradient.
+        """
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise InputError("closure needs a parameter that requires a gradient; call model.W.requires_grad_(), or model()")
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
             value: Tensor = self()
@@ -109,7 +121,8 @@ class LinearCrossEntropyLoss(nn.Module):
     beside the classes. Differentiable twice, exact when collapsed, never holding the logits; ``options`` is accepted and
     not needed for that. Equivalent: ``nn.CrossEntropyLoss(...)(nn.Linear(in_features, num_classes, bias)(input), target)``.
 
-    Errors: InputError for a weight of another shape than (num_classes,), smoothing outside [0, 1] or an unknown reduction.
+    Errors: InputError / InputTypeError for fewer than 2 classes, sizes that are no whole numbers, a weight that is no
+    floating-point tensor (num_classes,) without gradient, smoothing outside [0, 1], an unknown reduction or ignore_index.
     """
 
     weight: Tensor | None
@@ -130,12 +143,16 @@ class LinearCrossEntropyLoss(nn.Module):
         options: Any = None,
     ) -> None:
         super().__init__()
-        if weight is not None and weight.shape != (num_classes,):
-            raise InputError(f"weight must have shape ({num_classes},), one for each class, got {tuple(weight.shape)}")
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        in_features, num_classes = whole(in_features, "in_features", 1), whole(num_classes, "num_classes", 2)
+        if isinstance(out_features, str) or not isinstance(out_features, Sequence):
+            raise InputTypeError(f"out_features must be a tuple of whole numbers (d_1, ...), got {out_features!r}")
+        out_features = tuple(whole(heads, "out_features", 1) for heads in out_features)
+        if weight is not None:
+            check_weight_alone(weight, num_classes)
+        ignore_index = None if ignore_index is None else check_ignore_index(ignore_index)
+        label_smoothing = check_smoothing(label_smoothing)
         check_reduction(reduction)
-        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        self.num_classes, self.out_features = num_classes, out_features
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
         self.options = options
         self.register_buffer("weight", weight)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError, InputTypeError
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -62,9 +66,12 @@ def check_shapes(features: Tensor, weight: Tensor, bias: Tensor | None, names: t
         raise InputError(f"{names[2]} must have shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}")
 
 
-def check_target(target: Tensor, device: torch.device) -> None:
+def check_target(target: Tensor, device: torch.device, *, differentiable: bool = False) -> None:
+    """A dense tensor on ``device``; ``differentiable`` says that it may require a gradient."""
     check_tensor(target, "target")
-    if target.requires_grad:
+    if target.layout != torch.strided:
+        raise InputTypeError(f"target must be a dense tensor, got layout {target.layout}; convert it with target.to_dense()")
+    if target.requires_grad and not differentiable:
         raise InputError("target must not require a gradient; pass target.detach()")
     if target.device != device:
         raise InputError(f"target is on {target.device} but the input on {device}; move it with target.to({str(device)!r})")
@@ -78,11 +85,16 @@ def check_labels_shape(target: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def check_class_weight(class_weight: Tensor | None, weight: Tensor) -> None:
-    if class_weight is None:
-        return
-    check_floats({"linear_weight": weight, "weight": class_weight}, one_dtype=False)
-    if tuple(class_weight.shape) != (weight.shape[0],):
-        raise InputError(f"weight must have shape ({weight.shape[0]},), one for each class, got {tuple(class_weight.shape)}")
+    if class_weight is not None:
+        check_floats({"linear_weight": weight, "weight": class_weight}, one_dtype=False)
+        check_weight_alone(class_weight, weight.shape[0])
+
+
+def check_weight_alone(class_weight: Tensor, classes: int) -> None:
+    """A floating-point tensor (classes,) without gradient, on any device."""
+    check_floats({"weight": class_weight}, one_dtype=True)
+    if tuple(class_weight.shape) != (classes,):
+        raise InputError(f"weight must have shape ({classes},), one for each class, got {tuple(class_weight.shape)}")
     if class_weight.requires_grad:
         raise InputError("weight (of the classes) must not require a gradient; pass weight.detach()")
 
@@ -90,3 +102,40 @@ def check_class_weight(class_weight: Tensor | None, weight: Tensor) -> None:
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def plain(value: object) -> object:
+    """A number for what torch takes as one as well: a tensor or an array of no dimension that needs no gradient."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
+        return value.item()
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def real(value: object, name: str) -> float:
+    """As ``arguments.number`` for a range that the caller checks, in words that torch.compile can trace."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise InputTypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def check_smoothing(label_smoothing: object) -> float:
+    smoothing = real(label_smoothing, "label_smoothing")
+    if not 0.0 <= smoothing <= 1.0:
+        raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    return smoothing
+
+
+def check_ignore_index(ignore_index: object) -> int:
+    return whole(plain(ignore_index), "ignore_index", -(2**63), 2**63 - 1)
+
+
+def check_need(need: object, parts: tuple[str, ...]) -> None:
+    allowed = f"need must be a collection of parts among {', '.join(parts)}"
+    if isinstance(need, str):
+        raise InputTypeError(f"{allowed}, got the string {need!r}; write ({need!r},)")
+    if not isinstance(need, Collection):
+        raise InputTypeError(f"{allowed}, got {need!r}")
+    unknown = [part for part in need if part not in parts]
+    if unknown:
+        raise InputError(f"need must name parts among {', '.join(parts)}; got {', '.join(map(str, unknown))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from ufm_fast.backends import BACKENDS, Backend, Gradients, HeadInput, RowStatis
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import backend_for
+from ufm_fast.functional.operators import backend_for, over_rows, rows_of, rows_with_weight
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.losses import Loss, make_loss
 from ufm_fast.targets import Targets, check_labels
@@ -57,6 +58,9 @@ def value_and_grad(
     in ``linear_pick_all``; row_weight (N,). ``loss``: a name of LOSSES, with ``smoothing`` or ``gamma``, or a loss object.
     A part not in ``need`` has gradient None and costs no product. Half-precision inputs have float32 gradients.
 
+    A row of weight 0 is left out of sum and mean whatever it holds (but not while a CUDA graph is captured); the penalty sees
+    it still, and its margin is given. A mean over no rows is NaN and adds nothing to the gradient.
+
     Equivalent to ``torch.autograd.grad`` of the dense expression, but accurate also near collapse, where l is 1e-35.
     Errors: InputError / InputTypeError naming the argument and the mend.
     """
@@ -67,12 +71,17 @@ def value_and_grad(
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         points = (x.features, x.weight, x.bias)
         out = _prefilled(points, penalties, wanted)
-        result = chosen.head(x, Gradients(out[0], out[1], out[2], fresh=not any(penalties)), statistics=True)
+        rows = None if row_weight is None else _counted(x)
+        gradients = Gradients(out[0], out[1], out[2], fresh=not any(penalties))
+        result = over_rows(rows, x, gradients, lambda x, out: chosen.head(x, out, statistics=True))
+        statistics = result.statistics if rows is None else _with_others(chosen, x, rows, result.statistics)
         value = result.value.double()
+        if reduction == "mean":  # undefined over no rows, with zero gradients, as everywhere in torch
+            value = value + torch.where((x.row_weight != 0).any(), 0.0, math.nan)
         for point, penalty in zip(points, penalties, strict=True):
             if penalty and point is not None:
                 value = value + 0.5 * penalty * torch.linalg.vector_norm(point, dtype=torch.float64).square()
-        accuracy, margins = _quality(result.statistics, x.row_weight)
+        accuracy, margins = _quality(statistics, x.row_weight)
     return HeadEvaluation(value, HeadGradients(*out), accuracy, margins)
 
 
@@ -98,8 +107,11 @@ def hvp(
         v_features, v_weight, v_bias = parts
         assert v_features is not None
         assert v_weight is not None
-        direction_input = HeadInput(x.loss, v_features, v_weight, v_bias, x.targets, x.row_weight)
-        chosen.head_hvp(x, direction_input, Gradients(out[0], out[1], out[2], fresh=not any(penalties)))
+        rows = None if row_weight is None else _counted(x)
+        v = HeadInput(x.loss, v_features, v_weight, v_bias, x.targets, x.row_weight)
+        v = v if rows is None else rows_of(v, rows)
+        products = Gradients(out[0], out[1], out[2], fresh=not any(penalties))
+        over_rows(rows, x, products, lambda x, out: chosen.head_hvp(x, v, out))
     return HeadGradients(*out)
 
 
@@ -120,9 +132,7 @@ def _arguments(
         raise InputTypeError(f"loss must be a name or a loss object, got {type(loss).__name__}")
     elif smoothing or gamma is not None:
         raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
-    unknown = set(need) - set(PARTS)
-    if unknown:
-        raise InputError(f"need must name parts among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    checks.check_need(need, PARTS)
     rows = _row_weight(row_weight, features, reduction)
     checked = _targets(loss, targets, features, weight.shape[0])
     bias = None if bias is None else bias.detach().contiguous()
@@ -163,11 +173,32 @@ def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> 
         if tuple(row_weight.shape) != (features.shape[0],):
             raise InputError(f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}")
         weights = row_weight.detach().double()
-        capturing = weights.is_cuda and torch.cuda.is_current_stream_capturing()  # then nothing may wait for the device
-        if not capturing and not bool(torch.isfinite(weights).all()):
+        if not _capturing(weights) and not bool(torch.isfinite(weights).all()):
             raise InputError("row_weight must be finite, got NaN or infinity; give 0 to leave a row out")
-    # An empty or weightless mean is NaN, as everywhere in torch.
-    return weights / weights.sum() if reduction == "mean" else weights
+    return torch.where(weights == 0, 0.0, weights / weights.sum()) if reduction == "mean" else weights
+
+
+def _counted(x: HeadInput) -> Tensor | None:
+    """Rows with a weight (None: all). The others may hold anything: 0 times NaN is NaN, so a backend must not see them."""
+    return None if _capturing(x.row_weight) else rows_with_weight(x)
+
+
+def _capturing(x: Tensor) -> bool:
+    """While a CUDA graph is captured nothing may wait for the device."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _with_others(backend: Backend, x: HeadInput, rows: Tensor, counted: RowStatistics | None) -> RowStatistics | None:
+    """Statistics of all rows from those of ``rows``: the others' in a sweep of their own, which costs no gradient."""
+    if counted is None:
+        return None
+    others = torch.nonzero(x.row_weight == 0).reshape(-1)
+    rest = backend.head(rows_of(x, others), Gradients(None, None, None), statistics=True).statistics
+    assert rest is not None
+    order = torch.argsort(torch.cat([rows, others]))
+    pairs = ((counted.margin, rest.margin), (counted.log_off_target_mass, rest.log_off_target_mass))
+    margin, mass = (torch.cat(pair)[order] for pair in pairs)
+    return RowStatistics(margin, mass)
 
 
 def _penalties(lambda_h: float, lambda_w: float, lambda_b: float) -> tuple[float, float, float]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import checked_labels, row_losses, transforming, value_and_gradients
+from ufm_fast.functional.operators import blind, checked_labels, forward_mode, row_losses, value_and_gradients
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
 
@@ -43,36 +42,35 @@ def linear_cross_entropy(
     'mean' divides the sum by sum w_y over the rows that are not ignored. Equivalent to
     ``torch.nn.functional.linear_cross_entropy`` of torch 2.13 with the same arguments, i.e.
     ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)``, but relatively accurate even where the
-    loss is 1e-35, differentiable twice, and at home in torch.func.grad, torch.compile and autocast.
+    loss is 1e-35, differentiable twice, in reverse and forward mode, and at home in torch.compile and autocast.
 
     Shapes: input (d) or (N, d); linear_weight (K, d) or (K, d_1, ..., d); linear_bias as linear_weight less its last;
     target (), (N) or (N, d_1, ...) of class indices, or probabilities in the logits' shape (N, K, d_1, ...); weight (K,).
     The result has the input's dtype (float32 under autocast) and, for 'none', the shape of the class indices. Class
-    probabilities are as large as the logits, so the dense expression evaluates them. ``options`` (torch's chunking) is
-    accepted and not used: memory is bounded always. A mean over no rows is NaN with zero gradients, as in torch.
+    probabilities are as large as the logits, so the dense expression evaluates and differentiates them. ``options``
+    (torch's chunking) is accepted and not used: memory is bounded always. A mean over no rows is NaN with zero gradients, as
+    in torch. Class weights that sum to 0 over the rows give torch's value, x/0 (NaN in compiled graphs, torch.func and
+    forward mode), and NaN gradients.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
-    dtypes, wrong shapes, fewer than 2 classes, a target or class weight that requires a gradient.
+    dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient.
     """
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     features, matrix, bias, dtype = _prepared(tensors)
-    checks.check_target(target, input.device)
+    checks.check_target(target, input.device, differentiable=True)
     checks.check_class_weight(weight, linear_weight)
     checks.check_reduction(reduction)
-    if not isinstance(label_smoothing, (int, float)):
-        raise InputTypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise InputError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    smoothing = checks.check_smoothing(label_smoothing)
     if options is not None and not hasattr(options, "batch_chunk_size"):
         raise InputTypeError(f"options must be None or torch.nn.LinearCrossEntropyOptions, got {type(options).__name__}")
     if target.is_floating_point():
         if ignore_index is not None:
             raise InputError("ignore_index goes with class indices only; drop it or pass class indices as target")
-        return _of_probabilities(features, matrix, bias, target, weight, reduction, label_smoothing).to(dtype)
+        return _of_probabilities(features, matrix, bias, target, weight, reduction, smoothing).to(dtype)
     checks.check_labels_shape(target, (*input.shape[:-1], *linear_weight.shape[1:-1]))
-    ignore = -100 if ignore_index is None else whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1)
+    ignore = -100 if ignore_index is None else checks.check_ignore_index(ignore_index)
     labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
-    return _over_heads(features, matrix, bias, labels, kept, weight, reduction, label_smoothing).to(dtype)
+    return _over_heads(features, matrix, bias, labels, kept, weight, reduction, smoothing).to(dtype)
 
 
 def linear_focal_loss(
@@ -89,12 +87,11 @@ def linear_focal_loss(
 
     Errors: as ``linear_cross_entropy``; InputError for a negative or infinite gamma. Source: arXiv 1708.02002, eq. 4.
     """
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
-        raise InputTypeError(f"gamma must be a number, got {gamma!r}")
-    if not 0.0 <= gamma < math.inf:
+    exponent = checks.real(gamma, "gamma")
+    if not 0.0 <= exponent < math.inf:
         raise InputError(f"gamma must be a finite number >= 0, got {gamma}")
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    return _single_label(tensors, target, weight, reduction, ignore_index, "focal", float(gamma))
+    return _single_label(tensors, target, weight, reduction, ignore_index, "focal", exponent)
 
 
 def linear_squared_error(
@@ -141,8 +138,8 @@ def linear_pick_all(
                          f"{tuple(linear_weight.shape)}")  # fmt: skip
     indptr, indices = checked_sets(target, input.shape[0], linear_weight.shape[0], input.device)
     factor = torch.ones(input.shape[0], dtype=torch.float64, device=input.device)
-    loss = _reduced(features, matrix, bias, indices, indptr, factor, factor, reduction, "pick-all", 0.0)
-    return (loss + _undefined(factor) if reduction == "mean" else loss).to(dtype)
+    loss = _reduced(features, matrix, bias, indices, indptr, factor, None, factor, reduction, "pick-all", 0.0)
+    return (_defined(loss, factor) if reduction == "mean" else loss).to(dtype)
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------
@@ -179,11 +176,17 @@ def _single_label(
     if target.is_floating_point():
         raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
-    labels, kept = checked_labels(target, matrix.shape[0], whole(ignore_index, "ignore_index", -(2**63), 2**63 - 1))
+    labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
     factor = kept if class_weight is None else kept * class_weight.double()[labels]
     rows = _without_ignored(features.reshape(-1, features.shape[-1]), kept.reshape(-1))
-    values = _reduced(rows, matrix, bias, labels.reshape(-1), None, factor.reshape(-1), factor, reduction, loss, parameter)
-    values = values + _undefined(factor) if reduction == "mean" else values
+    labels, known = labels.reshape(-1), None if class_weight is None else kept.reshape(-1)
+
+    def reduced(how: str) -> Tensor:
+        return _reduced(rows, matrix, bias, labels, None, factor.reshape(-1), known, factor, how, loss, parameter)
+
+    values = reduced(reduction)
+    if reduction == "mean":
+        values = _defined(values, factor, known, lambda total: reduced("sum") / total)
     return (values.reshape(target.shape) if reduction == "none" else values).to(dtype)
 
 
@@ -202,14 +205,27 @@ def _over_heads(
     else:
         matrices, biases = matrix.reshape(classes, heads, -1), None if bias is None else bias.reshape(classes, heads)
         parts = [(matrices[:, j], None if biases is None else biases[:, j]) for j in range(heads)]
-    values = [
-        _one_head(rows, W, b, labels[:, j], kept[:, j], factor[:, j], factor, class_weight, reduction, smoothing)
-        for j, (W, b) in enumerate(parts)
-    ]
+
+    def of_heads(how: str, smoothing: float) -> list[Tensor]:
+        return [
+            _one_head(rows, W, b, labels[:, j], kept[:, j], factor[:, j], factor, class_weight, how, smoothing)
+            for j, (W, b) in enumerate(parts)
+        ]
+
+    values = of_heads(reduction, smoothing)
     if reduction == "none":
         return torch.stack(values, dim=1).reshape(shape)
     total = values[0] if heads == 1 else torch.stack(values).sum()
-    return total + _undefined(factor) if reduction == "mean" else total
+    if reduction != "mean":
+        return total
+
+    def divided(divisor: Tensor) -> Tensor:
+        """The two parts of a smoothed loss one by one, as torch divides them: infinities of two signs are NaN."""
+        parts = [(1.0 - smoothing, 0.0), (smoothing, 1.0)] if smoothing else [(1.0, 0.0)]
+        shares = [share * (torch.stack(of_heads("sum", e)).sum() / divisor) for share, e in parts]
+        return torch.stack(shares).sum()
+
+    return _defined(total, factor, None if class_weight is None else kept, divided)
 
 
 def _one_head(
@@ -217,27 +233,31 @@ def _one_head(
     everything: Tensor, class_weight: Tensor | None, reduction: str, smoothing: float,
 ) -> Tensor:  # fmt: skip
     """One K x d classifier. Smoothing by the backend, or, with class weights, as a rank-one term beside the sweep."""
-    features = _without_ignored(features, kept)
+    features, known = _without_ignored(features, kept), None if class_weight is None else kept
     if class_weight is None and smoothing < 1.0:
-        return _reduced(features, matrix, bias, labels, None, factor, everything, reduction, "ce", smoothing)
+        return _reduced(features, matrix, bias, labels, None, factor, known, everything, reduction, "ce", smoothing)
     if smoothing == 0.0:
-        return _reduced(features, matrix, bias, labels, None, factor, everything, reduction, "ce", 0.0)
+        return _reduced(features, matrix, bias, labels, None, factor, known, everything, reduction, "ce", 0.0)
     ones = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
     w = ones if class_weight is None else class_weight.double()
     mixed = (1.0 - smoothing) * factor + smoothing * w.mean() * kept
-    entropy = _reduced(features, matrix, bias, labels, None, mixed, everything, reduction, "ce", 0.0)
+    entropy = _reduced(features, matrix, bias, labels, None, mixed, known, everything, reduction, "ce", 0.0)
     with torch.autocast(matrix.device.type, enabled=False):
-        tilt = _tilt(features, matrix, bias, labels, w) * _normalised(smoothing * kept, everything, reduction).to(entropy.dtype)
+        share = _normalised(smoothing * kept, known, everything, reduction).to(entropy.dtype)
+        tilt = _tilt(features, matrix, bias, labels, w) * share
     return entropy + (tilt if reduction == "none" else tilt.sum())
 
 
 def _without_ignored(features: Tensor, kept: Tensor) -> Tensor:
     """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy where there is one."""
-    unseen = torch.compiler.is_compiling() or transforming() or type(kept) is not Tensor or kept.is_meta
-    blind = unseen or (kept.is_cuda and torch.cuda.is_current_stream_capturing())
-    if not blind and not bool((kept == 0).any()):
+    if not _unseen(kept) and not bool((kept == 0).any()):
         return features
     return torch.where((kept != 0)[:, None], features, 0.0)
+
+
+def _unseen(x: Tensor) -> bool:
+    """Whether nothing may be read from ``x`` now: in a tracer, a transform, without data, or while a CUDA graph is captured."""
+    return blind() or type(x) is not Tensor or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, w: Tensor) -> Tensor:
@@ -257,7 +277,7 @@ def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor,
 
 def _reduced(
     features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, factor: Tensor,
-    everything: Tensor, reduction: str, loss: str, parameter: float,
+    kept: Tensor | None, everything: Tensor, reduction: str, loss: str, parameter: float,
 ) -> Tensor:  # fmt: skip
     """factor_r l_r of each row, or its sum, over the sum of ``everything`` for the mean."""
     if reduction == "none":
@@ -266,21 +286,34 @@ def _reduced(
         return torch.where(factor == 0, 0, losses * factor.to(losses.dtype))
     grad = torch.is_grad_enabled()
     need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
-    row_weight = _normalised(factor, everything, reduction)
+    row_weight = _normalised(factor, kept, everything, reduction)
     value: Tensor = value_and_gradients(features, matrix, bias, indices, indptr, row_weight, loss, parameter, need)[0]
     return value
 
 
-def _normalised(factor: Tensor, everything: Tensor, reduction: str) -> Tensor:
+def _normalised(factor: Tensor, kept: Tensor | None, everything: Tensor, reduction: str) -> Tensor:
+    """factor over the sum of ``everything``. ``kept`` comes with class weights: if theirs sum to 0, rows that count are NaN."""
     if reduction != "mean":
         return factor
     total = everything.sum()
-    return factor / torch.where(total == 0, 1, total)
+    normalised = factor / torch.where(total == 0, 1, total)
+    return normalised if kept is None else torch.where((total == 0) & (kept != 0), math.nan, normalised)
 
 
-def _undefined(factor: Tensor) -> Tensor:
-    """0, or NaN where a mean is over nothing, as torch has it: the value is undefined, the gradients are zero."""
-    return torch.where(factor.sum() == 0, math.nan, 0.0)
+def _defined(
+    mean: Tensor, factor: Tensor, kept: Tensor | None = None, divided: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The mean, NaN where its divisor is zero. Over no rows the gradients stay zero, as in torch.
+
+    With class weights that sum to 0 the gradients are NaN, by their row weights, and torch's value is the sum over 0,
+    ``divided(0)``: infinite where weights have both signs.
+    """
+    total = factor.sum()
+    if kept is None or divided is None or _unseen(total) or forward_mode() or not bool((total == 0) & (kept != 0).any()):
+        return mean + torch.where(total == 0, math.nan, 0.0)
+    with torch.no_grad():
+        value = divided(total).to(mean.dtype)
+    return torch.where(total == 0, value, mean)  # 0 times the mean's gradient, NaN, is NaN
 
 
 def _of_probabilities(

@@ -13,12 +13,15 @@ Library users want the functions of ``ufm_fast.functional``; these names are not
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
@@ -28,14 +31,39 @@ from ufm_fast.losses import LOSSES, Focal, Loss, make_loss
 from ufm_fast.targets import Targets
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 _TILED = TiledBackend()
 _HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
 _LOSS = "str loss, float parameter"
 
-# Neither is public in torch, so either may go. Without the first, torch.func refuses the operators; without the second,
+# None of these is public in torch, so each may go. Without the first, torch.func refuses the operators; without the others,
 # gradients are copied rather than handed over.
 transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+_STAND_INS: list[Callable[[Tensor], bool]] = [
+    getattr(torch._C._functorch, name, lambda _: True) for name in ("is_functorch_wrapped_tensor", "is_legacy_batchedtensor")
+]
+
+
+def blind() -> bool:
+    """Whether a tracer runs that records operations and refuses questions about their numbers."""
+    return torch.compiler.is_compiling() or transforming() or _traced()
+
+
+def _traced() -> bool:
+    """Inside ``make_fx``, on which torch.func.linearize is built."""
+    mode, key = getattr(torch._C, "_get_dispatch_mode", None), getattr(torch._C, "_TorchDispatchModeKey", None)
+    return mode is not None and key is not None and mode(key.PROXY) is not None
+
+
+def _forward_mode_on() -> Any:
+    switch = getattr(forward_ad, "_set_fwd_grad_enabled", None)
+    return contextlib.nullcontext() if switch is None else switch(True)
+
+
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents now. A torch that no longer tells is taken to say yes."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,25 +88,83 @@ def loss_arguments(loss: Loss) -> tuple[str, float]:
     return loss.name, float(loss.gamma if isinstance(loss, Focal) else loss.smoothing)
 
 
-def _differentiable(registered: Any, context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """``registered`` with its derivative, inside torch.func transforms as well.
+def _differentiable(
+    registered: Any, context: Callable[..., None], backward: Callable[..., Any], tangents: Callable[..., Any]
+) -> Callable[..., Any]:
+    """``registered`` with its derivatives, inside torch.func transforms and in forward mode as well.
 
-    A custom operator's own autograd rule refuses torch.func (as of torch 2.13), a Function with setup_context does not;
-    torch.compile in turn sees through the operator. Both are given the same rule.
+    A custom operator's own autograd rule refuses torch.func and drops tangents (as of torch 2.13), a Function with
+    setup_context does neither; torch.compile in turn sees through the operator. Both are given the same rule.
     """
     registered.register_autograd(backward, setup_context=context)
+    registered.register_vmap(_one_by_one(registered))
     rules = {
         "forward": registered,
         "setup_context": context,
         "backward": backward,
+        "jvp": _at_outer_levels(tangents),
         "vmap": _one_by_one(lambda *given: call(*given)),
     }
-    function = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
+    function: Any = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
+    traceable = _traceable(registered, context, backward)
 
     def call(*arguments: Any) -> Any:
-        return function.apply(*arguments) if transforming() else registered(*arguments)  # type: ignore[attr-defined]
+        if not transforming() and not forward_mode():
+            return registered(*arguments)
+        # Compiled code must not lose tangents either: with ``function`` torch.compile says that it knows no jvp.
+        if forward_mode() or not torch.compiler.is_compiling():
+            return function.apply(*arguments)
+        # For what came straight into the graph it has noted requires_grad before the transform set it: views are noted anew.
+        return traceable.apply(*(a.view_as(a) if isinstance(a, Tensor) else a for a in arguments))
 
     return call
+
+
+def _traceable(registered: Any, context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The same Function as torch.compile reads it inside a transform: without a jvp, of plain Python functions."""
+
+    plain = registered._opoverload  # it knows what this is, but not what ``registered`` is
+
+    def forward(*arguments: Any) -> Any:
+        return plain(*arguments)
+
+    # It tells by their number whether a ctx is among the parameters.
+    names = [argument.name for argument in plain._schema.arguments]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    rules = {"forward": forward, "setup_context": context, "backward": backward}
+    return type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
+
+
+def _hooks_are_set() -> bool:
+    """Whether saved tensors go through hooks, which may keep them (in a compiled graph they do not reach this code)."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+    return not torch.compiler.is_compiling() and top(True) is not None
+
+
+def _at_outer_levels(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """``rule(ctx, saved, *moves)`` as a Function's jvp, with the saved tensors free of the tangents of its own level.
+
+    torch switches forward mode off around a jvp, for all levels: what encloses this one would lose its tangents.
+    """
+
+    def jvp(ctx: Any, *moves: Tensor | None) -> Any:
+        with _forward_mode_on():
+            return rule(ctx, [x if x is None else _primal(x) for x in ctx.saved_tensors], *moves)
+
+    return jvp
+
+
+def _primal(x: Tensor) -> Tensor:
+    return cast("Tensor", forward_ad.unpack_dual(x).primal) if x.is_floating_point() else x  # type: ignore[no-untyped-call]
+
+
+def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for ``backward`` and, where tangents may follow, for ``tangents``; absent ones of either are None, not zeros."""
+    ctx.save_for_backward(*tensors)
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,17 +218,17 @@ def _targets(indices: Tensor, indptr: Tensor | None) -> Targets:
     """
     known = getattr(indices, "_ufm_targets", None)
     tensors = [x for x in (indices, indptr) if x is not None]
-    if any(x.is_inference() for x in tensors):  # those have no version
-        return Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
-    versions = [x._version for x in tensors]
+    versions = None if any(x.is_inference() for x in tensors) else [x._version for x in tensors]  # an inference tensor has none
     same = False
-    if known is not None:
+    if known is not None and versions is not None:
         pointer, seen, found = known
         same = pointer is indptr and seen == versions
         if same and found is not None:
             return cast("Targets", found)
-    targets = Targets(indices.contiguous(), None if indptr is None else indptr.contiguous())
-    indices._ufm_targets = (indptr, versions, targets if same else None)  # type: ignore[attr-defined]
+    # An alias, for a tensor that holds itself would stay until the garbage collector runs.
+    targets = Targets(indices.detach().contiguous(), None if indptr is None else indptr.contiguous())
+    if versions is not None:
+        indices._ufm_targets = (indptr, versions, targets if same else None)  # type: ignore[attr-defined]
     return targets
 
 
@@ -217,20 +303,12 @@ def head(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
     x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
-    backend, active = backend_for(weight.device.type, weight.dtype), _active_rows(x)
+    backend = backend_for(weight.device.type, weight.dtype)
     # Fresh memory, which the backend writes: zeroing a gradient first would be a pass over it for nothing.
-    grad_weight, grad_bias = _zeros((weight, bias), need[1:], torch.empty)
-    if active is None:
-        (grad_features,) = _zeros((features,), need[:1], torch.empty)
-        value = backend.head(x, Gradients(grad_features, grad_weight, grad_bias, fresh=True)).value
-    else:
-        (grad_features,) = _zeros((features,), need[:1])
-        part = HeadInput(x.loss, x.features[active], x.weight, x.bias, Targets(x.targets.indices[active]), x.row_weight[active])
-        (block,) = _zeros((part.features,), need[:1], torch.empty)
-        value = backend.head(part, Gradients(block, grad_weight, grad_bias, fresh=True)).value
-        if grad_features is not None and block is not None:
-            grad_features[active] = block
-    return (value.to(compute_dtype(weight.dtype)), *_filled((grad_features, grad_weight, grad_bias), weight))
+    buffers = _zeros((features, weight, bias), need, torch.empty)
+    out = Gradients(buffers[0], buffers[1], buffers[2], fresh=True)
+    value = over_rows(_active_rows(x), x, out, lambda x, out: backend.head(x, out).value)
+    return (value.to(compute_dtype(weight.dtype)), *_filled(buffers, weight))
 
 
 def _head_shapes(
@@ -245,29 +323,64 @@ head.register_fake(_head_shapes)
 
 
 def _active_rows(x: HeadInput) -> Tensor | None:
-    """Rows with a weight, where others can be left out: single labels, on the CPU (a GPU would wait for the count)."""
-    if x.row_weight.device.type != "cpu" or not x.targets.single:
-        return None
-    active = torch.nonzero(x.row_weight).reshape(-1)
-    return None if active.numel() == x.row_weight.numel() else active
+    """Rows with a weight, where others can be left out: on the CPU, for a GPU would wait for the count."""
+    return rows_with_weight(x) if x.row_weight.device.type == "cpu" else None
+
+
+def rows_with_weight(x: HeadInput) -> Tensor | None:
+    """Indices of the rows whose weight is not 0, or None if that is every row."""
+    rows = torch.nonzero(x.row_weight).reshape(-1)
+    return None if rows.numel() == x.row_weight.numel() else rows
+
+
+def rows_of(x: HeadInput, rows: Tensor) -> HeadInput:
+    """``x`` with these rows only."""
+    targets = x.targets
+    if targets.indptr is None:
+        chosen = Targets(targets.indices[rows])
+    else:
+        sizes = targets.sizes()[rows]
+        pointer = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        shift = torch.repeat_interleave(targets.indptr[:-1][rows] - pointer[:-1], sizes)
+        chosen = Targets(targets.indices[torch.arange(shift.numel(), device=shift.device) + shift], pointer)
+    return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows])
+
+
+def over_rows(
+    rows: Tensor | None, x: HeadInput, out: Gradients, run: Callable[[HeadInput, Gradients], _Result]
+) -> _Result:  # fmt: skip
+    """``run`` on these rows (None: all), adding or, if ``out`` is fresh, writing; the others get no sum: 0 times NaN is NaN."""
+    if rows is None:
+        return run(x, out)
+    features, block = out.features, None
+    if features is not None:
+        block = features[rows]
+        features = features.zero_() if out.fresh else features
+    result = run(rows_of(x, rows), Gradients(block, out.weight, out.bias, fresh=out.fresh))
+    if features is not None and block is not None:
+        features[rows] = block
+    return result
 
 
 def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.set_materialize_grads(False)
+    ctx.hooked = _hooks_are_set()
+    _keep(ctx, *tensors, *output[1:])
 
 
 def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
     """upstream * gradient + Hessian @ directions; for row_weight  upstream * l + slopes along the directions."""
-    *inputs, row_weight = ctx.saved_tensors[:6]
+    saved = ctx.saved_tensors  # read once: torch.utils.checkpoint hands out what it recomputed a single time
+    *inputs, row_weight = saved[:6]
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     along = [v if wanted else None for v, wanted in zip(directions, ctx.need, strict=True)]
     loss = (ctx.loss, ctx.parameter)
     total: list[Tensor | None] = [None, None, None]
     weight_gradient = None
     if upstream is not None and any(needed):
-        total = [_scaled(upstream, g) if w else None for g, w in zip(_gradients(ctx, needed), needed, strict=True)]
+        gradients = _gradients(ctx, saved, needed)
+        own = not ctx.hooked
+        total = [_scaled(upstream, g, own) if w else None for g, w in zip(gradients, needed, strict=True)]
     if any(v is not None for v in along):
         if any(needed):
             product = hessian_product(*inputs, row_weight, *along, *loss, needed)
@@ -280,28 +393,33 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
     return (*total, None, None, weight_gradient, None, None, None)
 
 
-def _gradients(ctx: Any, needed: list[bool]) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, saved: Sequence[Any], needed: list[bool]) -> Sequence[Tensor]:
     """The gradients of the forward sweep; a new sweep where it could not know that one would be needed."""
-    saved: tuple[Tensor, ...] = ctx.saved_tensors[6:]
     if all(have or not wanted for have, wanted in zip(ctx.need, needed, strict=True)):
-        return saved
-    inputs = ctx.saved_tensors[:6]
-    again: tuple[Tensor, ...] = value_and_gradients(*inputs, ctx.loss, ctx.parameter, needed)[1:]
+        return saved[6:]
+    again: tuple[Tensor, ...] = value_and_gradients(*saved[:6], ctx.loss, ctx.parameter, needed)[1:]
     return again
 
 
-def _scaled(upstream: Tensor, gradient: Tensor) -> Tensor:
+def _scaled(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
     """upstream * gradient, in place where this backward is the last reader of the buffer: K x d may be gigabytes.
 
-    ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the buffer is handed over as it is.
+    ``own`` is False where somebody else may hold it. ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the
+    buffer is handed over as it is.
     """
-    plain = type(upstream) is Tensor and type(gradient) is Tensor  # not a tracer's stand-in
-    if not plain or transforming() or torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept():
+    if not own or blind() or torch.is_grad_enabled() or _graph_is_kept():
+        return upstream * gradient
+    if any(type(x) is not Tensor or _wrapped(x) for x in (upstream, gradient)):
         return upstream * gradient
     gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
         return gradient
     return gradient.mul_(upstream)
+
+
+def _wrapped(x: Tensor) -> bool:
+    """A batch of either vmap, of torch.func or of ``is_grads_batched``, or another transform's stand-in."""
+    return any(ask(x) for ask in _STAND_INS)
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
@@ -310,7 +428,30 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left + right
 
 
-value_and_gradients = _differentiable(head, _head_context, _head_backward)
+def _head_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
+    """<gradient, move> and Hessian @ move; for a move of row_weight the value and gradients that it weighs."""
+    *inputs, row_weight = saved[:6]
+    along, row_move, loss = _in_sums(moves[:3]), moves[5], (ctx.loss, ctx.parameter)
+    moving = [v is not None for v in along]
+    total: list[Tensor | None] = [None] * 4
+    if any(moving):
+        gradients = _gradients(ctx, saved, moving)
+        slopes = [torch.dot(g.reshape(-1), v.reshape(-1)) for g, v in zip(gradients, along, strict=True) if v is not None]
+        total[0] = functools.reduce(torch.add, slopes)
+        if any(ctx.need):
+            total[1:] = hessian_product(*inputs, row_weight, *along, *loss, ctx.need)
+    if row_move is not None:
+        weighed = value_and_gradients(*inputs, row_move, *loss, ctx.need)
+        total = [_sum(have, more) for have, more in zip(total, weighed, strict=True)]
+    return total[0], *_filled([t if wanted else None for t, wanted in zip(total[1:], ctx.need, strict=True)], inputs[1])
+
+
+def _in_sums(moves: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tangents, which have the dtype of what moves, in the dtype of sums."""
+    return [v if v is None else v.to(compute_dtype(v.dtype)) for v in moves]
+
+
+value_and_gradients = _differentiable(head, _head_context, _head_backward, _head_tangents)
 
 
 # ---- the loss of each row ----------------------------------------------------------------------------------------
@@ -344,18 +485,25 @@ def _ones(features: Tensor) -> Tensor:
 
 def _losses_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.loss, ctx.parameter = inputs
-    ctx.save_for_backward(*tensors)
+    _keep(ctx, *tensors)
 
 
-def _losses_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+def _losses_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
     inputs = ctx.saved_tensors
+    if upstream is None:
+        return (None,) * 7
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     gradients = value_and_gradients(*inputs, upstream, ctx.loss, ctx.parameter, needed)[1:]
     total = [g.to(x.dtype) if w else None for g, x, w in zip(gradients, inputs, needed, strict=False)]
     return (*total, None, None, None, None)
 
 
-row_losses = _differentiable(head_losses, _losses_context, _losses_backward)
+def _losses_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
+    slopes: Tensor = row_slopes(*saved, *_in_sums(moves[:3]), ctx.loss, ctx.parameter)
+    return slopes
+
+
+row_losses = _differentiable(head_losses, _losses_context, _losses_backward, _losses_tangents)
 
 
 # ---- second order ------------------------------------------------------------------------------------------------
@@ -373,9 +521,12 @@ def head_product(
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
     x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
-    out = _zeros((features, weight, bias), need)
-    backend_for(weight.device.type, weight.dtype).head_hvp(x, direction, Gradients(out[0], out[1], out[2]))
-    return _filled(out, weight)
+    buffers, rows = _zeros((features, weight, bias), need), _active_rows(x)
+    if rows is not None:
+        direction = rows_of(direction, rows)
+    backend = backend_for(weight.device.type, weight.dtype)
+    over_rows(rows, x, Gradients(buffers[0], buffers[1], buffers[2]), lambda x, out: backend.head_hvp(x, direction, out))
+    return _filled(buffers, weight)
 
 
 def _head_product_shapes(
@@ -426,13 +577,68 @@ def _head_slopes_shapes(
 head_slopes.register_fake(_head_slopes_shapes)
 
 
-def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Nothing is kept for a third derivative."""
+_THIRD = "third derivatives of a fused loss are not available; take them of the dense expression"
 
 
-def _no_third(ctx: Any, *upstream: Tensor) -> Any:
-    raise NotImplementedError("third derivatives of a fused loss are not available; take them of the dense expression")
+def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Nothing is kept for a third derivative; tangents of row_weight and of the direction are of the second order."""
+    *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
-hessian_product = _differentiable(head_product, _no_context, _no_third)
-row_slopes = _differentiable(head_slopes, _no_context, _no_third)
+def _product_backward(ctx: Any, *upstream: Tensor | None) -> Any:
+    raise NotImplementedError(_THIRD)
+
+
+def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The product is linear in row_weight and in the direction."""
+    if any(v is not None for v in moves[:3]):
+        raise NotImplementedError(_THIRD)
+    *inputs, row_weight, v_features, v_weight, v_bias = saved
+    loss = (ctx.loss, ctx.parameter, ctx.need)
+    total: list[Tensor | None] = [None] * 3
+    if moves[5] is not None:
+        total = list(hessian_product(*inputs, moves[5], v_features, v_weight, v_bias, *loss))
+    if any(v is not None for v in moves[6:9]):
+        more = hessian_product(*inputs, row_weight, *moves[6:9], *loss)
+        total = [_sum(a, b) for a, b in zip(total, more, strict=True)]
+    return _filled([t if wanted else None for t, wanted in zip(total, ctx.need, strict=True)], inputs[1])
+
+
+def _slopes_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.loss, ctx.parameter = inputs
+    _keep(ctx, *tensors)
+
+
+def _slopes_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
+    """sum_r upstream_r slope_r is the derivative along v of the sum that upstream weighs: Hessian @ v, and its gradient."""
+    *inputs, v_features, v_weight, v_bias = ctx.saved_tensors
+    if upstream is None:
+        return (None,) * 10
+    needed, moving = list(ctx.needs_input_grad[:3]), list(ctx.needs_input_grad[5:8])
+    loss = (ctx.loss, ctx.parameter)
+    total: list[Tensor | None] = [None] * 6
+    if any(needed):
+        product = hessian_product(*inputs, upstream, v_features, v_weight, v_bias, *loss, needed)
+        total[:3] = [t.to(x.dtype) if w else None for t, x, w in zip(product, inputs, needed, strict=False)]
+    if any(moving):
+        gradients = value_and_gradients(*inputs, upstream, *loss, moving)[1:]
+        total[3:] = [g if w else None for g, w in zip(gradients, moving, strict=True)]
+    return (*total[:3], None, None, *total[3:], None, None)
+
+
+def _slopes_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
+    """Linear in the direction. How a single row's slope changes with the point is a curvature that no sweep gives."""
+    if any(v is not None for v in moves[:3]):
+        raise NotImplementedError(
+            "second derivatives of single rows, both in forward mode, are not available; "
+            "take one of them in reverse mode, or reduce the loss to its mean or sum first"
+        )
+    slopes: Tensor = row_slopes(*saved[:5], *moves[5:8], ctx.loss, ctx.parameter)
+    return slopes
+
+
+hessian_product = _differentiable(head_product, _product_context, _product_backward, _product_tangents)
+row_slopes = _differentiable(head_slopes, _slopes_context, _slopes_backward, _slopes_tangents)

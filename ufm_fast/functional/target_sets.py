@@ -16,7 +16,10 @@ from ufm_fast.targets import Targets, TargetSets
 @operator("(Tensor indptr, Tensor indices, SymInt classes) -> (Tensor, Tensor)")
 def checked_csr(indptr: Tensor, indices: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """(indptr, indices) after the checks of TargetSets. The data decide, so compiled graphs must see an operator."""
-    sets = TargetSets.create(indptr, indices, classes)
+    try:
+        sets = TargetSets.create(indptr, indices, classes)
+    except InputError as error:
+        raise type(error)(f"target: {error}") from error
     return sets.indptr.to(indptr.device, copy=True), sets.indices.to(indices.device, copy=True)
 
 
