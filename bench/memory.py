@@ -1,6 +1,6 @@
 """Peak memory of every method's steps against what `ufm-fast plan` says of them, each in a process of its own.
 
-python bench/memory.py [--classes 100] [--dim 60000] [--steps 15] [--out FILE.csv]
+python bench/memory.py [--classes 100] [--dim 60000] [--steps 45] [--out FILE.csv]
 
 In multiples of the parameters' bytes P, above what the process held before. The C library must hand back what is freed,
 which the script asks it for (MALLOC_MMAP_THRESHOLD_). Linux.
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--dim", type=int, default=60000)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--loss", choices=("ce", "mse"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)

@@ -105,6 +105,8 @@ def make_plan(
     known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or problem.loss.name == "mse"}
     coupled = 48 * target_coupling.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
     vectors = {**known, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
+    if problem.loss.name == "mse" and problem.freeze is None:  # their model of the squared error, and what building it takes
+        vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
     flops = _flops(problem, R)

@@ -62,6 +62,10 @@ def softmax_hvp(
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, cross_entropy_value, chunk_rows, "triton", chosen)
     check_buffers(features, weight, bias, out_features, out_weight, out_bias, True, True)
+    for name, moved, like in (("d_features", d_features, features), ("d_weight", d_weight, weight), ("d_bias", d_bias, bias)):
+        if moved is not None and (like is None or moved.shape != like.shape):
+            wanted = "None without a bias" if like is None else f"of shape {tuple(like.shape)}"
+            raise ValueError(f"{name}: must be {wanted}, got shape {tuple(moved.shape)}")
     if labels.shape[1] > 1 and weight_fn is not cross_entropy_weight:
         raise ValueError("targets: several targets a row work with plain cross-entropy only")
     passes, classes = chosen.passes, weight.shape[0]

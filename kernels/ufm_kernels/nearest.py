@@ -54,12 +54,16 @@ def nearest(Q, C, labels, *, bias=None, center=0.0, launch=None, parts=None):
     """(index (rows,) int64, moments (4, rows) fp32: maximum, sum, squares about center, distances from center).
 
     Q (rows, depth) and C (classes, depth) are single-pass operands; labels (rows,) int32, -1 for no own class. Ties go
-    to the lowest class.
+    to the lowest class; a row without a competitor has class 0 and maximum -inf.
     """
     from .one_pass import parts_of
 
     Q, C, labels, bias = laid_out(Q, C, labels, bias)
     rows, depth = Q.shape
+    if C.ndim != 2 or C.shape[1] != depth:
+        raise ValueError(f"Q {tuple(Q.shape)}, C {tuple(C.shape)}: must be (rows, depth) and (classes, depth)")
+    if labels.shape != (rows,) or (bias is not None and bias.shape != (C.shape[0],)):
+        raise ValueError(f"labels, bias: one entry for each of {rows} rows and {C.shape[0]} classes")
     launch = launch or Launch.of("nearest", Q)
     tile = launch.tile
     blocks = triton.cdiv(rows, tile.rows)

@@ -82,20 +82,20 @@ def squared_error_kernel(
 
 @on_device
 def gram(X, weight=None, *, launch=None, parts=None):
-    """X' diag(weight) X (d, d) in float64 for X (rows, d) bfloat16, float16 or float32; the same bits from run to run.
+    """X' diag(weight) X (d, d) in float64 for X (rows, d) of any float dtype; the same bits from run to run.
 
-    weight: (rows,) fp32, or None for ones. float32: float64 products (on the library where the device or the compiler has
-    none). 16-bit: products are exact in fp32, sums of a tile's depth of rows are fp32, and these are added up in float64;
-    with weights, as float32 (a copy).
+    weight: (rows,) fp32, or None for ones. float64: on the library. float32: float64 products (on the library where the
+    device or the compiler has none). 16-bit: products are exact in fp32, sums of a tile's depth of rows are fp32, and
+    these are added up in float64; with weights, as float32 (a copy).
     """
     rows, columns = X.shape
     if weight is not None:
-        X, weight = X.float(), *laid_out(weight)
+        X, weight = X if X.element_size() == 8 else X.float(), *laid_out(weight)
     X = X if X.stride(1) == 1 else X.contiguous()
     launch = launch or Launch.of("gram", X)
     tile = launch.tile
     wide = X.element_size() == 4
-    if wide and X.is_cuda and not has_float64_cores(X.device):
+    if X.element_size() == 8 or (wide and X.is_cuda and not has_float64_cores(X.device)):
         double = X.double()
         return double.T @ (double if weight is None else double * weight[:, None])
     across = triton.cdiv(columns, tile.rows)

@@ -36,6 +36,8 @@ def squared_error_value_and_grad(
     residual near collapse: A h - w_y cancels.
     """
     chosen = mode_named(mode)
+    if features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
+        raise ValueError(f"features {tuple(features.shape)}, weight {tuple(weight.shape)}: must be (R, d) and (K, d)")
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
     column = as_labels(labels)
     rows, columns = features.shape

@@ -690,6 +690,26 @@ def test_nearest(rows, classes, dim, seed, parts):
     torch.testing.assert_close(moments.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_shapes_that_a_kernel_would_read_beyond_are_refused():
+    x, W, t, one = torch.randn(5, 3), torch.randn(4, 3), torch.randint(4, (5,)), torch.ones(5)
+    out = {"out_features": torch.zeros(5, 3), "out_weight": torch.zeros(4, 3)}
+    for name, wrong in (("d_weight", W[:3]), ("d_features", x[:, :2]), ("d_bias", torch.ones(4))):
+        with pytest.raises(ValueError, match=f"{name}: must be"):
+            softmax_hvp(x, W, None, t, one, **{"d_features": x, "d_weight": W, **out, name: wrong})
+    with pytest.raises(ValueError, match="features"):
+        squared_error_value_and_grad(x[:, :1], W, None, t, grad_features=torch.zeros(5, 1), grad_weight=torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="Q"):
+        nearest(x, W[:, :2], t.int())
+    with pytest.raises(ValueError, match="labels"):
+        nearest(x, W, t[:3].int())
+
+
+def test_gram_of_float64_keeps_it():
+    x, weight = torch.randn(200, 3, dtype=torch.float64), torch.rand(200)
+    torch.testing.assert_close(gram(x), x.T @ x, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gram(x, weight), x.T @ (x * weight[:, None]), rtol=1e-13, atol=1e-13)
+
+
 def test_nearest_takes_the_lowest_class_of_a_tie():
     C = operand(torch.ones(70, 8, device=DEVICE).bfloat16(), torch.bfloat16, 1)
     labels = torch.arange(70, dtype=torch.int32, device=DEVICE)

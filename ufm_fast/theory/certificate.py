@@ -57,7 +57,7 @@ class Certificate:
 
     ``relative_gap`` = (value - lower_bound) / value, value in float64 at the certified point; ``spectral_ratio`` = |G|/mu,
     1 at a non-trivial global minimum and below 1 where everything has collapsed to zero. ``certified``: the gap is at most
-    ``tolerance``. For d < K - 1 the bound holds but is not tight, so a good point may stay uncertified.
+    ``tolerance``. For d < K - 1 (squared error: below the rank of the minimum) the bound holds but is not tight.
     """
 
     kind: str
