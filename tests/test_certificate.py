@@ -255,6 +255,7 @@ def test_one_class_alone_and_a_frozen_factor_without_penalty_have_results():
     alone = solve(Problem(counts=[5, 0, 0], dim=4)).metrics
     assert "nc2_classifier" in alone  # the classifier's own
     assert "nc1_pinv" not in alone
+    assert closed_form(Problem(counts=[0, 20, 0], dim=4, loss="mse", bias="free")).value == 0.0
     for freeze in ("w", "h"):
         for loss in ("ce", "mse"):
             frozen = solve(Problem(classes=5, dim=8, loss=loss, freeze=freeze, **{f"lambda_{freeze}": 0.0}))

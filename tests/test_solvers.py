@@ -241,6 +241,7 @@ def test_steps_too_small_to_see_are_no_stall_at_rounding(method):
         (torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3), "has a bias b"),
         (torch.full((3, 3), float("nan")), torch.zeros(3, 3), None, "NaN or infinite"),
         (torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3, 3), None, "floating-point"),
+        (torch.zeros(3, 3), torch.zeros(3, 3).to(torch.float8_e4m3fn), None, "16 bits"),
     ],
 )
 def test_bad_starts_are_named(W, H, b, words):

@@ -178,6 +178,8 @@ def _given_start(objective: Objective, point: Point) -> Point:
     problem, rows = objective.problem, objective.rows.number
     if not isinstance(point, Point) or not all(isinstance(part, torch.Tensor) for part in point.parts()):
         raise InputTypeError("initial must be a Point of torch tensors: Point(W, H, b), with torch.as_tensor around arrays")
+    if not all(t.is_floating_point() and t.dtype.itemsize >= 2 for t in point.parts()):
+        raise InputTypeError("the start's W, H and b must be floating-point tensors of 16 bits and more")
     device = torch.device(problem.device)
     if tuple(point.W.shape) != (problem.num_classes, problem.dim):
         raise InputError(f"the start's W must have shape {(problem.num_classes, problem.dim)}, got {tuple(point.W.shape)}")
@@ -194,8 +196,6 @@ def _given_start(objective: Objective, point: Point) -> Point:
         raise InputError(f"the start {'has no' if b is None else 'has a'} bias b but bias is {problem.bias!r}; make them agree")
     if b is not None and tuple(b.shape) != (problem.num_classes,):
         raise InputError(f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}")
-    if not all(t.is_floating_point() for t in point.parts()):
-        raise InputTypeError("the start's W, H and b must be floating-point tensors")
     if not Point(point.W, H, b).finite():
         raise InputError("the start holds NaN or infinite values; give finite W, H and b")
     return objective.from_model(point.W.to(device), H.to(device), None if b is None else b.to(device))

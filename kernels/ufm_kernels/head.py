@@ -223,8 +223,10 @@ def check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias,
     ):
         if needed and (out is None or out.shape != like.shape or out.dtype != torch.float32 or not out.is_contiguous()):
             raise ValueError(f"{name}: must be a contiguous float32 tensor of shape {tuple(like.shape)}")
-    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
-        raise ValueError(f"bias: must be contiguous, of shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: must be of shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if bias is not None and not bias.is_contiguous():
+        raise ValueError("bias: is strided or expanded; pass bias.contiguous()")
 
 
 def check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, mode):
@@ -241,6 +243,8 @@ def check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows,
         raise ValueError(f"features, weight, targets, row_weight: on different devices {sorted(map(str, devices))}")
     if labels.shape[1] > 1 and (smoothing or value_fn is not cross_entropy_value):
         raise ValueError("targets: several targets a row work with plain cross-entropy only")
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"smoothing={smoothing}: must lie in [0, 1)")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows={chunk_rows}: must be at least 1")
     if products not in ("triton", "library") or (products == "library" and mode.passes != 1):

@@ -422,7 +422,8 @@ def test_a_label_that_is_no_class_is_refused_or_poisons_its_row():
         ({"grad_weight": torch.zeros(3, 3)}, "grad_weight"),
         ({"grad_features": torch.zeros(5, 3, dtype=torch.float64)}, "grad_features"),
         ({"bias": torch.zeros(3)}, "bias"),
-        ({"bias": torch.zeros(8)[::2]}, "bias: must be contiguous"),
+        ({"bias": torch.zeros(8)[::2]}, "bias: is strided"),
+        ({"smoothing": 2.0}, "smoothing=2.0"),
     ],
 )
 def test_bad_input_is_refused_in_words(change, message):
