@@ -12,7 +12,8 @@ from torch import Tensor
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import blind, checked_labels, forward_mode, row_losses, value_and_gradients
+from ufm_fast.functional.operators import checked_labels, row_losses, value_and_gradients
+from ufm_fast.functional.registration import blind, forward_mode
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
 
@@ -49,8 +50,8 @@ def linear_cross_entropy(
     The result has the input's dtype (float32 under autocast) and, for 'none', the shape of the class indices. Class
     probabilities are as large as the logits, so the dense expression evaluates and differentiates them. ``options``
     (torch's chunking) is accepted and not used: memory is bounded always. A mean over no rows is NaN with zero gradients, as
-    in torch. Class weights that sum to 0 over the rows give torch's value, x/0 (NaN in compiled graphs, torch.func and
-    forward mode), and NaN gradients.
+    in torch. Class weights that sum to 0 over the rows give torch's value, x/0 (NaN on a GPU, in compiled graphs, torch.func
+    and forward mode), and NaN gradients.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
     dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient.
@@ -309,7 +310,8 @@ def _defined(
     ``divided(0)``: infinite where weights have both signs.
     """
     total = factor.sum()
-    if kept is None or divided is None or _unseen(total) or forward_mode() or not bool((total == 0) & (kept != 0).any()):
+    hidden = total.is_cuda or _unseen(total) or forward_mode()  # a look would wait for the device
+    if kept is None or divided is None or hidden or not bool((total == 0) & (kept != 0).any()):
         return mean + torch.where(total == 0, math.nan, 0.0)
     with torch.no_grad():
         value = divided(total).to(mean.dtype)

@@ -13,57 +13,35 @@ Library users want the functions of ``ufm_fast.functional``; these names are not
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.functional.registration import (
+    blind,
+    differentiable,
+    forward_mode,
+    graph_is_kept,
+    hooks_are_set,
+    keep,
+    one_by_one,
+    operator,
+    wrapped,
+)
+from ufm_fast.functional.rows import over_rows, rows_of, rows_with_weight
 from ufm_fast.losses import LOSSES, Focal, Loss, make_loss
 from ufm_fast.targets import Targets
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_Result = TypeVar("_Result")
 _TILED = TiledBackend()
 _HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
 _LOSS = "str loss, float parameter"
-
-# None of these is public in torch, so each may go. Without the first, torch.func refuses the operators; without the others,
-# gradients are copied rather than handed over.
-transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-_graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-_STAND_INS: list[Callable[[Tensor], bool]] = [
-    getattr(torch._C._functorch, name, lambda _: True) for name in ("is_functorch_wrapped_tensor", "is_legacy_batchedtensor")
-]
-
-
-def blind() -> bool:
-    """Whether a tracer runs that records operations and refuses questions about their numbers."""
-    return torch.compiler.is_compiling() or transforming() or _traced()
-
-
-def _traced() -> bool:
-    """Inside ``make_fx``, on which torch.func.linearize is built."""
-    mode, key = getattr(torch._C, "_get_dispatch_mode", None), getattr(torch._C, "_TorchDispatchModeKey", None)
-    return mode is not None and key is not None and mode(key.PROXY) is not None
-
-
-def _forward_mode_on() -> Any:
-    switch = getattr(forward_ad, "_set_fwd_grad_enabled", None)
-    return contextlib.nullcontext() if switch is None else switch(True)
-
-
-def forward_mode() -> bool:
-    """Whether tensors may carry tangents now. A torch that no longer tells is taken to say yes."""
-    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 @functools.lru_cache(maxsize=8)
@@ -86,116 +64,6 @@ def loss_arguments(loss: Loss) -> tuple[str, float]:
     if type(loss) is not LOSSES.get(loss.name):
         raise InputTypeError(f"loss must be one of {', '.join(LOSSES)} here, got an object of {type(loss).__name__}")
     return loss.name, float(loss.gamma if isinstance(loss, Focal) else loss.smoothing)
-
-
-def _differentiable(
-    registered: Any, context: Callable[..., None], backward: Callable[..., Any], tangents: Callable[..., Any]
-) -> Callable[..., Any]:
-    """``registered`` with its derivatives, inside torch.func transforms and in forward mode as well.
-
-    A custom operator's own autograd rule refuses torch.func and drops tangents (as of torch 2.13), a Function with
-    setup_context does neither; torch.compile in turn sees through the operator. Both are given the same rule.
-    """
-    registered.register_autograd(backward, setup_context=context)
-    registered.register_vmap(_one_by_one(registered))
-    rules = {
-        "forward": registered,
-        "setup_context": context,
-        "backward": backward,
-        "jvp": _at_outer_levels(tangents),
-        "vmap": _one_by_one(lambda *given: call(*given)),
-    }
-    function: Any = type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
-    traceable = _traceable(registered, context, backward)
-
-    def call(*arguments: Any) -> Any:
-        if not transforming() and not forward_mode():
-            return registered(*arguments)
-        # Compiled code must not lose tangents either: with ``function`` torch.compile says that it knows no jvp.
-        if forward_mode() or not torch.compiler.is_compiling():
-            return function.apply(*arguments)
-        # For what came straight into the graph it has noted requires_grad before the transform set it: views are noted anew.
-        return traceable.apply(*(a.view_as(a) if isinstance(a, Tensor) else a for a in arguments))
-
-    return call
-
-
-def _traceable(registered: Any, context: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """The same Function as torch.compile reads it inside a transform: without a jvp, of plain Python functions."""
-
-    plain = registered._opoverload  # it knows what this is, but not what ``registered`` is
-
-    def forward(*arguments: Any) -> Any:
-        return plain(*arguments)
-
-    # It tells by their number whether a ctx is among the parameters.
-    names = [argument.name for argument in plain._schema.arguments]
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    rules = {"forward": forward, "setup_context": context, "backward": backward}
-    return type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
-
-
-def _hooks_are_set() -> bool:
-    """Whether saved tensors go through hooks, which may keep them (in a compiled graph they do not reach this code)."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
-    return not torch.compiler.is_compiling() and top(True) is not None
-
-
-def _at_outer_levels(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """``rule(ctx, saved, *moves)`` as a Function's jvp, with the saved tensors free of the tangents of its own level.
-
-    torch switches forward mode off around a jvp, for all levels: what encloses this one would lose its tangents.
-    """
-
-    def jvp(ctx: Any, *moves: Tensor | None) -> Any:
-        with _forward_mode_on():
-            return rule(ctx, [x if x is None else _primal(x) for x in ctx.saved_tensors], *moves)
-
-    return jvp
-
-
-def _primal(x: Tensor) -> Tensor:
-    return cast("Tensor", forward_ad.unpack_dual(x).primal) if x.is_floating_point() else x  # type: ignore[no-untyped-call]
-
-
-def _keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save for ``backward`` and, where tangents may follow, for ``tangents``; absent ones of either are None, not zeros."""
-    ctx.save_for_backward(*tensors)
-    if forward_mode():
-        ctx.save_for_forward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The rule of torch.func.vmap: a call for each item of the batch. A sweep fills the machine by itself."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        def item(i: int) -> list[Any]:
-            return [a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)]
-
-        if not info.batch_size:
-            raise InputError("vmap over no items at all: a fused loss has no shape to return; leave the call out")
-        found = [function(*item(i)) for i in range(info.batch_size)]
-        if isinstance(found[0], Tensor):
-            return torch.stack(found), 0
-        return tuple(torch.stack(column) for column in zip(*found, strict=True)), (0,) * len(found[0])
-
-    return rule
-
-
-def operator(schema: str) -> Callable[[_Function], Any]:
-    """Register under ufm_fast::<function name>; autocast is off inside, where sums must keep the dtype they have."""
-
-    def register(function: _Function) -> Any:
-        @functools.wraps(function)
-        def exact(*arguments: Any) -> Any:
-            with torch.autocast(arguments[0].device.type, enabled=False):
-                return function(*arguments)
-
-        return torch.library.custom_op(f"ufm_fast::{function.__name__}", exact, mutates_args=(), schema=schema)
-
-    return register
 
 
 def _head_input(
@@ -290,7 +158,7 @@ def _checked_labels_shapes(labels: Tensor, classes: int, ignore_index: int) -> t
 
 
 checked_labels.register_fake(_checked_labels_shapes)
-checked_labels.register_vmap(_one_by_one(checked_labels))
+checked_labels.register_vmap(one_by_one(checked_labels))
 
 
 # ---- value and gradients in one sweep ----------------------------------------------------------------------------
@@ -327,45 +195,10 @@ def _active_rows(x: HeadInput) -> Tensor | None:
     return rows_with_weight(x) if x.row_weight.device.type == "cpu" else None
 
 
-def rows_with_weight(x: HeadInput) -> Tensor | None:
-    """Indices of the rows whose weight is not 0, or None if that is every row."""
-    rows = torch.nonzero(x.row_weight).reshape(-1)
-    return None if rows.numel() == x.row_weight.numel() else rows
-
-
-def rows_of(x: HeadInput, rows: Tensor) -> HeadInput:
-    """``x`` with these rows only."""
-    targets = x.targets
-    if targets.indptr is None:
-        chosen = Targets(targets.indices[rows])
-    else:
-        sizes = targets.sizes()[rows]
-        pointer = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        shift = torch.repeat_interleave(targets.indptr[:-1][rows] - pointer[:-1], sizes)
-        chosen = Targets(targets.indices[torch.arange(shift.numel(), device=shift.device) + shift], pointer)
-    return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows])
-
-
-def over_rows(
-    rows: Tensor | None, x: HeadInput, out: Gradients, run: Callable[[HeadInput, Gradients], _Result]
-) -> _Result:  # fmt: skip
-    """``run`` on these rows (None: all), adding or, if ``out`` is fresh, writing; the others get no sum: 0 times NaN is NaN."""
-    if rows is None:
-        return run(x, out)
-    features, block = out.features, None
-    if features is not None:
-        block = features[rows]
-        features = features.zero_() if out.fresh else features
-    result = run(rows_of(x, rows), Gradients(block, out.weight, out.bias, fresh=out.fresh))
-    if features is not None and block is not None:
-        features[rows] = block
-    return result
-
-
 def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
-    ctx.hooked = _hooks_are_set()
-    _keep(ctx, *tensors, *output[1:])
+    ctx.hooked = hooks_are_set()
+    keep(ctx, *tensors, *output[1:])
 
 
 def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
@@ -407,19 +240,14 @@ def _scaled(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
     ``own`` is False where somebody else may hold it. ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the
     buffer is handed over as it is.
     """
-    if not own or blind() or torch.is_grad_enabled() or _graph_is_kept():
+    if not own or blind() or torch.is_grad_enabled() or graph_is_kept():
         return upstream * gradient
-    if any(type(x) is not Tensor or _wrapped(x) for x in (upstream, gradient)):
+    if any(type(x) is not Tensor or wrapped(x) for x in (upstream, gradient)):
         return upstream * gradient
     gradient = gradient.detach()  # a saved output comes back with its graph, which the caller did not ask for
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
         return gradient
     return gradient.mul_(upstream)
-
-
-def _wrapped(x: Tensor) -> bool:
-    """A batch of either vmap, of torch.func or of ``is_grads_batched``, or another transform's stand-in."""
-    return any(ask(x) for ask in _STAND_INS)
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
@@ -451,7 +279,7 @@ def _in_sums(moves: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [v if v is None else v.to(compute_dtype(v.dtype)) for v in moves]
 
 
-value_and_gradients = _differentiable(head, _head_context, _head_backward, _head_tangents)
+value_and_gradients = differentiable(head, _head_context, _head_backward, _head_tangents)
 
 
 # ---- the loss of each row ----------------------------------------------------------------------------------------
@@ -485,7 +313,7 @@ def _ones(features: Tensor) -> Tensor:
 
 def _losses_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.loss, ctx.parameter = inputs
-    _keep(ctx, *tensors)
+    keep(ctx, *tensors)
 
 
 def _losses_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
@@ -503,7 +331,7 @@ def _losses_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tenso
     return slopes
 
 
-row_losses = _differentiable(head_losses, _losses_context, _losses_backward, _losses_tangents)
+row_losses = differentiable(head_losses, _losses_context, _losses_backward, _losses_tangents)
 
 
 # ---- second order ------------------------------------------------------------------------------------------------
@@ -609,7 +437,7 @@ def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tupl
 
 def _slopes_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.loss, ctx.parameter = inputs
-    _keep(ctx, *tensors)
+    keep(ctx, *tensors)
 
 
 def _slopes_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
@@ -640,5 +468,5 @@ def _slopes_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tenso
     return slopes
 
 
-hessian_product = _differentiable(head_product, _product_context, _product_backward, _product_tangents)
-row_slopes = _differentiable(head_slopes, _slopes_context, _slopes_backward, _slopes_tangents)
+hessian_product = differentiable(head_product, _product_context, _product_backward, _product_tangents)
+row_slopes = differentiable(head_slopes, _slopes_context, _slopes_backward, _slopes_tangents)

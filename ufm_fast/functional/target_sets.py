@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.functional.operators import operator
+from ufm_fast.functional.registration import operator
 from ufm_fast.targets import Targets, TargetSets
 
 

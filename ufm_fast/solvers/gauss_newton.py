@@ -11,11 +11,18 @@ from ufm_fast.solvers.target_coupling import TargetPreconditioner
 Model = SquaredPreconditioner | TargetPreconditioner
 
 
-def first(objective: Objective) -> int | None:
-    """The step of L-BFGS that builds the model; None where there is none."""
-    if squared_model.applicable(objective):
-        return squared_model.FIRST
-    return 0 if target_coupling.applicable(objective) else None
+#: The step of L-BFGS that builds a model which is not built at once.
+LATER = squared_model.FIRST
+
+
+def at_once(objective: Objective) -> bool:
+    """Whether L-BFGS begins with the model."""
+    return target_coupling.applicable(objective)
+
+
+def later(objective: Objective) -> bool:
+    """Whether it builds one at step ``LATER``."""
+    return squared_model.applicable(objective)
 
 
 def build(objective: Objective, x: Point) -> Model | None:

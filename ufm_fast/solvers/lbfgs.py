@@ -35,7 +35,7 @@ class LBFGS:
         self.history, self.max_steps, self.precondition = history, max_steps, precondition
 
     def init(self, objective: Objective, point: Point) -> State:
-        if self.precondition and gauss_newton.first(objective) == 0:
+        if self.precondition and gauss_newton.at_once(objective):
             return State(point, objective.value_and_grad(point), _Memory((), gauss_newton.build(objective, point)))
         if not (self.precondition and pairing.applicable(objective)):
             return State(point, objective.value_and_grad(point), _Memory())
@@ -82,8 +82,11 @@ class LBFGS:
     def _refresh(self, objective: Objective, state: State) -> State:
         """Bring the preconditioner to the point now and then; early steps change the curvatures most."""
         memory, found = state.memory, state.evaluation
-        due = self.precondition and memory.age == gauss_newton.first(objective) and memory.age > 0
-        if not due and (memory.preconditioner is None or not memory.preconditioner.due(memory.age)):
+        if memory.preconditioner is None:
+            due = self.precondition and memory.age == gauss_newton.LATER and gauss_newton.later(objective)
+        else:
+            due = memory.preconditioner.due(memory.age)
+        if not due:
             return state
         if isinstance(memory.preconditioner, pairing.PairPreconditioner):
             if found.statistics is None:

@@ -57,9 +57,9 @@ def move(objective: Objective, x: Point, evaluation: Evaluation, *, lower: bool)
 
 @dataclass(frozen=True)
 class _Span:
-    """An orthonormal basis X T of the columns of X (rows x d), or T itself where the rows are fewer, with eigenvalues (k,).
+    """An orthonormal basis of the columns of alpha X (rows x d): X T, or T itself where the rows are at most d.
 
-    ``products`` (k x d): basis' X.
+    ``values`` (k,): eigenvalues of alpha^2 X X'. ``products`` (k x d): alpha basis' X.
     """
 
     X: Tensor | None
@@ -68,18 +68,15 @@ class _Span:
     products: Tensor
 
     @classmethod
-    def of(cls, X: Tensor) -> _Span:
-        rows, d = X.shape
-        if rows <= d:
-            values, basis = torch.linalg.eigh(X.double() @ X.T.double())
-            keep = values > 1e-14 * values[-1].clamp_min(1e-300)
-            T = basis[:, keep].to(X.dtype)
-            return cls(None, T, values[keep].to(X.dtype), T.T @ X)
-        values, basis = torch.linalg.eigh(gram(X))
+    def of(cls, X: Tensor, alpha: float) -> _Span:
+        """Of alpha X."""
+        few = X.shape[0] <= X.shape[1]
+        values, vectors = torch.linalg.eigh(X.double() @ X.T.double() if few else gram(X))
         keep = values > 1e-14 * values[-1].clamp_min(1e-300)
-        values, basis = values[keep], basis[:, keep]
-        products = (basis * values.sqrt()).T
-        return cls(X, (basis / values.sqrt()).to(X.dtype), values.to(X.dtype), products.to(X.dtype))
+        values, vectors = values[keep], vectors[:, keep]
+        T = (vectors if few else vectors / values.sqrt()).to(X.dtype)
+        products = T.T @ X if few else (vectors * values.sqrt()).T.to(X.dtype)
+        return cls(None if few else X, T, (alpha**2 * values).to(X.dtype), alpha * products)
 
     def inside(self, Y: Tensor) -> Tensor:
         """basis' Y."""
@@ -111,7 +108,7 @@ class SquaredPreconditioner:
         if x.b is not None:
             column = objective.bias_scale / alpha * objective.row_weight.sqrt()
             features = torch.cat([x.H, column.to(x.H.dtype)[:, None]], 1)
-        return cls(_Span.of(x.W * alpha), _Span.of(features * alpha), 2.0 * objective.problem.mu)
+        return cls(_Span.of(x.W, alpha), _Span.of(features, alpha), 2.0 * objective.problem.mu)
 
     def apply(self, g: Point) -> Point:
         """(2 mu + J'J)^-1 g, a new point."""

@@ -136,20 +136,26 @@ class _State:
         self.share = torch.softmax(Z, 1)
         self.pull = slope(problem.loss, u)
         end = torch.maximum(-self.centre[self.y], u)
-        beyond = u > self.rise.end
-        self.steep = torch.where(beyond, _steepest_chord(problem.loss, end), 0.0)
-        self.collapsed = bool(beyond.any())
+        self.steep = torch.where(u > self.rise.end, _steepest_chord(problem.loss, end), 0.0)  # 0: not collapsed
 
     def best(self, value: float, *, free: bool, excess: float) -> float:
         """The better bound of the gradient's rows and of those that are steeper where rows have collapsed."""
-        found = -math.inf
-        steeper = torch.maximum(self.pull, _STEEPER * self.steep)
-        for pull in (self.pull, steeper) if self.collapsed else (self.pull,):
-            G, offset = self._rows(pull, free)
-            found = max(found, _Followed(self, G, free, excess).bound() - offset)
-            if value - found <= _ENOUGH * value:
-                break
-        return found
+        plain, mu = self._matrix(self.pull), self.problem.mu
+        norm = self._norm(plain, free)
+        found = self._bound(plain if norm <= mu else plain * (mu / norm), free, excess)
+        if value - found <= _ENOUGH * value or not bool(self.steep.any()) or norm > mu:
+            return found
+        steep = self._matrix(torch.maximum(self.pull, _STEEPER * self.steep))
+        # The norm is convex, so this far from the gradient to the steeper rows it is at most mu.
+        most = self._norm(steep, free)
+        return max(
+            found, self._bound(torch.lerp(plain, steep, 1.0 if most <= mu else (mu - norm) / (most - norm)), free, excess)
+        )
+
+    def _bound(self, G: Tensor, free: bool, excess: float) -> float:
+        """What the dual rows G prove, less what a penalised bias costs them."""
+        cost = 0.0 if free else float((self.w @ G).square().sum()) / (2 * self.problem.lambda_b)
+        return _Followed(self, G, free, excess).bound() - cost
 
     def _matrix(self, pull: Tensor) -> Tensor:
         return (self.share * pull[:, None]).scatter_(1, self.y[:, None], -pull[:, None])
@@ -160,20 +166,6 @@ class _State:
             mean = self.w.sqrt()
             scaled = scaled - torch.outer(mean, mean @ scaled)
         return dense_norm([scaled], G.shape[1]).value
-
-    def _rows(self, pull: Tensor, free: bool) -> tuple[Tensor, float]:
-        """Dual rows with these pulls, as far as |G| <= mu allows, and what a penalised bias costs the bound."""
-        G, mu = self._matrix(self.pull), self.problem.mu
-        norm = self._norm(G, free)
-        if norm > mu:
-            G *= mu / norm
-        elif bool((pull > self.pull).any()):
-            steep = self._matrix(pull)
-            # The norm is convex, so this far from the gradient to the steeper rows it is at most mu.
-            most = self._norm(steep, free)
-            G = torch.lerp(G, steep, 1.0 if most <= mu else (mu - norm) / (most - norm))
-        offset = 0.0 if free else float((self.w @ G).square().sum()) / (2 * self.problem.lambda_b)
-        return G, offset
 
 
 class _Followed:
