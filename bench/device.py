@@ -57,12 +57,12 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(
-    calls: dict[str, Callable[[int], object]], seconds: float, most: int, buffers: int = 1
+    calls: dict[str, Callable[[int], object]], seconds: float, most: int, buffers: int = 1, *, warm: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """(milliseconds of every call, reasons of those that failed): one launch of each in turn, rotating through the inputs.
 
     As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how long a round takes.
-    A call that raises is out from then on, and the others go on.
+    A call that raises is out from then on, and the others go on. warm: they need no first pass, and run ``most`` times.
     """
     rotation = cycle(range(buffers))
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -77,8 +77,8 @@ def interleaved(
             forget()
             return 0.0
 
-    spent = sum(take(name, 0) for name in calls)
-    for _ in range(max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
+    spent = 1e-3 if warm else sum(take(name, 0) for name in calls)
+    for _ in range(most if warm else max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
         for name in list(times):
             taken = take(name, next(rotation))
             if name in times:

@@ -74,7 +74,7 @@ def fused_or_library(rows: list[Row]) -> list[str]:
     heads = {(shape_of(x), x["dtype"], x["stage"], x["contender"]): float(x["ms"]) for x in timed_heads(rows)}
     lines = []
     for (shape, dtype, stage, name), library in heads.items():
-        fused = heads.get((shape, dtype, stage, str(name).removesuffix(", " + PRODUCTS)))
+        fused = heads.get((shape, dtype, stage, str(name).removesuffix(PRODUCTS) + "fused products"))
         if str(name).startswith(OURS) and str(name).endswith(PRODUCTS) and fused:
             better = "fused" if fused <= library else "library"
             lines.append(f"{shape} {name.removesuffix(', ' + PRODUCTS)} {stage}: {better}, library/fused {library / fused:.3f}")

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from .off_target import DEEP, kernel_name
+from .products import kernel_name as product_name
 from .tiles import SHARED_MEMORY, Tile, tile_for
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
@@ -37,7 +39,9 @@ class Build:
     types: dict[str, str]
     constants: dict[str, object]
     tensor_core: str = ""
-    aligned: tuple[str, ...] = field(default=("depth", "columns", "width", "span", "stride", "stride_a", "stride_b"))
+    aligned: tuple[str, ...] = field(
+        default=("depth", "columns", "width", "span", "stride", "stride_a", "stride_b", "stride_points")
+    )
 
 
 def described(element: str, tile: Tile, block: tuple[int, int]) -> str:
@@ -69,19 +73,19 @@ def tile_of(kernel: str, element: str, architecture: int, passes: int = 1) -> Ti
 
 def off_target_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
-        for targets, bias, flag in ((1, True, False), (1, False, True), (32, True, False)):
-            plain = passes == 1 and targets == 1 and stored == "bf16"
-            tile = tile_of("off_target" if plain else "off_target_wide", operand, architecture, passes)
+        for targets, bias, flag, deep in ((1, True, False, False), (1, False, True, True), (32, True, False, False)):
+            kernel = kernel_name(passes, targets, 4 if stored == "fp32" else 2, DEEP if deep else 64)
+            tile = tile_of(kernel, operand, architecture, passes)
             types = {
                 "H": described(operand, tile, (tile.rows, tile.depth)),
                 "W": described(operand, tile, (tile.columns, tile.depth)),
                 "bias": "*fp32", "offset": "*fp32", "labels": "*i32", "flag": "*i32",
-                "E": described(stored, tile, (tile.rows, tile.columns)), "statistics": "*fp32",
+                "E": described(stored, tile, (tile.rows, tile.columns // (1 + tile.split))), "statistics": "*fp32",
                 "rows": "i32", "classes": "i32", "depth": "i32", "stride": "i32",
             }  # fmt: skip
             constants = {
                 "TARGETS": targets, "BIAS": bias, "FLAG": flag, "SINGLE": stored == "fp32", "PASSES": passes,
-                **blocks(tile),
+                "FLATTEN": tile.flatten, "SPLIT": tile.split, **blocks(tile),
             }  # fmt: skip
             name = f"off_target/{mode}/targets={targets}{'/bias' if bias else ''}{'/flag' if flag else ''}"
             yield Build(name, "off_target.off_target_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
@@ -91,52 +95,70 @@ def product_builds(architecture: int) -> Iterator[Build]:
     for mode, (_, stored, passes) in MODES.items():
         if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
-        for transposed, targets, step in (
-            (False, 1, False), (False, 32, False), (False, 0, False), (True, 0, False),
-            (False, 1, True), (False, 32, True), (True, 0, True),
+        usual = stored != "fp32"
+        for transposed, targets, step, down in (
+            (False, 1, False, usual), (False, 32, False, usual), (False, 0, False, usual), (False, 0, False, False),
+            (True, 0, False, usual), (False, 1, True, usual), (False, 32, True, usual), (True, 0, True, usual),
         ):  # fmt: skip
-            tile = tile_of("step" if step else "transposed" if transposed else "product", stored, architecture, passes)
+            tile = tile_of(product_name(transposed, targets, step), stored, architecture, passes)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
+            right = (tile.depth, tile.columns) if down else (tile.columns, tile.depth)
             types = {
-                "A": described(stored, tile, left), "B": described(stored, tile, (tile.depth, tile.columns)),
+                "A": described(stored, tile, left), "B": described(stored, tile, right),
                 "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32", "points": f"*{stored}",
                 "current": "*fp32", "velocity": "*fp32", "updated": "*fp32", "settings": "*fp32",
-                "rows": "i32", "columns": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
+                "rows": "i32", "columns": "i32", "classes": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
+                "stride_points": "i32",
             }  # fmt: skip
             constants = {
-                "TRANSPOSED": transposed, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes, "STEP": step,
-                **blocks(tile),
+                "TRANSPOSED": transposed, "DOWN": down, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes,
+                "PAIRS": passes == 3, "STEP": step,
+                "FLATTEN": tile.flatten, **blocks(tile),
             }  # fmt: skip
-            name = f"product/{mode}/{'transposed' if transposed else f'targets={targets}'}{'/step' if step else ''}"
+            kind = "transposed" if transposed else f"targets={targets}"
+            name = f"product/{mode}/{kind}{'/step' if step else ''}{'' if down else '/along'}"
             yield Build(name, "products.product_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def epilogue_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(16, 128, 0, 4, 2)
+    for stored in ("bf16", "fp32"):
+        for targets in (1, 32):
+            types = {
+                "product": "*fp32", "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
+                "points": f"*{stored}", "rows": "i32", "columns": "i32", "classes": "i32", "stride": "i32",
+            }  # fmt: skip
+            constants = {"TARGETS": targets, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+            name = f"epilogue/{stored}/targets={targets}"
+            yield Build(name, "products.epilogue_kernel", architecture, tile, types, constants)
 
 
 def one_pass_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
         for depth, targets in ((64, 1), (128, 32)):
-            tile = tile_of("one_pass", stored, architecture, passes)
+            of_rows, of_classes = (tile_of(name, stored, architecture, passes) for name in ("one_pass", "one_pass_weight"))
             common = {"bias": "*fp32", "offset": "*fp32", "labels": "*i32", "out": "*fp32", **SIZES}
             matrices = {"H": f"*{operand}", "W": f"*{operand}"}
             constants = {
-                "TARGETS": targets, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes,
-                "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "D": depth,
+                "TARGETS": targets, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, "D": depth,
             }  # fmt: skip
             forward = {**matrices, "V": f"*{stored}", "flag": "*i32", "statistics": "*fp32", **common}
             weight = {**matrices, "X": f"*{stored}", "factor": "*fp32", "sums": "*fp32", **common}
             yield Build(
-                f"one_pass/{mode}/d={depth}/forward", "one_pass.forward_kernel", architecture, tile, forward,
-                {**constants, "FLAG": True}, TENSOR_CORE[architecture],
+                f"one_pass/{mode}/d={depth}/forward", "one_pass.forward_kernel", architecture, of_rows, forward,
+                {**constants, "FLAG": True, "BLOCK_M": of_rows.rows, "BLOCK_N": of_rows.columns},
+                TENSOR_CORE[architecture],
             )  # fmt: skip
             yield Build(
-                f"one_pass/{mode}/d={depth}/weight", "one_pass.weight_kernel", architecture, tile, weight,
-                constants, TENSOR_CORE[architecture],
+                f"one_pass/{mode}/d={depth}/weight", "one_pass.weight_kernel", architecture, of_classes, weight,
+                {**constants, "BLOCK_M": of_classes.rows, "BLOCK_N": of_classes.columns}, TENSOR_CORE[architecture],
             )  # fmt: skip
 
 
 SIZES = {"rows": "i32", "classes": "i32", "depth": "i32", "width": "i32", "span": "i32"}
 
 
-def squared_error_builds(architecture: int) -> Iterator[Build]:
+def gram_builds(architecture: int) -> Iterator[Build]:
     for element, weight in (("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)):
         wide = element == "fp32"
         if not (wide and architecture == 100):  # no float64 product there in this compiler: the library's is used
@@ -149,20 +171,6 @@ def squared_error_builds(architecture: int) -> Iterator[Build]:
             core = "mma.sync" if wide else TENSOR_CORE[architecture]
             name = f"gram/{element}/{'float64' if wide else 'promoted'}{'/weighted' if weight else ''}"
             yield Build(name, "squared_error.gram_kernel", architecture, tile, types, constants, core)
-    for mode in ("bf16", "tf32", "bf16x3", "tf32x3"):
-        operand, _, passes = MODES[mode]
-        tile = tile_of("squared_error", operand, architecture, passes)
-        for step in (False, True):
-            types = {
-                "H": f"*{operand}", "A": f"*{operand}", "constant": "*fp32", "labels": "*i32", "points": "*fp32",
-                "weight": "*fp32", "current": "*fp32", "gradient": "*fp32", "velocity": "*fp32", "updated": "*fp32",
-                "rows": "i32", "columns": "i32", "depth": "i32", "settings": "*fp32",
-            }  # fmt: skip
-            constants = {"STEP": step, "PASSES": passes, **blocks(tile)}
-            del constants["TMA"]
-            name = f"squared_error/{mode}{'/step' if step else ''}"
-            kernel = "squared_error.squared_error_kernel"
-            yield Build(name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture])
 
 
 def nearest_builds(architecture: int) -> Iterator[Build]:
@@ -223,18 +231,20 @@ def segment_builds(architecture: int) -> Iterator[Build]:
             "H": f"*{element}", "weight": "*fp32", "order": "*i64", "starts": "*i64", "out": "*fp32",
             "columns": "i32", "classes": "i32", "stride": "i32", "scale": "fp32",
         }  # fmt: skip
-        constants = {"TARGETS": 1, "SPLITS": 16, "BLOCK_M": 16, "BLOCK_N": 128}
-        yield Build(f"class_sums/{element}", "segments.class_sums_kernel", architecture, tile, types, constants)
+        for span in (128, 512):
+            constants = {"TARGETS": 1, "SPLITS": 16, "BLOCK_M": 2048 // span, "BLOCK_N": span}
+            name = f"class_sums/{element}/{span}"
+            yield Build(name, "segments.class_sums_kernel", architecture, tile, types, constants)
 
 
 def row_builds(architecture: int) -> Iterator[Build]:
-    tile = Tile(64, 16, 0, 4, 2)
+    tile = Tile(32, 64, 0, 4, 2)
     for targets in (1, 32):
         common = {
             "statistics": "*fp32", "z": "*fp32", "labels": "*i32", "mean": "*fp32", "offset": "*fp32",
             "rows": "i32", "tiles": "i32",
         }  # fmt: skip
-        constants: dict[str, object] = {"TARGETS": targets, "BLOCK": 64, "SPAN": 16}
+        constants: dict[str, object] = {"TARGETS": targets, "BLOCK": tile.rows, "SPAN": tile.columns}
         types = {**common, "flag": "*i32"}
         yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, types, constants)
         types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32", "plane": "i32"}
@@ -245,19 +255,21 @@ def row_builds(architecture: int) -> Iterator[Build]:
 def prepare_builds(architecture: int) -> Iterator[Build]:
     tile = Tile(16, 128, 0, 4, 2)
     for element in ("bf16", "fp16", "fp32", "fp64"):
-        for stored, halves, weight in (
-            ("bf16", 1, True),
-            ("bf16", 2, True),
-            ("fp16", 2, False),
-            ("fp32", 1, False),
-            ("fp32", 2, True),
+        for stored, halves, weight, turned in (
+            ("bf16", 1, True, False),
+            ("bf16", 2, True, False),
+            ("fp16", 2, False, False),
+            ("fp32", 1, False, False),
+            ("fp32", 2, True, False),
+            ("fp32", 2, True, True),
         ):
+            height, span = (32, 64) if turned else (16, 128)
             types = {
                 "X": f"*{element}", "weight": "*fp32", "out": f"*{stored}", "rows": "i32", "columns": "i32",
                 "width": "i32", "stride": "i32",
             }  # fmt: skip
-            constants = {"WEIGHT": weight, "HALVES": halves, "BLOCK_M": 16, "BLOCK_N": 128}
-            name = f"prepare/{element}/{stored}/halves={halves}"
+            constants = {"WEIGHT": weight, "HALVES": halves, "TURNED": turned, "BLOCK_M": height, "BLOCK_N": span}
+            name = f"prepare/{element}/{stored}/halves={halves}{'/turned' if turned else ''}"
             yield Build(name, "prepare.prepare_kernel", architecture, tile, types, constants)
 
 

@@ -21,7 +21,7 @@ from .head import check, check_buffers, coefficients, features_of, settled, subt
 from .hvp import move_exponentials
 from .launch import on_device
 from .matvec import exponential_product
-from .operands import empty_chunk, logit_operands, mode_named, operand
+from .operands import empty_chunk, logit_operands, mode_named, operand, product_operand
 from .products import add_product, add_weighted_sums
 from .rows import LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight, mean_over
 from .segments import Segments, add_class_sums, target_logits
@@ -71,8 +71,9 @@ def softmax_hvp(
     passes, classes = chosen.passes, weight.shape[0]
     d_bias = None if d_bias is None else d_bias.float().contiguous()
     H, W, dH, dW = (operand(x, chosen.logits, passes) for x in (features, weight, d_features, d_weight))
-    same = chosen.logits == chosen.products
-    V, dV = (W, dW) if same else (operand(x, chosen.products, passes) for x in (weight, d_weight))
+    down = chosen.products != torch.float32
+    same = down and chosen.logits == chosen.products
+    V, dV = (W, dW) if same else (product_operand(x, chosen)[0] for x in (weight, d_weight))
     exact = [features_of(x, prepared, chosen) for x, prepared in ((features, H), (weight, W), (d_features, dH), (d_weight, dW))]
     z = target_logits(exact[0], exact[1], bias, labels)
     known = labels != -1
@@ -87,8 +88,8 @@ def softmax_hvp(
         settled(rows, H[part], W, bias, e, chosen, weight_fn)
         a = rows.factor
         moved, turned = torch.zeros_like(out_features[part]), torch.zeros_like(out_features[part])
-        add_product(moved, e, V, passes=passes, depth=classes)
-        add_product(turned, e, dV, passes=passes, depth=classes)
+        add_product(moved, e, V, passes=passes, depth=classes, down=down)
+        add_product(turned, e, dV, passes=passes, depth=classes, down=down)
         ds = (d_features[part].float() * moved).sum(1) + (features[part].float() * turned).sum(1)
         if d_bias is not None:
             add_weighted_sums(ds, e, d_bias, passes=passes, classes=classes, transposed=False)
@@ -96,17 +97,15 @@ def softmax_hvp(
         c, own = second_factor(rows, ds, du[part], weight_fn, curvature_fn)
         c, own = c * scale, own * scale[:, None]
         out_features[part].addcmul_(turned, a[:, None])
-        add_product(
-            out_weight, e, operand(d_features[part], chosen.products, passes, a), passes=passes,
-            depth=len(e), transposed=True,
-        )  # fmt: skip
+        product, _ = product_operand(d_features[part], chosen, a)
+        add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True, down=down)
         moved = move_exponentials(H[part], W, dH[part], dW, d_bias, base[part], a, c, e, passes=passes)
         # The target entries take what makes the row sum to zero with E as it was rounded.
         moves.append(own + target_share(z[part], known[part]) * (moved - own.sum(1))[:, None])
         ones = torch.ones_like(scale)
-        add_product(out_features[part], e, V, passes=passes, depth=classes, factor=ones)
-        product = operand(features[part], chosen.products, passes)
-        add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True)
+        add_product(out_features[part], e, V, passes=passes, depth=classes, down=down, factor=ones)
+        product, _ = product_operand(features[part], chosen)
+        add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True, down=down)
         if out_bias is not None:
             add_weighted_sums(out_bias, e, ones, passes=passes, classes=classes)
     own, moved = coefficients(every, smoothing), torch.cat(moves)

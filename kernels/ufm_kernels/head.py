@@ -14,10 +14,11 @@ from torch import Tensor
 from .launch import on_device
 from .off_target import off_target
 from .one_pass import forward, transposed
-from .operands import Mode, empty_chunk, logit_operands, mode_named, operand
-from .products import Step, add_product, add_weighted_sums
+from .operands import Mode, empty_chunk, logit_operands, mode_named, operand, product_operand
+from .products import Step, add_finished, add_product, add_weighted_sums
 from .rows import HeadResult, LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight
 from .segments import Segments, add_class_sums, target_logits
+from .tiles import products_for
 
 NARROW = 128  # columns of features that the one-pass kernels hold
 
@@ -33,14 +34,17 @@ def tensor_float32() -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-def library_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a @ b by the library, in fp32 from operands as the mode has rounded them."""
+def library_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b by the library in fp32, from operands as the mode has rounded them; added to `out` in place if given."""
     if not a.is_cuda:
-        return torch.mm(a.float(), b.float())
+        product = a.float() @ b.float()
+        return product if out is None else out.add_(product)
     if a.dtype == torch.float32:
         with tensor_float32():
-            return torch.mm(a, b)
-    return torch.mm(a, b, out_dtype=torch.float32)
+            return torch.mm(a, b) if out is None else torch.addmm(out, a, b, out=out)
+    if out is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
 
 
 @on_device
@@ -62,7 +66,7 @@ def softmax_value_and_grad(
     need_features: bool = True,
     need_weight: bool = True,
     segments: Segments | None = None,
-    products: str = "triton",
+    products: str | None = None,
     steps: tuple[Step, Step] | None = None,
 ) -> HeadResult:
     """Losses of every row; adds row_weight_i d loss_i to the gradient buffers, which the caller has pre-filled.
@@ -78,7 +82,8 @@ def softmax_value_and_grad(
         chunk_rows: rows of E held at once; memory is `operands.chunk_bytes(chunk_rows, K, mode)`.
         mode: a key of `operands.MODES`.
         segments: `Segments.of(labels, K)` where the caller has it already.
-        products: 'triton', or 'library' for torch.mm and a separate epilogue (single-pass modes only).
+        products: 'triton', or 'library' for torch.mm and a separate epilogue (single-pass modes only); None: as the table
+            in `tiles` says for the device, 'triton' without one and with steps.
         steps: momentum steps of features and weight, with their penalties, taken in the epilogues that complete the
             gradients: no pass of their own. The gradient buffers then hold no penalty beforehand, and afterwards do.
 
@@ -96,6 +101,8 @@ def softmax_value_and_grad(
     classes = weight.shape[0]
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
+    of_features, of_weight = who_multiplies(products, mode, features, steps)
+    turned = None if grad_features is None or of_features == "library" else product_operand(weight, chosen)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     every = Rows.of(z, labels, row_weight)
@@ -109,10 +116,10 @@ def softmax_value_and_grad(
             add_targets(features, labels, own, every.own, grad_weight, grad_bias, segments, classes)
         if grad_features is not None:
             step = steps and steps[0].rows(part)
-            add_features(grad_features[part], e, V, rows, smoothing, chosen, products, step)
+            add_features(grad_features[part], e, V, turned, rows, smoothing, chosen, step)
         if grad_weight is not None:
             step = steps[1] if steps and last else None
-            add_weight(grad_weight, e, features[part], rows.factor, chosen, products, step)
+            add_weight(grad_weight, e, features[part], rows.factor, chosen, of_weight, step)
         if grad_bias is not None:
             add_weighted_sums(grad_bias, e, rows.factor, passes=chosen.passes, classes=classes)
     return finish(every.result(value_fn), smoothing, z, mean)
@@ -168,6 +175,13 @@ def one_pass_value_and_grad(
     return finish(rows.result(value_fn), smoothing, z, mean)
 
 
+def who_multiplies(products: str | None, mode: str, features: Tensor, steps: object) -> tuple[str, str]:
+    """'triton' or 'library' for dH and for dW."""
+    if products is None and features.is_cuda and steps is None:
+        return products_for(mode, features.shape[1])
+    return (products or "triton",) * 2
+
+
 def settled(rows: Rows, H: Tensor, W: Tensor, bias: Tensor | None, E, mode: Mode, weight_fn, *, rounded: bool = True) -> None:
     """Fill E and the vectors of a chunk of rows, from operands of the logits; rounded: E is what the products will read."""
     sweep = partial(off_target, H, W, bias, rows.offset, rows.labels, E, passes=mode.passes, classes=len(W))
@@ -200,7 +214,7 @@ def check_steps(steps: tuple[Step, Step] | None, features: Tensor, weight: Tenso
     """ValueErrors about momentum steps."""
     if steps is None:
         return
-    if products != "triton" or not both:
+    if products == "library" or not both:
         raise ValueError("steps: are taken by the triton products of both factors")
     for step, like in zip(steps, (features, weight), strict=True):
         state = (step.current, step.velocity, step.updated)
@@ -247,7 +261,7 @@ def check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows,
         raise ValueError(f"smoothing={smoothing}: must lie in [0, 1)")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows={chunk_rows}: must be at least 1")
-    if products not in ("triton", "library") or (products == "library" and mode.passes != 1):
+    if products not in (None, "triton", "library") or (products == "library" and mode.passes != 1):
         raise ValueError(f"products={products!r}: 'triton', or 'library' in a single-pass mode")
 
 
@@ -256,27 +270,28 @@ def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
     return prepared if mode.passes == 1 else x
 
 
-def add_features(out, E, V, rows, smoothing, mode, products, step=None):
-    """out += factor * (E V) - sum_t coefficient_t v_(y_t)."""
+def add_features(out, E, V, turned, rows, smoothing, mode, step=None):
+    """out += factor * (E V) - sum_t coefficient_t v_(y_t), by the library if `turned`, V as `product_operand`, is None."""
     coefficient = coefficients(rows, smoothing)
-    if products == "triton":
+    if turned is not None:
+        right, down = turned
         add_product(
-            out, E, V, passes=mode.passes, depth=V.shape[0], factor=rows.factor, coefficient=coefficient,
+            out, E, right, passes=mode.passes, depth=V.shape[0], down=down, factor=rows.factor, coefficient=coefficient,
             labels=rows.labels, points=V, step=step,
         )  # fmt: skip
         return
-    classes, columns = V.shape[0], out.shape[1]
-    out.addcmul_(library_product(out, E[:, :classes], V[:, :columns]), rows.factor[:, None])
-    subtract_targets(out, V, rows.labels, coefficient)
+    product = library_product(E[:, : len(V)], V[:, : out.shape[1]])
+    add_finished(out, product, rows.factor, coefficient, rows.labels, V)
 
 
 def add_weight(out, E, features, factor, mode, products, step=None):
     """out += E' (factor * H)."""
-    X = operand(features, mode.products, mode.passes, factor)
     if products == "triton":
-        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, step=step)
+        X, down = product_operand(features, mode, factor)
+        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, down=down, step=step)
     else:
-        out += library_product(out, E[:, : out.shape[0]].T, X[:, : out.shape[1]])
+        X = operand(features, mode.products, mode.passes, factor)
+        library_product(E[:, : out.shape[0]].T, X[:, : out.shape[1]], out)
 
 
 def add_targets(features, labels, own, pull, grad_weight, grad_bias, segments, classes):

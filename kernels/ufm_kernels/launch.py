@@ -34,8 +34,10 @@ def on_device(driver):
         first = given[0] if given else next(iter(named.values()))
         if not getattr(first, "is_cuda", False):
             return driver(*given, **named)
-        from torch.cuda import device
+        from torch.cuda import current_device, device
 
+        if first.device.index == current_device():
+            return driver(*given, **named)
         with device(first.device):
             return driver(*given, **named)
 

@@ -9,7 +9,48 @@ import triton
 import triton.language as tl
 
 from .launch import Launch, check_written, descriptor, laid_out, on_device
-from .primitives import add_logits, corner, mask_targets, round_to
+from .primitives import add_logits, corner, exponential, mask_target, mask_targets, round_to
+
+
+@triton.jit
+def exponentials(
+    z, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+    TARGETS: tl.constexpr, BIAS: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr, TMA: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Store E of the tile z at (row, column); its row maxima, sums, and sums of rounded E.
+
+    shift and label (HEIGHT,) are the offsets of its rows and, where each row has one target, the targets.
+    """
+    r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
+    if BIAS:
+        z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
+    # Rows past `classes` read zeros, which would count as logits. Most tiles hold neither those nor a target.
+    if column + WIDTH > classes:
+        z = tl.where(c[None, :] < classes, z, float("-inf"))
+    if TARGETS == 1:
+        if tl.max(((label >= column) & (label < column + WIDTH)).to(tl.int32), 0) == 1:
+            z = mask_target(z, label, c)
+    else:
+        z = mask_targets(z, labels, r, c, rows, TARGETS)
+    peak = tl.max(z, 1)
+    e = exponential(z, shift[:, None], not SINGLE and PASSES == 1)
+    high = round_to(e, SINGLE)
+    kept = high.to(tl.float32)
+    target = E if TMA else E + r.to(tl.int64)[:, None] * stride + c[None, :]
+    inside = (r[:, None] < rows) & (c[None, :] < width)
+    if TMA:
+        E.store([row, column], high)
+    else:
+        tl.store(target, high, mask=inside)
+    if PASSES == 3:
+        low = round_to(e - kept, SINGLE)
+        kept += low.to(tl.float32)
+        if TMA:
+            E.store([row, column + width], low)
+        else:
+            tl.store(target + width, low, mask=inside)
+    return peak, tl.sum(e, 1), tl.sum(kept, 1)
 
 
 @triton.jit
@@ -17,6 +58,7 @@ def off_target_kernel(
     H, W, bias, offset, labels, flag, E, statistics, rows, classes, depth, stride,
     TARGETS: tl.constexpr, BIAS: tl.constexpr, FLAG: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
     TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    FLATTEN: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     width = stride // halves
@@ -24,43 +66,47 @@ def off_target_kernel(
     tiles = down * across
     if FLAG:
         tiles *= tl.load(flag)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
+        r = row + tl.arange(0, BLOCK_M)
+        # Before the product, behind which they arrive.
+        shift = tl.load(offset + r, mask=r < rows, other=0.0)
+        label = tl.load(labels + r.to(tl.int64) * TARGETS, mask=r < rows, other=-1) if TARGETS == 1 else r
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         z = add_logits(z, H, W, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
-        r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-        if BIAS:
-            z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
-        # Rows past `classes` read zeros, which would count as logits: mask before the exponential.
-        z = tl.where(c[None, :] < classes, z, float("-inf"))
-        z = mask_targets(z, labels, r, c, rows, TARGETS)
+        if SPLIT:  # half a tile at a time: fewer registers, and half the shared memory on the way out
+            left, right = z.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
+            half: tl.constexpr = BLOCK_N // 2
+            peak, mass, kept = exponentials(
+                left, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+                TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, half,
+            )  # fmt: skip
+            peak_right, mass_right, kept_right = exponentials(
+                right, bias, shift, label, labels, E, row, column + half, rows, classes, stride, width,
+                TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, half,
+            )  # fmt: skip
+            peak, mass, kept = tl.maximum(peak, peak_right), mass + mass_right, kept + kept_right
+        else:
+            peak, mass, kept = exponentials(
+                z, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+                TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
         slot = statistics + tile_column.to(tl.int64) * rows + r
         plane = across.to(tl.int64) * rows
-        tl.store(slot + 2 * plane, tl.max(z, 1), mask=r < rows)
-        e = tl.exp(z - tl.load(offset + r, mask=r < rows, other=0.0)[:, None])
-        tl.store(slot, tl.sum(e, 1), mask=r < rows)
-        high = round_to(e, SINGLE)
-        kept = high.to(tl.float32)
-        target = E if TMA else E + r.to(tl.int64)[:, None] * stride + c[None, :]
-        inside = (r[:, None] < rows) & (c[None, :] < width)
-        if TMA:
-            E.store([row, column], high)
-        else:
-            tl.store(target, high, mask=inside)
-        if PASSES == 3:
-            low = round_to(e - kept, SINGLE)
-            kept += low.to(tl.float32)
-            if TMA:
-                E.store([row, column + width], low)
-            else:
-                tl.store(target + width, low, mask=inside)
-        tl.store(slot + plane, tl.sum(kept, 1), mask=r < rows)
+        tl.store(slot, mass, mask=r < rows)
+        tl.store(slot + plane, kept, mask=r < rows)
+        tl.store(slot + 2 * plane, peak, mask=r < rows)
 
 
-def kernel_name(passes, targets, size):
+DEEP = 2048  # columns of features from which the product hides the epilogue
+
+
+def kernel_name(passes, targets, size, depth):
     """The row of the tile table: the plain case is one bf16 half of E and one target."""
-    return "off_target" if passes == 1 and targets == 1 and size == 2 else "off_target_wide"
+    if passes != 1 or targets != 1 or size != 2:
+        return "off_target_wide"
+    return "off_target_deep" if depth >= DEEP else "off_target"
 
 
 @on_device
@@ -79,19 +125,19 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, int
     check_written(E=E)
     H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
     rows, depth = H.shape[0], H.shape[1] // (1 if passes == 1 else 2)
-    launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size()), H, passes)
+    launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size(), depth), H, passes)
     tile = launch.tile
     width = E.shape[1] // (1 if passes == 1 else 2)
     across = triton.cdiv(width, tile.columns)
     statistics = offset.new_empty((3, across, rows)) if into is None else into
     operands = (H, W, E)
     if tile.tma:
-        blocks = ((tile.rows, tile.depth), (tile.columns, tile.depth), (tile.rows, tile.columns))
+        blocks = ((tile.rows, tile.depth), (tile.columns, tile.depth), (tile.rows, tile.columns // (1 + tile.split)))
         operands = [descriptor(x, block) for x, block in zip(operands, blocks, strict=True)]
     off_target_kernel[launch.grid(triton.cdiv(rows, tile.rows) * across)](
         operands[0], operands[1], bias if bias is not None else offset, offset, labels,
         flag if flag is not None else labels, operands[2], statistics, rows, classes, depth, E.shape[1],
         TARGETS=labels.shape[1], BIAS=bias is not None, FLAG=flag is not None, SINGLE=E.element_size() == 4,
-        PASSES=passes, **launch.options(),
+        PASSES=passes, FLATTEN=tile.flatten, SPLIT=tile.split, **launch.options(),
     )  # fmt: skip
     return statistics

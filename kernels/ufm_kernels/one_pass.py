@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .launch import Launch, laid_out, on_device
-from .primitives import mask_targets, multiply, multiply_pairs, round_to, tile_at
+from .primitives import exponential, mask_targets, multiply, multiply_pairs, round_to, tile_at
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def forward_kernel(
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
         z = mask_targets(tl.where(c[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS)
         peak = tl.maximum(peak, tl.max(z, 1))
-        z = tl.exp(z - shift)
+        z = exponential(z, shift, not SINGLE and PASSES == 1)
         mass += tl.sum(z, 1)
         e = round_to(z, SINGLE)
         e_low = round_to(z - e.to(tl.float32), SINGLE)
@@ -105,9 +105,9 @@ def weight_kernel(
         z = multiply_halves(w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES, TURNED=True)
         if BIAS:
             z += shift[:, None]
-        z -= tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
-        z = tl.where(r[None, :] < last, z, float("-inf"))
-        z = tl.exp(mask_targets(z, labels, r, c, rows, TARGETS, TURNED=True))
+        origin = tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
+        z = mask_targets(tl.where(r[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS, TURNED=True)
+        z = exponential(z, origin, not SINGLE and PASSES == 1)
         e = round_to(z, SINGLE)
         e_low = round_to(z - e.to(tl.float32), SINGLE)
         kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)
@@ -162,7 +162,7 @@ def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, pa
     H, W, X, bias, offset, labels, factor = laid_out(H, W, X, bias, offset, labels, factor)
     halves = 1 if passes == 1 else 2
     classes, depth, width = W.shape[0], W.shape[1] // halves, X.shape[1] // halves
-    launch = launch or Launch.of("one_pass", X, passes)
+    launch = launch or Launch.of("one_pass_weight", X, passes)
     tile = launch.tile
     blocks = triton.cdiv(classes, tile.rows)
     parts, span = parts_of(blocks, H.shape[0], tile.columns) if parts is None else parts

@@ -84,6 +84,17 @@ def operand(x: Tensor, dtype: torch.dtype, passes: int, weight: Tensor | None = 
     return prepare(x, out, 1 if passes == 1 else 2, weight)
 
 
+def product_operand(x: Tensor, mode: Mode, weight: Tensor | None = None) -> tuple[Tensor, bool]:
+    """(x (depth, columns) as the second factor of `add_product`, its `down`); weight (depth,) multiplies the rows first.
+
+    In float32 the operand of the transpose: tensor cores read 32-bit numbers along the depth only.
+    """
+    if mode.products != torch.float32:
+        return operand(x, mode.products, mode.passes, weight), True
+    out = x.new_empty((x.shape[1], operand_width(len(x), mode.products, mode.passes)), dtype=mode.products)
+    return prepare(x, out, mode.halves, weight, turned=True), False
+
+
 def operand_width(columns: int, dtype: torch.dtype, passes: int) -> int:
     """Entries in a row of an operand, both halves."""
     halves, multiple = (1, 16 // dtype.itemsize) if passes == 1 else (2, DEPTH_MULTIPLE)

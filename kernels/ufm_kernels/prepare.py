@@ -22,7 +22,7 @@ def rounded(x, out):
 @triton.jit
 def prepare_kernel(
     X, weight, out, rows, columns, width, stride,
-    WEIGHT: tl.constexpr, HALVES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WEIGHT: tl.constexpr, HALVES: tl.constexpr, TURNED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     place, inside = tile_at(X, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
@@ -30,7 +30,11 @@ def prepare_kernel(
     if WEIGHT:  # the padding is zero whatever the weight
         r = row + tl.arange(0, BLOCK_M)
         x = tl.where(inside, x * tl.load(weight + r, mask=r < rows, other=0.0)[:, None], 0.0)
-    there, written = tile_at(out, row, column, rows, width, stride, BLOCK_M, BLOCK_N)
+    if TURNED:
+        x = x.T
+        there, written = tile_at(out, column, row, columns, width, stride, BLOCK_N, BLOCK_M)
+    else:
+        there, written = tile_at(out, row, column, rows, width, stride, BLOCK_M, BLOCK_N)
     high = rounded(x, out)
     tl.store(there, high, mask=written)
     if HALVES == 2:
@@ -38,14 +42,18 @@ def prepare_kernel(
 
 
 @on_device
-def prepare(x, out, halves, weight=None):
-    """Fill out (rows, halves * width), width >= columns, with x (rows, columns) times weight (rows,) fp32 or None."""
+def prepare(x, out, halves, weight=None, *, turned=False):
+    """Fill out (rows, halves * width), width >= columns, with x (rows, columns) times weight (rows,) fp32 or None.
+
+    turned: out is (columns, halves * width), width >= rows, and takes the transpose of that.
+    """
     check_written(out=out)
     x, weight = laid_out(x, weight)
     width = out.shape[1] // halves
-    height, span = 16, 128
-    prepare_kernel[(triton.cdiv(len(x), height), triton.cdiv(width, span))](
+    height, span = (32, 64) if turned else (16, 128)
+    blocks = (width, x.shape[1]) if turned else (len(x), width)
+    prepare_kernel[(triton.cdiv(blocks[0], height), triton.cdiv(blocks[1], span))](
         x, out if weight is None else weight, out, *x.shape, width, out.stride(0), WEIGHT=weight is not None,
-        HALVES=halves, BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
+        HALVES=halves, TURNED=turned, BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
     )  # fmt: skip
     return out

@@ -6,6 +6,7 @@ from triton import knobs
 
 # The interpreter multiplies bfloat16 bit patterns as integers, so operands are widened there.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -129,11 +130,37 @@ def mask_targets(z, labels, row, column, rows, TARGETS: tl.constexpr, TURNED: tl
     """
     for t in tl.range(TARGETS, num_stages=1):
         label = tl.load(labels + row.to(tl.int64) * TARGETS + t, mask=row < rows, other=-1)
-        if TURNED:
-            z = tl.where(column[:, None] == label[None, :], float("-inf"), z)
-        else:
-            z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
+        z = mask_target(z, label, column, TURNED)
     return z
+
+
+@triton.jit
+def mask_target(z, label, column, TURNED: tl.constexpr = False):
+    """z with -inf at one target of each row."""
+    if TURNED:
+        z = tl.where(column[:, None] == label[None, :], float("-inf"), z)
+    else:
+        z = tl.where(column[None, :] == label[:, None], float("-inf"), z)
+    return z
+
+
+@triton.jit
+def exponential(z, shift, QUICK: tl.constexpr):
+    """exp(z - shift). QUICK: one fused product and the device's instruction, which takes results below 2^-126 for zero.
+
+    Then the error relative to 1 is 1e-7 |shift|, which a row of bfloat16 exponentials does not see.
+    """
+    if QUICK:
+        power = z * LOG2E - shift * LOG2E
+        if INTERPRETED:
+            e = tl.exp2(power)
+        else:
+            e = tl.inline_asm_elementwise(
+                "ex2.approx.ftz.f32 $0, $1;", "=f,f", [power], dtype=tl.float32, is_pure=True, pack=1
+            )  # fmt: skip
+    else:
+        e = tl.exp(z - shift)
+    return e
 
 
 @triton.jit
@@ -144,6 +171,8 @@ def round_to(x, SINGLE: tl.constexpr):
     elif INTERPRETED:  # which would truncate
         bits = x.to(tl.uint32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
-    else:
-        rounded = x.to(tl.bfloat16)
+    else:  # two at a time: the compiler's own conversion is one at a time, on the unit that the exponentials need
+        rounded = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )  # fmt: skip
     return rounded

@@ -21,7 +21,7 @@ from .primitives import contract, corner, tile_at
 @triton.jit
 def finish(
     total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
-    depth, stride_b, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, STEP: tl.constexpr,
+    classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of one block of the product: row factor, target term, accumulation, and the step if asked for."""
@@ -31,13 +31,13 @@ def finish(
     for t in tl.range(TARGETS, num_stages=1):
         entry = r.to(tl.int64) * TARGETS + t
         label = tl.load(labels + entry, mask=r < rows, other=-1)
-        # A label that is no class (there are `depth` of them) must not read memory; its coefficient is NaN.
+        # A label that is no class must not read memory; its coefficient is NaN.
         weight = tl.load(coefficient + entry, mask=label >= 0, other=0.0)[:, None]
-        point = points + label.to(tl.int64)[:, None] * stride_b + c[None, :]
-        known = ((label >= 0) & (label < depth))[:, None] & (c < columns)[None, :]
+        point = points + label.to(tl.int64)[:, None] * stride + c[None, :]
+        known = ((label >= 0) & (label < classes))[:, None] & (c < columns)[None, :]
         total -= weight * tl.load(point, mask=known, other=0.0).to(tl.float32)
-        if PASSES == 3:
-            total -= weight * tl.load(point + stride_b // 2, mask=known, other=0.0).to(tl.float32)
+        if PAIRS:
+            total -= weight * tl.load(point + stride // 2, mask=known, other=0.0).to(tl.float32)
     place, inside = tile_at(out, row, column, rows, columns, columns, HEIGHT, WIDTH)
     total += tl.load(place, mask=inside, other=0.0)
     if STEP:
@@ -55,29 +55,45 @@ def finish(
 @triton.jit
 def product_kernel(
     A, B, out, factor, coefficient, labels, points, current, velocity, updated, settings,
-    rows, columns, depth, stride_a, stride_b,
-    TRANSPOSED: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PASSES: tl.constexpr, STEP: tl.constexpr,
-    TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    rows, columns, classes, depth, stride_a, stride_b, stride_points,
+    TRANSPOSED: tl.constexpr, DOWN: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr,
+    PASSES: tl.constexpr, STEP: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=FLATTEN):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         total = contract(
-            total, A, B, row, column, rows, columns, depth, stride_a, stride_b, TRANSPOSED, True, PASSES, TMA,
+            total, A, B, row, column, rows, columns, depth, stride_a, stride_b, TRANSPOSED, DOWN, PASSES, TMA,
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         # Half a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
         left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
         finish(
             left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
-            rows, columns, depth, stride_b, FACTOR, TARGETS, PASSES, STEP, BLOCK_M, BLOCK_N // 2,
+            rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
         finish(
             right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row,
-            column + BLOCK_N // 2, rows, columns, depth, stride_b, FACTOR, TARGETS, PASSES, STEP, BLOCK_M, BLOCK_N // 2,
+            column + BLOCK_N // 2, rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
+
+
+@triton.jit
+def epilogue_kernel(
+    product, out, factor, coefficient, labels, points, rows, columns, classes, stride,
+    TARGETS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """What `product_kernel` does with a block of its product, for a block of a product that is in memory."""
+    row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    place, inside = tile_at(product, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
+    total = tl.load(place, mask=inside, other=0.0)
+    finish(
+        total, out, factor, coefficient, labels, points, out, out, out, out, row, column, rows, columns, classes, stride,
+        True, TARGETS, False, False, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -120,6 +136,24 @@ def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
     )  # fmt: skip
 
 
+@on_device
+def add_finished(out, product, factor, coefficient, labels, points):
+    """out += factor * product - sum_t coefficient_t points[labels_t], the epilogue of `add_product` for a library's product.
+
+    Args:
+        out, product: (rows, columns) contiguous fp32. factor: (rows,) fp32. coefficient: (rows, T) fp32.
+        labels: (rows, T) int32, padded with -1. points: (classes, at least columns), as the logits' operand.
+    """
+    check_written(out=out)
+    product, factor, coefficient, labels, points = laid_out(product, factor, coefficient, labels, points)
+    rows, columns = out.shape
+    height, span = 16, 128
+    epilogue_kernel[(triton.cdiv(rows, height), triton.cdiv(columns, span))](
+        product, out, factor, coefficient, labels, points, rows, columns, len(points), points.stride(0),
+        TARGETS=labels.shape[1], BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
+    )  # fmt: skip
+
+
 class Step(NamedTuple):
     """A momentum step: g += penalty x; v = momentum v + g; y = x - rate v, with x, v, y of the gradient's shape.
 
@@ -137,17 +171,26 @@ class Step(NamedTuple):
         return Step(self.current[part], self.velocity[part], self.updated[part], self.settings)
 
 
+def kernel_name(transposed, targets, step):
+    """The row of the tile table."""
+    if step:
+        return "step"
+    return "transposed" if transposed else "product" if targets <= 1 else "product_wide"
+
+
 @on_device
 def add_product(
-    out, A, B, *, passes, depth, transposed=False, factor=None, coefficient=None, labels=None, points=None, step=None,
-    launch=None,
+    out, A, B, *, passes, depth, transposed=False, down=True, factor=None, coefficient=None, labels=None, points=None,
+    exact=False, step=None, launch=None,
 ):  # fmt: skip
     """out += factor * (A B) - sum_t coefficient_t points[labels_t], with A transposed first if `transposed`.
 
     Args:
         out: (rows, columns) contiguous fp32.
         A: (rows, halves * depth), or (depth, halves * rows) if transposed; both halves if `passes` is 3.
-        B: (depth, halves * columns), padded as the operands are. `points` has B's row length and halves.
+        B: (depth, halves * columns), padded as the operands are, or the operand (columns, halves * depth) of its transpose
+            where not `down`: tensor cores read float32 from there without moving it. points: (depth, halves * columns), or
+            (classes, columns) of any float dtype if `exact`.
         depth: the length of the contraction, at most the rows of B: padding of A beyond it is not read as data.
         step: a Step taken with the finished `out`, which then holds the penalty's gradient too; or None.
         factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
@@ -157,20 +200,22 @@ def add_product(
         check_written(current=step.current, velocity=step.velocity, updated=step.updated)
     A, B, factor, coefficient, labels, points = laid_out(A, B, factor, coefficient, labels, points)
     rows, columns = out.shape
-    launch = launch or Launch.of("step" if step else "transposed" if transposed else "product", A, passes)
+    targets = 0 if labels is None else labels.shape[1]
+    launch = launch or Launch.of(kernel_name(transposed, targets, step is not None), A, passes)
     tile = launch.tile
     if not tile.tma and max(tile.rows, tile.depth) * A.stride(0) >= 2**31:  # offsets inside a tile are 32-bit
         raise ValueError(f"A: rows of {A.stride(0)} entries are too long for this device's tiles; use fewer classes or halves")
     a, b = A, B
     if tile.tma:
         a = descriptor(A, (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth))
-        b = descriptor(B, (tile.depth, tile.columns))
+        b = descriptor(B, (tile.depth, tile.columns) if down else (tile.columns, tile.depth))
     unused = out
     current, velocity, updated, settings = step or (unused, unused, unused, unused)
     product_kernel[launch.grid(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns))](
         a, b, out, unused if factor is None else factor, unused if coefficient is None else coefficient,
         unused if labels is None else labels, unused if points is None else points,
-        current, velocity, updated, settings, rows, columns, depth, A.stride(0), B.stride(0),
-        TRANSPOSED=transposed, FACTOR=factor is not None, TARGETS=0 if labels is None else labels.shape[1],
-        PASSES=passes, STEP=step is not None, **launch.options(),
+        current, velocity, updated, settings, rows, columns, len(points) if exact else depth, depth, A.stride(0),
+        B.stride(0), B.stride(0) if points is None else points.stride(0), TRANSPOSED=transposed, DOWN=down,
+        FACTOR=factor is not None, TARGETS=targets, PAIRS=passes == 3 and not exact, PASSES=passes,
+        STEP=step is not None, FLATTEN=tile.flatten, **launch.options(),
     )  # fmt: skip

@@ -155,12 +155,17 @@ def as_labels(targets: Tensor) -> Tensor:
         # What is neither padding nor int32 must stay no class, not wrap into one.
         least, most = -1 if columns.dtype.is_signed else 0, torch.iinfo(torch.int32).max
         columns = columns.to(torch.int64)
-        columns = torch.where((columns < least) | (columns > most), most, columns)
+        if least == -1:
+            columns = columns.clamp(-2, most)  # below the padding: no class either
+        else:
+            columns = torch.where((columns < least) | (columns > most), most, columns)
     return columns.to(torch.int32).contiguous()
 
 
 def mean_over(z: Tensor, labels: Tensor) -> Tensor:
     """Mean of each row's entries that have a label; 0 in a row without any, or with one of -inf."""
+    if labels.shape[1] == 1:  # a row without a target has a logit of 0
+        return z[:, 0].masked_fill(z[:, 0] == -torch.inf, 0.0)
     known = labels != -1
     mean = torch.where(known, z, 0.0).sum(1) / known.sum(1).clamp_min(1)
     return mean.masked_fill(mean == -torch.inf, 0.0)

