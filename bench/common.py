@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
         "machine": f"{model}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit or os.environ.get("UFM_COMMIT", "unknown"),  # for a copy of the tree without its history
+        "commit": os.environ.get("UFM_COMMIT") or commit or "unknown",  # named where a copy of the tree has not its history
         "date": datetime.date.today().isoformat(),
         **({"device": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}),
     }

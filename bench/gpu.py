@@ -3,8 +3,6 @@
     python bench/gpu.py [--minutes 9] [--quick] [--skip-tests] [--out bench/results/gpu]
     python bench/gpu.py --rehearse            on a CPU, at tiny shapes under triton's interpreter: no figures
 
-NOT YET RUN ON A DEVICE: what can run without one is rehearsed by the tests. Treat the first run as a test of the rest.
-
 Protocol: variants are interleaved launch by launch; medians with the 20th and 80th percentile; the same data for all
 rivals, never zeros, at four stages of collapse; buffers rotate so that the L2 cache does not serve them. Reported are
 TFLOP/s counting the logits and both gradients as 6 N K d, percent of the same run's library products, peak extra

@@ -3,7 +3,7 @@
     python bench/tune.py [--minutes 9] [--kernels off_target,product,transposed] [--widths 512,1024,4096] [--out STEM]
     python bench/tune.py --rehearse           on a CPU, under triton's interpreter: no figures
 
-NOT YET RUN ON A DEVICE. One chunk of 8192 rows against 65,536 classes in bfloat16. Candidates that cannot fit the registers or
+One chunk of 8192 rows against 65,536 classes in bfloat16. Candidates that cannot fit the registers or
 the shared memory are left out, the rest are compiled by processes side by side, each is timed once, and the best five are
 timed again, interleaved with the table's own tile. A candidate whose result differs from the table's is an error.
 """

@@ -10,7 +10,7 @@ as E (`products`), and its row sums are its target entries.
 import triton
 import triton.language as tl
 
-from .launch import Launch, check_written, descriptor, laid_out, on_device
+from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
 from .primitives import add_logits, corner, round_to
 
 
@@ -63,13 +63,13 @@ def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, la
     rows, width = H.shape[0], E.shape[1] // halves
     launch = launch or Launch.of("hvp", H, passes)
     tile = launch.tile
-    across = triton.cdiv(width, tile.columns)
+    across = ceil_div(width, tile.columns)
     sums = base.new_empty((across, rows))
     operands = (H, W, dH, dW)
     if tile.tma:
         left, right = (tile.rows, tile.depth), (tile.columns, tile.depth)
         operands = [descriptor(x, block) for x, block in zip(operands, (left, right, left, right), strict=True)]
-    hvp_kernel[launch.grid(triton.cdiv(rows, tile.rows) * across)](
+    hvp_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
         *operands, base if db is None else db, base, slope, curvature, E, sums,
         rows, W.shape[0], H.shape[1] // halves, E.shape[1],
         BIAS=db is not None, SINGLE=E.element_size() == 4, PASSES=passes, **launch.options(),

@@ -8,6 +8,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .tiles import Tile, architecture_of, tile_for
 
 
+def ceil_div(total, size):
+    """Blocks of `size` that hold `total`; triton's own takes microseconds on the host."""
+    return -(-total // size)
+
+
+def next_power_of_2(number):
+    """The least power of two that is no less."""
+    return 1 << (number - 1).bit_length()
+
+
 def descriptor(matrix, block):
     """The host-side TMA descriptor of a row-major matrix whose tiles are `block` (zero outside the matrix)."""
     stride = matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]  # torch leaves that of a single row at 1

@@ -9,7 +9,7 @@ rebuild E tile by tile; X and Y have up to 16 columns (zero-padded to 16), which
 import triton
 import triton.language as tl
 
-from .launch import Launch, laid_out, on_device
+from .launch import Launch, ceil_div, laid_out, on_device
 from .one_pass import parts_of
 from .primitives import add_logits, mask_targets, multiply_pairs, round_to
 
@@ -64,7 +64,7 @@ def exponential_product(H, W, bias, offset, labels, X, *, passes, transposed=Fal
     A, B = (W, H) if transposed else (H, W)
     launch = launch or Launch.of("matvec", A, passes)
     tile = launch.tile
-    blocks = triton.cdiv(A.shape[0], tile.rows)
+    blocks = ceil_div(A.shape[0], tile.rows)
     parts, span = parts_of(blocks, B.shape[0], tile.columns) if parts is None else parts
     wide = offset.new_zeros((B.shape[0], VECTORS))
     wide[:, :vectors] = X

@@ -10,7 +10,7 @@ Q = features they give the margin z_y - max z and the nearest competing class of
 import triton
 import triton.language as tl
 
-from .launch import Launch, laid_out, on_device
+from .launch import Launch, ceil_div, laid_out, on_device
 from .primitives import add_logits
 
 
@@ -66,7 +66,7 @@ def nearest(Q, C, labels, *, bias=None, center=0.0, launch=None, parts=None):
         raise ValueError(f"labels, bias: one entry for each of {rows} rows and {C.shape[0]} classes")
     launch = launch or Launch.of("nearest", Q)
     tile = launch.tile
-    blocks = triton.cdiv(rows, tile.rows)
+    blocks = ceil_div(rows, tile.rows)
     parts, span = parts_of(blocks, C.shape[0], tile.columns) if parts is None else parts
     best = labels.new_empty((parts, rows))
     moments = Q.new_empty((4, parts, rows), dtype=Q[:0].float().dtype)

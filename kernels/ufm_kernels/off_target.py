@@ -8,8 +8,8 @@ whose E overflows: it is launched always, and does nothing unless its device fla
 import triton
 import triton.language as tl
 
-from .launch import Launch, check_written, descriptor, laid_out, on_device
-from .primitives import add_logits, corner, exponential, mask_target, mask_targets, round_to
+from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
+from .primitives import add_logits, corner, exponential, halves_of, mask_target, mask_targets, round_to
 
 
 @triton.jit
@@ -76,8 +76,8 @@ def off_target_kernel(
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         z = add_logits(z, H, W, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
         if SPLIT:  # half a tile at a time: fewer registers, and half the shared memory on the way out
-            left, right = z.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
             half: tl.constexpr = BLOCK_N // 2
+            left, right = halves_of(z, BLOCK_M, BLOCK_N)
             peak, mass, kept = exponentials(
                 left, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
                 TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, half,
@@ -128,13 +128,13 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, int
     launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size(), depth), H, passes)
     tile = launch.tile
     width = E.shape[1] // (1 if passes == 1 else 2)
-    across = triton.cdiv(width, tile.columns)
+    across = ceil_div(width, tile.columns)
     statistics = offset.new_empty((3, across, rows)) if into is None else into
     operands = (H, W, E)
     if tile.tma:
         blocks = ((tile.rows, tile.depth), (tile.columns, tile.depth), (tile.rows, tile.columns // (1 + tile.split)))
         operands = [descriptor(x, block) for x, block in zip(operands, blocks, strict=True)]
-    off_target_kernel[launch.grid(triton.cdiv(rows, tile.rows) * across)](
+    off_target_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
         operands[0], operands[1], bias if bias is not None else offset, offset, labels,
         flag if flag is not None else labels, operands[2], statistics, rows, classes, depth, E.shape[1],
         TARGETS=labels.shape[1], BIAS=bias is not None, FLAG=flag is not None, SINGLE=E.element_size() == 4,

@@ -10,7 +10,7 @@ cut into parts (a second grid axis) whose results are summed in a fixed order, f
 import triton
 import triton.language as tl
 
-from .launch import Launch, laid_out, on_device
+from .launch import Launch, ceil_div, laid_out, next_power_of_2, on_device
 from .primitives import exponential, mask_targets, multiply, multiply_pairs, round_to, tile_at
 
 
@@ -122,14 +122,14 @@ def weight_kernel(
 
 def parts_of(blocks, length, block, resident=264):
     """(parts, span): how many parts to cut a loop of `length` into so that blocks * parts fills the device."""
-    parts = max(1, min(resident // max(blocks, 1), triton.cdiv(length, 8 * block)))
-    span = triton.cdiv(triton.cdiv(length, parts), block) * block
-    return triton.cdiv(length, span), span
+    parts = max(1, min(resident // max(blocks, 1), ceil_div(length, 8 * block)))
+    span = ceil_div(ceil_div(length, parts), block) * block
+    return ceil_div(length, span), span
 
 
 def block_width(depth, width):
     """The constant D: a power of two that holds the columns of the operands and of the values."""
-    return max(16, triton.next_power_of_2(max(depth, width)))
+    return max(16, next_power_of_2(max(depth, width)))
 
 
 @on_device
@@ -144,7 +144,7 @@ def forward(H, W, V, bias, offset, labels, *, passes, flag=None, into=None, laun
     rows, depth, width = H.shape[0], H.shape[1] // halves, V.shape[1] // halves
     launch = launch or Launch.of("one_pass", V, passes)
     tile = launch.tile
-    blocks = triton.cdiv(rows, tile.rows)
+    blocks = ceil_div(rows, tile.rows)
     parts, span = parts_of(blocks, W.shape[0], tile.columns) if parts is None else parts
     statistics, out = into or (offset.new_empty((3, parts, rows)), offset.new_empty((parts, rows, width)))
     forward_kernel[(blocks, parts)](
@@ -164,7 +164,7 @@ def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, pa
     classes, depth, width = W.shape[0], W.shape[1] // halves, X.shape[1] // halves
     launch = launch or Launch.of("one_pass_weight", X, passes)
     tile = launch.tile
-    blocks = triton.cdiv(classes, tile.rows)
+    blocks = ceil_div(classes, tile.rows)
     parts, span = parts_of(blocks, H.shape[0], tile.columns) if parts is None else parts
     out = offset.new_empty((parts, classes, width))
     sums = offset.new_empty((parts, classes))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .launch import check_written, laid_out, on_device
+from .launch import ceil_div, check_written, laid_out, on_device
 from .primitives import round_to, tile_at
 
 
@@ -52,7 +52,7 @@ def prepare(x, out, halves, weight=None, *, turned=False):
     width = out.shape[1] // halves
     height, span = (32, 64) if turned else (16, 128)
     blocks = (width, x.shape[1]) if turned else (len(x), width)
-    prepare_kernel[(triton.cdiv(blocks[0], height), triton.cdiv(blocks[1], span))](
+    prepare_kernel[(ceil_div(blocks[0], height), ceil_div(blocks[1], span))](
         x, out if weight is None else weight, out, *x.shape, width, out.stride(0), WEIGHT=weight is not None,
         HALVES=halves, TURNED=turned, BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
     )  # fmt: skip

@@ -113,6 +113,13 @@ def add_logits(
 
 
 @triton.jit
+def halves_of(tile, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """The left and the right half of a tile, which stay in the registers that hold them."""
+    left, right = tile.reshape(HEIGHT, 2, WIDTH // 2).permute(0, 2, 1).split()
+    return left, right
+
+
+@triton.jit
 def corner(tile, tiles_down, tiles_across, GROUP: tl.constexpr):
     """(tile row, tile column) in an order that walks bands of GROUP tile rows, so that operands stay in L2."""
     per_band = GROUP * tiles_across

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import Launch, check_written, descriptor, laid_out, on_device
-from .primitives import contract, corner, tile_at
+from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
+from .primitives import contract, corner, halves_of, tile_at
 
 
 @triton.jit
@@ -53,6 +53,25 @@ def finish(
 
 
 @triton.jit
+def finish_halves(
+    total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
+    classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """`finish` of the left and then of the right half of a block."""
+    half: tl.constexpr = WIDTH // 2
+    left, right = halves_of(total, HEIGHT, WIDTH)
+    finish(
+        left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
+        classes, stride, FACTOR, TARGETS, PAIRS, STEP, HEIGHT, half,
+    )  # fmt: skip
+    finish(
+        right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column + half, rows,
+        columns, classes, stride, FACTOR, TARGETS, PAIRS, STEP, HEIGHT, half,
+    )  # fmt: skip
+
+
+@triton.jit
 def product_kernel(
     A, B, out, factor, coefficient, labels, points, current, velocity, updated, settings,
     rows, columns, classes, depth, stride_a, stride_b, stride_points,
@@ -69,16 +88,23 @@ def product_kernel(
             total, A, B, row, column, rows, columns, depth, stride_a, stride_b, TRANSPOSED, DOWN, PASSES, TMA,
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        # Half a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
-        left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
-        finish(
-            left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
-            rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, BLOCK_N // 2,
-        )  # fmt: skip
-        finish(
-            right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row,
-            column + BLOCK_N // 2, rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, BLOCK_N // 2,
-        )  # fmt: skip
+        # A part of a tile at a time: the accumulator, what is added to it and the addresses do not fit the registers at once.
+        if BLOCK_N > 128:
+            half: tl.constexpr = BLOCK_N // 2
+            left, right = halves_of(total, BLOCK_M, BLOCK_N)
+            finish_halves(
+                left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
+                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, half,
+            )  # fmt: skip
+            finish_halves(
+                right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column + half,
+                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, half,
+            )  # fmt: skip
+        else:
+            finish_halves(
+                total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
+                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -130,7 +156,7 @@ def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
     check_written(out=out)
     E, weight = laid_out(E, weight)
     block, span = (64, 64) if transposed else (16, 256)
-    weighted_sums_kernel[(triton.cdiv(out.shape[0], block),)](
+    weighted_sums_kernel[(ceil_div(out.shape[0], block),)](
         E, weight, out, E.shape[0], classes, E.stride(0), TRANSPOSED=transposed, HALVES=1 if passes == 1 else 2,
         BLOCK=block, SPAN=span, num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -148,7 +174,7 @@ def add_finished(out, product, factor, coefficient, labels, points):
     product, factor, coefficient, labels, points = laid_out(product, factor, coefficient, labels, points)
     rows, columns = out.shape
     height, span = 16, 128
-    epilogue_kernel[(triton.cdiv(rows, height), triton.cdiv(columns, span))](
+    epilogue_kernel[(ceil_div(rows, height), ceil_div(columns, span))](
         product, out, factor, coefficient, labels, points, rows, columns, len(points), points.stride(0),
         TARGETS=labels.shape[1], BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -211,7 +237,7 @@ def add_product(
         b = descriptor(B, (tile.depth, tile.columns) if down else (tile.columns, tile.depth))
     unused = out
     current, velocity, updated, settings = step or (unused, unused, unused, unused)
-    product_kernel[launch.grid(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns))](
+    product_kernel[launch.grid(ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns))](
         a, b, out, unused if factor is None else factor, unused if coefficient is None else coefficient,
         unused if labels is None else labels, unused if points is None else points,
         current, velocity, updated, settings, rows, columns, len(points) if exact else depth, depth, A.stride(0),

@@ -9,7 +9,7 @@ Tiles are summed in a fixed order in float64, in which no formula needs the care
 import triton
 import triton.language as tl
 
-from .launch import check_written, laid_out, on_device
+from .launch import ceil_div, check_written, laid_out, on_device
 
 HOSTILE = tl.constexpr(2.0**40)  # a wrong class leads by about 28 nats: from here on a row uses its maximum as the offset
 IMPOSSIBLE = tl.constexpr(2.0**-20)  # the targets alone weigh 1 at their mean, unless one has a logit of -inf
@@ -139,7 +139,7 @@ def raise_offsets(statistics, z, labels, mean, offset, flag):
     check_written(offset=offset, flag=flag)
     statistics, z, labels, mean = laid_out(statistics, z, labels, mean)
     rows, targets = labels.shape
-    raise_kernel[(triton.cdiv(rows, BLOCKS["BLOCK"]),)](
+    raise_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
         statistics, z, labels, mean, offset, flag, rows, statistics.shape[1], TARGETS=targets, **BLOCKS
     )  # fmt: skip
 
@@ -157,7 +157,7 @@ def finish_rows(statistics, z, labels, mean, offset, scale, out, own, *, rounded
         raise ValueError("out: its rows are written in place and must be contiguous")
     statistics, z, labels, mean, offset, scale = laid_out(statistics, z, labels, mean, offset, scale)
     rows, targets = labels.shape
-    finish_kernel[(triton.cdiv(rows, BLOCKS["BLOCK"]),)](
+    finish_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
         statistics, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], out.stride(0),
         ROUNDED=rounded, TARGETS=targets, **BLOCKS,
     )  # fmt: skip

@@ -153,12 +153,10 @@ def as_labels(targets: Tensor) -> Tensor:
     columns = targets[:, None] if targets.ndim == 1 else targets
     if columns.dtype not in (torch.int32, torch.int16, torch.int8, torch.uint8):
         # What is neither padding nor int32 must stay no class, not wrap into one.
-        least, most = -1 if columns.dtype.is_signed else 0, torch.iinfo(torch.int32).max
-        columns = columns.to(torch.int64)
-        if least == -1:
-            columns = columns.clamp(-2, most)  # below the padding: no class either
-        else:
-            columns = torch.where((columns < least) | (columns > most), most, columns)
+        most, wide = torch.iinfo(torch.int32).max, columns.to(torch.int64)
+        if not columns.dtype.is_signed:
+            wide = torch.where(wide < 0, most, wide)
+        columns = wide.clamp(-2, most)
     return columns.to(torch.int32).contiguous()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from .launch import check_written, laid_out, on_device
+from .launch import ceil_div, check_written, laid_out, next_power_of_2, on_device
 
 if TYPE_CHECKING:  # the compile gate builds these kernels where torch is not installed
     from torch import Tensor
@@ -108,7 +108,7 @@ def target_logits(H: Tensor, W: Tensor, bias: Tensor | None, labels: Tensor) -> 
     rows, targets = labels.shape
     block = 16 if H.is_cuda else 32
     out = torch.empty((rows, targets), device=labels.device)
-    target_logits_kernel[(triton.cdiv(rows, block), targets)](
+    target_logits_kernel[(ceil_div(rows, block), targets)](
         H, W, W if bias is None else bias, labels, out, rows, H.shape[1], W.shape[0], H.stride(0), W.stride(0),
         TARGETS=targets, BIAS=bias is not None, BLOCK_M=block, BLOCK_K=128, **SMALL,
     )  # fmt: skip
@@ -126,8 +126,8 @@ def add_class_sums(
     check_written(out=out)
     H, weight = laid_out(H, weight)
     classes, columns = out.shape
-    span = min(512, max(128, triton.next_power_of_2(columns))) if H.is_cuda else 128
-    across = triton.cdiv(columns, span)
+    span = min(512, max(128, next_power_of_2(columns))) if H.is_cuda else 128
+    across = ceil_div(columns, span)
     if splits is None:
         splits = 16 if H.is_cuda and classes * across < 256 else 1
     target = out if splits == 1 else out.new_zeros((splits, classes, columns))

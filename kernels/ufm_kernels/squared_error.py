@@ -13,9 +13,10 @@ The two products are `products.add_product`, which adds targets and penalty, and
 import triton
 import triton.language as tl
 
-from .launch import Launch, laid_out, on_device
+from .launch import Launch, ceil_div, laid_out, on_device
 from .primitives import load_tile, multiply, tile_at
 
+SPAN = 1 << 24  # numbers that the library's product takes in float64 at a time
 PROGRAMS = 2048  # of a Gram matrix: enough that the last ones leave little of a device idle
 
 
@@ -64,11 +65,11 @@ def gram(X, weight=None, *, launch=None, parts=None):
     wide = X.element_size() == 4
     if X.element_size() == 8 or (wide and X.is_cuda and not has_float64_cores(X.device)):
         return library_gram(X, weight)
-    across = triton.cdiv(columns, tile.rows)
-    parts = parts or min(parts_for(across), triton.cdiv(rows, 8 * tile.depth))
-    span = triton.cdiv(triton.cdiv(rows, parts), tile.depth) * tile.depth
+    across = ceil_div(columns, tile.rows)
+    parts = parts or min(parts_for(across), ceil_div(rows, 8 * tile.depth))
+    span = ceil_div(ceil_div(rows, parts), tile.depth) * tile.depth
     out = X.new_zeros((parts, columns, columns), dtype=float64_of(X))
-    gram_kernel[(across, triton.cdiv(columns, tile.columns), parts)](
+    gram_kernel[(across, ceil_div(columns, tile.columns), parts)](
         X, out if weight is None else weight, out, rows, columns, X.stride(0), span,
         WIDE=wide, WEIGHT=weight is not None, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth,
         **launch.compile_options(),
@@ -82,17 +83,17 @@ def parts_for(across: int) -> int:
     return min(64, -(-PROGRAMS // (across * (across + 1) // 2)))
 
 
-def gram_bytes(columns: int) -> int:
-    """Bytes that `gram` takes beside its result, at most, for planning memory; without float64 cores another 128 MiB."""
-    return 8 * columns**2 * (parts_for(-(-columns // 64)) + 2)
+def gram_bytes(rows: int, columns: int) -> int:
+    """Bytes that `gram` takes beside its result at most: its parts, and copies in float64 if the library multiplies."""
+    return 8 * columns**2 * (parts_for(-(-columns // 64)) + 2) + min(2 * 8 * SPAN, 2 * 8 * rows * columns)
 
 
 def library_gram(X, weight=None, *, bands=8):
     """`gram` by library products in float64: bands of the upper triangle, of as many rows at a time as 128 MiB hold."""
     rows, columns = X.shape
     total = X.new_zeros((columns, columns), dtype=float64_of(X))
-    height = max(64, triton.cdiv(columns, bands))
-    span = max(1024, (1 << 24) // max(columns, 1))
+    height = max(64, ceil_div(columns, bands))
+    span = max(1024, SPAN // max(columns, 1))
     for first in range(0, rows, span):
         right = X[first : first + span].double()
         left = right if weight is None else right * weight[first : first + span, None]

@@ -1,7 +1,7 @@
 """Which tile every kernel uses, by architecture and operand: the one table that is tuned.
 
-Entries are chosen by resources (registers, shared memory, occupancy of the epilogue), not by a timing: no device was
-available when they were written. `compile_gate` builds every one.
+Those of sm_90 for bfloat16 heads and float32 Gram matrices were the fastest of `bench/tune.py` on an H100 and an H200; the rest
+are chosen by resources (registers, shared memory, occupancy of the epilogue). `compile_gate` builds every one.
 """
 
 from typing import NamedTuple
@@ -145,9 +145,14 @@ PAIRS: dict[tuple[str, int], dict[int, Tile]] = {
 
 
 # Mode of a single pass -> (least columns of features, (who forms dH, who forms dW)), widest first: what measured faster on an
-# H100, see bench/results. A library's product beats ours by what it has in hand, ours saves the pass of the epilogue.
+# H200, see bench/results. A library's product beats ours by what it has in hand, ours saves the pass of the epilogue.
 PRODUCTS: dict[str, tuple[tuple[int, tuple[str, str]], ...]] = {
-    "bf16": ((1024, ("triton", "library")), (0, ("library", "library"))),
+    "bf16": (
+        (4096, ("triton", "library")),
+        (2048, ("library", "library")),
+        (1024, ("triton", "library")),
+        (0, ("library", "library")),
+    ),
     "fp16": ((0, ("library", "library")),),
     "tf32": ((0, ("library", "library")),),
 }

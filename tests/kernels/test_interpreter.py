@@ -17,10 +17,10 @@ from ufm_kernels.hvp import move_exponentials
 from ufm_kernels.launch import Launch
 from ufm_kernels.nearest import nearest
 from ufm_kernels.off_target import off_target
-from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, logit_operands, operand, operand_bytes
+from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, logit_operands, operand, operand_bytes, product_operand
 from ufm_kernels.products import Step, add_product, add_weighted_sums
 from ufm_kernels.segments import Segments, add_class_sums, check_labels, target_logits
-from ufm_kernels.squared_error import gram
+from ufm_kernels.squared_error import gram, library_gram
 from ufm_kernels.squared_head import squared_error_value_and_grad
 from ufm_kernels.tiles import TILES, Tile, architecture_of
 
@@ -524,9 +524,10 @@ def descriptors():
 
 @pytest.mark.parametrize("tma", descriptors())
 @pytest.mark.parametrize("mode", ["bf16", "fp16", "fp16x3", "tf32x3"])
+@pytest.mark.parametrize("halves", [False, True])
 @given(**sizes, targets=st.integers(1, 3))
 @settings(quick, max_examples=2)
-def test_off_target_kernel(mode, tma, rows, classes, dim, seed, targets):
+def test_off_target_kernel(mode, tma, halves, rows, classes, dim, seed, targets):
     case = Case(rows, max(classes, 4), dim, seed, mode, targets=targets)
     chosen, classes = MODES[mode], case.weight.shape[0]
     H, W = logit_operands(case.features, case.weight, chosen)
@@ -535,7 +536,7 @@ def test_off_target_kernel(mode, tma, rows, classes, dim, seed, targets):
     offset = z.gather(1, case.labels[:, :1])[:, 0].float()
     E = empty_chunk(rows, classes, chosen, z.device)
     assert E.numel() * E.element_size() == chunk_bytes(rows, classes, mode)
-    launch = Launch(Tile(32, 64, 32, tma=tma), resident=3)
+    launch = Launch(Tile(32, 64, 32, tma=tma, flatten=halves, split=halves), resident=3)
     sums = off_target(H, W, case.bias, offset, labels, E, passes=chosen.passes, classes=classes, launch=launch)
     u = z - offset.double()[:, None]
     spare = torch.cat((u, torch.zeros_like(u[:, :1])), 1)  # padding -1 points at the extra column
@@ -558,10 +559,11 @@ def test_off_target_kernel(mode, tma, rows, classes, dim, seed, targets):
 
 @pytest.mark.parametrize("tma", descriptors())
 @pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
+@pytest.mark.parametrize("down", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
-@given(**sizes)
+@given(**sizes, exact=st.booleans())
 @settings(quick, max_examples=2)
-def test_product_kernel(mode, tma, transposed, rows, classes, dim, seed):
+def test_product_kernel(mode, tma, transposed, down, rows, classes, dim, seed, exact):
     """Exact integers, so that only the indexing can be wrong."""
     make = torch.Generator().manual_seed(seed)
     integers = lambda *shape: torch.randint(-4, 5, shape, generator=make).float().to(DEVICE)  # noqa: E731
@@ -578,10 +580,34 @@ def test_product_kernel(mode, tma, transposed, rows, classes, dim, seed):
     if not transposed:
         known = (labels >= 0).float()
         expected -= ((coefficient * known)[..., None] * B[labels.long().clamp_min(0)]).sum(1)
-        extra = {"factor": factor, "coefficient": coefficient, "labels": labels, "points": V}
-    launch = Launch(Tile(32, 64, 32, tma=tma), resident=2)
-    add_product(out, E, V, passes=chosen.passes, depth=len(B), transposed=transposed, launch=launch, **extra)
+        extra = {"factor": factor, "coefficient": coefficient, "labels": labels}
+        extra |= {"points": B.bfloat16() if exact else V, "exact": exact}
+    launch = Launch(Tile(32, 64, 32, tma=tma, flatten=down), resident=2)
+    right = V if down else operand(B.T.contiguous(), chosen.products, chosen.passes)
+    add_product(out, E, right, passes=chosen.passes, depth=len(B), transposed=transposed, down=down, launch=launch, **extra)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("mode", ["tf32", "tf32x3"])
+@given(**sizes, weighted=st.booleans())
+@quick
+def test_float32_products_read_the_transpose(mode, rows, classes, dim, seed, weighted):
+    case = Case(rows, classes, dim, seed, mode)
+    chosen, weight = MODES[mode], case.row_weight if weighted else None
+    found, down = product_operand(case.features, chosen, weight)
+    scaled = case.features if weight is None else case.features * weight[:, None]
+    assert not down
+    assert torch.equal(found, operand(scaled.T.contiguous(), chosen.products, chosen.passes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(**sizes, weighted=st.booleans())
+@quick
+def test_gram_matrix_by_the_library(dtype, rows, classes, dim, seed, weighted):
+    case = Case(rows, classes, dim, seed, "tf32x3")
+    X, weight = case.features.to(dtype), case.row_weight if weighted else None
+    double = X.double() if weight is None else X.double() * weight[:, None].double()
+    torch.testing.assert_close(library_gram(X, weight), X.double().T @ double, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["bf16", "tf32x3"])

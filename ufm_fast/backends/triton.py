@@ -92,7 +92,7 @@ def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> 
     """The same of the squared error: operands and Gram matrices; nothing of size rows x classes."""
     chosen = MODES[_SQUARED_MODE[dtype]]
     single = 0 if dtype == torch.float32 else 4 * (rows + classes) * dim  # float32 copies of H and W
-    return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + gram_bytes(dim) + (1 << 28)
+    return operand_bytes(rows + classes, dim, chosen.products, chosen.passes) + single + gram_bytes(max(rows, classes), dim)
 
 
 @dataclass(frozen=True)
