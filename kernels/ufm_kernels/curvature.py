@@ -32,6 +32,7 @@ def cross_entropy_curvature(log_ratio: Tensor, probability: Tensor) -> Tensor:
     return torch.zeros_like(log_ratio)
 
 
+@torch.no_grad()
 @on_device
 def softmax_hvp(
     features: Tensor,
@@ -179,6 +180,7 @@ class LogitGradient:
         return out - (self.smoothing / self.classes) * (self.row_weight @ Y)
 
 
+@torch.no_grad()
 @on_device
 def logit_gradient(
     features: Tensor,

@@ -40,13 +40,14 @@ def library_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         product = a.float() @ b.float()
         return product if out is None else out.add_(product)
     if a.dtype == torch.float32:
-        with tensor_float32():
+        with tensor_float32(), torch.autocast("cuda", enabled=False):
             return torch.mm(a, b) if out is None else torch.addmm(out, a, b, out=out)
     if out is None:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
 
 
+@torch.no_grad()
 @on_device
 def softmax_value_and_grad(
     features: Tensor,
@@ -125,6 +126,7 @@ def softmax_value_and_grad(
     return finish(every.result(value_fn), smoothing, z, mean)
 
 
+@torch.no_grad()
 @on_device
 def one_pass_value_and_grad(
     features: Tensor,

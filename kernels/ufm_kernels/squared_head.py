@@ -12,6 +12,7 @@ from .segments import Segments, target_logits
 from .squared_error import gram
 
 
+@torch.no_grad()
 @on_device
 def squared_error_value_and_grad(
     features: Tensor,

@@ -940,3 +940,15 @@ def test_every_row_of_the_tile_table_serves_every_architecture():
     assert [architecture_of(x) for x in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 0))] == [80, 80, 90, 100, 80]
     with pytest.raises(ValueError, match=r"8\.0"):
         architecture_of((7, 5))
+
+
+@pytest.mark.parametrize("products", ["triton", "library"])
+def test_parameters_that_want_gradients_leave_the_buffers_alone(products):
+    case = Case(20, 30, 8, 0, "bf16")
+    features, weight = case.features.clone().requires_grad_(), case.weight.clone().requires_grad_()
+    out = [torch.zeros(x.shape, device=DEVICE) for x in (features, weight)]
+    result = head.softmax_value_and_grad(
+        features, weight, None, case.labels[:, 0], case.row_weight, smoothing=0.1, grad_features=out[0],
+        grad_weight=out[1], mode="bf16", products=products,
+    )  # fmt: skip
+    assert not any(x.requires_grad for x in (*out, result.losses))

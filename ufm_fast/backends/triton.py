@@ -138,7 +138,7 @@ class TritonBackend:
     ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when it runs out).
     The last targets' layout and the chunk of each shape are remembered: results do not depend on it, repeated calls do not
     wait for the device, and a solve repeats bit for bit.
-    The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 90 nats.
+    The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 87 nats.
     Errors: InputError for an unknown mode, and by every method for float64 inputs.
     """
 
