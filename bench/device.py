@@ -6,6 +6,7 @@ and its times mean nothing.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from itertools import cycle
@@ -59,12 +60,14 @@ def milliseconds(call: Callable[[], object]) -> float:
 def interleaved(
     calls: dict[str, Callable[[int], object]], seconds: float, most: int, buffers: int = 1, *, warm: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """(milliseconds of every call, reasons of those that failed): one launch of each in turn, rotating through the inputs.
+    """(milliseconds of every call, reasons of failures): one launch of each a round, rotating through the inputs.
+
+    The order changes from round to round: what ran before sets the clock that the card's power limit allows.
 
     As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how long a round takes.
     A call that raises is out from then on, and the others go on. warm: they need no first pass, and run ``most`` times.
     """
-    rotation = cycle(range(buffers))
+    rotation, order = cycle(range(buffers)), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in calls}
     failed: dict[str, str] = {}
 
@@ -79,7 +82,7 @@ def interleaved(
 
     spent = 1e-3 if warm else sum(take(name, 0) for name in calls)
     for _ in range(most if warm else max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
-        for name in list(times):
+        for name in order.sample(list(times), len(times)):
             taken = take(name, next(rotation))
             if name in times:
                 times[name].append(taken)

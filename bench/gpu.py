@@ -3,7 +3,7 @@
     python bench/gpu.py [--minutes 9] [--quick] [--skip-tests] [--out bench/results/gpu]
     python bench/gpu.py --rehearse            on a CPU, at tiny shapes under triton's interpreter: no figures
 
-Protocol: variants are interleaved launch by launch; medians with the 20th and 80th percentile; the same data for all
+Protocol: variants are interleaved launch by launch, in random order; medians, 20th and 80th percentile; the same data for all
 rivals, never zeros, at four stages of collapse; buffers rotate so that the L2 cache does not serve them. Reported are
 TFLOP/s counting the logits and both gradients as 6 N K d, percent of the same run's library products, peak extra
 bytes, and the errors of loss and gradients against float64; for the squared error percent of its floor, which is the
@@ -76,7 +76,7 @@ def plan(quick: bool, rehearse: bool) -> list[Task]:
         ends = [Task("cross-entropy", *s, stage, t) for s in heads for stage in ("start", "terminal") for t in (BF16, FP32)]
         return [*ends, *(Task("squared error", *s, "start", FP32) for s in squared)]
     middle = [(65536, 65536, d) for d in (1024, 512, 128, 64, 4096)]
-    named = [(4096, 128256, 4096), (8192, 256000, 2304)]
+    named = [(4096, 128256, 4096), (8192, 256000, 2304), (16384, 128256, 4096)]
     small = [(16384, 16384, d) for d in (512, 1024, 4096, 128, 64)]
     large = [(262144, 262144, d) for d in (128, 64, 512, 1024, 4096)]
     squared = [Task("squared error", n, n, d, "start", FP32) for n in (65536, 1 << 20) for d in (512, 2048)]
