@@ -82,8 +82,9 @@ def interleaved(
 
     spent = 1e-3 if warm else sum(take(name, 0) for name in calls)
     for _ in range(most if warm else max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
+        index = next(rotation)
         for name in order.sample(list(times), len(times)):
-            taken = take(name, next(rotation))
+            taken = take(name, index)
             if name in times:
                 times[name].append(taken)
     return times, failed

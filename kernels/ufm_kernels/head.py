@@ -25,7 +25,7 @@ NARROW = 128  # columns of features that the one-pass kernels hold
 
 @contextmanager
 def tensor_float32() -> Iterator[None]:
-    """Library products of float32 matrices in tf32, as the kernels take them."""
+    """Library products of float32 matrices in tf32, as the kernels take them: a setting of the whole process meanwhile."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
@@ -103,7 +103,9 @@ def softmax_value_and_grad(
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     of_features, of_weight = who_multiplies(products, mode, features, steps)
-    turned = None if grad_features is None or of_features == "library" else product_operand(weight, chosen)
+    turned = None
+    if grad_features is not None and of_features == "triton":
+        turned = product_operand(weight, chosen) if chosen.products == torch.float32 else (V, True)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     every = Rows.of(z, labels, row_weight)
@@ -178,8 +180,8 @@ def one_pass_value_and_grad(
 
 
 def who_multiplies(products: str | None, mode: str, features: Tensor, steps: object) -> tuple[str, str]:
-    """'triton' or 'library' for dH and for dW."""
-    if products is None and features.is_cuda and steps is None:
+    """'triton' or 'library' for dH and for dW; ours where torch wants deterministic algorithms, for cuBLAS may refuse then."""
+    if products is None and features.is_cuda and steps is None and not torch.are_deterministic_algorithms_enabled():
         return products_for(mode, features.shape[1])
     return (products or "triton",) * 2
 

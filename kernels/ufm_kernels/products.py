@@ -229,8 +229,11 @@ def add_product(
     targets = 0 if labels is None else labels.shape[1]
     launch = launch or Launch.of(kernel_name(transposed, targets, step is not None), A, passes)
     tile = launch.tile
-    if not tile.tma and max(tile.rows, tile.depth) * A.stride(0) >= 2**31:  # offsets inside a tile are 32-bit
-        raise ValueError(f"A: rows of {A.stride(0)} entries are too long for this device's tiles; use fewer classes or halves")
+    if not tile.tma:  # offsets inside a tile are 32-bit
+        for name, matrix, height in (("A", A, max(tile.rows, tile.depth)), ("B", B, max(tile.columns, tile.depth))):
+            if height * matrix.stride(0) >= 2**31:
+                long = f"rows of {matrix.stride(0)} entries are too long for this device's tiles"
+                raise ValueError(f"{name}: {long}; use fewer classes or halves")
     a, b = A, B
     if tile.tma:
         a = descriptor(A, (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth))

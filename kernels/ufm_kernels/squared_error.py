@@ -66,7 +66,7 @@ def gram(X, weight=None, *, launch=None, parts=None):
     if X.element_size() == 8 or (wide and X.is_cuda and not has_float64_cores(X.device)):
         return library_gram(X, weight)
     across = ceil_div(columns, tile.rows)
-    parts = parts or min(parts_for(across), ceil_div(rows, 8 * tile.depth))
+    parts = parts or max(1, min(parts_for(across), ceil_div(rows, 8 * tile.depth)))
     span = ceil_div(ceil_div(rows, parts), tile.depth) * tile.depth
     out = X.new_zeros((parts, columns, columns), dtype=float64_of(X))
     gram_kernel[(across, ceil_div(columns, tile.columns), parts)](
@@ -88,17 +88,32 @@ def gram_bytes(rows: int, columns: int) -> int:
     return 8 * columns**2 * (parts_for(-(-columns // 64)) + 2) + min(2 * 8 * SPAN, 2 * 8 * rows * columns)
 
 
+def block_rows(columns):
+    """Rows of which a copy in float64 takes 128 MiB."""
+    return max(1, SPAN // max(columns, 1))
+
+
+def weighted_sum(X, weight):
+    """X' weight (d,) in float64 for X (rows, d) and weight (rows,), a block of rows at a time."""
+    span = block_rows(X.shape[1])
+    total = X.new_zeros(X.shape[1], dtype=float64_of(X))
+    for part, of_part in zip(X.split(span), weight.split(span), strict=True):
+        total += part.double().T @ of_part.double()
+    return total
+
+
 def library_gram(X, weight=None, *, bands=8):
     """`gram` by library products in float64: bands of the upper triangle, of as many rows at a time as 128 MiB hold."""
     rows, columns = X.shape
     total = X.new_zeros((columns, columns), dtype=float64_of(X))
     height = max(64, ceil_div(columns, bands))
-    span = max(1024, SPAN // max(columns, 1))
+    span = block_rows(columns)
     for first in range(0, rows, span):
         right = X[first : first + span].double()
         left = right if weight is None else right * weight[first : first + span, None]
         for i in range(0, columns, height):
             total[i : i + height, i:].addmm_(left[:, i : i + height].T, right[:, i:])
+        del left, right
     return total.triu() + total.triu(1).T
 
 

@@ -9,7 +9,7 @@ from .operands import mode_named, operand
 from .products import add_product
 from .rows import as_labels
 from .segments import Segments, target_logits
-from .squared_error import gram
+from .squared_error import block_rows, gram, weighted_sum
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def squared_error_value_and_grad(
     classes_gram = gram(weight)
     rows_gram = gram(features) * scale if row_weight is None else gram(features, weights)
     total = weights.double().sum()
-    mean = features.double().T @ weights.double() if bias is not None else None
+    mean = weighted_sum(features, weights) if bias is not None else None
     picked = target_logits(features, weight, bias, column)[:, 0]
     value = (classes_gram * rows_gram).sum() + total - 2 * (weights.double() * picked.double()).sum()
     own = weights[:, None].contiguous()
@@ -65,13 +65,14 @@ def squared_error_value_and_grad(
         product = operand(rows_gram, chosen.products, chosen.passes)
         add_product(grad_weight, W, product, passes=chosen.passes, depth=columns, down=False)
     if bias is not None:
-        shift = weight.double().T @ bias.double()
+        shift = weighted_sum(weight, bias)
         value = value + 2 * (shift @ mean) + total * bias.double().square().sum()
         if need_features:
             grad_features.addr_(weights, shift.float())
         if need_weight:
             grad_weight.addr_(bias.float(), mean.float())
     if grad_bias is not None:
-        grad_bias += ((weight.double() @ mean if mean is not None else 0.0) + total * bias.double()).float()
+        for part, out, own_bias in zip(*(x.split(block_rows(columns)) for x in (weight, grad_bias, bias)), strict=True):
+            out += (part.double() @ mean + total * own_bias.double()).float()
     add_targets(features, column, own, own, grad_weight if need_weight else None, grad_bias, segments, weight.shape[0])
     return value / 2

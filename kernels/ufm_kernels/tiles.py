@@ -1,7 +1,8 @@
 """Which tile every kernel uses, by architecture and operand: the one table that is tuned.
 
-Those of sm_90 for bfloat16 heads and float32 Gram matrices were the fastest of `bench/tune.py` on an H100 and an H200; the rest
-are chosen by resources (registers, shared memory, occupancy of the epilogue). `compile_gate` builds every one.
+Those of sm_90 for bfloat16 heads and float32 Gram matrices were among the fastest of `bench/tune.py` on an H100 and an
+H200, one for all widths but where a row says otherwise. The rest are chosen by resources (registers, shared memory,
+occupancy of the epilogue). `compile_gate` builds every one.
 """
 
 from typing import NamedTuple

@@ -262,12 +262,14 @@ def test_an_objective_over_it():
 
 
 def test_plan_of_a_chunk():
-    assert plan_chunk(100_000, 100_000, "bf16", 80 << 30) == 10624  # 2 GiB
-    assert plan_chunk(100_000, 1_000_000, "bf16", 80 << 30) == 8192
-    assert plan_chunk(100, 100_000, "bf16", 80 << 30) == 100
-    assert plan_chunk(10_000, 1_000_000, "tf32x3", 16 << 30) == 512
-    assert plan_chunk(10_000, 1_000_000, "tf32x3", 1 << 30) == 0
-    assert plan_chunk(10, 100, "bf16", 100) == 0
+    assert plan_chunk(100_000, 64, 100_000, "bf16", 80 << 30) == 10624  # 2 GiB
+    assert plan_chunk(100_000, 64, 1_000_000, "bf16", 80 << 30) == 8192
+    assert plan_chunk(100, 64, 100_000, "bf16", 80 << 30) == 100
+    assert plan_chunk(10_000, 64, 1_000_000, "tf32x3", 16 << 30) == 512
+    assert plan_chunk(10_000, 64, 1_000_000, "tf32x3", 1 << 30) == 0
+    assert plan_chunk(10, 64, 100, "bf16", 100) == 0
+    rows = plan_chunk(50_000_000, 512, 10, "bf16", 80 << 30)  # where the features are most of a row
+    assert rows * (16 * 512 + 32) <= 2 << 30
 
 
 def test_chunk_is_halved_when_memory_runs_out(monkeypatch):

@@ -610,6 +610,10 @@ def test_gram_matrix_by_the_library(dtype, rows, classes, dim, seed, weighted):
     torch.testing.assert_close(library_gram(X, weight), X.double().T @ double, rtol=1e-12, atol=1e-12)
 
 
+def test_gram_matrix_of_no_rows():
+    assert torch.equal(gram(torch.zeros(0, 5, device=DEVICE)), torch.zeros(5, 5, dtype=torch.float64, device=DEVICE))
+
+
 @pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
 @given(**sizes, chunk=st.integers(7, 50), smoothing=st.sampled_from([0.0, 0.1]), targets=st.integers(1, 2))
 @quick

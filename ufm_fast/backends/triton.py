@@ -43,24 +43,27 @@ _SOFTMAX_MODE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "
 _SQUARED_MODE = {torch.bfloat16: "bf16x3", torch.float16: "bf16x3", torch.float32: "tf32x3"}
 
 
-def plan_chunk(rows: int, classes: int, mode: str, free_bytes: int) -> int:
-    """Rows of E at a time: up to 8192, or 2 GiB, in a quarter of the free memory. 0 where not even 128 rows (or all) fit."""
-    a_row = chunk_bytes(1, classes, mode)
+def plan_chunk(rows: int, dim: int, classes: int, mode: str, free_bytes: int) -> int:
+    """Rows of E at a time: up to 8192, or 2 GiB, in a quarter of the free memory. 0 where not even 128 rows (or all) fit.
+
+    Beside its row of E a row takes its features as an operand, and their gradient before it is added.
+    """
+    a_row = chunk_bytes(1, classes, mode) + 16 * dim
     most = free_bytes // 4 // a_row
     wanted = min(rows, max(_MOST_ROWS, _MOST_BYTES // a_row // _LEAST_ROWS * _LEAST_ROWS))
     return wanted if most >= wanted else most - most % _LEAST_ROWS
 
 
-def planned_rows(rows: int, classes: int, mode: str, device: torch.device, *, one_pass: bool) -> int:
+def planned_rows(rows: int, dim: int, classes: int, mode: str, device: torch.device, *, one_pass: bool) -> int:
     """``plan_chunk`` on the device as it is; without the one-pass kernels at least ``_LEAST_ROWS``."""
-    chunk = plan_chunk(rows, classes, mode, free_bytes(device))
+    chunk = plan_chunk(rows, dim, classes, mode, free_bytes(device))
     return min(rows, _LEAST_ROWS) if chunk == 0 and not one_pass else chunk
 
 
 def softmax_plan(rows: int, dim: int, classes: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int]:
     """(rows of a chunk, bytes of ``head``, bytes of ``head_hvp``) beside parameters and gradients, as the backend runs them."""
     mode = _SOFTMAX_MODE[dtype]
-    chunk, second = (planned_rows(rows, classes, mode, device, one_pass=one) for one in (dim <= NARROW, False))
+    chunk, second = (planned_rows(rows, dim, classes, mode, device, one_pass=one) for one in (dim <= NARROW, False))
     sizes = (workspace(rows, dim, classes, dtype, chunk), workspace(rows, dim, classes, dtype, second, second=True))
     return chunk, *sizes
 
@@ -78,7 +81,7 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
         copies += operand_bytes(rows + classes, dim, chosen.logits, chosen.passes)
     if chosen.logits != chosen.products:
         copies += operand_bytes(classes, dim, chosen.products, chosen.passes)
-    if chosen.products == torch.float32:  # and its transpose
+    if chosen.products == torch.float32 and (second or chosen.passes > 1):  # its transpose, unless the library multiplies
         copies += operand_bytes(dim, classes, chosen.products, chosen.passes)
     of_chunk = operand_bytes(chunk or rows, dim, chosen.products, chosen.passes)
     of_chunk += (
@@ -280,7 +283,7 @@ class TritonBackend:
         key = (rows, columns, classes, mode, one_pass, device)
         chunk = self._chunks.get(key, self.chunk)
         if chunk is None:
-            chunk = planned_rows(rows, classes, mode, device, one_pass=one_pass)
+            chunk = planned_rows(rows, columns, classes, mode, device, one_pass=one_pass)
         if device.type == "cuda":
             chunk = _reserve(chunk, columns, classes, mode, device)
         if len(self._chunks) > 256:
