@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast import InputError, Problem, solve
 from ufm_fast import functional as fused
+from ufm_fast.cli import main
 from ufm_fast.nn import UFM, LinearCrossEntropyLoss
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -104,6 +108,36 @@ def test_module_and_solver(loss, device):
     optimiser = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
     optimiser.step(model.closure)
     assert float(model().detach()) == pytest.approx(solution.theory.value, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", ["lbfgs", "newton-cg", "momentum"])
+@pytest.mark.parametrize(
+    ("loss", "bias"), [({"smoothing": 0.1}, "none"), ({"loss": "focal", "gamma": 2.0}, "none"), ({"loss": "pick-all"}, "free")]
+)
+def test_losses_and_methods(loss, bias, method, device):
+    problem = Problem(
+        classes=6, dim=8, counts=[3, 3, 3, 3, 2, 1], bias=bias, lambda_w=0.003, lambda_h=0.003, device=device, dtype="float32",
+        **loss,
+    )  # fmt: skip
+    cpu = solve(dataclasses.replace(problem, device="cpu", dtype="float64"))
+    solution = solve(problem, method=method, max_steps=300)
+    assert solution.point.W.device.type == device
+    assert solution.value == pytest.approx(cpu.value, rel=1e-3 if method == "momentum" else 1e-5)
+    assert solution.certificate.relative_gap < (1.0 if method == "momentum" else 1e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_command_line(device, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    size = ("--classes", "12", "--dim", "16", "--per-class", "3", "--dtype", "float32", "--device", device)
+    assert main(["solve", *size, "--lambda-w", "0.003", "--lambda-h", "0.003", "--no-plots", "--out", "run", "--json"]) == 0
+    solved = json.loads(capsys.readouterr().out)
+    assert main(["metrics", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert found["nc2_classifier"] == pytest.approx(solved["metrics"]["nc2_classifier"], abs=1e-5)
+    assert main(["plan", *size]) == 0
+    assert main(["doctor"]) == 0
 
 
 @pytest.mark.parametrize("device", DEVICES)
