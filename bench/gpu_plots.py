@@ -22,30 +22,32 @@ def shape_of(row: Row) -> tuple[int, int, int]:
 
 
 def roofline(rows: list[Row], path: Path) -> None:
-    """TFLOP/s of 6 N K d against d at the largest square shape in bfloat16, near collapse; the products are the roof."""
+    """TFLOP/s of 6 N K d against d, bfloat16 near collapse, at the N = K of most widths; the products are the roof."""
     import matplotlib.pyplot as plt
 
     rows = [row for row in timed_heads(rows) if row["dtype"] == "torch.bfloat16" and row["stage"] == list(STAGES)[-1]]
-    square = [shape_of(row)[0] for row in rows if row["N"] == row["K"]]
-    if not square:
+    widths: dict[int, set[int]] = {}
+    for row in rows:
+        if row["N"] == row["K"]:
+            widths.setdefault(row["N"], set()).add(row["d"])
+    if not widths:
         return
+    side = max(widths, key=lambda n: (len(widths[n]), n))
     figure, axes = plt.subplots()
     for name in dict.fromkeys(row["contender"] for row in rows):
         mine = sorted(
-            (row["d"], float(row["tflops_6NKd"]))
-            for row in rows
-            if row["contender"] == name and row["N"] == row["K"] == max(square)
+            (row["d"], float(row["tflops_6NKd"])) for row in rows if row["contender"] == name and row["N"] == row["K"] == side
         )
         if mine:
             axes.plot(*zip(*mine, strict=True), "--" if name == PRODUCTS else "o-", label=name)
-    axes.set(xscale="log", xlabel="feature width d", ylabel="TFLOP/s of 6 N K d", title=f"N = K = {max(square)}")
+    axes.set(xscale="log", xlabel="feature width d", ylabel="TFLOP/s of 6 N K d", title=f"N = K = {side}")
     axes.legend(fontsize=6)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
 def ratios(rows: list[Row], path: Path) -> None:
-    """Every rival's time over our best one in the same dtype and stage, shape by shape."""
+    """Every rival's time over our best one in the same dtype and stage, shape by shape; hollow in float32."""
     import matplotlib.pyplot as plt
 
     rows = timed_heads(rows)
@@ -53,14 +55,18 @@ def ratios(rows: list[Row], path: Path) -> None:
     rivals = [name for name in dict.fromkeys(str(row["contender"]) for row in rows) if not name.startswith(OURS)]
     figure, axes = plt.subplots(figsize=(9, 4))
     for name in rivals:
-        points = []
+        points: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
         for row in rows:
             alike = [x for x in rows if all(x[key] == row[key] for key in ("N", "K", "d", "stage", "dtype"))]
             ours = [float(x["ms"]) for x in alike if str(x["contender"]).startswith(OURS)]
             if row["contender"] == name and ours:
-                points.append((shapes.index(shape_of(row)), float(row["ms"]) / min(ours)))
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", label=name)
+                single = row["dtype"] == "torch.float32"
+                points[single].append((shapes.index(shape_of(row)), float(row["ms"]) / min(ours)))
+        colour = f"C{rivals.index(name)}"
+        for single, found in points.items():
+            if found:
+                fill = "none" if single else colour
+                axes.plot(*zip(*found, strict=True), "o", color=colour, markerfacecolor=fill, label=None if single else name)
     axes.axhline(1.0, color="black", linewidth=0.5)
     axes.set_xticks(range(len(shapes)), [f"{n}\n{k}\n{d}" for n, k, d in shapes], fontsize=6)
     axes.set(yscale="log", ylabel="time over our best", xlabel="N, K, d")
