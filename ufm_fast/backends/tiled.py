@@ -28,6 +28,7 @@ from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatisti
 from ufm_fast.losses import SoftmaxLoss
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
+_SMALL_BYTES = 1 << 20  # is had without asking what is free, which takes as long as such a head's products
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
 _LEVEL = 8.0  # nats: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
 
@@ -58,9 +59,12 @@ def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buf
     """Rows of a chunk: 24 MiB of exponentials stay near the cache; but 528 rows keep the products efficient, up to 132 MiB.
 
     Never more than an eighth of the free memory, and at least 32 rows (a product of fewer is slow) where that allows it.
-    With ``buffers`` the bounds are on all of them together. The padding of ``buffer_bytes`` is within the bounds.
+    With ``buffers`` the bounds are on all of them together. The padding of ``buffer_bytes`` is within the bounds. What fits
+    1 MiB is one chunk, whatever is free.
     """
     row, rows = classes * itemsize * buffers, max(rows, 1)
+    if _stride(rows) * row <= _SMALL_BYTES:
+        return rows
     # The power of two below: what is free changes from call to call, the chunks and so the last bits should not.
     most = 1 << max(1, available_bytes(device) // 8 // row).bit_length() - 1
     limit = min(max(_NEAR_BYTES // row, min(_EFFICIENT_ROWS, _FAR_BYTES // row), 32), most)
