@@ -10,7 +10,6 @@ float64. `wall` is the step as a caller sees it; where it is much more than the 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 from common import write_csv
-from device import CUDA, DEVICE, forget, milliseconds, reason, with_peak
+from device import CUDA, DEVICE, arguments, forget, milliseconds, reason, with_peak
 from oracle import data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,14 +87,7 @@ def profiled(call: Callable[[], object]) -> list[dict[str, object]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rehearse", action="store_true", help="a tiny shape under the interpreter, without CUDA")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "breakdown")
-    chosen = parser.parse_args()
-    if chosen.rehearse == CUDA:
-        print("bench/breakdown.py needs a CUDA device; --rehearse is for a CPU.", file=sys.stderr)
-        return 2
-    if chosen.rehearse:
-        os.environ["TRITON_INTERPRET"] = "1"
+    chosen = arguments(parser, "breakdown")
     plan = [(*head[:1], head[1:], "head") for head in (TINY if chosen.rehearse else HEADS)]
     plan += [("", shape, "squared error") for shape in (TINY_SQUARED if chosen.rehearse else SQUARED)]
     rows: list[dict[str, object]] = []

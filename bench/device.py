@@ -6,16 +6,31 @@ and its times mean nothing.
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
 import time
 from collections.abc import Callable
 from itertools import cycle
+from pathlib import Path
 
 import torch
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 FEWEST = 3  # rounds, however long a call takes
+
+
+def arguments(parser: argparse.ArgumentParser, out: str) -> argparse.Namespace:
+    """What a script for a device was asked, with --rehearse and --out; exit status 2 where the machine is not for it."""
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU, under the interpreter: no figures")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / out, help="stem of what it writes")
+    chosen = parser.parse_args()
+    if chosen.rehearse == CUDA:
+        parser.exit(2, "--rehearse is for a CPU\n" if CUDA else f"{parser.prog} needs a CUDA device; torch sees none here\n")
+    if chosen.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+    return chosen
 
 
 def free_bytes() -> int:
@@ -80,8 +95,11 @@ def interleaved(
             forget()
             return 0.0
 
-    spent = 1e-3 if warm else sum(take(name, 0) for name in calls)
-    for _ in range(most if warm else max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))):
+    rounds = most
+    if not warm:
+        spent = sum(take(name, 0) for name in calls)
+        rounds = max(min(FEWEST, most), min(most, int(1e3 * seconds / max(spent, 1e-3))))
+    for _ in range(rounds):
         index = next(rotation)
         for name in order.sample(list(times), len(times)):
             taken = take(name, index)

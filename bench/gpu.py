@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import torch
 from common import environment
-from device import CUDA, DEVICE, forget, free_bytes, interleaved, milliseconds, reason, usable, with_peak
+from device import CUDA, DEVICE, arguments, forget, free_bytes, interleaved, milliseconds, reason, usable, with_peak
 from gpu_plots import PRODUCTS, draw, fused_or_library
 from oracle import STAGES, data, errors, reference, squared_reference
 from torch import Tensor
@@ -104,19 +104,17 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"ms": statistics.median(values), "p20_ms": quantile(values, 0.2), "p80_ms": quantile(values, 0.8)}
 
 
-def chunk_for(K: int, free: int) -> int:
-    """Rows of bfloat16 E: 8192, or 2 GiB, in at most a quarter of what is free."""
-    return int(max(1024, min(max(8192, (1 << 30) // K), free // 4 // (2 * K)) // 1024 * 1024))
-
-
 def head_rows(task: Task, most: int) -> Iterator[dict]:
     """Check and time every contender at one shape and stage."""
     import peers
 
+    from ufm_fast.backends.triton import plan_chunk
+
     _, N, K, d, stage, dtype = task
-    chunk = chunk_for(K, free_bytes())
+    chunk = plan_chunk(N, d, K, "bf16", free_bytes())
     found, missing = peers.contenders(MODES[dtype], d, chunk)
-    if (N, K, d) == MILLION:  # the question there is whether a step can be had; rivals are compared where they are quick
+    million = (N, K, d) == MILLION  # a pass in float64 would take minutes, one of ours takes ten seconds
+    if million:  # the question there is whether a step can be had; rivals are compared where they are quick
         found = {name: found[name] for name in (f"{peers.OURS} bf16", PRODUCTS)}
     elif N * K <= 1 << 28 and dtype == BF16 and CUDA:  # launches dominate
         found = {f"{peers.OURS} bf16, captured": peers.captured(found[f"{peers.OURS} bf16"]), **found}
@@ -126,7 +124,6 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
     inputs = [data(N, K, d, STAGES[stage], dtype, DEVICE)]
     copies = 3 if 3 * (N + K) * d * dtype.itemsize < free_bytes() // 8 else 1
     inputs += [tuple(x.clone() for x in inputs[0]) for _ in range(copies - 1)]
-    million = (N, K, d) == MILLION  # where a pass in float64 would take minutes, and one of ours takes ten seconds
     expected = reference(*inputs[0], sweep=not million)
     records: dict[str, dict] = {}
     calls: dict[str, Callable[[int], object]] = {}
@@ -309,17 +306,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no task that would end later than this")
     parser.add_argument("--quick", action="store_true", help="two small shapes, two stages, few rounds")
-    parser.add_argument("--rehearse", action="store_true", help="tiny shapes under the interpreter, without CUDA")
     parser.add_argument("--skip-tests", action="store_true", help="time without the value tests")
     parser.add_argument("--tests-failed", action="store_true", help=argparse.SUPPRESS)  # in the process that this one replaced
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu", help="stem of the CSV and plots")
-    chosen = parser.parse_args()
+    chosen = arguments(parser, "gpu")
     deadline = time.monotonic() + 60 * chosen.minutes
-    if chosen.rehearse == CUDA:
-        print("--rehearse is for a CPU" if CUDA else "bench/gpu.py needs a CUDA device; torch sees none here", file=sys.stderr)
-        return 2
-    if chosen.rehearse:
-        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
     passed = not chosen.tests_failed and (chosen.skip_tests or chosen.rehearse or device_tests())
     table = chosen.out.with_suffix(".csv")
     few = 1 if chosen.rehearse else 3 if chosen.quick else 25

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from common import write_csv
-from device import CUDA, DEVICE, interleaved, milliseconds
+from device import CUDA, DEVICE, arguments, interleaved, milliseconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
@@ -162,13 +162,11 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 def tune(kernel: str, d: int, tiles: list[Tile], shape: tuple[int, int]) -> list[dict[str, object]]:
     """Rows of the table: every tile once, then the best five and the present one again, side by side."""
     from ufm_kernels.launch import Launch
-    from ufm_kernels.off_target import DEEP
+    from ufm_kernels.off_target import kernel_name
 
     case = Case(kernel, shape, d)
-    table = {"forward": "one_pass", "weight": "one_pass_weight"}.get(kernel, kernel)
-    present = Launch.of(
-        "off_target_deep" if kernel == "off_target" and d >= DEEP else table, case.X if kernel == "gram" else case.H
-    )
+    table = {"off_target": kernel_name(1, 1, 2, d, False), "forward": "one_pass", "weight": "one_pass_weight"}
+    present = Launch.of(table.get(kernel, kernel), case.X if kernel == "gram" else case.H)
     wanted = case.result(present)
     common = {"kernel": kernel, "rows": shape[0], "classes": shape[1], "d": d}
     rows, good = [], {}
@@ -203,14 +201,7 @@ def main() -> int:
     parser.add_argument("--kernels", default=",".join(KERNELS))
     parser.add_argument("--widths", default="512,1024,4096")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 4), help="compiling processes")
-    parser.add_argument("--rehearse", action="store_true", help="tiny shapes under the interpreter, without CUDA")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tiles")
-    chosen = parser.parse_args()
-    if chosen.rehearse == CUDA:
-        print("bench/tune.py needs a CUDA device of capability 9.0 or newer; --rehearse is for a CPU.", file=sys.stderr)
-        return 2
-    if chosen.rehearse:
-        os.environ["TRITON_INTERPRET"] = "1"
+    chosen = arguments(parser, "tiles")
     began, rows = time.monotonic(), []
     kernels = chosen.kernels.split(",")
     tiles = {kernel: candidates(kernel)[:2] if chosen.rehearse else candidates(kernel) for kernel in kernels}

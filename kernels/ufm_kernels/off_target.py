@@ -102,11 +102,13 @@ def off_target_kernel(
 DEEP = 2048  # columns of features from which the product hides the epilogue
 
 
-def kernel_name(passes, targets, size, depth):
+def kernel_name(passes, targets, size, depth, biased):
     """The row of the tile table: the plain case is one bf16 half of E and one target."""
     if passes != 1 or targets != 1 or size != 2:
         return "off_target_wide"
-    return "off_target_deep" if depth >= DEEP else "off_target"
+    if depth < DEEP:
+        return "off_target"
+    return "off_target_deep_biased" if biased else "off_target_deep"
 
 
 @on_device
@@ -125,7 +127,7 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, int
     check_written(E=E)
     H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
     rows, depth = H.shape[0], H.shape[1] // (1 if passes == 1 else 2)
-    launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size(), depth), H, passes)
+    launch = launch or Launch.of(kernel_name(passes, labels.shape[1], E.element_size(), depth, bias is not None), H, passes)
     tile = launch.tile
     width = E.shape[1] // (1 if passes == 1 else 2)
     across = ceil_div(width, tile.columns)

@@ -59,7 +59,7 @@ def squared_error_value_and_grad(
         product = operand(classes_gram, chosen.products, chosen.passes)
         add_product(
             grad_features, H, product, passes=chosen.passes, depth=columns, down=False, factor=weights,
-            coefficient=own, labels=column, points=weight.contiguous(), exact=True,
+            coefficient=own, labels=column, points=weight, exact=True,
         )  # fmt: skip
     if need_weight:
         product = operand(rows_gram, chosen.products, chosen.passes)

@@ -46,6 +46,12 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=True),
         100: Tile(128, 128, 64, 4, 4, tma=True),
     },
+    # And with a bias, whose columns take registers too.
+    ("off_target_deep_biased", 16): {
+        80: Tile(128, 128, 32, 8, 4),
+        90: Tile(256, 128, 64, 8, 3, tma=True, flatten=True, split=True),
+        100: Tile(128, 128, 64, 4, 4, tma=True),
+    },
     # E in fp32 or split, or several targets: the epilogue holds more of the tile at once.
     ("off_target_wide", 16): {
         80: Tile(64, 128, 32, 8, 4),

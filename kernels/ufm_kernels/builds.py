@@ -1,0 +1,279 @@
+"""What the compile gate builds: every kernel with the types, constants and tiles that the drivers launch it with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .off_target import DEEP, kernel_name
+from .products import kernel_name as product_name
+from .tiles import SHARED_MEMORY, Tile, tile_for
+
+TENSOR_CORE = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel with one set of types and constants. `types` maps runtime arguments to triton type strings."""
+
+    name: str
+    kernel: str
+    architecture: int
+    tile: Tile
+    types: dict[str, str]
+    constants: dict[str, object]
+    tensor_core: str = ""
+    aligned: tuple[str, ...] = field(
+        default=("depth", "columns", "width", "span", "stride", "stride_a", "stride_b", "stride_points")
+    )
+
+
+def described(element: str, tile: Tile, block: tuple[int, int]) -> str:
+    """The type of a matrix argument: a descriptor with its block, or a pointer."""
+    return f"tensordesc<{element}[{block[0]}, {block[1]}]>" if tile.tma else f"*{element}"
+
+
+def blocks(tile: Tile) -> dict[str, object]:
+    """The constants of a tiled kernel."""
+    return {
+        "TMA": tile.tma, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth, "GROUP": tile.group,
+    }  # fmt: skip
+
+
+# Mode -> operand of the logits, element of E and of its products, passes.
+MODES = {
+    "bf16": ("bf16", "bf16", 1),
+    "fp16": ("fp16", "fp32", 1),
+    "tf32": ("fp32", "fp32", 1),
+    "bf16x3": ("bf16", "bf16", 3),
+    "fp16x3": ("fp16", "bf16", 3),
+    "tf32x3": ("fp32", "fp32", 3),
+}
+
+
+def tile_of(kernel: str, element: str, architecture: int, passes: int = 1) -> Tile:
+    return tile_for(kernel, 32 if element == "fp32" else 16, architecture, passes)
+
+
+def off_target_builds(architecture: int) -> Iterator[Build]:
+    for mode, (operand, stored, passes) in MODES.items():
+        size = 4 if stored == "fp32" else 2
+        depths = (64, DEEP) if mode == "bf16" else (64,)
+        single = [(1, bias, flag, depth) for bias in (False, True) for flag in (False, True) for depth in depths]
+        for targets, bias, flag, depth in (*single, (32, True, False, 64)):
+            tile = tile_of(kernel_name(passes, targets, size, depth, bias), operand, architecture, passes)
+            types = {
+                "H": described(operand, tile, (tile.rows, tile.depth)),
+                "W": described(operand, tile, (tile.columns, tile.depth)),
+                "bias": "*fp32", "offset": "*fp32", "labels": "*i32", "flag": "*i32",
+                "E": described(stored, tile, (tile.rows, tile.columns // (1 + tile.split))), "statistics": "*fp32",
+                "rows": "i32", "classes": "i32", "depth": "i32", "stride": "i32",
+            }  # fmt: skip
+            constants = {
+                "TARGETS": targets, "BIAS": bias, "FLAG": flag, "SINGLE": stored == "fp32", "PASSES": passes,
+                "FLATTEN": tile.flatten, "SPLIT": tile.split, **blocks(tile),
+            }  # fmt: skip
+            options = "".join(f"/{name}" for name, on in (("bias", bias), ("flag", flag), ("deep", depth == DEEP)) if on)
+            name = f"off_target/{mode}/targets={targets}{options}"
+            yield Build(name, "off_target.off_target_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def product_builds(architecture: int) -> Iterator[Build]:
+    for mode, (_, stored, passes) in MODES.items():
+        if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
+            continue
+        usual = stored != "fp32"
+        for transposed, targets, step, down, exact in (
+            (False, 1, False, usual, False), (False, 32, False, usual, False), (False, 0, False, usual, False),
+            (True, 0, False, usual, False), (False, 1, True, usual, False), (False, 32, True, usual, False),
+            (True, 0, True, usual, False), (False, 0, False, False, True), (False, 1, False, False, True),
+        ):  # fmt: skip
+            tile = tile_of(product_name(transposed, targets, step), stored, architecture, passes)
+            left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
+            right = (tile.depth, tile.columns) if down else (tile.columns, tile.depth)
+            types = {
+                "A": described(stored, tile, left), "B": described(stored, tile, right),
+                "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
+                "points": "*fp32" if exact else f"*{stored}",
+                "current": "*fp32", "velocity": "*fp32", "updated": "*fp32", "settings": "*fp32",
+                "rows": "i32", "columns": "i32", "classes": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
+                "stride_points": "i32",
+            }  # fmt: skip
+            constants = {
+                "TRANSPOSED": transposed, "DOWN": down, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes,
+                "PAIRS": passes == 3 and not exact, "STEP": step,
+                "FLATTEN": tile.flatten, **blocks(tile),
+            }  # fmt: skip
+            kind = "transposed" if transposed else f"targets={targets}"
+            name = f"product/{mode}/{kind}{'/step' if step else ''}{'/exact' if exact else ''}"
+            yield Build(name, "products.product_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def epilogue_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(16, 128, 0, 4, 2)
+    for stored in ("bf16", "fp32"):
+        for targets in (1, 32):
+            types = {
+                "product": "*fp32", "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
+                "points": f"*{stored}", "rows": "i32", "columns": "i32", "classes": "i32", "stride": "i32",
+            }  # fmt: skip
+            constants = {"TARGETS": targets, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+            name = f"epilogue/{stored}/targets={targets}"
+            yield Build(name, "products.epilogue_kernel", architecture, tile, types, constants)
+
+
+def one_pass_builds(architecture: int) -> Iterator[Build]:
+    for mode, (operand, stored, passes) in MODES.items():
+        for depth, targets in ((64, 1), (128, 32)):
+            of_rows, of_classes = (tile_of(name, stored, architecture, passes) for name in ("one_pass", "one_pass_weight"))
+            common = {"bias": "*fp32", "offset": "*fp32", "labels": "*i32", "out": "*fp32", **SIZES}
+            matrices = {"H": f"*{operand}", "W": f"*{operand}"}
+            constants = {
+                "TARGETS": targets, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, "D": depth,
+            }  # fmt: skip
+            forward = {**matrices, "V": f"*{stored}", "flag": "*i32", "statistics": "*fp32", **common}
+            weight = {**matrices, "X": f"*{stored}", "factor": "*fp32", "sums": "*fp32", **common}
+            yield Build(
+                f"one_pass/{mode}/d={depth}/forward", "one_pass.forward_kernel", architecture, of_rows, forward,
+                {**constants, "FLAG": True, "BLOCK_M": of_rows.rows, "BLOCK_N": of_rows.columns},
+                TENSOR_CORE[architecture],
+            )  # fmt: skip
+            yield Build(
+                f"one_pass/{mode}/d={depth}/weight", "one_pass.weight_kernel", architecture, of_classes, weight,
+                {**constants, "BLOCK_M": of_classes.rows, "BLOCK_N": of_classes.columns}, TENSOR_CORE[architecture],
+            )  # fmt: skip
+
+
+SIZES = {"rows": "i32", "classes": "i32", "depth": "i32", "width": "i32", "span": "i32"}
+
+
+def gram_builds(architecture: int) -> Iterator[Build]:
+    for element, weight in (("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)):
+        wide = element == "fp32"
+        if not (wide and architecture == 100):  # no float64 product there in this compiler: the library's is used
+            tile = tile_of("gram", element, architecture)
+            types = {
+                "X": f"*{element}", "weight": "*fp32", "out": "*fp64", "rows": "i32", "columns": "i32", "stride": "i32",
+                "span": "i32",
+            }  # fmt: skip
+            constants = {"WIDE": wide, "WEIGHT": weight, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
+            core = "mma.sync" if wide else TENSOR_CORE[architecture]
+            name = f"gram/{element}/{'float64' if wide else 'promoted'}{'/weighted' if weight else ''}"
+            yield Build(name, "squared_error.gram_kernel", architecture, tile, types, constants, core)
+
+
+def nearest_builds(architecture: int) -> Iterator[Build]:
+    for element in ("bf16", "fp16", "fp32"):
+        tile = tile_of("nearest", element, architecture)
+        types = {
+            "Q": f"*{element}", "C": f"*{element}", "bias": "*fp32", "labels": "*i32", "best": "*i32",
+            "moments": "*fp32", "rows": "i32", "classes": "i32", "depth": "i32", "span": "i32", "center": "fp32",
+        }  # fmt: skip
+        constants = {"BIAS": True, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
+        name = f"nearest/{element}"
+        yield Build(name, "nearest.nearest_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def matvec_builds(architecture: int) -> Iterator[Build]:
+    for mode, (operand, _, passes) in MODES.items():
+        tile = tile_of("matvec", operand, architecture, passes)
+        for transposed in (False, True):
+            types = {
+                "A": f"*{operand}", "B": f"*{operand}", "X": "*fp32", "bias": "*fp32", "offset": "*fp32",
+                "labels": "*i32", "out": "*fp32", "rows": "i32", "columns": "i32", "depth": "i32", "span": "i32",
+            }  # fmt: skip
+            constants = {
+                "TRANSPOSED": transposed, "TARGETS": 32, "BIAS": True, "PASSES": passes, "VECTORS": 16,
+                "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth,
+            }  # fmt: skip
+            name = f"matvec/{mode}{'/transposed' if transposed else ''}"
+            kernel = "matvec.logit_product_kernel"
+            yield Build(name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def hvp_builds(architecture: int) -> Iterator[Build]:
+    for mode, (operand, stored, passes) in MODES.items():
+        if mode == "fp16x3":  # Hessian products run in bf16x3 there
+            continue
+        tile = tile_of("hvp", operand, architecture, passes)
+        left = described(operand, tile, (tile.rows, tile.depth))
+        right = described(operand, tile, (tile.columns, tile.depth))
+        types = {
+            "H": left, "W": right, "dH": left, "dW": right, "db": "*fp32", "base": "*fp32", "slope": "*fp32",
+            "curvature": "*fp32", "E": f"*{stored}", "sums": "*fp32",
+            "rows": "i32", "classes": "i32", "depth": "i32", "stride": "i32",
+        }  # fmt: skip
+        constants = {"BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, **blocks(tile)}
+        yield Build(f"hvp/{mode}", "hvp.hvp_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def segment_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(16, 128, 128, 4, 2)
+    for element in ("bf16", "fp16", "fp32"):
+        types = {
+            "H": f"*{element}", "W": f"*{element}", "bias": "*fp32", "labels": "*i32", "out": "*fp32", "rows": "i32",
+            "columns": "i32", "classes": "i32", "stride_h": "i32", "stride_w": "i32",
+        }  # fmt: skip
+        constants = {"TARGETS": 1, "BIAS": True, "BLOCK_M": 16, "BLOCK_K": 128}
+        yield Build(f"target_logits/{element}", "segments.target_logits_kernel", architecture, tile, types, constants)
+        types = {
+            "H": f"*{element}", "weight": "*fp32", "order": "*i64", "starts": "*i64", "out": "*fp32",
+            "columns": "i32", "classes": "i32", "stride": "i32", "scale": "fp32",
+        }  # fmt: skip
+        for span in (128, 512):
+            constants = {"TARGETS": 1, "SPLITS": 16, "BLOCK_M": 2048 // span, "BLOCK_N": span}
+            name = f"class_sums/{element}/{span}"
+            yield Build(name, "segments.class_sums_kernel", architecture, tile, types, constants)
+
+
+def row_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(32, 64, 0, 4, 2)
+    for targets in (1, 32):
+        common = {
+            "statistics": "*fp32", "z": "*fp32", "labels": "*i32", "mean": "*fp32", "offset": "*fp32",
+            "rows": "i32", "tiles": "i32",
+        }  # fmt: skip
+        constants: dict[str, object] = {"TARGETS": targets, "BLOCK": tile.rows, "SPAN": tile.columns}
+        types = {**common, "flag": "*i32"}
+        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, types, constants)
+        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32", "plane": "i32"}
+        constants = {**constants, "ROUNDED": True}
+        yield Build(f"rows/finish/targets={targets}", "row_sums.finish_kernel", architecture, tile, types, constants)
+
+
+def prepare_builds(architecture: int) -> Iterator[Build]:
+    tile = Tile(16, 128, 0, 4, 2)
+    for element in ("bf16", "fp16", "fp32", "fp64"):
+        for stored, halves, weight, turned in (
+            ("bf16", 1, True, False),
+            ("bf16", 2, True, False),
+            ("fp16", 2, False, False),
+            ("fp32", 1, False, False),
+            ("fp32", 2, True, False),
+            ("fp32", 2, True, True),
+        ):
+            height, span = (32, 64) if turned else (16, 128)
+            types = {
+                "X": f"*{element}", "weight": "*fp32", "out": f"*{stored}", "rows": "i32", "columns": "i32",
+                "width": "i32", "stride": "i32",
+            }  # fmt: skip
+            constants = {"WEIGHT": weight, "HALVES": halves, "TURNED": turned, "BLOCK_M": height, "BLOCK_N": span}
+            name = f"prepare/{element}/{stored}/halves={halves}{'/turned' if turned else ''}"
+            yield Build(name, "prepare.prepare_kernel", architecture, tile, types, constants)
+
+
+def weighted_sums_builds(architecture: int) -> Iterator[Build]:
+    types = {
+        "E": "*bf16", "weight": "*fp32", "out": "*fp32", "rows": "i32", "classes": "i32", "stride": "i32",
+    }  # fmt: skip
+    for element in ("bf16", "fp32"):
+        for transposed, halves, block, span in ((True, 1, 64, 64), (False, 2, 16, 256)):
+            tile = Tile(block, span, 0, 4, 2)
+            constants = {"TRANSPOSED": transposed, "HALVES": halves, "BLOCK": block, "SPAN": span}
+            name = f"weighted_sums/{element}/{'transposed' if transposed else 'rows'}"
+            stored = {**types, "E": f"*{element}"}
+            yield Build(name, "products.weighted_sums_kernel", architecture, tile, stored, constants)
+
+
+def all_builds(architectures=tuple(SHARED_MEMORY)) -> list[Build]:
+    """Every kernel x configuration of the table."""
+    makers = [value for name, value in globals().items() if name.endswith("_builds") and name != "all_builds"]
+    return [build for architecture in architectures for maker in makers for build in maker(architecture)]
