@@ -60,8 +60,8 @@ def squared_steps(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]
         return double.T @ double
 
     steps: dict[str, Callable[[], object]] = {mode: (lambda mode=mode: step(mode)) for mode in ("bf16x3", "tf32x3")}
-    steps |= {f"gram library, {n} bands": (lambda n=n: library_gram(features, bands=n)) for n in (4,)}
-    return steps | {"gram triton": lambda: gram(features), "gram library, whole": square}
+    grams = {"triton": lambda: gram(features), "library": lambda: library_gram(features), "library, whole": square}
+    return steps | {f"gram {name}": call for name, call in grams.items()}
 
 
 def profiled(call: Callable[[], object]) -> list[dict[str, object]]:

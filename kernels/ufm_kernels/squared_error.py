@@ -102,11 +102,11 @@ def weighted_sum(X, weight):
     return total
 
 
-def library_gram(X, weight=None, *, bands=8):
-    """`gram` by library products in float64: bands of the upper triangle, of as many rows at a time as 128 MiB hold."""
+def library_gram(X, weight=None):
+    """`gram` by library products in float64: eight bands of the upper triangle, of as many rows at a time as 128 MiB hold."""
     rows, columns = X.shape
     total = X.new_zeros((columns, columns), dtype=float64_of(X))
-    height = max(64, ceil_div(columns, bands))
+    height = max(64, ceil_div(columns, 8))
     span = block_rows(columns)
     for first in range(0, rows, span):
         right = X[first : first + span].double()
