@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from test_solvers import CASES, build
 from ufm_fast import Point, Problem, solve
 from ufm_fast.losses import Focal
 from ufm_fast.objective import Objective
+from ufm_fast.theory import NO_BIAS, closed_form, focal_gap, focal_minimum
 from ufm_fast.theory import certificate as certificate_module
-from ufm_fast.theory import closed_form, focal_gap, focal_minimum
 from ufm_fast.theory.certificate import certify
 from ufm_fast.theory.following import balanced_bound, following_bound
 from ufm_fast.theory.operator_norm import dense_norm, split_norm
+from ufm_fast.theory.squared_error import mse_bound
 
 
 @pytest.mark.parametrize("loss", ["ce", "pick-all", "focal"])
@@ -229,6 +231,45 @@ def test_squared_error_bound_stays_below_a_minimum_of_the_size_of_rounding(lam, 
         assert certificate.lower_bound <= least.value * (1 + 1e-13)
         assert certificate.value >= least.value * (1 - 1e-13)
         assert certificate.kind == "exact"
+
+
+@pytest.mark.parametrize("bias", ["none", "penalised", "free"])
+@pytest.mark.parametrize(("lam", "counts"), [(1e-9, [7, 4, 2, 1]), (1e-10, [3, 3, 3, 3]), (1e-10, [9, 0, 2, 2])])
+def test_squared_error_gap_is_closed_where_residuals_are_rounding(lam, counts, bias):
+    """The gradient of a point whose logits are right to 1e-16 is right to 1e-16 / lambda only: the best dual rows are known."""
+    lambda_b = 1e-3 if bias == "penalised" else 0.0
+    problem = Problem(counts=counts, dim=6, loss="mse", bias=bias, lambda_w=lam, lambda_h=lam, lambda_b=lambda_b)
+    assert solve(problem, metrics=False).certificate.relative_gap <= 1e-12
+
+
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=2, max_size=8).filter(any),
+    level=st.floats(1e-3, 2.0),
+    bias=st.sampled_from(["none", "penalised", "free"]),
+    lambda_b=st.floats(1e-6, 10.0),
+)
+@settings(max_examples=80, deadline=None)
+def test_two_proofs_of_the_squared_error_agree_at_its_minimum(counts, level, bias, lambda_b):
+    """The gradient of the minimiser and the dual rows of theory prove the same bound; neither lies above the value."""
+    mu = level * max(counts) ** 0.5 / sum(counts)
+    lambda_b = lambda_b if bias == "penalised" else 0.0
+    problem = Problem(counts=counts, dim=9, loss="mse", bias=bias, lambda_w=mu, lambda_h=mu, lambda_b=lambda_b)
+    solution = solve(problem, metrics=False)
+    with patch.object(certificate_module, "mse_bound", lambda *_: -math.inf):
+        of_gradient = certify(problem, Objective(problem).rows, solution.point)
+    known = mse_bound(problem.counts, mu, mu, {"none": NO_BIAS}.get(bias, lambda_b))
+    assert known <= solution.value
+    assert known == pytest.approx(of_gradient.lower_bound, rel=1e-7, abs=1e-13)
+
+
+def test_one_class_alone_is_fitted_by_a_free_bias_exactly():
+    problem = Problem(counts=[0, 20, 0], dim=4, loss="mse", bias="free")
+    for start in ("spectral", "normal"):
+        solution = solve(problem, start=start)
+        assert (solution.value, solution.gradient_norm, solution.certificate.relative_gap) == (0.0, 0.0, 0.0)
+        assert solution.certificate.certified
+    frozen = solve(replace(problem, freeze="w"), metrics=False)
+    assert float(frozen.point.W.norm()) > 0.0
 
 
 def test_norms():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -152,6 +153,7 @@ def solve(
                 first_step=first_step, previous_seconds=previous_seconds,
             )  # fmt: skip
             start = start if initial is None else "given"
+            run = _fitted_by_bias(objective, run)
         return _solution(
             objective, run, method if method != "auto" else f"auto: {solver.name}", start, theory, certificate, metrics,
             pairwise, first_step, previous_seconds,
@@ -172,6 +174,18 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
     x = objective.from_model(W.to(device), H.to(device), None if b is None else b.to(device))
     found = objective.value_and_grad(x)
     return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
+
+
+def _fitted_by_bias(objective: Objective, run: Run) -> Run:
+    """One class, squared error, free bias: once solved, the minimum itself, for no value is near its 0 relatively."""
+    problem = objective.problem
+    alone = problem.loss.name == "mse" and problem.bias == "free" and int((problem.counts > 0).sum()) == 1
+    if not alone or problem.freeze is not None or not run.outcome.success:
+        return run
+    x = run.state.point.zeros()
+    assert x.b is not None
+    exact = replace(x, b=torch.where(problem.counts > 0, 1.0, 0.0).to(x.b))
+    return replace(run, state=State(exact, objective.value_and_grad(exact)))
 
 
 def _given_start(objective: Objective, point: Point) -> Point:

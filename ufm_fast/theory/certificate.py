@@ -9,7 +9,8 @@ a row's loss in its logits. Any theta in [0, 1] with theta |G| <= mu, G having r
     focal (through phi(u), u the log off-target mass, made convex beyond the point where its slope c reaches 1; with a
     bias and up to 1,024 classes also, without that envelope, by rows that follow the bias: `following`)
                                LB = sum_r (n_r/N) [theta c_r Entropy(E_r/s_r) - phi*(theta c_r)]
-    squared error              LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample)
+    squared error              LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample; or the best
+                               G of all, which is known: `squared_error.mse_bound`)
 
 Without a bias the rows of G may change their signs, since |G| does not. Then no envelope of the focal loss is needed, for
 <-S theta G, Z> <= mu |Z|_* with signs S leaves each row its own global minimum over one number, and theta may exceed 1:
@@ -41,9 +42,11 @@ from ufm_fast.losses import Focal, SoftmaxLoss
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
+from ufm_fast.theory.arguments import NO_BIAS
 from ufm_fast.theory.focal import Rise, phi
 from ufm_fast.theory.following import MOST_CLASSES, balanced_bound, following_bound
 from ufm_fast.theory.operator_norm import NormBound, dense_norm, split_norm
+from ufm_fast.theory.squared_error import mse_bound
 
 #: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
 EXACT_CLASSES = 4096
@@ -91,6 +94,9 @@ def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = 
     bound = dual.lower_bound(_theta(norm, problem.mu))
     if isinstance(dual, _SoftmaxDual) and dual.signed and 0.0 < norm.value < problem.mu:
         bound = max(bound, dual.lower_bound(problem.mu / norm.value))
+    if isinstance(dual, _SquaredDual):
+        lambda_b = {"none": NO_BIAS, "free": 0.0}.get(problem.bias, float(problem.lambda_b))
+        bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, lambda_b))
     if isinstance(problem.loss, Focal) and problem.bias != "none":
         bound = max(bound, _biased_focal(problem, rows, x, value, max(bound, 0.0)))
     kind = "none" if not math.isfinite(bound) else "exact" if norm.failure_probability == 0 else "probabilistic"

@@ -27,6 +27,10 @@ from ufm_fast.theory.arguments import (
 from ufm_fast.theory.convex import Array
 from ufm_fast.theory.softmax import class_price
 
+#: With a bias, the distinct counts up to which `mse_bound` takes the singular values of a matrix of that order.
+MOST_GROUPS = 1024
+ROUNDING = 1e-14  # relative, of a singular value decomposition
+
 
 def kept_classes(counts: Sequence[int] | Tensor, dim: int, lambda_w: float, lambda_h: float) -> Tensor:
     """Indices of the classes that a bias-free minimiser represents: the d largest, of those with sqrt(n_k) > tau."""
@@ -86,12 +90,36 @@ def biased_mse_minimum(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h
     return BiasedSpectrum(values.numpy(), sizes.numpy(), nuclear_coefficient(lambda_w, lambda_h), lambda_b).value
 
 
+def mse_bound(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, lambda_b: float = NO_BIAS) -> float:
+    """A lower bound on f for any d, W, H and b, within rounding of the minimum for d >= K; -inf past ``MOST_GROUPS`` counts.
+
+    The dual rows are those of the minimiser itself, with no rounding of a point in them: G = -U min(sigma, N mu) V'/N, so
+    |G| <= mu, of the targets' U sigma V' = (I - b 1') diag(sqrt(n_k)). Without a bias their value is ``mse_minimum``, and with
+    a free one, b = n/N, F(b) of ``biased_mse_minimum``; F has curvature lambda_b at least, so a penalised one takes
+    |grad F|^2 / (2 lambda_b) off it. An allowance for rounding is subtracted. lambda_b = 0: free, ``NO_BIAS``: none.
+    """
+    n = check_counts(counts)
+    mu = nuclear_coefficient(lambda_w, lambda_h)
+    values, sizes = torch.unique(n[n > 0], return_counts=True)  # empty classes take part in nothing
+    if math.isfinite(check_bias_penalty(lambda_b)):
+        if len(values) > MOST_GROUPS:
+            return -math.inf
+        spectrum = BiasedSpectrum(values.numpy(), sizes.numpy(), mu, lambda_b)
+        bound, order = spectrum.value - spectrum.shortfall, len(values)
+    else:
+        bound, order = mse_minimum(n, len(n), lambda_w, lambda_h), 1
+    # A singular value is off by a few eps of the largest, and the value by mu times that.
+    scale = bound + order * mu * math.sqrt(float(values[-1]))
+    return max(0.0, bound - ROUNDING * scale)
+
+
 class BiasedSpectrum:
     """The squared-error minimum with a bias, for groups of `sizes` classes with `values` samples each.
 
     Classes with equal counts have equal bias, so the K x K matrix is block-diagonal: sqrt(n_g) on zero-sum vectors of
-    group g, and a G x G matrix M on the groups' unit vectors. Attributes: `value`, `bias` (G,), `tau`, and M's
-    singular value decomposition `left` (G x G), `sigma` (G,), `right` (G x G, columns).
+    group g, and a G x G matrix M on the groups' unit vectors. Attributes: `value`, `bias` (G,), `tau`, M's
+    singular value decomposition `left` (G x G), `sigma` (G,), `right` (G x G, columns), and `shortfall`, by which `value`
+    may lie above the minimum at most.
     """
 
     def __init__(self, values: Array, sizes: Array, mu: float, lambda_b: float) -> None:
@@ -107,6 +135,7 @@ class BiasedSpectrum:
         self.left, self.sigma, right = self._decompose(bias)
         self.right = right.T
         self.bias = bias / np.sqrt(sizes)
+        self.shortfall = float(np.sum(self._derivatives(bias)[0] ** 2)) / (2 * lambda_b) if lambda_b > 0 else 0.0
         apart = float((sizes - 1) @ self._huber(self._roots))
         self.value = apart + self._objective(bias)
 
