@@ -27,11 +27,11 @@ def ours(mode: str, chunk_rows: int, products: str | None = None) -> Contender:
     """The chunked driver of this repository; products: as its table says, or all of one kind."""
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = torch.zeros_like(features, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+        gradients = torch.empty_like(features, dtype=torch.float32), torch.empty_like(weight, dtype=torch.float32)
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         result = head.softmax_value_and_grad(
             features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1],
-            chunk_rows=chunk_rows, mode=mode, products=products,
+            chunk_rows=chunk_rows, mode=mode, products=products, fresh=True,
         )  # fmt: skip
         return result.losses.mean(), *gradients
 
@@ -63,12 +63,12 @@ def one_pass(mode: str) -> Contender:
     """The driver of this repository that never stores E (features of at most 128 columns)."""
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = torch.zeros_like(features, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+        gradients = torch.empty_like(features, dtype=torch.float32), torch.empty_like(weight, dtype=torch.float32)
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         segments = Segments.of(labels[:, None].int(), len(weight))
         result = head.one_pass_value_and_grad(
             features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1], mode=mode,
-            segments=segments,
+            segments=segments, fresh=True,
         )  # fmt: skip
         return result.losses.mean(), *gradients
 
@@ -82,13 +82,13 @@ def library_products(chunk_rows: int) -> Contender:
     """
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        grad_features, grad_weight = torch.empty_like(features), torch.zeros_like(weight)
+        grad_features, grad_weight = torch.empty_like(features), torch.empty_like(weight)
         with head.tensor_float32():
             for start in range(0, len(features), chunk_rows):
                 part = slice(start, start + chunk_rows)
                 logits = features[part] @ weight.T
                 torch.mm(logits, weight, out=grad_features[part])
-                grad_weight.addmm_(logits.T, features[part])
+                grad_weight.addmm_(logits.T, features[part], beta=min(start, 1))  # the first chunk writes
         return grad_weight[0, 0], grad_features, grad_weight
 
     return run

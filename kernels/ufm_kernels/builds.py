@@ -110,13 +110,13 @@ def product_builds(architecture: int) -> Iterator[Build]:
 def epilogue_builds(architecture: int) -> Iterator[Build]:
     tile = Tile(16, 128, 0, 4, 2)
     for stored in ("bf16", "fp32"):
-        for targets in (1, 32):
+        for targets, add in ((1, True), (1, False), (32, True), (32, False)):
             types = {
                 "product": "*fp32", "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
                 "points": f"*{stored}", "rows": "i32", "columns": "i32", "classes": "i32", "stride": "i32",
             }  # fmt: skip
-            constants = {"TARGETS": targets, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
-            name = f"epilogue/{stored}/targets={targets}"
+            constants = {"TARGETS": targets, "ADD": add, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+            name = f"epilogue/{stored}/targets={targets}{'' if add else '/fresh'}"
             yield Build(name, "products.epilogue_kernel", architecture, tile, types, constants)
 
 
@@ -215,12 +215,12 @@ def segment_builds(architecture: int) -> Iterator[Build]:
         constants = {"TARGETS": 1, "BIAS": True, "BLOCK_M": 16, "BLOCK_K": 128}
         yield Build(f"target_logits/{element}", "segments.target_logits_kernel", architecture, tile, types, constants)
         types = {
-            "H": f"*{element}", "weight": "*fp32", "order": "*i64", "starts": "*i64", "out": "*fp32",
+            "H": f"*{element}", "weight": "*fp32", "order": "*i64", "ordered": "*i32", "starts": "*i64", "out": "*fp32",
             "columns": "i32", "classes": "i32", "stride": "i32", "scale": "fp32",
         }  # fmt: skip
-        for span in (128, 512):
-            constants = {"TARGETS": 1, "SPLITS": 16, "BLOCK_M": 2048 // span, "BLOCK_N": span}
-            name = f"class_sums/{element}/{span}"
+        for span, pairs in ((128, False), (128, True), (512, False), (512, True)):
+            constants = {"PAIRS": pairs, "TARGETS": 1, "SPLITS": 16, "BLOCK_M": 2048 // span, "BLOCK_N": span}
+            name = f"class_sums/{element}/{span}/{'pairs' if pairs else 'classes'}"
             yield Build(name, "segments.class_sums_kernel", architecture, tile, types, constants)
 
 
@@ -229,12 +229,11 @@ def row_builds(architecture: int) -> Iterator[Build]:
     for targets in (1, 32):
         common = {
             "statistics": "*fp32", "z": "*fp32", "labels": "*i32", "mean": "*fp32", "offset": "*fp32",
-            "rows": "i32", "tiles": "i32",
+            "flag": "*i32", "totals": "*fp64", "rows": "i32", "tiles": "i32", "plane": "i32",
         }  # fmt: skip
         constants: dict[str, object] = {"TARGETS": targets, "BLOCK": tile.rows, "SPAN": tile.columns}
-        types = {**common, "flag": "*i32"}
-        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, types, constants)
-        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32", "plane": "i32"}
+        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, common, constants)
+        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32", "plane_totals": "i32"}
         constants = {**constants, "ROUNDED": True}
         yield Build(f"rows/finish/targets={targets}", "row_sums.finish_kernel", architecture, tile, types, constants)
 

@@ -1,7 +1,7 @@
 """Drivers: loss and gradients of a softmax head from torch tensors, a bounded chunk of E at a time or none at all.
 
 The formulas of a row are in `rows`, those of the two products in `products`. Buffers are added to, so that the caller
-may fill them with a penalty's gradient beforehand.
+may fill them with a penalty's gradient beforehand; fresh ones hold nothing, and are written, which saves a pass or two.
 """
 
 from collections.abc import Iterator
@@ -34,17 +34,18 @@ def tensor_float32() -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-def library_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b by the library in fp32, from operands as the mode has rounded them; added to `out` in place if given."""
+def library_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, fresh: bool = False) -> Tensor:
+    """a @ b by the library in fp32, from operands as the mode has rounded them; added to `out` if given, or written there."""
     if not a.is_cuda:
         product = a.float() @ b.float()
-        return product if out is None else out.add_(product)
+        return product if out is None else out.copy_(product) if fresh else out.add_(product)
+    beta = 0 if fresh else 1  # with 0 the library reads nothing of `out`
     if a.dtype == torch.float32:
         with tensor_float32(), torch.autocast("cuda", enabled=False):
-            return torch.mm(a, b) if out is None else torch.addmm(out, a, b, out=out)
+            return torch.mm(a, b) if out is None else torch.addmm(out, a, b, beta=beta, out=out)
     if out is None:
         return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    return torch.addmm(out, a, b, beta=beta, out_dtype=torch.float32, out=out)
 
 
 @torch.no_grad()
@@ -69,6 +70,7 @@ def softmax_value_and_grad(
     segments: Segments | None = None,
     products: str | None = None,
     steps: tuple[Step, Step] | None = None,
+    fresh: bool = False,
 ) -> HeadResult:
     """Losses of every row; adds row_weight_i d loss_i to the gradient buffers, which the caller has pre-filled.
 
@@ -87,6 +89,7 @@ def softmax_value_and_grad(
             in `tiles` says for the device, 'triton' without one and with steps.
         steps: momentum steps of features and weight, with their penalties, taken in the epilogues that complete the
             gradients: no pass of their own. The gradient buffers then hold no penalty beforehand, and afterwards do.
+        fresh: the gradient buffers hold nothing yet, not even zeros: they are written.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
@@ -98,33 +101,42 @@ def softmax_value_and_grad(
     check_steps(steps, features, weight, products, need_features and need_weight)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     into = (grad_features, grad_weight, grad_bias)
+    of_features, of_weight = who_multiplies(products, mode, features, steps)
+    write = fresh and not smoothing and steps is None  # by the library's products; all else adds
+    if fresh:
+        clear(*into, but=(write and of_features == "library", write and of_weight == "library", False))
     mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     classes = weight.shape[0]
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
-    of_features, of_weight = who_multiplies(products, mode, features, steps)
     turned = None
     if grad_features is not None and of_features == "triton":
         turned = product_operand(weight, chosen) if chosen.products == torch.float32 else (V, True)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     every = Rows.of(z, labels, row_weight)
+
+    def target_terms() -> None:
+        own = coefficients(every, smoothing)
+        add_targets(features, labels, own, every.own, grad_weight, grad_bias, segments, classes)
+
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         rows, e = every.part(part), E[: len(H[part])]
         settled(rows, H[part], W, bias, e, chosen, weight_fn)
         last = start + chunk_rows >= len(H)
-        if last:  # before the product that completes dW, whose epilogue may take a step with it
-            own = coefficients(every, smoothing)
-            add_targets(features, labels, own, every.own, grad_weight, grad_bias, segments, classes)
+        if last and steps:  # before the product that completes dW, whose epilogue takes a step with it
+            target_terms()
         if grad_features is not None:
             step = steps and steps[0].rows(part)
-            add_features(grad_features[part], e, V, turned, rows, smoothing, chosen, step)
+            add_features(grad_features[part], e, V, turned, rows, smoothing, chosen, step, fresh=write)
         if grad_weight is not None:
             step = steps[1] if steps and last else None
-            add_weight(grad_weight, e, features[part], rows.factor, chosen, of_weight, step)
+            add_weight(grad_weight, e, features[part], rows.factor, chosen, of_weight, step, fresh=write and start == 0)
         if grad_bias is not None:
             add_weighted_sums(grad_bias, e, rows.factor, passes=chosen.passes, classes=classes)
+    if not steps:
+        target_terms()
     return finish(every.result(value_fn), smoothing, z, mean)
 
 
@@ -147,6 +159,7 @@ def one_pass_value_and_grad(
     need_features: bool = True,
     need_weight: bool = True,
     segments: Segments | None = None,
+    fresh: bool = False,
 ) -> HeadResult:
     """`softmax_value_and_grad` with E never stored, for d <= 128: logits are formed twice, memory is O((R + K) d)."""
     chosen = mode_named(mode)
@@ -155,6 +168,8 @@ def one_pass_value_and_grad(
     if features.shape[1] > NARROW:
         raise ValueError(f"features: {features.shape[1]} columns; the one-pass kernels hold at most {NARROW}")
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
+    if fresh:
+        clear(grad_features, grad_weight, grad_bias)
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
@@ -177,6 +192,13 @@ def one_pass_value_and_grad(
     into = (grad_features, grad_weight, grad_bias)
     mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     return finish(rows.result(value_fn), smoothing, z, mean)
+
+
+def clear(*buffers: Tensor | None, but: tuple[bool, ...] = (False, False, False)) -> None:
+    """Zeros in the buffers that are there, but for those that will be written."""
+    for buffer, written in zip(buffers, but, strict=True):
+        if buffer is not None and not written:
+            buffer.zero_()
 
 
 def who_multiplies(products: str | None, mode: str, features: Tensor, steps: object) -> tuple[str, str]:
@@ -274,8 +296,11 @@ def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
     return prepared if mode.passes == 1 else x
 
 
-def add_features(out, E, V, turned, rows, smoothing, mode, step=None):
-    """out += factor * (E V) - sum_t coefficient_t v_(y_t), by the library if `turned`, V as `product_operand`, is None."""
+def add_features(out, E, V, turned, rows, smoothing, mode, step=None, *, fresh=False):
+    """out += factor * (E V) - sum_t coefficient_t v_(y_t), by the library if `turned`, V as `product_operand`, is None.
+
+    fresh: the library writes into out what else is added to it.
+    """
     coefficient = coefficients(rows, smoothing)
     if turned is not None:
         right, down = turned
@@ -284,18 +309,18 @@ def add_features(out, E, V, turned, rows, smoothing, mode, step=None):
             labels=rows.labels, points=V, step=step,
         )  # fmt: skip
         return
-    product = library_product(E[:, : len(V)], V[:, : out.shape[1]])
-    add_finished(out, product, rows.factor, coefficient, rows.labels, V)
+    product = library_product(E[:, : len(V)], V[:, : out.shape[1]], out if fresh else None, fresh=fresh)
+    add_finished(out, product, rows.factor, coefficient, rows.labels, V, add=not fresh)
 
 
-def add_weight(out, E, features, factor, mode, products, step=None):
-    """out += E' (factor * H)."""
+def add_weight(out, E, features, factor, mode, products, step=None, *, fresh=False):
+    """out += E' (factor * H); fresh: the library writes it."""
     if products == "triton":
         X, down = product_operand(features, mode, factor)
         add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, down=down, step=step)
     else:
         X = operand(features, mode.products, mode.passes, factor)
-        library_product(E[:, : out.shape[0]].T, X[:, : out.shape[1]], out)
+        library_product(E[:, : out.shape[0]].T, X[:, : out.shape[1]], out, fresh=fresh)
 
 
 def add_targets(features, labels, own, pull, grad_weight, grad_bias, segments, classes):

@@ -22,7 +22,7 @@ from .primitives import contract, corner, halves_of, tile_at
 def finish(
     total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
     classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ADD: tl.constexpr = True,
 ):  # fmt: skip
     """The epilogue of one block of the product: row factor, target term, accumulation, and the step if asked for."""
     r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
@@ -39,7 +39,8 @@ def finish(
         if PAIRS:
             total -= weight * tl.load(point + stride // 2, mask=known, other=0.0).to(tl.float32)
     place, inside = tile_at(out, row, column, rows, columns, columns, HEIGHT, WIDTH)
-    total += tl.load(place, mask=inside, other=0.0)
+    if ADD:
+        total += tl.load(place, mask=inside, other=0.0)
     if STEP:
         here, _ = tile_at(current, row, column, rows, columns, columns, HEIGHT, WIDTH)
         point = tl.load(here, mask=inside, other=0.0).to(tl.float32)
@@ -110,7 +111,7 @@ def product_kernel(
 @triton.jit
 def epilogue_kernel(
     product, out, factor, coefficient, labels, points, rows, columns, classes, stride,
-    TARGETS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TARGETS: tl.constexpr, ADD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """What `product_kernel` does with a block of its product, for a block of a product that is in memory."""
     row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
@@ -118,7 +119,7 @@ def epilogue_kernel(
     total = tl.load(place, mask=inside, other=0.0)
     finish(
         total, out, factor, coefficient, labels, points, out, out, out, out, row, column, rows, columns, classes, stride,
-        True, TARGETS, False, False, BLOCK_M, BLOCK_N,
+        True, TARGETS, False, False, BLOCK_M, BLOCK_N, ADD,
     )  # fmt: skip
 
 
@@ -163,8 +164,10 @@ def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
 
 
 @on_device
-def add_finished(out, product, factor, coefficient, labels, points):
+def add_finished(out, product, factor, coefficient, labels, points, *, add=True):
     """out += factor * product - sum_t coefficient_t points[labels_t], the epilogue of `add_product` for a library's product.
+
+    Not add: out, which may be the product itself, is written.
 
     Args:
         out, product: (rows, columns) contiguous fp32. factor: (rows,) fp32. coefficient: (rows, T) fp32.
@@ -176,7 +179,7 @@ def add_finished(out, product, factor, coefficient, labels, points):
     height, span = 16, 128
     epilogue_kernel[(ceil_div(rows, height), ceil_div(columns, span))](
         product, out, factor, coefficient, labels, points, rows, columns, len(points), points.stride(0),
-        TARGETS=labels.shape[1], BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
+        TARGETS=labels.shape[1], ADD=add, BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
     )  # fmt: skip
 
 

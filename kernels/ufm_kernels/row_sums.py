@@ -1,7 +1,9 @@
 """From the sums of every row's tiles to its loss and gradient factors: all that lies between the N x K passes, in two launches.
 
-    raise_offsets    finds the rows whose exponentials overflow, moves their offset to their maximum, and sets a flag
-    finish_rows      log-ratio, probability, loss, margin, and the factors of both products; the formulas of `rows`
+    raise_offsets    sums the tiles, finds the rows whose exponentials overflow, moves their offset to their maximum, and
+                     sets a flag
+    finish_rows      log-ratio, probability, loss, margin, and the factors of both products; the formulas of `rows`. The
+                     tiles are summed anew only where the flag says that they were written anew
 
 Tiles are summed in a fixed order in float64, in which no formula needs the care that float32 would.
 """
@@ -54,11 +56,15 @@ def expm1(x):
 
 @triton.jit
 def raise_kernel(
-    statistics, z, labels, mean, offset, flag, rows, tiles,
+    statistics, z, labels, mean, offset, flag, totals, rows, tiles, plane,
     TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mass, _, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
+    mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
+    plane = tl.cast(plane, tl.int64)
+    tl.store(totals + r, mass, mask=r < rows)
+    tl.store(totals + plane + r, kept, mask=r < rows)
+    tl.store(totals + 2 * plane + r, peak.to(tl.float64), mask=r < rows)
     base = tl.load(mean + r, mask=r < rows, other=0.0)
     top, count = peak, tl.zeros((BLOCK,), tl.int32)
     for t in tl.range(TARGETS, num_stages=1):
@@ -75,12 +81,17 @@ def raise_kernel(
 
 @triton.jit
 def finish_kernel(
-    statistics, z, labels, mean, offset, scale, out, own, rows, tiles, plane,
+    statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, tiles, plane_totals, plane,
     ROUNDED: tl.constexpr, TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
-    plane = tl.cast(plane, tl.int64)
+    plane, plane_totals = tl.cast(plane, tl.int64), tl.cast(plane_totals, tl.int64)
+    if tl.load(flag) == 1:
+        mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
+    else:
+        mass = tl.load(totals + r, mask=r < rows, other=0.0)
+        kept = tl.load(totals + plane_totals + r, mask=r < rows, other=0.0)
+        peak = tl.load(totals + 2 * plane_totals + r, mask=r < rows, other=0.0).to(tl.float32)
     if not ROUNDED:
         kept = mass
     middle = tl.load(mean + r, mask=r < rows, other=0.0).to(tl.float64)
@@ -129,35 +140,44 @@ def finish_kernel(
         tl.store(own + r.to(tl.int64) * TARGETS + t, pull, mask=r < rows)
 
 
+def check_planes(**matrices):
+    """ValueError for a matrix whose rows a kernel writes and that are not contiguous."""
+    for name, x in matrices.items():
+        if x.stride(1) != 1:
+            raise ValueError(f"{name}: its rows are written in place and must be contiguous")
+
+
 @on_device
-def raise_offsets(statistics, z, labels, mean, offset, flag):
+def raise_offsets(statistics, z, labels, mean, offset, flag, totals):
     """offset (rows,) becomes the row's maximum, and flag (one int32) becomes 1, where exponentials overflow.
 
     statistics (3, tiles, rows) as `off_target` and `one_pass.forward` leave them; target logits z and labels (rows, T);
-    mean (rows,): the offset that the exponentials had.
+    mean (rows,): the offset that the exponentials had. totals (3, rows), fp64: their sums, and the maximum, over tiles.
     """
     check_written(offset=offset, flag=flag)
+    check_planes(totals=totals)
     statistics, z, labels, mean = laid_out(statistics, z, labels, mean)
     rows, targets = labels.shape
     raise_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
-        statistics, z, labels, mean, offset, flag, rows, statistics.shape[1], TARGETS=targets, **BLOCKS
+        statistics, z, labels, mean, offset, flag, totals, rows, statistics.shape[1], totals.stride(0),
+        TARGETS=targets, **BLOCKS,
     )  # fmt: skip
 
 
 @on_device
-def finish_rows(statistics, z, labels, mean, offset, scale, out, own, *, rounded=True):
-    """Fill out (8, rows) and own (rows, T), fp32, from the statistics of the last launch.
+def finish_rows(statistics, totals, flag, z, labels, mean, offset, scale, out, own, *, rounded=True):
+    """Fill out (8, rows) and own (rows, T), fp32, from totals, or with a flag from the statistics of the last launch.
 
     The rows of out: loss of the cross-entropy over the targets, log-ratio l, probability p, s / T, margin, sum of E, sum
     of rounded E, and scale times the factor of E for g' = 1; own is scale times minus the gradient at each target, for
     g' = 1. rounded: whether the products read the rounded E.
     """
     check_written(own=own)
-    if out.stride(1) != 1:
-        raise ValueError("out: its rows are written in place and must be contiguous")
+    check_planes(out=out)
     statistics, z, labels, mean, offset, scale = laid_out(statistics, z, labels, mean, offset, scale)
     rows, targets = labels.shape
     finish_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
-        statistics, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], out.stride(0),
+        statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], totals.stride(0),
+        out.stride(0),
         ROUNDED=rounded, TARGETS=targets, **BLOCKS,
     )  # fmt: skip

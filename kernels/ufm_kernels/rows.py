@@ -84,6 +84,7 @@ class Rows:
     mean: Tensor  # of the target logits
     offset: Tensor  # of the exponentials: the mean, or the maximum of a hostile row
     flag: Tensor  # int32
+    totals: Tensor  # (3, rows) fp64, see `row_sums.raise_offsets`
     found: Tensor  # (8, rows), see `row_sums.finish_rows`
     own: Tensor  # (rows, T) scale times minus the gradient in each target logit
 
@@ -92,12 +93,13 @@ class Rows:
         rows = len(z)
         mean = mean_over(z, labels)
         flag = torch.zeros(rows, dtype=torch.int32, device=z.device)
-        return cls(z, labels, scale, mean, mean.clone(), flag, z.new_empty((8, rows)), torch.empty_like(z))
+        totals = z.new_empty((3, rows), dtype=torch.float64)
+        return cls(z, labels, scale, mean, mean.clone(), flag, totals, z.new_empty((8, rows)), torch.empty_like(z))
 
     def part(self, rows: slice) -> "Rows":
         """Views of some rows."""
         first = (self.z, self.labels, self.scale, self.mean, self.offset, self.flag)
-        return Rows(*(x[rows] for x in first), self.found[:, rows], self.own[rows])
+        return Rows(*(x[rows] for x in first), self.totals[:, rows], self.found[:, rows], self.own[rows])
 
     @property
     def log_ratio(self) -> Tensor:
@@ -130,10 +132,11 @@ class Rows:
         """
         first = sweep()
         statistics = first[0] if isinstance(first, tuple) else first
-        raise_offsets(statistics, self.z, self.labels, self.mean, self.offset, self.flag)
+        raise_offsets(statistics, self.z, self.labels, self.mean, self.offset, self.flag, self.totals)
         sweep(flag=self.flag, into=first)
         finish_rows(
-            statistics, self.z, self.labels, self.mean, self.offset, self.scale, self.found, self.own, rounded=rounded
+            statistics, self.totals, self.flag, self.z, self.labels, self.mean, self.offset, self.scale, self.found, self.own,
+            rounded=rounded,
         )  # fmt: skip
         if weight is not cross_entropy_weight:
             slope = weight(self.log_ratio, self.probability)

@@ -3,8 +3,9 @@
     target_logits    z_it = <h_i, w_(y_it)> + b_(y_it)
     add_class_sums   out_k += sum over (i, t) with y_it = k of weight_it * h_i
 
-The second runs over (row, target) pairs sorted by label, one program a class and column block: no atomics, so the sum
-of a class is the same bits from run to run.
+The second runs over (row, target) pairs sorted by label, one program a class and column block, or one a pair, of which
+the first of each class does the work, where pairs are fewer than classes: no atomics, so the sum of a class is the same
+bits from run to run.
 """
 
 from __future__ import annotations
@@ -48,11 +49,17 @@ def target_logits_kernel(
 
 @triton.jit
 def class_sums_kernel(
-    H, weight, order, starts, out, columns, classes, stride, scale,
-    TARGETS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    H, weight, order, ordered, starts, out, columns, classes, stride, scale,
+    PAIRS: tl.constexpr, TARGETS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    label, part = tl.program_id(0), tl.program_id(2)
-    start, end = tl.load(starts + label), tl.load(starts + label + 1)
+    unit, part = tl.program_id(0), tl.program_id(2)
+    label = unit
+    known = label < classes
+    if PAIRS:
+        label = tl.load(ordered + unit)
+        before = tl.load(ordered + unit - 1, mask=unit > 0, other=-1)
+        known = (label >= 0) & (label < classes) & (label != before)
+    start, end = tl.load(starts + label, mask=known, other=0), tl.load(starts + label + 1, mask=known, other=0)
     share = (end - start + SPLITS - 1) // SPLITS
     first, last = start + part * share, tl.minimum(start + (part + 1) * share, end)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -71,9 +78,13 @@ def class_sums_kernel(
 
 @dataclass(frozen=True)
 class Segments:
-    """(row, target) pairs sorted by label: `order` indexes the flattened labels, class k owns starts[k]:starts[k+1]."""
+    """(row, target) pairs sorted by label: `order` indexes the flattened labels, class k owns starts[k]:starts[k+1].
+
+    `ordered`: the labels in that order.
+    """
 
     order: Tensor
+    ordered: Tensor
     starts: Tensor
     targets: int
 
@@ -84,7 +95,7 @@ class Segments:
 
         ordered, order = torch.sort(labels.reshape(-1), stable=True)
         bounds = torch.arange(classes + 1, dtype=ordered.dtype, device=labels.device)
-        return cls(order, torch.searchsorted(ordered, bounds), labels.shape[1])
+        return cls(order, ordered, torch.searchsorted(ordered, bounds), labels.shape[1])
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
@@ -128,12 +139,13 @@ def add_class_sums(
     classes, columns = out.shape
     span = min(512, max(128, next_power_of_2(columns))) if H.is_cuda else 128
     across = ceil_div(columns, span)
+    pairs = len(segments.order) < classes
     if splits is None:
         splits = 16 if H.is_cuda and classes * across < 256 else 1
     target = out if splits == 1 else out.new_zeros((splits, classes, columns))
-    class_sums_kernel[(classes, across, splits)](
-        H, weight, segments.order, segments.starts, target, columns, classes, H.stride(0), scale,
-        TARGETS=segments.targets, SPLITS=splits, BLOCK_M=2048 // span, BLOCK_N=span, **SMALL,
+    class_sums_kernel[(len(segments.order) if pairs else classes, across, splits)](
+        H, weight, segments.order, segments.ordered, segments.starts, target, columns, classes, H.stride(0), scale,
+        PAIRS=pairs, TARGETS=segments.targets, SPLITS=splits, BLOCK_M=2048 // span, BLOCK_N=span, **SMALL,
     )  # fmt: skip
     if splits > 1:
         out += target.sum(0)

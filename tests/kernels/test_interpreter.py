@@ -87,7 +87,8 @@ class Case:
         buffers = {"grad_features": self.features, "grad_weight": self.weight}
         if self.bias is not None:
             buffers["grad_bias"] = self.bias
-        buffers = {key: torch.zeros_like(x, dtype=torch.float32) for key, x in buffers.items()}
+        empty = float("nan") if options.get("fresh") else 0.0
+        buffers = {key: torch.full_like(x, empty, dtype=torch.float32) for key, x in buffers.items()}
         targets = self.labels if self.labels.shape[1] > 1 else self.labels[:, 0]
         result = driver(
             self.features, self.weight, self.bias, targets, self.row_weight, value, weight, smoothing,
@@ -384,6 +385,26 @@ def test_adds_to_buffers_skips_frozen_and_repeats_bit_for_bit():
         need_weight=False, chunk_rows=20,
     )  # fmt: skip
     torch.testing.assert_close(filled - 3.0, first[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("products", [None, "triton", "library"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@given(**sizes, chunk=st.integers(7, 50), bias=st.booleans())
+@quick
+def test_fresh_buffers_are_written(products, smoothing, rows, classes, dim, seed, chunk, bias):
+    """Memory that nobody has cleared may hold anything."""
+    case = Case(rows, classes, dim, seed, "bf16", bias=bias)
+    found = case.run(chunk_rows=chunk, products=products, smoothing=smoothing, fresh=True)
+    agree(case, *found, smoothing)
+    added = case.run(chunk_rows=chunk, products=products, smoothing=smoothing)
+    for written, wanted in zip(found[1], added[1], strict=True):
+        torch.testing.assert_close(written, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_fresh_buffers_of_one_pass_and_of_library_products_in_tf32():
+    case = Case(30, 40, 24, 6, "tf32")
+    agree(case, *case.run(head.one_pass_value_and_grad, fresh=True))
+    agree(case, *case.run(products="library", chunk_rows=8, fresh=True))
 
 
 def test_library_products_agree():
@@ -701,6 +722,22 @@ def test_class_sums_and_target_logits(rows, classes, dim, seed, splits):
         index = torch.where(case.labels[:, t] < 0, classes, case.labels[:, t])
         sums.index_add_(0, index, coefficient[:, t, None].double() * case.features.double())
     torch.testing.assert_close(out.double(), 1 - 2 * sums[:classes], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("splits", [None, 3])
+def test_class_sums_of_fewer_rows_than_classes(splits):
+    """A program a row, of which the first of each class works; padding and labels that are no class own nothing."""
+    make = torch.Generator().manual_seed(3)
+    labels = torch.tensor([[5], [-1], [90], [5], [0], [96], [97], [-2], [5]], dtype=torch.int32)
+    H, weight = torch.randn(9, 140, generator=make), torch.rand(9, 1, generator=make)
+    out = torch.ones(97, 140)
+    expected = out.clone()
+    for row, label in enumerate(labels[:, 0].tolist()):
+        if 0 <= label < 97:
+            expected[label] -= 2 * weight[row] * H[row]
+    labels, H, weight, out = (x.to(DEVICE) for x in (labels, H, weight, out))
+    add_class_sums(out, H, weight, Segments.of(labels, 97), -2.0, splits)
+    torch.testing.assert_close(out.cpu(), expected)
 
 
 @given(**sizes, parts=st.sampled_from([(1, 128), (2, 64)]))

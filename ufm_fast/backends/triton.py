@@ -165,7 +165,6 @@ class TritonBackend:
         labels = self._labels_of(x)
         if labels.padded is None:
             return self._tiled.head(x, out, statistics=statistics)
-        out = out.cleared()
         buffers = _writable(out)
         swept = self._sweep(x, x.loss, labels, labels.padded, buffers, mode)
         _hand_over(buffers, out)
@@ -229,6 +228,7 @@ class TritonBackend:
         options: dict[str, Any] = {
             "grad_features": out.features, "grad_weight": out.weight, "grad_bias": out.bias, "mode": mode,
             "need_features": out.features is not None, "need_weight": out.weight is not None, "segments": labels.segments,
+            "fresh": out.fresh,
         }  # fmt: skip
         scale, value_fn = x.row_weight.float(), kernel_rows.cross_entropy_value
         arguments = (x.features, x.weight, _bias(x), padded, scale, value_fn, _slope(loss), loss.smoothing)
@@ -343,21 +343,22 @@ def _curvature(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
 
 
 def _writable(out: Gradients) -> Gradients:
-    """Contiguous float32 buffers: the given ones, or zeros in place of any other kind."""
+    """Contiguous float32 buffers, fresh if the given ones are: those, or zeros (or nothing yet) in place of any other kind."""
+    make = torch.empty if out.fresh else torch.zeros
 
     def own(buffer: Tensor | None) -> Tensor | None:
         if buffer is None or (buffer.dtype == torch.float32 and buffer.is_contiguous()):
             return buffer
-        return torch.zeros(buffer.shape, device=buffer.device)
+        return make(buffer.shape, device=buffer.device)
 
-    return Gradients(own(out.features), own(out.weight), own(out.bias))
+    return Gradients(own(out.features), own(out.weight), own(out.bias), fresh=out.fresh)
 
 
 def _hand_over(buffers: Gradients, out: Gradients) -> None:
-    """Add what was written into the buffers that stood in for the caller's."""
+    """Add what was written into the buffers that stood in for the caller's, or copy it where those are fresh."""
     for written, wanted in ((buffers.features, out.features), (buffers.weight, out.weight), (buffers.bias, out.bias)):
         if written is not None and wanted is not None and written is not wanted:
-            wanted.add_(written)
+            wanted.copy_(written) if out.fresh else wanted.add_(written)
 
 
 def _statistics(swept: _Swept, targets: Targets) -> RowStatistics:
