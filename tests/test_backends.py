@@ -150,6 +150,65 @@ def test_hostile_logits_stay_finite(dtype, case, size):
     assert bool(torch.isfinite(out.weight).all())
 
 
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 30.0), (torch.float64, 300.0), (torch.float32, 300.0)])
+@pytest.mark.parametrize(  # a smoothed target of a masked class is impossible
+    ("case", "masked"), [(LOSS_CASES[i], masked) for i, masked in ((0, False), (0, True), (1, False), (4, False), (4, True))]
+)
+def test_logits_that_spread_far_keep_their_digits(dtype, spread, masked, case):
+    """As of parameters drawn from a normal distribution: most exponentials underflow around any offset, and are zero then.
+
+    Classes masked by a bias of -inf or -1e4 leave the mean logit nothing to say, and have no part in the gradients.
+    """
+    make = torch.Generator().manual_seed(4)
+    H, W = torch.randn(50, 16, generator=make).to(dtype), torch.randn(300, 16, generator=make).to(dtype) * (spread / 4)
+    bias = torch.randn(300, generator=make).to(dtype)
+    if masked:
+        bias[200:250], bias[250:] = -float("inf"), -1e4
+    settings = {"name": case["loss"], **{k: v for k, v in case.items() if k != "loss"}}
+    loss, y = make_loss(**settings), torch.randint(200, (50,), generator=make)
+    targets = Targets(y)
+    if loss.multi_label:
+        targets = Targets(torch.cat([y, y[:1] + 1]) % 200, torch.cat([torch.arange(50), torch.tensor([51])]))
+    weight = torch.full((50,), 0.02, dtype=torch.float64)
+    exact = [x.double().clone().requires_grad_() for x in (H, W, bias)]
+    z = exact[0] @ exact[1].T + exact[2]
+    rows, columns = targets.slice(0, 50)
+    if loss.multi_label:
+        value = 0.02 * (z.logsumexp(1)[rows] - z[rows, columns]).sum()
+    else:
+        off = z.clone().scatter(1, y[:, None], -float("inf")).logsumexp(1) - z[torch.arange(50), y]
+        plain = torch.logaddexp(torch.zeros_like(off), off)
+        value = 0.02 * loss.value(plain, torch.sigmoid(off)).sum()
+        if settings.get("smoothing"):
+            value = value + 0.02 * settings["smoothing"] * (z[torch.arange(50), y] - z.mean(1)).sum()
+    expected = torch.autograd.grad(value, exact)
+    out = Gradients(*(torch.zeros_like(x) for x in (H, W, bias)))
+    found = TiledBackend(20).head(HeadInput(loss, H, W, bias, targets, weight), out)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    assert float(found.value) == pytest.approx(float(value.detach()), rel=tolerance)
+    for have, wanted in zip((out.features, out.weight, out.bias), expected, strict=True):
+        assert float((have.double() - wanted).norm()) <= tolerance * float(wanted.norm())
+    if masked:
+        assert bool((out.weight[200:] == 0).all())
+
+
+def test_hessian_products_of_misclassified_rows_keep_their_digits():
+    """A wrong class has all the mass, and its logit moves by hundreds: that must not be left to two numbers that cancel."""
+    make = torch.Generator().manual_seed(1)
+    for _ in range(500):
+        draws = [torch.randn(*shape, generator=make) for shape in ((1, 4), (2, 4), (1, 4), (2, 4))]
+        H, W, dH, dW = (x * scale for x, scale in zip(draws, (60.0, 0.5, 1.0, 1.0), strict=True))
+        targets, products = Targets(torch.randint(2, (1,), generator=make)), []
+        for backend, dtype in ((TiledBackend(), torch.float32), (ReferenceBackend(), torch.float64)):
+            one, loss = torch.ones(1, dtype=torch.float64), make_loss("ce")
+            x, v = (HeadInput(loss, a.to(dtype), b.to(dtype), None, targets, one) for a, b in ((H, W), (dH, dW)))
+            out = Gradients(torch.zeros_like(x.features), torch.zeros_like(x.weight), None)
+            backend.head_hvp(x, v, out)
+            products.append(out.weight.double())
+        size = float(products[1].abs().max())
+        assert float((products[0] - products[1]).abs().max()) <= max(1e-4 * size, 1e-7)
+
+
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(1, 4), st.integers(0, 10**6))
 def test_fresh_buffers_are_written(problem, chunk, seed):

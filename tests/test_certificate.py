@@ -16,7 +16,7 @@ from test_solvers import CASES, build
 from ufm_fast import Point, Problem, solve
 from ufm_fast.losses import Focal
 from ufm_fast.objective import Objective
-from ufm_fast.theory import NO_BIAS, closed_form, focal_gap, focal_minimum
+from ufm_fast.theory import NO_BIAS, biased_mse_minimum, closed_form, focal_gap, focal_minimum
 from ufm_fast.theory import certificate as certificate_module
 from ufm_fast.theory.certificate import certify
 from ufm_fast.theory.following import balanced_bound, following_bound
@@ -260,6 +260,18 @@ def test_two_proofs_of_the_squared_error_agree_at_its_minimum(counts, level, bia
     known = mse_bound(problem.counts, mu, mu, {"none": NO_BIAS}.get(bias, lambda_b))
     assert known <= solution.value
     assert known == pytest.approx(of_gradient.lower_bound, rel=1e-7, abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("counts", "lambda_w", "lambda_h", "lambda_b"),
+    [([2, 10**6], 0.083, 0.2043, 1e-12), ([1000, 10, 10**6], 7.3, 407.0, 1e-12), ([1, 0], 1e3, 1e3, 1e-9)],
+)
+def test_squared_error_bound_is_tight_where_penalties_are_huge(counts, lambda_w, lambda_h, lambda_b):
+    penalties = {"lambda_w": lambda_w, "lambda_h": lambda_h, "lambda_b": lambda_b}
+    solution = solve(Problem(counts=counts, dim=5, loss="mse", bias="penalised", **penalties), metrics=False)
+    assert solution.certificate.relative_gap <= 1e-7
+    least = biased_mse_minimum(counts, **penalties)
+    assert least * (1 - 1e-9) <= mse_bound(counts, **penalties) <= least * (1 + 1e-15)
 
 
 def test_one_class_alone_is_fitted_by_a_free_bias_exactly():

@@ -187,6 +187,14 @@ def gradient_tangent(function: Callable[..., Tensor], h: Tensor, W: Tensor, b: T
         return forward_ad.unpack_dual(gradient).tangent.detach()
 
 
+def gradient_tangent_alone(function: Callable[..., Tensor], h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """Of the gradient of a sum, whose upstream is 1 and has no tangent, and nobody asks for a graph."""
+    with forward_ad.dual_level():
+        value = function(forward_ad.make_dual(h, torch.cos(h.detach())), W, b).sum()
+        (gradient,) = torch.autograd.grad(value, W)
+        return forward_ad.unpack_dual(gradient).tangent
+
+
 @torch.no_grad()
 def no_graph(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
     return dual_tangent(function, *leaves)
@@ -206,6 +214,7 @@ FORWARD: dict[str, Callable[..., Any]] = {
     "dual": dual_tangent,
     "dual without a graph": no_graph,
     "dual of a gradient": gradient_tangent,
+    "dual of a gradient without a graph": gradient_tangent_alone,
     "jacobian": lambda f, h, W, b: torch.autograd.functional.jacobian(
         lambda W: f(h, W, b), W, vectorize=True, strategy="forward-mode"
     ),
@@ -220,7 +229,7 @@ FORWARD: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
 @pytest.mark.parametrize("way", list(FORWARD))
 def test_forward_mode(way: str, name: str, reduction: str) -> None:
-    leaves = parts() if way == "dual of a gradient" else tuple(x.detach() for x in parts())
+    leaves = parts() if way.startswith("dual of a gradient") else tuple(x.detach() for x in parts())
     found = FORWARD[way](lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction), *leaves)
     dense = lambda h, W, b: dense_loss(name, h, W, b, reduction)  # noqa: E731
     # The dense forms of some losses ask for numbers, which linearize's tracer refuses.

@@ -37,6 +37,7 @@ COMMON: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "weight is a vector": ({"linear_weight": W[0]}, InputError, r"linear_weight must have shape \(K, d\)"),
     "bias is short": ({"linear_bias": B[:4]}, InputError, r"linear_bias must have shape \(5,\), got \(4,\)"),
     "no features": ({"input": H[:, :0], "linear_weight": W[:, :0]}, InputError, "at least one feature"),
+    "nested": ({"input": torch.nested.nested_tensor([H, H], layout=torch.jagged)}, InputTypeError, "got a nested one"),
     "sparse": ({"linear_weight": W.to_sparse()}, InputTypeError, "linear_weight must be a dense tensor"),
     "reduction": ({"reduction": "average"}, InputError, "reduction must be one of none, mean, sum; got 'average'"),
 }
@@ -52,6 +53,7 @@ def test_every_loss_refuses(name: str, wrong: str) -> None:
 
 
 LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "label beyond int64": ({"target": torch.tensor([0, 1, 2**64 - 100, 2], dtype=torch.uint64)}, InputError, "beyond int64"),
     "negative label": ({"target": torch.tensor([0, 1, -3, 2])}, InputError, "got values from -3 to 2"),
     "default ignore_index replaced": (
         {"target": torch.tensor([0, 1, -100, 2]), "ignore_index": -1}, InputError, r"or equal ignore_index \(-1\)"),

@@ -168,6 +168,7 @@ def one_pass_value_and_grad(
     if features.shape[1] > NARROW:
         raise ValueError(f"features: {features.shape[1]} columns; the one-pass kernels hold at most {NARROW}")
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
+    grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     if fresh:
         clear(grad_features, grad_weight, grad_bias)
     H, W = logit_operands(features, weight, chosen)
@@ -187,7 +188,6 @@ def one_pass_value_and_grad(
             grad_weight += grown[:, : features.shape[1]]
         if grad_bias is not None:
             grad_bias += column_sums
-    grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     add_targets(features, labels, own, rows.own, grad_weight, grad_bias, segments, weight.shape[0])
     into = (grad_features, grad_weight, grad_bias)
     mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)

@@ -407,6 +407,17 @@ def test_fresh_buffers_of_one_pass_and_of_library_products_in_tf32():
     agree(case, *case.run(products="library", chunk_rows=8, fresh=True))
 
 
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+def test_a_buffer_that_is_not_needed_is_not_touched(driver):
+    case = Case(9, 12, 8, 0, "bf16", bias=False)
+    keep = torch.full_like(case.features, 7.0, dtype=torch.float32)
+    driver(
+        case.features, case.weight, None, case.labels[:, 0], case.row_weight, grad_features=keep,
+        grad_weight=torch.empty_like(case.weight, dtype=torch.float32), need_features=False, mode="bf16", fresh=True,
+    )  # fmt: skip
+    assert bool((keep == 7.0).all())
+
+
 def test_library_products_agree():
     case = Case(37, 71, 24, 2, "bf16")
     agree(case, *case.run(products="library", chunk_rows=20))

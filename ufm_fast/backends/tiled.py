@@ -15,6 +15,7 @@ takes H then both read and write along memory, which the libraries do up to a th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
 _SMALL_BYTES = 1 << 20  # is had without asking what is free, which takes as long as such a head's products
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
 _LEVEL = 8.0  # nats: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
+_CACHED = 1 << 16  # numbers of a block that is converted to float64
+_SAMPLE = 64  # classes at least that tell how far the logits of a chunk spread
 
 
 def available_bytes(device: torch.device) -> int:
@@ -86,7 +89,6 @@ class Chunk:
     start: int
     stop: int
     features: Tensor  # C x d, in the compute dtype
-    target_rows: Tensor  # rows of W at the target entries
     E: Tensor  # K x C exponentials, zero on targets; overwritten by later steps
     mass: Tensor  # s', the sum of E
     entry_row: Tensor  # row within the chunk of each target entry
@@ -168,14 +170,8 @@ class TiledBackend:
         h = x.features[start : start + buffer.shape[1]].to(W.dtype)
         stop = start + h.shape[0]
         rows, columns = x.targets.slice(start, stop)
-        h64, target_rows = h.double(), W.index_select(0, columns)
-        if x.targets.single:
-            z = torch.linalg.vecdot(h64, target_rows.double())
-            M = torch.ones_like(z)
-        else:
-            z = (h64.index_select(0, rows) * target_rows).sum(1)
-            M = _segment_sum(torch.ones_like(z), rows, h.shape[0])
-        mean_logit = h64 @ mean_row
+        z, mean_logit = _target_logits(h, W, rows, columns, mean_row)
+        M = torch.ones_like(z) if x.targets.single else _segment_sum(torch.ones_like(z), rows, h.shape[0])
         if bias is not None:
             z = z + bias[columns]
             mean_logit = mean_logit + bias.mean()
@@ -194,7 +190,7 @@ class TiledBackend:
             # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
             value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, z - mean_logit)
         return Chunk(
-            start, stop, h, target_rows, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target,
+            start, stop, h, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target,
             offset, x.row_weight[start:stop].double(),
         )  # fmt: skip
 
@@ -247,21 +243,22 @@ class TiledBackend:
     ) -> None:  # fmt: skip
         """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G.
 
-        With ``fresh`` forward and backward are written, not added to (backward by the first chunk).
+        With ``fresh`` forward and backward are written, not added to (backward by the first chunk). A label's own entry
+        is -factor s', which stands in E meanwhile, so that the products hold the target terms too.
         """
         slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
         factor = (slope * c.p / c.mass).to(W.dtype)
         entry = _entry_coefficients(loss, c, slope).to(W.dtype)
         even = -loss.smoothing / W.shape[0] * c.row_weight
+        inside = not loss.multi_label and not loss.smoothing
+        if inside:
+            c.E[c.entry_class, c.entry_row] = -c.mass.to(W.dtype)
         if forward is not None and right is not None:
             block = forward[c.start : c.stop]
-            own = c.target_rows if right is W else right.index_select(0, c.entry_class)
             product = torch.mm(c.E.T, right, out=block) if fresh else c.E.T @ right
             product.mul_(factor[:, None])
-            if c.entry_row.numel() == block.shape[0]:  # one target a row: rows are in order
-                product.addcmul_(own, entry[:, None])
-            else:
-                product.index_add_(0, c.entry_row, own * entry[:, None])
+            if not inside:
+                product.index_add_(0, c.entry_row, right.index_select(0, c.entry_class).mul_(entry[:, None]))
             if not fresh:
                 block.add_(product)
             if loss.smoothing:
@@ -271,10 +268,12 @@ class TiledBackend:
                 torch.mm(c.E, left * factor[:, None], out=backward)
             else:
                 backward.addmm_(c.E, left * factor[:, None])
-            own = left if c.entry_row.numel() == left.shape[0] else left.index_select(0, c.entry_row)
-            backward.index_add_(0, c.entry_class, own * entry[:, None])
+            if not inside:
+                backward.index_add_(0, c.entry_class, left.index_select(0, c.entry_row).mul_(entry[:, None]))
             if loss.smoothing:
                 backward.add_((even.to(W.dtype) @ left)[None, :])
+        if inside:
+            c.E[c.entry_class, c.entry_row] = 0.0
         if column_sum is not None:
             column_sum.add_(c.E @ factor)
             # Smoothing's part is added once, by the caller: here it would cancel the digits of what is left near collapse.
@@ -306,23 +305,27 @@ class TiledBackend:
         entry_dz = dz[c.entry_class, c.entry_row].double()
         one = c.entry_row.numel() == c.M.numel()
         own = entry_dz if one else _segment_sum(entry_dz * c.entry_share, c.entry_row, c.M.shape[0])
-        mean = _column_products(c.E, dz).double() / c.mass - own
+        # Taken off first, so that a class with nearly all the mass is left with a small number, and not two that cancel.
+        middle = (_column_products(c.E, dz).double() / c.mass).to(dz.dtype)
+        dz.sub_(middle)
+        rest = _column_products(c.E, dz).double() / c.mass
+        mean = middle.double() + rest - own
         if loss.multi_label:
             slope, bend = c.row_weight * c.M, torch.zeros_like(c.p)
         else:
             slope, bend = c.row_weight * loss.weight(c.l, c.p), c.row_weight * loss.bend(c.l, c.p)
         scale = c.p / c.mass
-        factor = (slope * scale).to(W.dtype)
-        shift = (scale * (bend * mean - slope * (own + c.p * mean))).to(W.dtype)
-        c.E.mul_(dz.mul_(factor).add_(shift))
         q = 1.0 - c.p
+        factor = (slope * scale).to(W.dtype)
+        shift = (scale * ((slope * q + bend) * mean - slope * rest)).to(W.dtype)
+        c.E.mul_(dz.mul_(factor).add_(shift))
         share = c.entry_share
         inner = (slope * q)[c.entry_row] * share * (entry_dz - own[c.entry_row])
         entry = (inner - ((slope * q + bend) * c.p * mean)[c.entry_row] * share).to(W.dtype)
         if out.features is not None:
             block = out.features[c.start : c.stop]
             block.addmm_(c.E.T, W)
-            block.index_add_(0, c.entry_row, c.target_rows * entry[:, None])
+            block.index_add_(0, c.entry_row, W.index_select(0, c.entry_class).mul_(entry[:, None]))
         if out.weight is not None:
             out.weight.addmm_(c.E, c.features)
             out.weight.index_add_(0, c.entry_class, c.features.index_select(0, c.entry_row) * entry[:, None])
@@ -339,11 +342,13 @@ def _exponentials(
         torch.mm(W, h.T, out=E)
     else:
         torch.addmm(bias[:, None], W, h.T, out=E)
+    E[columns, rows] = torch.where(offset.isfinite(), offset, -math.inf).to(E.dtype)[rows]  # stands out nowhere
+    offset, wide = _placed(E, offset)
     if offset.abs().max() > _LEVEL:
         E.sub_(offset.to(E.dtype))
     else:
         offset = torch.zeros_like(offset)  # a pass over E for nothing
-    E.exp_()
+    _exponentiate(E, wide)
     E[columns, rows] = 0.0
     mass = E.sum(0).double()
     hostile = ~((mass > 0) & (mass < torch.finfo(E.dtype).max ** 0.5))
@@ -357,11 +362,50 @@ def _exponentials(
         z[columns[mine], position[rows[mine]]] = -float("inf")
         top = z.amax(0)
         alone = top == -float("inf")  # no class but the target is possible: E = 0, and mass 1 at the offset -inf
-        z.sub_(torch.where(alone, 0.0, top)).exp_()
+        _exponentiate(z.sub_(torch.where(alone, 0.0, top)), True)
         E[:, bad] = z
         mass[bad] = torch.where(alone, 1.0, z.sum(0).double())
         offset = offset.index_copy(0, bad, top.double())
     return mass, offset
+
+
+def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, mean_row: Tensor) -> tuple[Tensor, Tensor]:
+    """z at the target entries, and each row's product with the mean class, float64, a block at a time that a cache holds."""
+    z = mean_row.new_empty(rows.numel())
+    mean_logit = mean_row.new_empty(h.shape[0])
+    step = max(1, _CACHED // h.shape[1]) if h.device.type == "cpu" else max(h.shape[0], rows.numel())
+    for start in range(0, h.shape[0], step):
+        part = slice(start, start + step)
+        torch.mv(h[part].double(), mean_row, out=mean_logit[part])
+    for start in range(0, rows.numel(), step):
+        part = slice(start, start + step)
+        own = h.index_select(0, rows[part]).double()
+        z[part] = torch.linalg.vecdot(own, W.index_select(0, columns[part]).double())
+    return z, mean_logit
+
+
+def _placed(z: Tensor, offset: Tensor) -> tuple[Tensor, bool]:
+    """Offsets for logits z (K x C) that begin as ``offset``, each row's mean, and whether some lie so low that exp underflows.
+
+    A sample of classes stands in for a mean that is infinite, and tells where many rows lie far above theirs: those get
+    their largest logit. What few rows overflow after this have their logits formed anew.
+    """
+    range_ = math.log(torch.finfo(z.dtype).max)
+    low, high = (x.double() for x in z[:: max(1, z.shape[0] // _SAMPLE)].aminmax(dim=0))
+    offset = torch.where(offset.isfinite(), offset, torch.where(high.isfinite(), high, 0.0))
+    if 8 * int((high - offset > range_ / 4).sum()) > z.shape[1]:
+        top = z.amax(0).double()
+        offset = torch.where(top - offset > range_ / 4, top, offset)
+    return offset, bool((offset - low > range_).any())
+
+
+def _exponentiate(x: Tensor, wide: bool) -> None:
+    """exp in place; ``wide``: to zero where it would underflow, which on a CPU takes up to thirty times as long."""
+    if not wide:
+        x.exp_()
+        return
+    tiny = torch.finfo(x.dtype).tiny
+    torch.threshold_(x.clamp_min_(math.log(tiny) + 0.3).exp_(), 2 * tiny, 0.0)
 
 
 def _target_share(z: Tensor, rows: Tensor, mean: Tensor, M: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:

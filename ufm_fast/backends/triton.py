@@ -87,7 +87,7 @@ def workspace(rows: int, dim: int, classes: int, dtype: torch.dtype, chunk: int,
     of_chunk += (
         8 * chunk * dim if second else 4 * chunk * dim if chosen.passes == 1 else 0
     )  # products of E before they are added
-    vectors = 64 * rows + (0 if chunk else 8 * rows * dim)  # of the rows; without E, its product with W and their sum
+    vectors = 84 * rows + (0 if chunk else 8 * rows * dim)  # of the rows; without E, its product with W and their sum
     return chunk_bytes(chunk, classes, mode) * 9 // 8 + of_chunk + matrices * copies + vectors
 
 

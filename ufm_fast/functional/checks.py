@@ -28,6 +28,8 @@ def check_floats(tensors: dict[str, Tensor | None], *, one_dtype: bool) -> None:
         if x is None:
             continue
         check_tensor(x, name)
+        if x.is_nested:
+            raise InputTypeError(f"{name} must be a dense tensor, got a nested one; use torch.nested.to_padded_tensor")
         if x.layout != torch.strided:
             raise InputTypeError(f"{name} must be a dense tensor, got layout {x.layout}; convert it with {name}.to_dense()")
         if x.dtype not in _FLOATS:

@@ -138,14 +138,19 @@ def checked_labels(labels: Tensor, classes: int, ignore_index: int) -> tuple[Ten
     """
     if labels.dtype not in INTEGERS:
         raise InputTypeError(f"target must hold integers, got {labels.dtype}; convert class indices with target.long()")
+    wrapping = labels.dtype == torch.uint64
     labels = labels.to(torch.int64)
     kept = labels != ignore_index
+    if wrapping:  # beyond int64: no class, and not the ignored one either
+        kept |= labels < 0
     clean = torch.where(kept, labels, 0)
     wrong = (clean < 0) | (clean >= classes)
     factor = kept.double()
     if labels.is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.where(wrong, 0, clean), factor.masked_fill(wrong, float("nan"))
     if bool(wrong.any()):
+        if wrapping and int(labels.min()) < 0:
+            raise InputError(f"target holds values beyond int64; it must lie in [0, {classes})")
         raise InputError(
             f"target must lie in [0, {classes}) or equal ignore_index ({ignore_index}), "
             f"got values from {int(labels.min())} to {int(labels.max())}; mend the labels or the rows of linear_weight"
@@ -240,7 +245,7 @@ def _scaled(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
     ``own`` is False where somebody else may hold it. ``loss.backward()`` has upstream 1: on the CPU, where looking is free, the
     buffer is handed over as it is.
     """
-    if not own or blind() or torch.is_grad_enabled() or graph_is_kept():
+    if not own or blind() or torch.is_grad_enabled() or graph_is_kept() or forward_mode():
         return upstream * gradient
     if any(type(x) is not Tensor or wrapped(x) for x in (upstream, gradient)):
         return upstream * gradient

@@ -50,6 +50,7 @@ from ufm_fast.theory.squared_error import mse_bound
 
 #: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
 EXACT_CLASSES = 4096
+_TIGHT = 1e-10  # relative gap at which no better dual rows are looked for
 #: A relative gap up to this counts as certified.
 TOLERANCE = 1e-6
 
@@ -94,13 +95,18 @@ def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = 
     bound = dual.lower_bound(_theta(norm, problem.mu))
     if isinstance(dual, _SoftmaxDual) and dual.signed and 0.0 < norm.value < problem.mu:
         bound = max(bound, dual.lower_bound(problem.mu / norm.value))
-    if isinstance(dual, _SquaredDual):
+    if isinstance(dual, _SquaredDual) and value - bound > _TIGHT * value and _rank_fits(problem):
         lambda_b = {"none": NO_BIAS, "free": 0.0}.get(problem.bias, float(problem.lambda_b))
         bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, lambda_b))
     if isinstance(problem.loss, Focal) and problem.bias != "none":
         bound = max(bound, _biased_focal(problem, rows, x, value, max(bound, 0.0)))
     kind = "none" if not math.isfinite(bound) else "exact" if norm.failure_probability == 0 else "probabilistic"
     return _finish(kind, value, bound, norm.value / problem.mu, norm.failure_probability)
+
+
+def _rank_fits(problem: Problem) -> bool:
+    """Whether the dimensions may hold the squared error's minimiser, or its bound costs nothing: it has no bias."""
+    return problem.bias == "none" or problem.dim >= int((problem.counts > 0).sum()) - 1
 
 
 def _biased_focal(problem: Problem, rows: Rows, x: Point, value: float, known: float) -> float:

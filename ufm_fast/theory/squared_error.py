@@ -101,16 +101,16 @@ def mse_bound(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, 
     n = check_counts(counts)
     mu = nuclear_coefficient(lambda_w, lambda_h)
     values, sizes = torch.unique(n[n > 0], return_counts=True)  # empty classes take part in nothing
-    if math.isfinite(check_bias_penalty(lambda_b)):
-        if len(values) > MOST_GROUPS:
-            return -math.inf
-        spectrum = BiasedSpectrum(values.numpy(), sizes.numpy(), mu, lambda_b)
-        bound, order = spectrum.value - spectrum.shortfall, len(values)
-    else:
-        bound, order = mse_minimum(n, len(n), lambda_w, lambda_h), 1
-    # A singular value is off by a few eps of the largest, and the value by mu times that.
-    scale = bound + order * mu * math.sqrt(float(values[-1]))
-    return max(0.0, bound - ROUNDING * scale)
+    if not math.isfinite(check_bias_penalty(lambda_b)):
+        return mse_minimum(n, len(n), lambda_w, lambda_h) * (1.0 - ROUNDING)
+    if len(values) > MOST_GROUPS:
+        return -math.inf
+    spectrum = BiasedSpectrum(values.numpy(), sizes.numpy(), mu, lambda_b)
+    bound = spectrum.value - spectrum.shortfall
+    # A singular value is off by as much as the entries' parts are rounded, and the value by that times its slope.
+    off = ROUNDING * 2.0 * math.sqrt(float(values[-1]))
+    slope = float(np.minimum(spectrum.sigma + off, spectrum.tau).sum()) / spectrum.samples
+    return max(0.0, bound - ROUNDING * bound - off * slope)
 
 
 class BiasedSpectrum:
