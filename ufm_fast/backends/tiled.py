@@ -170,7 +170,9 @@ class TiledBackend:
         h = x.features[start : start + buffer.shape[1]].to(W.dtype)
         stop = start + h.shape[0]
         rows, columns = x.targets.slice(start, stop)
-        z, mean_logit = _target_logits(h, W, rows, columns, mean_row)
+        z = _target_logits(h, W, rows, columns, x.targets.single)
+        # Without smoothing it is but a guess at a good offset.
+        mean_logit = h.double() @ mean_row if loss.smoothing else torch.mv(h, mean_row.to(h.dtype)).double()
         M = torch.ones_like(z) if x.targets.single else _segment_sum(torch.ones_like(z), rows, h.shape[0])
         if bias is not None:
             z = z + bias[columns]
@@ -369,19 +371,18 @@ def _exponentials(
     return mass, offset
 
 
-def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, mean_row: Tensor) -> tuple[Tensor, Tensor]:
-    """z at the target entries, and each row's product with the mean class, float64, a block at a time that a cache holds."""
-    z = mean_row.new_empty(rows.numel())
-    mean_logit = mean_row.new_empty(h.shape[0])
-    step = max(1, _CACHED // h.shape[1]) if h.device.type == "cpu" else max(h.shape[0], rows.numel())
-    for start in range(0, h.shape[0], step):
+def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: bool) -> Tensor:
+    """z at the target entries, float64, by blocks that a cache holds."""
+    number = rows.numel()
+    z = h.new_empty(number, dtype=torch.float64)
+    step = min(number, max(1, _CACHED // h.shape[1])) if h.device.type == "cpu" else number
+    block = z.new_empty(step, h.shape[1])
+    for start in range(0, number, step or 1):
         part = slice(start, start + step)
-        torch.mv(h[part].double(), mean_row, out=mean_logit[part])
-    for start in range(0, rows.numel(), step):
-        part = slice(start, start + step)
-        own = h.index_select(0, rows[part]).double()
-        z[part] = torch.linalg.vecdot(own, W.index_select(0, columns[part]).double())
-    return z, mean_logit
+        own = h[part] if single else h.index_select(0, rows[part])
+        product = block[: own.shape[0]].copy_(own).mul_(W.index_select(0, columns[part]))
+        torch.sum(product, 1, out=z[part])
+    return z
 
 
 def _placed(z: Tensor, offset: Tensor) -> tuple[Tensor, bool]:
@@ -391,7 +392,8 @@ def _placed(z: Tensor, offset: Tensor) -> tuple[Tensor, bool]:
     their largest logit. What few rows overflow after this have their logits formed anew.
     """
     range_ = math.log(torch.finfo(z.dtype).max)
-    low, high = (x.double() for x in z[:: max(1, z.shape[0] // _SAMPLE)].aminmax(dim=0))
+    sample = z[:: max(1, z.shape[0] // _SAMPLE)].contiguous()  # down its columns would be a page at every step
+    low, high = (x.double() for x in sample.aminmax(dim=0))
     offset = torch.where(offset.isfinite(), offset, torch.where(high.isfinite(), high, 0.0))
     if 8 * int((high - offset > range_ / 4).sum()) > z.shape[1]:
         top = z.amax(0).double()
