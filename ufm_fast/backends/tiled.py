@@ -31,7 +31,8 @@ from ufm_fast.losses import SoftmaxLoss
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
 _SMALL_BYTES = 1 << 20  # is had without asking what is free, which takes as long as such a head's products
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
-_LEVEL = 8.0  # nats: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
+_BITS = 1.0 / math.log(2.0)  # in a nat
+_LEVEL = 8.0  # bits: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
 _CACHED = 1 << 16  # numbers of a block that is converted to float64
 _SAMPLE = 64  # classes at least that tell how far the logits of a chunk spread
 
@@ -339,18 +340,25 @@ class TiledBackend:
 def _exponentials(
     h: Tensor, W: Tensor, bias: Tensor | None, offset: Tensor, rows: Tensor, columns: Tensor, E: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Fill E = exp(z - offset), K x C, zero on targets; return its column sums and the offset used, both float64 (C,)."""
+    """Fill E = exp(z - offset), K x C, zero on targets; return its column sums and the offset used, both float64 (C,).
+
+    As powers of two, of logits in bits: on a CPU exp takes three times as long, ten times where rows are strided, and thirty
+    where it underflows.
+    """
+    h = h * _BITS
+    bias = None if bias is None else bias * _BITS
     if bias is None:
         torch.mm(W, h.T, out=E)
     else:
         torch.addmm(bias[:, None], W, h.T, out=E)
+    offset = (offset * _BITS).to(E.dtype).double()
     E[columns, rows] = torch.where(offset.isfinite(), offset, -math.inf).to(E.dtype)[rows]  # stands out nowhere
-    offset, wide = _placed(E, offset)
+    offset = _placed(E, offset)
     if offset.abs().max() > _LEVEL:
         E.sub_(offset.to(E.dtype))
     else:
         offset = torch.zeros_like(offset)  # a pass over E for nothing
-    _exponentiate(E, wide)
+    E.exp2_()
     E[columns, rows] = 0.0
     mass = E.sum(0).double()
     hostile = ~((mass > 0) & (mass < torch.finfo(E.dtype).max ** 0.5))
@@ -364,11 +372,11 @@ def _exponentials(
         z[columns[mine], position[rows[mine]]] = -float("inf")
         top = z.amax(0)
         alone = top == -float("inf")  # no class but the target is possible: E = 0, and mass 1 at the offset -inf
-        _exponentiate(z.sub_(torch.where(alone, 0.0, top)), True)
+        z.sub_(torch.where(alone, 0.0, top)).exp2_()
         E[:, bad] = z
         mass[bad] = torch.where(alone, 1.0, z.sum(0).double())
         offset = offset.index_copy(0, bad, top.double())
-    return mass, offset
+    return mass, offset / _BITS
 
 
 def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: bool) -> Tensor:
@@ -385,29 +393,20 @@ def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: 
     return z
 
 
-def _placed(z: Tensor, offset: Tensor) -> tuple[Tensor, bool]:
-    """Offsets for logits z (K x C) that begin as ``offset``, each row's mean, and whether some lie so low that exp underflows.
+def _placed(z: Tensor, offset: Tensor) -> Tensor:
+    """Offsets for logits z (K x C, in bits) that begin as ``offset``, each row's mean.
 
     A sample of classes stands in for a mean that is infinite, and tells where many rows lie far above theirs: those get
     their largest logit. What few rows overflow after this have their logits formed anew.
     """
-    range_ = math.log(torch.finfo(z.dtype).max)
-    sample = z[:: max(1, z.shape[0] // _SAMPLE)].contiguous()  # down its columns would be a page at every step
-    low, high = (x.double() for x in sample.aminmax(dim=0))
+    far = math.log2(torch.finfo(z.dtype).max) / 4
+    # Copied first: down the columns of z every number would lie in a page of its own.
+    high = z[:: max(1, z.shape[0] // _SAMPLE)].contiguous().amax(0).double()
     offset = torch.where(offset.isfinite(), offset, torch.where(high.isfinite(), high, 0.0))
-    if 8 * int((high - offset > range_ / 4).sum()) > z.shape[1]:
+    if 8 * int((high - offset > far).sum()) > z.shape[1]:
         top = z.amax(0).double()
-        offset = torch.where(top - offset > range_ / 4, top, offset)
-    return offset, bool((offset - low > range_).any())
-
-
-def _exponentiate(x: Tensor, wide: bool) -> None:
-    """exp in place; ``wide``: to zero where it would underflow, which on a CPU takes up to thirty times as long."""
-    if not wide:
-        x.exp_()
-        return
-    tiny = torch.finfo(x.dtype).tiny
-    torch.threshold_(x.clamp_min_(math.log(tiny) + 0.3).exp_(), 2 * tiny, 0.0)
+        offset = torch.where(top - offset > far, top, offset)
+    return offset
 
 
 def _target_share(z: Tensor, rows: Tensor, mean: Tensor, M: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:
