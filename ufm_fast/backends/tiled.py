@@ -246,22 +246,22 @@ class TiledBackend:
     ) -> None:  # fmt: skip
         """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G.
 
-        With ``fresh`` forward and backward are written, not added to (backward by the first chunk). A label's own entry
-        is -factor s', which stands in E meanwhile, so that the products hold the target terms too.
+        With ``fresh`` forward and backward are written, not added to (backward by the first chunk).
         """
         slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
         factor = (slope * c.p / c.mass).to(W.dtype)
         entry = _entry_coefficients(loss, c, slope).to(W.dtype)
         even = -loss.smoothing / W.shape[0] * c.row_weight
-        inside = not loss.multi_label and not loss.smoothing
-        if inside:
-            c.E[c.entry_class, c.entry_row] = -c.mass.to(W.dtype)
+        one = c.entry_row.numel() == c.M.numel()  # target a row: rows are in order
         if forward is not None and right is not None:
             block = forward[c.start : c.stop]
             product = torch.mm(c.E.T, right, out=block) if fresh else c.E.T @ right
             product.mul_(factor[:, None])
-            if not inside:
-                product.index_add_(0, c.entry_row, right.index_select(0, c.entry_class).mul_(entry[:, None]))
+            own = right.index_select(0, c.entry_class)
+            if one:
+                product.addcmul_(own, entry[:, None])
+            else:
+                product.index_add_(0, c.entry_row, own.mul_(entry[:, None]))
             if not fresh:
                 block.add_(product)
             if loss.smoothing:
@@ -271,12 +271,10 @@ class TiledBackend:
                 torch.mm(c.E, left * factor[:, None], out=backward)
             else:
                 backward.addmm_(c.E, left * factor[:, None])
-            if not inside:
-                backward.index_add_(0, c.entry_class, left.index_select(0, c.entry_row).mul_(entry[:, None]))
+            own = left if one else left.index_select(0, c.entry_row)
+            backward.index_add_(0, c.entry_class, own * entry[:, None])
             if loss.smoothing:
                 backward.add_((even.to(W.dtype) @ left)[None, :])
-        if inside:
-            c.E[c.entry_class, c.entry_row] = 0.0
         if column_sum is not None:
             column_sum.add_(c.E @ factor)
             # Smoothing's part is added once, by the caller: here it would cancel the digits of what is left near collapse.
