@@ -182,9 +182,9 @@ def _fitted_by_bias(objective: Objective, run: Run) -> Run:
     alone = problem.loss.name == "mse" and problem.bias == "free" and int((problem.counts > 0).sum()) == 1
     if not alone or problem.freeze is not None or not run.outcome.success:
         return run
-    x = run.state.point.zeros()
-    assert x.b is not None
-    exact = replace(x, b=torch.where(problem.counts > 0, 1.0, 0.0).to(x.b))
+    nothing = objective.to_model(run.state.point).zeros()
+    assert nothing.b is not None
+    exact = objective.from_model(nothing.W, nothing.H, torch.where(problem.counts > 0, 1.0, 0.0).to(nothing.b))
     return replace(run, state=State(exact, objective.value_and_grad(exact)))
 
 
