@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends import Gradients, HeadInput, TiledBackend
+from ufm_fast.functional import linear_cross_entropy
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.targets import Targets
 
 SHAPES = ((4096, 4096, 512), (2048, 32768, 256), (8192, 8192, 128), (1024, 65536, 1024))
-OURS, PRODUCTS = "ufm_fast tiled", "three products"
+OURS, DROP_IN, PRODUCTS = "ufm_fast tiled", "ufm_fast drop-in", "three products"
 
 
 def inputs(N: int, K: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,9 +25,9 @@ def inputs(N: int, K: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[
     return H.to(dtype), W.to(dtype), y
 
 
-def make(name: str, N: int, K: int, d: int) -> Callable[[], object]:
-    """A call that computes the value and both gradients."""
-    H, W, y = inputs(N, K, d)
+def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] | None = None) -> Callable[[], object]:
+    """A call that computes the value and both gradients, of these (H, W, y) instead of ``inputs``."""
+    H, W, y = data or inputs(N, K, d)
     if name == OURS:
         backend, loss, targets = TiledBackend(), CrossEntropy(), Targets(y)
         weight = torch.full((N,), 1.0 / N, dtype=torch.float64)
@@ -45,10 +46,11 @@ def make(name: str, N: int, K: int, d: int) -> Callable[[], object]:
             return torch.mm(E.T, H, out=D)
 
         return products
-    H.requires_grad_()
-    W.requires_grad_()
+    H, W = (x.detach().requires_grad_() for x in (H, W))
     if name == "autograd":
         return lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(torch.nn.functional.linear(H, W), y), (H, W))
+    if name == DROP_IN:
+        return lambda: torch.autograd.grad(linear_cross_entropy(H, W, y), (H, W))
     options = None if name == "torch linear_cross_entropy" else torch.nn.LinearCrossEntropyOptions(**CHUNKINGS[name])
 
     def fused() -> object:

@@ -233,7 +233,7 @@ def row_builds(architecture: int) -> Iterator[Build]:
         }  # fmt: skip
         constants: dict[str, object] = {"TARGETS": targets, "BLOCK": tile.rows, "SPAN": tile.columns}
         yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, common, constants)
-        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32", "plane_totals": "i32"}
+        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32"}
         constants = {**constants, "ROUNDED": True}
         yield Build(f"rows/finish/targets={targets}", "row_sums.finish_kernel", architecture, tile, types, constants)
 

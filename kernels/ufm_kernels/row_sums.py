@@ -81,17 +81,17 @@ def raise_kernel(
 
 @triton.jit
 def finish_kernel(
-    statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, tiles, plane_totals, plane,
+    statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, tiles, plane,
     ROUNDED: tl.constexpr, TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    plane, plane_totals = tl.cast(plane, tl.int64), tl.cast(plane_totals, tl.int64)
+    plane = tl.cast(plane, tl.int64)
     if tl.load(flag) == 1:
         mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
     else:
         mass = tl.load(totals + r, mask=r < rows, other=0.0)
-        kept = tl.load(totals + plane_totals + r, mask=r < rows, other=0.0)
-        peak = tl.load(totals + 2 * plane_totals + r, mask=r < rows, other=0.0).to(tl.float32)
+        kept = tl.load(totals + plane + r, mask=r < rows, other=0.0)
+        peak = tl.load(totals + 2 * plane + r, mask=r < rows, other=0.0).to(tl.float32)
     if not ROUNDED:
         kept = mass
     middle = tl.load(mean + r, mask=r < rows, other=0.0).to(tl.float64)
@@ -174,10 +174,11 @@ def finish_rows(statistics, totals, flag, z, labels, mean, offset, scale, out, o
     """
     check_written(own=own)
     check_planes(out=out)
+    if totals.stride() != out.stride():
+        raise ValueError("totals: its rows must lie as far apart as those of out")
     statistics, z, labels, mean, offset, scale = laid_out(statistics, z, labels, mean, offset, scale)
     rows, targets = labels.shape
     finish_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
-        statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], totals.stride(0),
-        out.stride(0),
+        statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], out.stride(0),
         ROUNDED=rounded, TARGETS=targets, **BLOCKS,
     )  # fmt: skip

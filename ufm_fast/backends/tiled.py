@@ -381,9 +381,9 @@ def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: 
     """z at the target entries, float64, by blocks that a cache holds."""
     number = rows.numel()
     z = h.new_empty(number, dtype=torch.float64)
-    step = min(number, max(1, _CACHED // h.shape[1])) if h.device.type == "cpu" else number
+    step = max(1, min(number, _CACHED // h.shape[1]) if h.device.type == "cpu" else number)
     block = z.new_empty(step, h.shape[1])
-    for start in range(0, number, step or 1):
+    for start in range(0, number, step):
         part = slice(start, start + step)
         own = h[part] if single else h.index_select(0, rows[part])
         product = block[: own.shape[0]].copy_(own).mul_(W.index_select(0, columns[part]))

@@ -150,9 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except OSError as error:  # a full disk, a name that is too long: the machine's to mend, no traceback
         mend = "; use a folder that can be written" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
-        if not error.filename and error.strerror:  # an answer that standard output does not take
-            return _fail(f"standard output: {error.strerror}; what was saved is whole, send the answer elsewhere")
-        return _fail(f"{error.strerror or error}: {error.filename}{mend}" if error.filename else str(error))
+        if error.errno == errno.ENOSPC:  # while writing, of which the error says no more: a file of the run, or the answer
+            mend = "; free some where the run (--out) and standard output go"
+        return _fail((f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)) + mend)
     except Exception as error:
         if isinstance(error, (RuntimeError, MemoryError)) and _out_of_memory(error):
             return _fail("not enough memory for a problem of this size; ask ufm-fast plan, and make it smaller")

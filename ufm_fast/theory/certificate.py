@@ -42,7 +42,7 @@ from ufm_fast.losses import Focal, SoftmaxLoss
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
-from ufm_fast.theory.arguments import NO_BIAS
+from ufm_fast.theory.closed_form import bias_penalty
 from ufm_fast.theory.focal import Rise, phi
 from ufm_fast.theory.following import MOST_CLASSES, balanced_bound, following_bound
 from ufm_fast.theory.operator_norm import NormBound, dense_norm, split_norm
@@ -96,8 +96,7 @@ def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = 
     if isinstance(dual, _SoftmaxDual) and dual.signed and 0.0 < norm.value < problem.mu:
         bound = max(bound, dual.lower_bound(problem.mu / norm.value))
     if isinstance(dual, _SquaredDual) and value - bound > _TIGHT * value and _rank_fits(problem):
-        lambda_b = {"none": NO_BIAS, "free": 0.0}.get(problem.bias, float(problem.lambda_b))
-        bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, lambda_b))
+        bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem)))
     if isinstance(problem.loss, Focal) and problem.bias != "none":
         bound = max(bound, _biased_focal(problem, rows, x, value, max(bound, 0.0)))
     kind = "none" if not math.isfinite(bound) else "exact" if norm.failure_probability == 0 else "probabilistic"

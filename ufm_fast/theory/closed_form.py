@@ -66,7 +66,8 @@ def closed_form(problem: Problem) -> ClosedForm | None:
     return None if form is None else form(problem)
 
 
-def _bias_penalty(problem: Problem) -> float:
+def bias_penalty(problem: Problem) -> float:
+    """lambda_b as the formulas take it: 0 for a free bias, infinite for none."""
     return {"none": NO_BIAS, "free": 0.0}.get(problem.bias, float(problem.lambda_b))
 
 
@@ -113,7 +114,7 @@ def _balanced_ce(problem: Problem, n: int) -> ClosedForm | None:
 
 
 def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> ClosedForm | None:
-    lambda_b, smoothing = _bias_penalty(problem), float(getattr(problem.loss, "smoothing", 0.0))
+    lambda_b, smoothing = bias_penalty(problem), float(getattr(problem.loss, "smoothing", 0.0))
     if lambda_b == 0 and counts[0] == 0 and smoothing == 0:
         return None  # the empty classes' bias runs away to minus infinity
     classes = (sizes[0], sizes[1])
@@ -139,7 +140,7 @@ def _collapsed_ce(problem: Problem) -> ClosedForm | None:
     groups, index = torch.unique(counts, return_inverse=True)
     if len(groups) > max(problem.dim, 512):
         return None  # deciding it takes a dense matrix of that order
-    found = collapsed_ce(counts, problem.lambda_w, problem.lambda_h, _bias_penalty(problem))
+    found = collapsed_ce(counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem))
     if found is None:
         return None
     value, bias = found
@@ -186,7 +187,7 @@ def _bias_free_mse(problem: Problem) -> ClosedForm:
 
 
 def _balanced_mse(problem: Problem, n: int) -> ClosedForm:
-    classes, lambda_b, penalties = len(problem.counts), _bias_penalty(problem), (problem.lambda_w, problem.lambda_h)
+    classes, lambda_b, penalties = len(problem.counts), bias_penalty(problem), (problem.lambda_w, problem.lambda_h)
     leak, root = bias_leak(lambda_b), math.sqrt(n)
     c = classes * root * nuclear_coefficient(*penalties)
     tilted = problem.dim >= classes and c < leak
@@ -210,7 +211,7 @@ def _biased_mse(problem: Problem, values: Tensor, sizes: Tensor) -> ClosedForm |
     n, size = values.to(torch.float64).numpy(), sizes.to(torch.float64).numpy()
     first = int(n[0] == 0)  # empty classes take part in nothing: zero row, zero bias
     found = BiasedSpectrum(
-        n[first:], size[first:], nuclear_coefficient(problem.lambda_w, problem.lambda_h), _bias_penalty(problem)
+        n[first:], size[first:], nuclear_coefficient(problem.lambda_w, problem.lambda_h), bias_penalty(problem)
     )
     kept = found.sigma > found.tau
     within = np.maximum(np.sqrt(n) - found.tau, 0)
