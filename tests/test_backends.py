@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,23 +22,25 @@ from ufm_fast.problem import Problem
 from ufm_fast.targets import Targets
 
 MARGINS = (20.0, 50.0, 80.0)
+WAYS = (0.0, 1e9)  # of the products: factors and labels added to them, or put into E first
 
 
 @settings(max_examples=150, deadline=None)
-@given(problems(), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 6.0]))
-def test_tiled_equals_reference(problem, chunk, seed, scale):
-    dense, tiled = (Objective(problem, backend=b) for b in (ReferenceBackend(), TiledBackend(chunk)))
+@given(problems(), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 6.0]), st.sampled_from(WAYS))
+def test_tiled_equals_reference(problem, chunk, seed, scale, few):
+    dense, fused = (Objective(problem, backend=b) for b in (ReferenceBackend(), TiledBackend(chunk)))
     x, v = random_point(dense, seed, scale), random_point(dense, seed + 1)
-    expected, actual = dense.value_and_grad(x, statistics=True), tiled.value_and_grad(x, statistics=True)
+    with mock.patch.object(tiled, "_FEW", few):
+        expected, actual = dense.value_and_grad(x, statistics=True), fused.value_and_grad(x, statistics=True)
     assert actual.value == pytest.approx(expected.value, rel=1e-12)
     assert relative(actual.gradient, expected.gradient) < 1e-11
-    assert relative(tiled.hvp(x, v), dense.hvp(x, v)) < 1e-10
+    assert relative(fused.hvp(x, v), dense.hvp(x, v)) < 1e-10
     right, left = torch.randn(problem.num_classes, 3, dtype=torch.float64), torch.randn(x.H.shape[0], 2, dtype=torch.float64)
-    products = zip(*(o.backend.logit_products(o.head_input(x), right, left) for o in (dense, tiled)), strict=True)
+    products = zip(*(o.backend.logit_products(o.head_input(x), right, left) for o in (dense, fused)), strict=True)
     for a, b in products:
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12 * float(a.abs().max() + 1))
     torch.testing.assert_close(
-        tiled.backend.losses(tiled.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12
+        fused.backend.losses(fused.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12
     )
     if expected.statistics is not None:
         torch.testing.assert_close(actual.statistics.margin, expected.statistics.margin, rtol=1e-10, atol=1e-11)
@@ -91,7 +94,9 @@ def _exact(loss, H, W, y):
 @pytest.mark.parametrize("K", [2, 10, 300])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("case", [{}, {"smoothing": 0.1}, {"gamma": 0.5}, {"gamma": 2.0}])
-def test_terminal_phase_keeps_its_digits(margin, K, dtype, tolerance, case):
+@pytest.mark.parametrize("few", WAYS)
+def test_terminal_phase_keeps_its_digits(monkeypatch, margin, K, dtype, tolerance, case, few):
+    monkeypatch.setattr(tiled, "_FEW", few)
     loss = make_loss("focal" if "gamma" in case else "ce", **case)
     H, W = simplex_logits(K, margin, dtype)
     y = torch.arange(K)
@@ -132,7 +137,9 @@ def test_pick_all_terminal_phase(margin, dtype, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", LOSS_CASES[:5])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
-def test_hostile_logits_stay_finite(dtype, case, size):
+@pytest.mark.parametrize("few", WAYS)
+def test_hostile_logits_stay_finite(monkeypatch, dtype, case, size, few):
+    monkeypatch.setattr(tiled, "_FEW", few)
     generator = torch.Generator().manual_seed(3)
     H = (torch.randn(7, 5, generator=generator) * size).to(dtype)
     W = torch.randn(6, 5, generator=generator).to(dtype)
@@ -154,11 +161,13 @@ def test_hostile_logits_stay_finite(dtype, case, size):
 @pytest.mark.parametrize(  # a smoothed target of a masked class is impossible
     ("case", "masked"), [(LOSS_CASES[i], masked) for i, masked in ((0, False), (0, True), (1, False), (4, False), (4, True))]
 )
-def test_logits_that_spread_far_keep_their_digits(dtype, spread, masked, case):
+@pytest.mark.parametrize("few", WAYS)
+def test_logits_that_spread_far_keep_their_digits(monkeypatch, dtype, spread, masked, case, few):
     """As of parameters drawn from a normal distribution: most exponentials underflow around any offset, and are zero then.
 
     Classes masked by a bias of -inf or -1e4 leave the mean logit nothing to say, and have no part in the gradients.
     """
+    monkeypatch.setattr(tiled, "_FEW", few)
     make = torch.Generator().manual_seed(4)
     H, W = torch.randn(50, 16, generator=make).to(dtype), torch.randn(300, 16, generator=make).to(dtype) * (spread / 4)
     bias = torch.randn(300, generator=make).to(dtype)
@@ -210,8 +219,8 @@ def test_hessian_products_of_misclassified_rows_keep_their_digits():
 
 
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.integers(1, 4), st.integers(0, 10**6))
-def test_fresh_buffers_are_written(problem, chunk, seed):
+@given(problems(), st.integers(1, 4), st.integers(0, 10**6), st.sampled_from(WAYS))
+def test_fresh_buffers_are_written(problem, chunk, seed, few):
     """Garbage in a fresh buffer, NaN included, does not get into the gradient."""
     objective = Objective(problem)
     x = objective.head_input(random_point(objective, seed))
@@ -219,7 +228,8 @@ def test_fresh_buffers_are_written(problem, chunk, seed):
     for backend in (TiledBackend(chunk), ReferenceBackend()):
         zero = Gradients(*(None if t is None else torch.zeros_like(t) for t in likes))
         fresh = Gradients(*(None if t is None else torch.full_like(t, float("nan")) for t in likes), fresh=True)
-        assert float(backend.head(x, zero).value) == float(backend.head(x, fresh).value)
+        with mock.patch.object(tiled, "_FEW", few):
+            assert float(backend.head(x, zero).value) == float(backend.head(x, fresh).value)
         for a, b in ((zero.features, fresh.features), (zero.weight, fresh.weight), (zero.bias, fresh.bias)):
             if a is not None:
                 torch.testing.assert_close(b, a, rtol=1e-13, atol=1e-15)

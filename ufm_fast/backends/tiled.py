@@ -35,6 +35,7 @@ _BITS = 1.0 / math.log(2.0)  # in a nat
 _LEVEL = 8.0  # bits: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
 _CACHED = 1 << 16  # numbers of a block that is converted to float64
 _SAMPLE = 64  # classes at least that tell how far the logits of a chunk spread
+_FEW = 2  # classes to a column of features up to which a pass over E is cheaper than several over the features
 
 
 def available_bytes(device: torch.device) -> int:
@@ -179,7 +180,7 @@ class TiledBackend:
             z = z + bias[columns]
             mean_logit = mean_logit + bias.mean()
         targets_sum = z if x.targets.single else _segment_sum(z, rows, h.shape[0])
-        offset = ((K * mean_logit - targets_sum) / (K - M)).to(W.dtype).double()
+        offset = (K * mean_logit - targets_sum) / (K - M)
 
         E = buffer[:, : h.shape[0]]
         mass, offset = _exponentials(h, W, None if bias is None else bias.to(W.dtype), offset, rows, columns, E)
@@ -216,7 +217,10 @@ class TiledBackend:
                 masses.append(c.log_mass)
             if out.fresh and c.start == 0 and out.bias is not None:
                 out.bias.zero_()
-            self._add_products(x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh)
+            spend = W.shape[0] <= _FEW * W.shape[1]
+            self._add_products(
+                x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh, spend=spend
+            )  # fmt: skip
         if out.bias is not None and x.loss.smoothing:
             out.bias.add_(x.loss.smoothing * uneven(x.targets.indices, x.row_weight, W.shape[0]))
         self._keep(buffer)
@@ -242,44 +246,49 @@ class TiledBackend:
 
     def _add_products(
         self, loss: SoftmaxLoss, c: Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
-        forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None, fresh: bool = False,
+        forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None, fresh: bool = False, spend: bool = False,
     ) -> None:  # fmt: skip
         """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G.
 
-        With ``fresh`` forward and backward are written, not added to (backward by the first chunk).
+        With ``fresh`` forward and backward are written, not added to (backward by the first chunk). With ``spend`` E becomes
+        G itself, which has then nothing to add to the products.
         """
         slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
         factor = (slope * c.p / c.mass).to(W.dtype)
         entry = _entry_coefficients(loss, c, slope).to(W.dtype)
-        even = -loss.smoothing / W.shape[0] * c.row_weight
+        even = -loss.smoothing / W.shape[0] * c.row_weight if loss.smoothing else None
         one = c.entry_row.numel() == c.M.numel()  # target a row: rows are in order
-        if forward is not None and right is not None:
-            block = forward[c.start : c.stop]
-            product = torch.mm(c.E.T, right, out=block) if fresh else c.E.T @ right
-            product.mul_(factor[:, None])
-            own = right.index_select(0, c.entry_class)
-            if one:
-                product.addcmul_(own, entry[:, None])
-            else:
-                product.index_add_(0, c.entry_row, own.mul_(entry[:, None]))
-            if not fresh:
-                block.add_(product)
-            if loss.smoothing:
-                block.add_(torch.outer(even.to(W.dtype), right.sum(0)))
-        if backward is not None and left is not None:
-            if fresh and c.start == 0:
-                torch.mm(c.E, left * factor[:, None], out=backward)
-            else:
-                backward.addmm_(c.E, left * factor[:, None])
-            own = left if one else left.index_select(0, c.entry_row)
-            backward.index_add_(0, c.entry_class, own * entry[:, None])
-            if loss.smoothing:
-                backward.add_((even.to(W.dtype) @ left)[None, :])
         if column_sum is not None:
             column_sum.add_(c.E @ factor)
             # Smoothing's part is added once, by the caller: here it would cancel the digits of what is left near collapse.
-            own = (-slope * c.p).to(W.dtype)[c.entry_row] if loss.smoothing else entry
+            own = entry if even is None else (-slope * c.p).to(W.dtype)[c.entry_row]
             column_sum.index_add_(0, c.entry_class, own)
+        if spend:
+            c.E.mul_(factor)[c.entry_class, c.entry_row] = entry
+        if forward is not None and right is not None:
+            block = forward[c.start : c.stop]
+            if spend:
+                torch.addmm(block, c.E.T, right, beta=0 if fresh else 1, out=block)
+            else:
+                product = torch.mm(c.E.T, right, out=block) if fresh else c.E.T @ right
+                product.mul_(factor[:, None])
+                own = right.index_select(0, c.entry_class)
+                if one:
+                    product.addcmul_(own, entry[:, None])
+                else:
+                    product.index_add_(0, c.entry_row, own.mul_(entry[:, None]))
+                if not fresh:
+                    block.add_(product)
+            if even is not None:
+                block.add_(torch.outer(even.to(W.dtype), right.sum(0)))
+        if backward is not None and left is not None:
+            beta = 0 if fresh and c.start == 0 else 1
+            torch.addmm(backward, c.E, left if spend else left * factor[:, None], beta=beta, out=backward)
+            if not spend:
+                own = left if one else left.index_select(0, c.entry_row)
+                backward.index_add_(0, c.entry_class, own * entry[:, None])
+            if even is not None:
+                backward.add_((even.to(W.dtype) @ left)[None, :])
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         if not isinstance(x.loss, SoftmaxLoss):
@@ -343,15 +352,11 @@ def _exponentials(
     As powers of two, of logits in bits: on a CPU exp takes three times as long, ten times where rows are strided, and thirty
     where it underflows.
     """
-    h = h * _BITS
-    bias = None if bias is None else bias * _BITS
-    if bias is None:
-        torch.mm(W, h.T, out=E)
-    else:
-        torch.addmm(bias[:, None], W, h.T, out=E)
-    offset = (offset * _BITS).to(E.dtype).double()
-    E[columns, rows] = torch.where(offset.isfinite(), offset, -math.inf).to(E.dtype)[rows]  # stands out nowhere
-    offset = _placed(E, offset)
+    _bits(h, W, bias, E)
+    offset = (offset * _BITS).to(E.dtype)
+    nowhere = -math.inf  # where an infinite offset puts the label's entry; others put it at their own place
+    E[columns, rows] = offset.nan_to_num(nowhere, nowhere, nowhere)[rows]
+    offset = _placed(E, offset.double())
     if offset.abs().max() > _LEVEL:
         E.sub_(offset.to(E.dtype))
     else:
@@ -359,11 +364,13 @@ def _exponentials(
     E.exp2_()
     E[columns, rows] = 0.0
     mass = E.sum(0).double()
-    hostile = ~((mass > 0) & (mass < torch.finfo(E.dtype).max ** 0.5))
+    least, most = torch.aminmax(mass)  # of nan both are nan
+    safe = torch.finfo(E.dtype).max ** 0.5
+    if least > 0 and most < safe:
+        return mass, offset / _BITS
+    hostile = ~((mass > 0) & (mass < safe))
     for bad in torch.split(torch.nonzero(hostile).reshape(-1), max(1, h.shape[0] // 8)):  # an eighth of E's memory
-        z = W @ h.index_select(0, bad).T
-        if bias is not None:
-            z.add_(bias[:, None])
+        z = _bits(h.index_select(0, bad), W, bias, h.new_empty(W.shape[0], bad.numel()))
         position = torch.full_like(hostile, -1, dtype=torch.int64)
         position[bad] = torch.arange(bad.numel(), device=bad.device)
         mine = position[rows] >= 0
@@ -375,6 +382,13 @@ def _exponentials(
         mass[bad] = torch.where(alone, 1.0, z.sum(0).double())
         offset = offset.index_copy(0, bad, top.double())
     return mass, offset / _BITS
+
+
+def _bits(h: Tensor, W: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """``out``, K x C, filled with the logits in bits."""
+    if bias is None:
+        return torch.addmm(out, W, h.T, beta=0, alpha=_BITS, out=out)
+    return torch.addmm(bias[:, None], W, h.T, beta=_BITS, alpha=_BITS, out=out)
 
 
 def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: bool) -> Tensor:
@@ -400,7 +414,8 @@ def _placed(z: Tensor, offset: Tensor) -> Tensor:
     far = math.log2(torch.finfo(z.dtype).max) / 4
     # Copied first: down the columns of z every number would lie in a page of its own.
     high = z[:: max(1, z.shape[0] // _SAMPLE)].contiguous().amax(0).double()
-    offset = torch.where(offset.isfinite(), offset, torch.where(high.isfinite(), high, 0.0))
+    if not offset.abs().max() < math.inf:
+        offset = torch.where(offset.isfinite(), offset, torch.where(high.isfinite(), high, 0.0))
     if 8 * int((high - offset > far).sum()) > z.shape[1]:
         top = z.amax(0).double()
         offset = torch.where(top - offset > far, top, offset)
@@ -425,7 +440,8 @@ def _entry_coefficients(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     For several targets M q share_k - 1 = q (M expm1(u_k) - D) / T - p, which does not cancel when the targets are level.
     """
     if not loss.multi_label:
-        return (-slope * c.p + loss.smoothing * c.row_weight)[c.entry_row]
+        pull = -slope * c.p
+        return (pull + loss.smoothing * c.row_weight if loss.smoothing else pull)[c.entry_row]
     q = 1.0 - c.p
     rise = torch.expm1(c.entry_logit - c.mean_target[c.entry_row])
     level = c.excess < 1.0
