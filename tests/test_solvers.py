@@ -488,3 +488,16 @@ def test_newton_is_not_stalled_where_its_model_still_promises_a_decrease():
     """Six rejected radii in a row were a stall, 4 % above this minimum."""
     problem = Problem(counts=[0, 2, 2, 2, 2, 2, 2], dim=40, loss="mse", bias="free", lambda_w=1e-10, lambda_h=1e-10)
     assert solve(problem, metrics=False).value == pytest.approx(closed_form(problem).value, rel=1e-12)
+
+
+def test_autocast_around_a_solve_changes_nothing():
+    problem = Problem(counts=[5, 3, 2], dim=4, dtype="float32", lambda_w=1e-2, lambda_h=1e-2)
+    plain = solve(problem)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = solve(problem)
+        objective = Objective(problem)
+        x = objective.from_model(plain.point.W, plain.point.H, None)
+        found, product = objective.value_and_grad(x), objective.hvp(x, x)
+    assert under.value == plain.value
+    assert found.value == pytest.approx(plain.value, rel=1e-6)
+    assert product.W.dtype == torch.float32

@@ -112,7 +112,8 @@ class Objective:
         """f(x) and its gradient in the solver's variables (zero in a frozen factor)."""
         self.evaluations += 1
         gradient, out = self._prefilled(x)
-        result = self.backend.head(self.head_input(x), out, statistics=statistics)
+        with torch.autocast(x.W.device.type, enabled=False):
+            result = self.backend.head(self.head_input(x), out, statistics=statistics)
         self._unscale(gradient)
         data = float(result.value)
         return Evaluation(data + self.penalty(x), data, gradient, result.statistics)
@@ -124,7 +125,8 @@ class Objective:
             v = Point(v.W.new_zeros(v.W.shape) if self.problem.freeze == "w" else v.W,
                       v.H.new_zeros(v.H.shape) if self.problem.freeze == "h" else v.H, v.b)  # fmt: skip
         product, out = self._prefilled(v)
-        self.backend.head_hvp(self.head_input(x), self.head_input(v), out)
+        with torch.autocast(x.W.device.type, enabled=False):
+            self.backend.head_hvp(self.head_input(x), self.head_input(v), out)
         self._unscale(product)
         return product
 

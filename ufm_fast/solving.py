@@ -140,7 +140,7 @@ def solve(
             "a start goes with iterative methods, and the closed form has none; drop the start or choose another method"
         )
     theory = closed_form(problem)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(torch.device(problem.device).type, enabled=False):
         if method == "closed-form":
             run = _closed_form_run(objective, theory)
             start = "closed-form"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,15 +37,17 @@ class Targets:
 
     indices: Tensor
     indptr: Tensor | None = None
-    _occupied: list[tuple[int, Tensor, Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
+    # What is derived from them, by whom and for what: it ends with them.
+    remembered: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def occupied(self, classes: int) -> tuple[Tensor, Tensor]:
         """Classes that have rows and those that have none, ascending, remembered: a step must not wait for it."""
-        if not self._occupied or self._occupied[0][0] != classes:
+        key = ("occupied", classes)
+        if key not in self.remembered:
             present = torch.zeros(classes, dtype=torch.bool, device=self.indices.device)
             present[self.indices] = True
-            self._occupied[:] = [(classes, torch.nonzero(present)[:, 0], torch.nonzero(~present)[:, 0])]
-        return self._occupied[0][1:]
+            self.remembered[key] = (torch.nonzero(present)[:, 0], torch.nonzero(~present)[:, 0])
+        return cast("tuple[Tensor, Tensor]", self.remembered[key])
 
     @property
     def rows(self) -> int:

@@ -135,8 +135,12 @@ def second_factor(rows, ds, du, weight_fn, curvature_fn):
 
 
 def target_share(z, known):
-    """Softmax among the targets of a row, (rows, T); 0 on the padding."""
-    return torch.where(known, torch.softmax(torch.where(known, z, float("-inf")), 1), 0.0)
+    """Softmax among the targets of a row, (rows, T); 0 on the padding. A single target has all, impossible (-inf) or not."""
+    if z.shape[1] == 1:
+        return known.to(z.dtype)
+    top = torch.where(known, z, float("-inf")).amax(1, keepdim=True)
+    weights = torch.where(known, torch.exp(z - top.masked_fill(top == float("-inf"), 0.0)), 0.0)
+    return weights / weights.sum(1, keepdim=True).clamp_min(1e-30)
 
 
 def add_target_terms(inputs, labels, own, moved, outs, segments):

@@ -26,12 +26,16 @@ NARROW = 128  # columns of features that the one-pass kernels hold
 @contextmanager
 def tensor_float32() -> Iterator[None]:
     """Library products of float32 matrices in tf32, as the kernels take them: a setting of the whole process meanwhile."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    if before == "tf32":
+        yield
+        return
+    setting.fp32_precision = "tf32"
     try:
         yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+    finally:  # it reads as what it inherits, and would stay that for good if written so: "none" inherits again
+        setting.fp32_precision = "none" if before == torch.backends.fp32_precision else before
 
 
 def library_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, fresh: bool = False) -> Tensor:
@@ -202,7 +206,10 @@ def clear(*buffers: Tensor | None, but: tuple[bool, ...] = (False, False, False)
 
 
 def who_multiplies(products: str | None, mode: str, features: Tensor, steps: object) -> tuple[str, str]:
-    """'triton' or 'library' for dH and for dW; ours where torch wants deterministic algorithms, for cuBLAS may refuse then."""
+    """'triton' or 'library' for dH and for dW; ours where torch wants deterministic algorithms, for cuBLAS may refuse then.
+
+    It may all the same in products with one vector, of smoothing and of the squared error's bias: torch says how to allow it.
+    """
     if products is None and features.is_cuda and steps is None and not torch.are_deterministic_algorithms_enabled():
         return products_for(mode, features.shape[1])
     return (products or "triton",) * 2

@@ -37,15 +37,19 @@ def check_written(**tensors):
 
 
 def on_device(driver):
-    """The driver with the device of its first argument current: triton launches on the current one."""
+    """The driver with the device of its first argument current, where triton launches, and without autocast."""
 
     @wraps(driver)
     def run(*given, **named):
         first = given[0] if given else next(iter(named.values()))
         if not getattr(first, "is_cuda", False):
             return driver(*given, **named)
+        from torch import autocast, is_autocast_enabled
         from torch.cuda import current_device, device
 
+        if is_autocast_enabled("cuda"):
+            with autocast("cuda", enabled=False):
+                return run(*given, **named)
         if first.device.index == current_device():
             return driver(*given, **named)
         with device(first.device):

@@ -299,6 +299,38 @@ def test_refusals_in_words():
         TritonBackend(mode="fp8")
 
 
+@pytest.mark.parametrize("loss", LOSSES[:4], ids=NAMES[:4])  # the losses with ignored rows
+@pytest.mark.parametrize("fused", [TiledBackend(), TritonBackend()], ids=["tiled", "triton"])
+def test_rows_that_weigh_nothing_may_lose_infinitely(fused, loss):
+    """A row without weight, whose class is impossible, changes neither value nor derivatives."""
+    targets = Targets(torch.tensor([2, 0, 1, 4, 3, 1]))
+    x = case(loss, targets)
+    x.bias[0], x.row_weight[1] = -torch.inf, 0.0
+    kept = torch.tensor([0, 2, 3, 4, 5], device=DEVICE)
+    fewer = Targets(x.targets.indices[kept])
+    without = HeadInput(loss, x.features[kept], x.weight, x.bias, fewer, x.row_weight[kept])
+    found, wanted = buffers(x), buffers(without)
+    assert float(fused.head(x, found).value) == pytest.approx(float(fused.head(without, wanted).value), rel=1e-5)
+    padded = Gradients(torch.zeros_like(x.features).index_copy(0, kept, wanted.features), wanted.weight, wanted.bias)
+    close(found, padded)
+    v = direction(x)
+    of_fewer = HeadInput(loss, v.features[kept], v.weight, v.bias, fewer, x.row_weight[kept])
+    found, wanted = buffers(x), buffers(without)
+    fused.head_hvp(x, v, found)
+    fused.head_hvp(without, of_fewer, wanted)
+    close(found, Gradients(torch.zeros_like(x.features).index_copy(0, kept, wanted.features), wanted.weight, wanted.bias))
+
+
+def test_the_layout_of_targets_lives_as_long_as_they_do():
+    """A captured graph reads it at every replay, whatever the backend was asked since."""
+    x, other, backend = case(LOSSES[0]), case(LOSSES[0], Targets(torch.tensor([0, 0, 1, 2, 3, 3]))), TritonBackend()
+    backend.head(x, buffers(x))
+    (layout,) = x.targets.remembered.values()
+    backend.head(other, buffers(other))
+    backend.head(x, buffers(x))
+    assert list(x.targets.remembered.values()) == [layout]
+
+
 def test_a_mode_by_name():
     check_head(case(LOSSES[0]), TritonBackend(mode="bf16x3"), 1e-3)
 
@@ -318,6 +350,12 @@ def test_a_step_can_be_captured_in_a_graph(loss):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         value = backend.head(x, out).value
+    # Labels of other calls take no memory that the graph reads.
+    for seed in range(8):
+        other = Targets(torch.randint(7, x.targets.indices.shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE))
+        backend.head(
+            HeadInput(LOSSES[0], x.features, x.weight, x.bias, other, torch.ones(other.rows, device=DEVICE)), buffers(x)
+        )
     x.features.mul_(-1.5)
     graph.replay()
     wanted = buffers(x, 0.0, torch.float64)

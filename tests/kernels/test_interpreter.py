@@ -418,6 +418,24 @@ def test_a_buffer_that_is_not_needed_is_not_touched(driver):
     assert bool((keep == 7.0).all())
 
 
+def test_library_products_leave_the_precision_of_matmuls_as_it_was():
+    """A setting that is inherited goes on being inherited."""
+    backends = torch.backends
+    generic, own = backends.fp32_precision, backends.cuda.matmul.fp32_precision
+    try:
+        backends.fp32_precision = "tf32"
+        with head.tensor_float32():
+            assert backends.cuda.matmul.fp32_precision == "tf32"
+        backends.fp32_precision = "ieee"
+        assert backends.cuda.matmul.fp32_precision == "ieee"
+        with head.tensor_float32():
+            assert backends.cuda.matmul.fp32_precision == "tf32"
+        backends.fp32_precision = "tf32"
+        assert backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        backends.fp32_precision, backends.cuda.matmul.fp32_precision = generic, "none" if own == generic else own
+
+
 def test_library_products_agree():
     case = Case(37, 71, 24, 2, "bf16")
     agree(case, *case.run(products="library", chunk_rows=20))

@@ -88,6 +88,12 @@ class Backend(Protocol):
         """Unweighted loss of each row, float64 (R,)."""
 
 
+def weighed(row_weight: Tensor, losses: Tensor) -> Tensor:
+    """sum_r row_weight_r l_r in float64. A row that weighs nothing may lose infinitely: an ignored one, a masked class."""
+    products = row_weight.double() * losses
+    return torch.where(row_weight == 0, 0.0, products).sum()
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """dtype of sums and gradients: float32 for half precision inputs, else the input's own."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

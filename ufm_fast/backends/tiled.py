@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends import squared_error
-from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype
+from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype, weighed
 from ufm_fast.losses import SoftmaxLoss
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
@@ -210,7 +210,7 @@ class TiledBackend:
         total = torch.zeros((), dtype=torch.float64, device=W.device)
         margins, masses = [], []
         for c in self._chunks(x, W, buffer):
-            total += c.row_weight @ c.value
+            total += weighed(c.row_weight, c.value)
             if statistics:
                 least = _segment_min(c.entry_logit, c.entry_row, c.M.shape[0], x.targets.single)
                 margins.append(least - c.E.amax(0).double().log() - c.offset)

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics
+from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, weighed
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.backends.tiled import TiledBackend, available_bytes
 from ufm_fast.errors import InputError
@@ -102,27 +102,42 @@ def squared_workspace(rows: int, dim: int, classes: int, dtype: torch.dtype) -> 
 class _Labels:
     """Targets as the kernels read them: (R, T) int32, padded with -1, sorted by class; None where T is too large or R is 0."""
 
-    targets: Targets
-    classes: int
     padded: Tensor | None
     segments: Segments | None
 
     @classmethod
     def of(cls, targets: Targets, classes: int) -> _Labels:
         if targets.rows == 0:
-            return cls(targets, classes, None, None)
+            return cls(None, None)
         if targets.indptr is None:
             padded = targets.indices[:, None].int()
         else:
             sizes = targets.sizes()
             widest = int(sizes.max())
             if widest > MAX_TARGETS:
-                return cls(targets, classes, None, None)
+                return cls(None, None)
             rows, columns = targets.slice(0, targets.rows)
             place = torch.arange(rows.numel(), device=rows.device) - targets.indptr[rows]
             padded = torch.full((targets.rows, widest), -1, dtype=torch.int32, device=rows.device)
             padded[rows, place] = columns.int()
-        return cls(targets, classes, padded, Segments.of(padded, classes))
+        return cls(padded, Segments.of(padded, classes))
+
+    @classmethod
+    def remembered(cls, targets: Targets, classes: int) -> _Labels:
+        """``of``, once for each stream: a step must not wait for it, and no other stream is known to have made it in time.
+
+        It ends with the targets. A captured graph reads it at every replay: its owner keeps the targets. What is made during a
+        capture is not there before the first replay, so it is not remembered.
+        """
+        device = targets.indices.device
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (cls, classes, stream)
+        found = targets.remembered.get(key)
+        if found is None:
+            found = cls.of(targets, classes)
+            if not (stream and torch.cuda.is_current_stream_capturing()):
+                targets.remembered[key] = found
+        return cast("_Labels", found)
 
 
 @dataclass(frozen=True)
@@ -139,8 +154,8 @@ class TritonBackend:
     """Softmax and squared-error heads by Triton kernels. ``mode``: a precision of ufm_kernels instead of the dtype's own.
 
     ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when it runs out).
-    The last targets' layout and the chunk of each shape are remembered: results do not depend on it, repeated calls do not
-    wait for the device, and a solve repeats bit for bit.
+    The layout of targets, on them, and the chunk of each shape are remembered: results do not depend on it, repeated calls
+    do not wait for the device, and a solve repeats bit for bit. A graph that captures a call needs its Targets kept alive.
     The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 87 nats.
     Errors: InputError for an unknown mode, and by every method for float64 inputs.
     """
@@ -153,7 +168,6 @@ class TritonBackend:
         self.mode = mode
         self.chunk = chunk
         self._tiled = TiledBackend()
-        self._labels: _Labels | None = None
         self._chunks: dict[tuple[object, ...], int] = {}
 
     # ---- the interface ---------------------------------------------------------------------------------------------
@@ -168,8 +182,7 @@ class TritonBackend:
         buffers = _writable(out)
         swept = self._sweep(x, x.loss, labels, labels.padded, buffers, mode)
         _hand_over(buffers, out)
-        value = x.row_weight.double() @ swept.losses
-        return HeadResult(value, _statistics(swept, x.targets) if statistics else None)
+        return HeadResult(weighed(x.row_weight, swept.losses), _statistics(swept, x.targets) if statistics else None)
 
     def losses(self, x: HeadInput) -> Tensor:
         mode = self._mode_of(x)
@@ -272,10 +285,7 @@ class TritonBackend:
         return self.mode or table[dtype]
 
     def _labels_of(self, x: HeadInput) -> _Labels:
-        found, classes = self._labels, x.weight.shape[0]
-        if found is None or found.targets is not x.targets or found.classes != classes:
-            self._labels = found = _Labels.of(x.targets, classes)
-        return found
+        return _Labels.remembered(x.targets, x.weight.shape[0])
 
     def _chunk_of(self, x: HeadInput, mode: str, *, one_pass: bool = False) -> int:
         """Rows of a chunk whose memory is there; 0 where none can be afforded and ``one_pass`` does without."""
