@@ -273,6 +273,19 @@ def test_forward_mode_in_lower_precision(dtype: torch.dtype, reduction: str) -> 
         torch.testing.assert_close(ours.double(), theirs, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
+def test_the_older_functional_interface(name: str, reduction: str) -> None:
+    """Its hvp and jvp differentiate a Hessian product in the direction, in which it is linear: that is no third derivative."""
+    leaves, moves = tuple(x.detach() for x in parts()), tuple(torch.rand_like(x) for x in parts())
+    ours = lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction).sum()  # noqa: E731
+    dense = lambda h, W, b: dense_loss(name, h, W, b, reduction).sum()  # noqa: E731
+    for way in (torch.autograd.functional.hvp, torch.autograd.functional.vhp):
+        torch.testing.assert_close(way(ours, leaves, moves)[1], way(dense, leaves, moves)[1], rtol=1e-10, atol=1e-12)
+    slopes = (torch.autograd.functional.jvp(torch.func.grad(f, (0, 1, 2)), leaves, moves)[1] for f in (ours, dense))
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+
+
 def test_third_derivatives_in_forward_mode_are_refused_in_words() -> None:
     h, W, b = (x.detach() for x in parts())
     with pytest.raises(NotImplementedError, match="third derivatives"):
@@ -283,8 +296,14 @@ def test_third_derivatives_are_refused_in_words() -> None:
     h, W, b = parts()
     (first,) = torch.autograd.grad(CASES["ce-mean"](h, W, b), h, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), h, create_graph=True)
-    with pytest.raises(NotImplementedError, match="third derivatives"):
-        torch.autograd.grad(second.square().sum(), h)
+    for again in (lambda x: torch.autograd.grad(x, h, retain_graph=True), lambda x: x.backward(retain_graph=True)):
+        with pytest.raises(NotImplementedError, match="third derivatives"):
+            again(second.square().sum())
+    direction = torch.rand_like(h).requires_grad_()
+    (first,) = torch.autograd.grad(CASES["ce-mean"](h, W, b), h, create_graph=True)
+    (linear,) = torch.autograd.grad(first, h, direction, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivatives"):  # of the direction alone it would be the second
+        torch.autograd.grad(linear.sum(), (direction, h))
 
 
 @case

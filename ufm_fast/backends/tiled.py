@@ -35,7 +35,7 @@ _BITS = 1.0 / math.log(2.0)  # in a nat
 _LEVEL = 8.0  # bits: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
 _CACHED = 1 << 16  # numbers of a block that is converted to float64
 _SAMPLE = 64  # classes at least that tell how far the logits of a chunk spread
-_FEW = 2  # classes to a column of features up to which a pass over E is cheaper than several over the features
+_FEW = 4  # classes to a column of features up to which a pass over E is cheaper than several over the features
 
 
 def available_bytes(device: torch.device) -> int:

@@ -33,6 +33,8 @@ from ufm_fast.functional.registration import (
     keep,
     one_by_one,
     operator,
+    refuses,
+    refusing,
     wrapped,
 )
 from ufm_fast.functional.rows import over_rows, rows_of, rows_with_weight
@@ -221,7 +223,7 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
         total = [_scaled(upstream, g, own) if w else None for g, w in zip(gradients, needed, strict=True)]
     if any(v is not None for v in along):
         if any(needed):
-            product = hessian_product(*inputs, row_weight, *along, *loss, needed)
+            product = hessian_product(*_of_second_order(*inputs, row_weight), *along, *loss, needed)
             total = [_sum(a, b if w else None) for a, b, w in zip(total, product, needed, strict=True)]
         if ctx.needs_input_grad[5]:
             weight_gradient = row_slopes(*inputs, *along, *loss).to(row_weight.dtype)
@@ -414,15 +416,33 @@ _THIRD = "third derivatives of a fused loss are not available; take them of the 
 
 
 def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Nothing is kept for a third derivative; tangents of row_weight and of the direction are of the second order."""
+    """For derivatives in the direction, and in forward mode in row_weight, which are of the second order."""
     *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
-    if forward_mode():
-        ctx.save_for_forward(*tensors)
-    ctx.set_materialize_grads(False)
+    ctx.linear = all(refuses(x) for x in (*tensors[:3], tensors[5]))
+    keep(ctx, *(tensors if ctx.linear or forward_mode() else ()))
 
 
 def _product_backward(ctx: Any, *upstream: Tensor | None) -> Any:
-    raise NotImplementedError(_THIRD)
+    """The Hessian is symmetric: its product with ``upstream`` is the derivative in the direction."""
+    if not ctx.linear:
+        raise NotImplementedError(_THIRD)
+    *inputs, row_weight, _, _, _ = ctx.saved_tensors
+    moving = list(ctx.needs_input_grad[6:9])
+    total: list[Tensor | None] = [None] * 3
+    if any(moving) and any(v is not None for v in upstream):
+        along = [v if wanted else None for v, wanted in zip(upstream, ctx.need, strict=True)]
+        product = hessian_product(*_of_second_order(*inputs, row_weight), *along, ctx.loss, ctx.parameter, moving)
+        total = [g if wanted else None for g, wanted in zip(product, moving, strict=True)]
+    return (None,) * 6 + (*total, None, None, None)
+
+
+def _of_second_order(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What a Hessian product is taken at: derivatives in it are of the third order. Transforms are told by the product itself."""
+    if blind() or forward_mode() or not torch.is_grad_enabled():
+        return tensors
+    features, weight, bias, indices, indptr, row_weight = tensors
+    features, weight, bias, row_weight = (refusing(x, _THIRD) for x in (features, weight, bias, row_weight))
+    return features, weight, bias, indices, indptr, row_weight
 
 
 def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -103,6 +103,32 @@ def _traceable(registered: Any, context: Callable[..., None], backward: Callable
     return type("FusedHead", (torch.autograd.Function,), {name: staticmethod(f) for name, f in rules.items()})
 
 
+class Refusal(torch.autograd.Function):
+    """The same tensor, through which no derivative is taken: where the engine gets here, it was asked for one.
+
+    A node of several inputs does not learn which of their derivatives are wanted; a node of one runs only for its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, message: str) -> Tensor:
+        ctx.message = message
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
+
+
+def refusing(x: Tensor | None, message: str) -> Tensor | None:
+    """``x``, of which a derivative raises NotImplementedError(message)."""
+    return Refusal.apply(x, message) if x is not None and x.requires_grad else x  # type: ignore[no-untyped-call]
+
+
+def refuses(x: Tensor | None) -> bool:
+    """Whether no derivative in ``x`` will be taken."""
+    return x is None or not x.requires_grad or (x.grad_fn is not None and x.grad_fn.name() == "RefusalBackward")
+
+
 def hooks_are_set() -> bool:
     """Whether saved tensors go through hooks, which may keep them (in a compiled graph they do not reach this code)."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
