@@ -278,6 +278,30 @@ def test_an_ignored_row_may_hold_anything(options: dict[str, Any]) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weight": torch.ones(5), "label_smoothing": 0.1}])
+@pytest.mark.parametrize("masked", [0, 4])
+def test_an_ignored_row_loses_nothing_beside_a_masked_class(masked: int, options: dict[str, Any]) -> None:
+    g = torch.Generator().manual_seed(5)
+    h, W, y = torch.randn(4, 3, generator=g), torch.randn(5, 3, generator=g), torch.tensor([1, -100, 2, 3])
+    bias = torch.zeros(5).index_fill(0, torch.tensor([masked]), -math.inf)
+    for reduction in ("none", "sum", "mean"):
+        theirs = F.cross_entropy(F.linear(h, W, bias), y, reduction=reduction, **options)
+        torch.testing.assert_close(
+            fused.linear_cross_entropy(h, W, y, linear_bias=bias, reduction=reduction, **options), theirs
+        )
+
+
+@pytest.mark.parametrize("target", [2, 1])
+def test_a_bias_that_has_diverged_does_not_pass_for_a_fit(target: int) -> None:
+    """Its class leads by infinitely much: no loss, taken literally, but torch gives NaN, which is what watchers look for."""
+    g = torch.Generator().manual_seed(5)
+    h, W, bias = leaf(g, 4, 3), leaf(g, 5, 3), torch.zeros(5, dtype=torch.float64)
+    bias[2] = math.inf
+    loss = fused.linear_cross_entropy(h, W, torch.full((4,), target), linear_bias=bias)
+    assert bool(loss.isnan())
+    assert all(bool(x.isnan().any()) for x in torch.autograd.grad(loss, (h, W)))
+
+
 def test_an_ignored_row_may_hold_anything_in_second_derivatives_too() -> None:
     g = torch.Generator().manual_seed(5)
     h, W, y = leaf(g, 4, 3), leaf(g, 5, 3), torch.tensor([0, -100, 2, 3])

@@ -189,6 +189,15 @@ def test_autocast_does_not_round_the_model(loss: str) -> None:
     assert torch.equal(model.W.grad, gradient)
 
 
+def test_lower_precision_rounds_parameters_and_not_the_problem() -> None:
+    counts = [10**9, 10**8, 40, 5]
+    model = UFM(Problem(counts=counts, dim=4, lambda_w=1e-3, lambda_h=1e-3), seed=1)
+    exact = model.row_weight
+    assert torch.equal(model.half().row_weight, exact)
+    assert torch.equal(model.to(torch.bfloat16).row_weight, exact)
+    assert model.W.dtype == torch.bfloat16
+
+
 def test_a_closure_without_anything_to_train_is_refused() -> None:
     model = UFM(problem(bias="free"))
     model.requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import linear_cross_entropy
-from ufm_fast.functional.checks import check_ignore_index, check_reduction, check_smoothing, check_weight_alone
+from ufm_fast.functional.checks import check_ignore_index, check_options, check_reduction, check_smoothing, check_weight_alone
 from ufm_fast.functional.operators import loss_arguments, value_and_gradients
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -62,6 +62,14 @@ class UFM(nn.Module):
         self.register_buffer("indptr", targets.indptr, persistent=False)
         self.register_buffer("row_weight", objective.row_weight, persistent=False)
         self._master = objective.dtype
+
+    def _apply(self, fn: Any, recurse: bool = True) -> UFM:
+        """``to`` and its kin: shares of the samples are no parameters, and are not rounded with them."""
+        exact = self.row_weight
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not exact.is_meta:
+            self.row_weight = exact.to(self.row_weight.device)
+        return self
 
     def forward(self) -> Tensor:
         """f at the current parameters, a scalar in their dtype."""
@@ -152,6 +160,7 @@ class LinearCrossEntropyLoss(nn.Module):
         ignore_index = None if ignore_index is None else check_ignore_index(ignore_index)
         label_smoothing = check_smoothing(label_smoothing)
         check_reduction(reduction)
+        check_options(options)
         self.num_classes, self.out_features = num_classes, out_features
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
         self.options = options

@@ -13,7 +13,7 @@ from ufm_fast.arguments import MOST, integers, whole
 from ufm_fast.errors import InputError
 
 
-def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
+def check_labels(labels: Tensor, classes: int, name: str = "labels", mend: str = "raise classes") -> Tensor:
     """Return ``labels`` as int64 after checking that they are integers in [0, classes).
 
     Errors: InputTypeError for a non-integer dtype, InputError for a value out of range. No kernel indexes before this.
@@ -24,7 +24,7 @@ def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
         if low < 0:
             raise InputError(f"{name} must not be negative, got {low}; drop samples without a class, or number classes from 0")
         if high >= classes:
-            raise InputError(f"{name} must lie in [0, {classes}), got {high}; number the classes from 0, or raise classes")
+            raise InputError(f"{name} must lie in [0, {classes}), got {high}; number the classes from 0, or {mend}")
     return labels
 
 

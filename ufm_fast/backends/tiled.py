@@ -188,6 +188,8 @@ class TiledBackend:
         mean_target = targets_sum / M
         share, log_total, excess = _target_share(z, rows, mean_target, M, x.targets.single)
         log_mass = mass.log() + offset - mean_target
+        if bias is not None:  # a parameter that has diverged must not pass for a perfect fit
+            log_mass = torch.where(mean_target == math.inf, math.nan, log_mass)
         l, p = torch.nn.functional.softplus(log_mass - log_total, threshold=40.0), torch.sigmoid(log_mass - log_total)
         value = M * (log_total + l) if loss.multi_label else loss.value(l, p)
         if loss.smoothing:

@@ -18,6 +18,8 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def check_tensor(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputTypeError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    if hasattr(value, "full_tensor"):
+        raise InputTypeError(f"{name} must be a plain tensor, got a DTensor; pass {name}.full_tensor() or {name}.to_local()")
     return value
 
 
@@ -119,6 +121,11 @@ def real(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise InputTypeError(f"{name} must be a number, got {value!r}")
     return float(value)
+
+
+def check_options(options: object) -> None:
+    if options is not None and not hasattr(options, "batch_chunk_size"):
+        raise InputTypeError(f"options must be None or torch.nn.LinearCrossEntropyOptions, got {type(options).__name__}")
 
 
 def check_smoothing(label_smoothing: object) -> float:

@@ -163,7 +163,7 @@ def _targets(loss: Loss, targets: Any, features: Tensor, classes: int) -> Target
         raise InputError(f"targets are on {targets.device} but features on {features.device}; move them with .to()")
     if tuple(targets.shape) != (features.shape[0],):
         raise InputError(f"targets must have shape ({features.shape[0]},), one class a row, got {tuple(targets.shape)}")
-    return Targets(check_labels(targets, classes, "targets").contiguous())
+    return Targets(check_labels(targets, classes, "targets", "give weight more rows").contiguous())
 
 
 def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> Tensor:

@@ -54,7 +54,8 @@ def linear_cross_entropy(
     and forward mode), and NaN gradients.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
-    dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient.
+    dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient. All of input, linear_weight and
+    linear_bias are kept for the backward, so none may be written in place before it (RuntimeError).
     """
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     features, matrix, bias, dtype = _prepared(tensors)
@@ -62,8 +63,7 @@ def linear_cross_entropy(
     checks.check_class_weight(weight, linear_weight)
     checks.check_reduction(reduction)
     smoothing = checks.check_smoothing(label_smoothing)
-    if options is not None and not hasattr(options, "batch_chunk_size"):
-        raise InputTypeError(f"options must be None or torch.nn.LinearCrossEntropyOptions, got {type(options).__name__}")
+    checks.check_options(options)
     if target.is_floating_point():
         if ignore_index is not None:
             raise InputError("ignore_index goes with class indices only; drop it or pass class indices as target")
@@ -245,7 +245,8 @@ def _one_head(
     entropy = _reduced(features, matrix, bias, labels, None, mixed, known, everything, reduction, "ce", 0.0)
     with torch.autocast(matrix.device.type, enabled=False):
         share = _normalised(smoothing * kept, known, everything, reduction).to(entropy.dtype)
-        tilt = _tilt(features, matrix, bias, labels, w) * share
+        # An ignored row loses nothing, whatever a masked class makes of its tilt.
+        tilt = torch.where(kept == 0, 0.0, _tilt(features, matrix, bias, labels, w) * share)
     return entropy + (tilt if reduction == "none" else tilt.sum())
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional.registration import operator
-from ufm_fast.targets import Targets, TargetSets
+from ufm_fast.targets import Targets, TargetSets, check_labels
 
 
 @operator("(Tensor indptr, Tensor indices, SymInt classes) -> (Tensor, Tensor)")
 def checked_csr(indptr: Tensor, indices: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """(indptr, indices) after the checks of TargetSets. The data decide, so compiled graphs must see an operator."""
+    check_labels(indices, classes, "target", "give the weight more rows")
     try:
         sets = TargetSets.create(indptr, indices, classes)
     except InputError as error:
