@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from unittest import mock
 
@@ -132,6 +133,22 @@ def test_pick_all_terminal_phase(margin, dtype, tolerance):
     assert float((G.masked_fill(mask, 0.0) - off).norm() / off.norm()) < tolerance
     on = (2 * E / (T + s) - 1)[mask]
     assert float((G[mask] - on).abs().max()) <= 4 * torch.finfo(dtype).eps * float(z.abs().max()) + 1e-15
+
+
+def test_an_impossible_target_of_a_set_leaves_the_gradients_finite():
+    """Alone in its set, or beside others: the loss is infinite, the gradient in the logits M p_k - 1 there."""
+    make = torch.Generator().manual_seed(2)
+    H, W, bias = (torch.randn(*shape, generator=make, dtype=torch.float64) for shape in ((4, 3), (6, 3), (6,)))
+    bias[0] = -math.inf
+    targets = Targets(torch.tensor([0, 0, 2, 1, 3, 4]), torch.tensor([0, 1, 3, 5, 6]))
+    x = HeadInput(make_loss("pick-all"), H, W, bias, targets, torch.ones(4, dtype=torch.float64))
+    out = Gradients(torch.zeros_like(H), torch.zeros_like(W), torch.zeros_like(bias))
+    assert float(TiledBackend().head(x, out).value) == math.inf
+    assert TiledBackend().losses(x).isfinite().tolist() == [False, False, True, True]
+    G = torch.softmax(H @ W.T + bias, 1) * targets.sizes()[:, None]
+    G[torch.tensor([0, 1, 1, 2, 2, 3]), targets.indices] -= 1
+    for found, wanted in zip((out.features, out.weight, out.bias), (G @ W, G.T @ H, G.sum(0)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

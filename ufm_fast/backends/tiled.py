@@ -186,12 +186,15 @@ class TiledBackend:
         mass, offset = _exponentials(h, W, None if bias is None else bias.to(W.dtype), offset, rows, columns, E)
 
         mean_target = targets_sum / M
+        if not x.targets.single:  # an impossible target (-inf) leaves a mean of the best one; 0 without any
+            best = torch.full_like(M, -math.inf).scatter_reduce(0, rows, z, "amax")
+            mean_target = torch.where(mean_target == -math.inf, best.masked_fill(best == -math.inf, 0.0), mean_target)
         share, log_total, excess = _target_share(z, rows, mean_target, M, x.targets.single)
         log_mass = mass.log() + offset - mean_target
         if bias is not None:  # a parameter that has diverged must not pass for a perfect fit
             log_mass = torch.where(mean_target == math.inf, math.nan, log_mass)
         l, p = torch.nn.functional.softplus(log_mass - log_total, threshold=40.0), torch.sigmoid(log_mass - log_total)
-        value = M * (log_total + l) if loss.multi_label else loss.value(l, p)
+        value = torch.where(targets_sum == -math.inf, math.inf, M * (log_total + l)) if loss.multi_label else loss.value(l, p)
         if loss.smoothing:
             # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
             value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, z - mean_logit)
@@ -433,7 +436,8 @@ def _target_share(z: Tensor, rows: Tensor, mean: Tensor, M: Tensor, single: bool
     top = torch.full_like(M, -float("inf")).scatter_reduce(0, rows, u, "amax")
     spread = top + _segment_sum(torch.exp(u - top[rows]), rows, M.shape[0]).log()
     log_total = torch.where(D < 1e3, M.log() + torch.log1p(D / M), spread)
-    return torch.exp(u - log_total[rows]), log_total, torch.where(D < 1e3, D / (M + D), torch.ones_like(D))
+    share = torch.where(u == -math.inf, 0.0, torch.exp(u - log_total[rows]))
+    return share, log_total, torch.where((D < 1e3) & (M + D > 0), D / (M + D), torch.ones_like(D))
 
 
 def _entry_coefficients(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:

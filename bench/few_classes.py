@@ -1,0 +1,79 @@
+"""The tiled backend's two ways to the gradients, fp32: factors and labels added to the products, or put into E first.
+
+    python bench/few_classes.py [--rounds 21] [--out bench/results/few_classes_cpu.csv]
+
+Time of value and both gradients, and their relative errors against float64, by classes for each column of features; dense
+torch beside them. In random order within a round; ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from common import environment, median_ratio, write_csv
+from spread import drawn
+
+from ufm_fast.backends import Gradients, HeadInput, TiledBackend, tiled
+from ufm_fast.losses import make_loss
+from ufm_fast.targets import Targets
+
+SHAPES = ((4096, 100, 512), (2048, 512, 1024), (2048, 1000, 2048), (2048, 2048, 1024), (4096, 1000, 256), (2048, 4096, 1024),
+          (1024, 4096, 512), (2048, 8192, 512), (4096, 4096, 256), (8192, 8192, 128))  # fmt: skip
+WAYS = {"added": 0.0, "in E": float("inf")}
+
+
+def heads(H: torch.Tensor, W: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
+    """Each contender as a call that returns (dH, dW)."""
+    backend = TiledBackend()
+    x = HeadInput(make_loss("ce"), H, W, None, Targets(y), torch.full((len(H),), 1 / len(H), dtype=torch.float64))
+
+    def ours(few: float) -> tuple[torch.Tensor, torch.Tensor]:
+        out = (torch.empty_like(H), torch.empty_like(W))
+        with mock.patch.object(tiled, "_FEW", few):
+            backend.head(x, Gradients(*out, None, fresh=True))
+        return out
+
+    def dense() -> tuple[torch.Tensor, torch.Tensor]:
+        leaves = (H.detach().requires_grad_(), W.detach().requires_grad_())
+        return torch.autograd.grad(torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T, y), leaves)
+
+    return {**{name: lambda few=few: ours(few) for name, few in WAYS.items()}, "dense torch": dense}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    print(environment())
+    rows: list[dict[str, object]] = []
+    for shape in SHAPES:
+        H, W, y = drawn(*shape, 1.0)
+        exact = heads(H.double(), W.double(), y)["dense torch"]()
+        calls = heads(H, W, y)
+        errors = {n: [float((a - b).norm() / b.norm()) for a, b in zip(f(), exact, strict=True)] for n, f in calls.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(args.rounds):
+            for name in random.sample(list(calls), len(calls)):
+                start = time.perf_counter()
+                calls[name]()
+                seconds[name].append(time.perf_counter() - start)
+        for name, times in seconds.items():
+            row = {"N": shape[0], "K": shape[1], "d": shape[2], "way": name, "seconds": f"{statistics.median(times):.4g}"}
+            row |= {"time_over_added": f"{median_ratio(times, seconds['added']):.3f}"}
+            row |= {"error_dH": f"{errors[name][0]:.1e}", "error_dW": f"{errors[name][1]:.1e}"}
+            rows.append(row)
+            print(*row.values(), sep="\t", flush=True)
+    if args.out:
+        write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
