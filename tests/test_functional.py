@@ -291,6 +291,21 @@ def test_an_ignored_row_loses_nothing_beside_a_masked_class(masked: int, options
         )
 
 
+def test_all_sampled_classes_may_be_masked() -> None:
+    """What is left then lies at the end of the range, and must have its own offset."""
+    g = torch.Generator().manual_seed(5)
+    h, W = (torch.randn(*shape, generator=g).requires_grad_() for shape in ((20, 40), (128, 40)))
+    y, bias = torch.arange(1, 128, 2)[:20], torch.full((128,), -math.inf)
+    bias[1::2] = -110.0
+    losses = (
+        fused.linear_cross_entropy(h, W, y, linear_bias=bias),
+        F.cross_entropy(F.linear(h.double(), W.double(), bias.double()), y),
+    )
+    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=0.0)
+    for ours, theirs in zip(*(torch.autograd.grad(loss, (h, W)) for loss in losses), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("target", [2, 1])
 def test_a_bias_that_has_diverged_does_not_pass_for_a_fit(target: int) -> None:
     """Its class leads by infinitely much: no loss, taken literally, but torch gives NaN, which is what watchers look for."""

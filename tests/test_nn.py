@@ -193,7 +193,9 @@ def test_lower_precision_rounds_parameters_and_not_the_problem() -> None:
     counts = [10**9, 10**8, 40, 5]
     model = UFM(Problem(counts=counts, dim=4, lambda_w=1e-3, lambda_h=1e-3), seed=1)
     exact = model.row_weight
+    wide = float(model().detach())
     assert torch.equal(model.half().row_weight, exact)
+    assert float(model().detach()) == pytest.approx(wide, rel=1e-3)
     assert torch.equal(model.to(torch.bfloat16).row_weight, exact)
     assert model.W.dtype == torch.bfloat16
 

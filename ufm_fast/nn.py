@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ufm_fast.arguments import whole
+from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import linear_cross_entropy
 from ufm_fast.functional.checks import check_ignore_index, check_options, check_reduction, check_smoothing, check_weight_alone
@@ -72,7 +73,7 @@ class UFM(nn.Module):
         return self
 
     def forward(self) -> Tensor:
-        """f at the current parameters, a scalar in their dtype."""
+        """f at the current parameters, a scalar in their dtype, of half precision in float32."""
         inputs = (self.H, self.W, self.b)
         need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
         if self.problem.torch_dtype != self._master:  # half precision rounds parameters before each product
@@ -84,17 +85,21 @@ class UFM(nn.Module):
         return value
 
     def penalty(self) -> Tensor:
-        """The lambda terms of f, under autocast too in the parameters' dtype.
+        """The lambda terms of f, in the parameters' dtype, of half precision in float32; under autocast too.
 
         Dot products, because a square would make a copy of each parameter.
         """
-        problem = self.problem
+        problem, dtype = self.problem, compute_dtype(self.W.dtype)
         with torch.autocast(self.W.device.type, enabled=False):
-            counts = (self.row_weight * problem.num_samples).to(self.H.dtype)
-            weights: Tensor = 0.5 * problem.lambda_w * torch.dot(self.W.reshape(-1), self.W.reshape(-1))
-            features: Tensor = 0.5 * problem.lambda_h * (counts @ torch.linalg.vecdot(self.H, self.H))
+            W, H = self.W.to(dtype).reshape(-1), self.H.to(dtype)
+            counts = (self.row_weight * problem.num_samples).to(dtype)
+            weights: Tensor = 0.5 * problem.lambda_w * torch.dot(W, W)
+            features: Tensor = 0.5 * problem.lambda_h * (counts @ torch.linalg.vecdot(H, H))
             total = weights + features
-            return total if self.b is None else total + 0.5 * problem.lambda_b * torch.dot(self.b, self.b)
+            if self.b is None:
+                return total
+            b = self.b.to(dtype)
+            return total + 0.5 * problem.lambda_b * torch.dot(b, b)
 
     def closure(self) -> Tensor:
         """Clear the gradients, evaluate f, back-propagate, return f: what ``optimizer.step`` takes.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
 
 VARIABLES = ("balanced", "raw")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,17 @@ class Evaluation:
     data_value: float
     gradient: Point
     statistics: RowStatistics | None = None
+
+
+def _exact(method: _Method) -> _Method:
+    """The method without autocast, under which products would be rounded to half precision."""
+
+    @wraps(method)
+    def run(self: Objective, *given: Any, **named: Any) -> Any:
+        with torch.autocast(torch.device(self.problem.device).type, enabled=False):
+            return method(self, *given, **named)
+
+    return cast("_Method", run)
 
 
 class Objective:
@@ -108,16 +122,17 @@ class Objective:
             features, W = features.to(dtype), W.to(dtype)
         return HeadInput(self.problem.loss, features, W, self.bias(x), self.targets, self.row_weight)
 
+    @_exact
     def value_and_grad(self, x: Point, *, statistics: bool = False) -> Evaluation:
         """f(x) and its gradient in the solver's variables (zero in a frozen factor)."""
         self.evaluations += 1
         gradient, out = self._prefilled(x)
-        with torch.autocast(x.W.device.type, enabled=False):
-            result = self.backend.head(self.head_input(x), out, statistics=statistics)
+        result = self.backend.head(self.head_input(x), out, statistics=statistics)
         self._unscale(gradient)
         data = float(result.value)
         return Evaluation(data + self.penalty(x), data, gradient, result.statistics)
 
+    @_exact
     def hvp(self, x: Point, v: Point) -> Point:
         """Hessian of f at x times v. Counts as two gradient evaluations."""
         self.evaluations += 2
@@ -125,11 +140,11 @@ class Objective:
             v = Point(v.W.new_zeros(v.W.shape) if self.problem.freeze == "w" else v.W,
                       v.H.new_zeros(v.H.shape) if self.problem.freeze == "h" else v.H, v.b)  # fmt: skip
         product, out = self._prefilled(v)
-        with torch.autocast(x.W.device.type, enabled=False):
-            self.backend.head_hvp(self.head_input(x), self.head_input(v), out)
+        self.backend.head_hvp(self.head_input(x), self.head_input(v), out)
         self._unscale(product)
         return product
 
+    @_exact
     def penalty(self, x: Point) -> float:
         """lambda terms of f, in float64."""
         total = 0.5 * self.weight_penalty * Point(x.W, x.W[:0]).dot(Point(x.W, x.W[:0]))

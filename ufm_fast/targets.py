@@ -37,8 +37,11 @@ class Targets:
 
     indices: Tensor
     indptr: Tensor | None = None
-    # What is derived from them, by whom and for what: it ends with them.
+    # What is derived from them, for whom: it ends with them, and copies begin without.
     remembered: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"indices": self.indices, "indptr": self.indptr, "remembered": {}}
 
     def occupied(self, classes: int) -> tuple[Tensor, Tensor]:
         """Classes that have rows and those that have none, ascending, remembered: a step must not wait for it."""

@@ -35,7 +35,9 @@ def tensor_float32() -> Iterator[None]:
     try:
         yield
     finally:  # it reads as what it inherits, and would stay that for good if written so: "none" inherits again
-        setting.fp32_precision = "none" if before == torch.backends.fp32_precision else before
+        setting.fp32_precision = "none"
+        if setting.fp32_precision != before:
+            setting.fp32_precision = before
 
 
 def library_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, fresh: bool = False) -> Tensor:

@@ -1,6 +1,8 @@
 """The triton backend against the dense definition in float64, on the float32 numbers that it was given."""
 
+import copy
 import os
+import pickle
 
 import pytest
 import torch
@@ -329,6 +331,9 @@ def test_the_layout_of_targets_lives_as_long_as_they_do():
     backend.head(other, buffers(other))
     backend.head(x, buffers(x))
     assert list(x.targets.remembered.values()) == [layout]
+    for copied in (copy.deepcopy(x.targets), pickle.loads(pickle.dumps(x.targets)), copy.copy(x.targets)):
+        assert torch.equal(copied.indices, x.targets.indices)
+        assert not copied.remembered
 
 
 def test_a_mode_by_name():
@@ -336,10 +341,14 @@ def test_a_mode_by_name():
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="graphs are captured on CUDA")
-@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[4], LOSSES[5]], ids=["ce", "pick-all", "mse"])
-def test_a_step_can_be_captured_in_a_graph(loss):
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [(LOSSES[0], None), (LOSSES[4], None), (LOSSES[4], SETS), (LOSSES[5], None)],
+    ids=["ce", "pick-all", "sets", "mse"],
+)
+def test_a_step_can_be_captured_in_a_graph(loss, targets):
     """Nothing in a step waits for the device, so it replays on new numbers in the same memory."""
-    x, backend = case(loss), TritonBackend()
+    x, backend = case(loss, targets), TritonBackend()
     out = buffers(x, fresh=True)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -352,7 +361,7 @@ def test_a_step_can_be_captured_in_a_graph(loss):
         value = backend.head(x, out).value
     # Labels of other calls take no memory that the graph reads.
     for seed in range(8):
-        other = Targets(torch.randint(7, x.targets.indices.shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE))
+        other = Targets(torch.randint(7, (6,), generator=torch.Generator().manual_seed(seed)).to(DEVICE))
         backend.head(
             HeadInput(LOSSES[0], x.features, x.weight, x.bias, other, torch.ones(other.rows, device=DEVICE)), buffers(x)
         )

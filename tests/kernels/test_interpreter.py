@@ -432,6 +432,10 @@ def test_library_products_leave_the_precision_of_matmuls_as_it_was():
             assert backends.cuda.matmul.fp32_precision == "tf32"
         backends.fp32_precision = "tf32"
         assert backends.cuda.matmul.fp32_precision == "tf32"
+        backends.fp32_precision, backends.cuda.matmul.fp32_precision = "none", "ieee"
+        with head.tensor_float32():
+            pass
+        assert backends.cuda.matmul.fp32_precision == "ieee"
     finally:
         backends.fp32_precision, backends.cuda.matmul.fp32_precision = generic, "none" if own == generic else own
 

@@ -222,7 +222,7 @@ class TiledBackend:
                 masses.append(c.log_mass)
             if out.fresh and c.start == 0 and out.bias is not None:
                 out.bias.zero_()
-            spend = W.shape[0] <= _FEW * W.shape[1]
+            spend = W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None)
             self._add_products(
                 x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh, spend=spend
             )  # fmt: skip
@@ -371,9 +371,9 @@ def _exponentials(
     mass = E.sum(0).double()
     least, most = torch.aminmax(mass)  # of nan both are nan
     safe = torch.finfo(E.dtype).max ** 0.5
-    if least > 0 and most < safe:
+    if least > 1 / safe and most < safe:
         return mass, offset / _BITS
-    hostile = ~((mass > 0) & (mass < safe))
+    hostile = ~((mass > 1 / safe) & (mass < safe))
     for bad in torch.split(torch.nonzero(hostile).reshape(-1), max(1, h.shape[0] // 8)):  # an eighth of E's memory
         z = _bits(h.index_select(0, bad), W, bias, h.new_empty(W.shape[0], bad.numel()))
         position = torch.full_like(hostile, -1, dtype=torch.int64)

@@ -126,16 +126,19 @@ class _Labels:
     def remembered(cls, targets: Targets, classes: int) -> _Labels:
         """``of``, once for each stream: a step must not wait for it, and no other stream is known to have made it in time.
 
-        It ends with the targets. A captured graph reads it at every replay: its owner keeps the targets. What is made during a
-        capture is not there before the first replay, so it is not remembered.
+        It ends with the targets. A captured graph reads it at every replay: its owner keeps the targets. A capture waits for
+        all streams first, so it takes any; what it makes is not there before the first replay, so it is not remembered.
         """
         device = targets.indices.device
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = (cls, classes, stream)
+        key = ("layout", classes, stream)
         found = targets.remembered.get(key)
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if found is None and capturing:
+            found = next((x for other, x in targets.remembered.items() if other[:2] == key[:2]), None)
         if found is None:
             found = cls.of(targets, classes)
-            if not (stream and torch.cuda.is_current_stream_capturing()):
+            if not capturing:
                 targets.remembered[key] = found
         return cast("_Labels", found)
 

@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
@@ -198,17 +197,6 @@ def _head_shapes(
 head.register_fake(_head_shapes)
 
 
-def _logit_flops(features: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of one product as large as the logits; torch's counter gives shapes in the place of tensors."""
-    return 2 * features[0] * weight[0] * weight[1]
-
-
-@register_flop_formula(torch.ops.ufm_fast.head)
-def _head_flops(features: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
-    """What the dense expression takes, as is the use for rates: of the squared error too, which takes less."""
-    return _logit_flops(features, weight) * (1 + sum(rest[-1][:2]))
-
-
 def _active_rows(x: HeadInput) -> Tensor | None:
     """Rows with a weight, where others can be left out: on the CPU, for a GPU would wait for the count."""
     return rows_with_weight(x) if x.row_weight.device.type == "cpu" else None
@@ -324,7 +312,6 @@ def _head_losses_shapes(
 
 
 head_losses.register_fake(_head_losses_shapes)
-register_flop_formula(torch.ops.ufm_fast.head_losses)(_logit_flops)
 
 
 def _ones(features: Tensor) -> Tensor:
@@ -386,12 +373,6 @@ def _head_product_shapes(
 
 
 head_product.register_fake(_head_product_shapes)
-
-
-@register_flop_formula(torch.ops.ufm_fast.head_product)
-def _product_flops(features: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
-    """The logits and their change, and two products for each part."""
-    return _logit_flops(features, weight) * (3 + 2 * sum(rest[-1][:2]))
 
 
 def _direction(x: HeadInput, features: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> HeadInput:
