@@ -354,8 +354,7 @@ def _exponentials(
 ) -> tuple[Tensor, Tensor]:
     """Fill E = exp(z - offset), K x C, zero on targets; return its column sums and the offset used, both float64 (C,).
 
-    As powers of two, of logits in bits: on a CPU exp takes three times as long, ten times where rows are strided, and thirty
-    where it underflows.
+    As powers of two, of logits in bits: on a CPU exp takes three times as long, and many times where it underflows.
     """
     _bits(h, W, bias, E)
     offset = (offset * _BITS).to(E.dtype)
