@@ -208,12 +208,15 @@ def clear(*buffers: Tensor | None, but: tuple[bool, ...] = (False, False, False)
 
 
 def who_multiplies(products: str | None, mode: str, features: Tensor, steps: object) -> tuple[str, str]:
-    """'triton' or 'library' for dH and for dW; ours where torch wants deterministic algorithms, for cuBLAS may refuse then.
+    """'triton' or 'library' for dH and for dW; ours where torch may refuse its own.
 
-    It may all the same in products with one vector, of smoothing and of the squared error's bias: torch says how to allow it.
+    It does so under deterministic algorithms, then also in products with one vector, of smoothing and of the squared error's
+    bias, and says how to allow them; and of half-precision operands with float32 results while it tunes its products.
     """
-    if products is None and features.is_cuda and steps is None and not torch.are_deterministic_algorithms_enabled():
-        return products_for(mode, features.shape[1])
+    if products is None and features.is_cuda and steps is None:
+        refused = torch.are_deterministic_algorithms_enabled() or torch.cuda.tunable.is_enabled()
+        if not refused:
+            return products_for(mode, features.shape[1])
     return (products or "triton",) * 2
 
 
