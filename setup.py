@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VERSION = next(
-    line.split('"')[1] for line in Path("ufm_fast/version.py").read_text().splitlines() if line.startswith("__version__")
+    line.split('"')[1] for line in Path("ufm_fast/version.py").read_text("utf-8").splitlines() if line.startswith("__version__")
 )
 
 PLOT = ["matplotlib>=3.8"]
@@ -26,11 +26,12 @@ setup(
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
-        "typer>=0.12",
+        "typer>=0.12.4",
         "rich>=13",
         "safetensors>=0.4",
         "filelock>=3.12",
         'tomli>=2.0; python_version < "3.11"',
+        'psutil>=5.9; platform_system != "Linux"',
     ],
     extras_require={
         "plot": PLOT,

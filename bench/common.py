@@ -21,7 +21,9 @@ def environment() -> dict[str, str]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")), model)
+        model = next(
+            (x.split(":")[1].strip() for x in cpuinfo.read_text("utf-8").splitlines() if x.startswith("model name")), model
+        )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "machine": f"{model}, {torch.get_num_threads()} threads",
@@ -56,20 +58,20 @@ def peak_rss_bytes() -> int:
     """Largest resident set of this process so far, or since ``reset_peak``."""
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith("VmHWM")) << 10
+        return next(int(x.split()[1]) for x in status.read_text("utf-8").splitlines() if x.startswith("VmHWM")) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def reset_peak() -> None:
     """Forget the peak so far (Linux): what was allocated and freed before must not hide what comes."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Rows with the environment in front, as comment lines."""
     rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         for name, value in environment().items():
             file.write(f"# {name}: {value}\n")
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in rows for k in row)))

@@ -248,7 +248,7 @@ def device_record() -> dict[str, str]:
 def read(path: Path) -> list[dict]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -256,7 +256,7 @@ def write(rows: list[dict], path: Path) -> None:
     """One long table: the union of the columns, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 from ufm_fast.errors import InputError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.run_directory import RunDirectory, atomic, config_hash, is_run, json_ready, read_json, write_text
+from ufm_fast.run_directory import LOCK, RunDirectory, atomic, config_hash, is_run, json_ready, read_json, write_text
 from ufm_fast.run_state import Progress, data_arguments, load_state, read_head, read_tensors, save_state, state_head
 from ufm_fast.targets import TargetSets
 
 CONFIG = {"loss": "ce", "tol": 1e-9, "counts": None}
 
 
-def make(path: Path) -> RunDirectory:
-    return RunDirectory.create(path, CONFIG, "digest", {"threads": 1})
+def make(path: Path, digest: str = "digest") -> RunDirectory:
+    return RunDirectory.create(path, CONFIG, digest, {"threads": 1})
 
 
 def point(problem: Problem, reduce: str = "classes") -> Point:
@@ -65,7 +65,7 @@ def test_an_interrupt_while_the_state_is_written_keeps_the_old_state(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         save_state(run, problem, point(problem), "classes", Progress(2))
     assert run.state_file.read_bytes() == before
-    assert not list(run.path.glob(".*"))
+    assert not [file for file in run.path.glob(".*") if file.name != LOCK]
 
 
 def test_written_files_obey_the_umask(tmp_path: Path) -> None:
@@ -181,6 +181,22 @@ def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
         other.communicate("")
     with run.locked():
         pass
+
+
+def test_two_runs_made_at_once_in_one_folder_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process writes between this one's look at the folder and its first file."""
+    plain = RunDirectory._make_folders
+
+    def slow(run: RunDirectory, path: Path) -> None:
+        monkeypatch.undo()
+        plain(run, path)
+        make(path, "theirs")
+
+    monkeypatch.setattr(RunDirectory, "_make_folders", slow)
+    with pytest.raises(InputError, match="holds a run with another configuration"):
+        make(tmp_path / "r", "ours")
+    assert RunDirectory.open(tmp_path / "r").hash == "theirs"
+    assert (tmp_path / "r" / "environment.json").exists()
 
 
 def test_a_run_that_another_process_has_gone_on_with_is_not_overwritten(tmp_path: Path) -> None:

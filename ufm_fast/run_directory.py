@@ -113,11 +113,16 @@ class RunDirectory:
         run = cls(path, dict(config), digest)
         try:
             run._make_folders(path)
-            run.write_config(config, digest)
-            write_text(path / "environment.json", _pretty(environment))
+            with run.locked():
+                refuse_occupied(path, digest)  # again, for another process may have been as quick
+                run.write_config(config, digest)
+                write_text(path / "environment.json", _pretty(environment))
         except OSError as error:
             run.discard()
             raise InputError(f"out: can't write to {path} ({error.strerror or error}); choose another --out") from error
+        except InputError:  # the files there are another process's
+            run._remove_folders()
+            raise
         return run
 
     def _make_folders(self, path: Path) -> None:
@@ -131,6 +136,10 @@ class RunDirectory:
         for name in (*FILES, LOCK):
             with suppress(OSError):
                 (self.path / name).unlink()
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        """Those that ``create`` made, as far as they are empty."""
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()

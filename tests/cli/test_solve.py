@@ -181,3 +181,15 @@ def test_a_terminal_that_lacks_a_letter_gets_an_escape() -> None:
     assert done.returncode == 0, done.stderr
     assert "\\xfc1" in done.stdout
     assert "converged" in done.stdout
+
+
+def test_streams_that_are_closed_cost_nothing_but_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ``2>&-`` in a shell, or on a desktop without a console."""
+    out = tmp_path / "run"
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    code = main(["solve", "--classes", "3", "--dim", "4", "--no-plots", "--out", str(out)])
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    assert code == 0
+    assert (out / "summary.json").exists()

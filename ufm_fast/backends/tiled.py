@@ -39,22 +39,24 @@ _FEW = 4  # classes to a column of features up to which a pass over E is cheaper
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of the device, or of the container if that is less; a cautious constant where the system does not tell."""
+    """Free memory of the device, or of the container if that is less."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        with open("/proc/meminfo") as lines:
+        with open("/proc/meminfo", encoding="ascii") as lines:
             free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = 2 << 30
+    except (OSError, StopIteration):  # no Linux
+        import psutil
+
+        free = psutil.virtual_memory().available
     return min(free, _container_bytes())
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that the control group of this process still grants (version 2; its file cache counts as free)."""
     try:
-        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
-        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        limit, used = ((folder / f"memory.{name}").read_text("ascii") for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text("ascii"), re.MULTILINE)
         return max(int(limit) - int(used) + (int(cached[1]) if cached else 0), 0)
     except (OSError, ValueError):  # no such group, or no limit: the word "max"
         return 1 << 62
