@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -35,16 +37,26 @@ def environment() -> dict[str, str]:
     }
 
 
+def rounds_and_out(doc: str | None, rounds: int) -> argparse.Namespace:
+    """The command line of a script with these two options; prints the machine it runs on."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    print(environment())
+    return args
+
+
 def interleave(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each contender, called in turn round by round, so that a machine's drift touches all alike."""
+    """Seconds of each contender, called round by round in random order, so that a machine's drift touches all alike."""
     for _ in range(warmup):
         for function in contenders.values():
             function()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, function in contenders.items():
+        for name in random.sample(list(contenders), len(contenders)):
             start = time.perf_counter()
-            function()
+            contenders[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

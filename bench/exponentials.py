@@ -8,23 +8,17 @@ normal numbers or underflow. Each call copies its numbers in first; the copy alo
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from common import environment, interleave, write_csv
+from common import interleave, rounds_and_out, write_csv
 
 FUNCTIONS: dict[str, Callable[[torch.Tensor], object]] = {"copy": lambda x: x, "exp": torch.exp_, "exp2": torch.exp2_}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
+    args = rounds_and_out(__doc__, 21)
     rows: list[dict[str, object]] = []
     for layout, width in (("plain", 1024), ("padded", 1040)):
         for kind, level in (("normal", 0.0), ("underflow", -200.0)):

@@ -8,16 +8,12 @@ torch beside them. In random order within a round; ratios are medians over round
 
 from __future__ import annotations
 
-import argparse
-import random
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import torch
-from common import environment, median_ratio, write_csv
+from common import interleave, median_ratio, rounds_and_out, write_csv
 from spread import drawn
 
 from ufm_fast.backends import Gradients, HeadInput, TiledBackend, tiled
@@ -48,23 +44,14 @@ def heads(H: torch.Tensor, W: torch.Tensor, y: torch.Tensor) -> dict[str, Callab
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
+    args = rounds_and_out(__doc__, 21)
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         H, W, y = drawn(*shape, 1.0)
         exact = heads(H.double(), W.double(), y)["dense torch"]()
         calls = heads(H, W, y)
         errors = {n: [float((a - b).norm() / b.norm()) for a, b in zip(f(), exact, strict=True)] for n, f in calls.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(args.rounds):
-            for name in random.sample(list(calls), len(calls)):
-                start = time.perf_counter()
-                calls[name]()
-                seconds[name].append(time.perf_counter() - start)
+        seconds = interleave(calls, args.rounds, warmup=0)
         for name, times in seconds.items():
             row = {"N": shape[0], "K": shape[1], "d": shape[2], "way": name, "seconds": f"{statistics.median(times):.4g}"}
             row |= {"time_over_added": f"{median_ratio(times, seconds['added']):.3f}"}

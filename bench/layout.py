@@ -7,18 +7,15 @@ Each layout runs all chunks of its shape, nothing else; in random order within a
 
 from __future__ import annotations
 
-import argparse
-import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import environment, median_ratio, write_csv
+from common import interleave, median_ratio, rounds_and_out, write_csv
 from contenders import SHAPES, inputs
 
 from ufm_fast.backends.tiled import _stride, chunk_rows
@@ -49,22 +46,12 @@ def products(layout: str, shape: tuple[int, int, int], chunk: int) -> Callable[[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
+    args = rounds_and_out(__doc__, 9)
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         chunk = chunk_rows(shape[0], shape[1], 4, torch.device("cpu"))
         calls = {layout: products(layout, shape, chunk) for layout in LAYOUTS}
-        seconds: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
-        for turn in range(args.rounds + 1):
-            for layout in random.sample(LAYOUTS, len(LAYOUTS)):
-                began = time.perf_counter()
-                calls[layout]()
-                if turn:
-                    seconds[layout].append(time.perf_counter() - began)
+        seconds = interleave(calls, args.rounds)
         for layout in LAYOUTS:
             rows.append(
                 {

@@ -8,13 +8,10 @@ the three matrix products alone are the ceiling.
 
 from __future__ import annotations
 
-import argparse
-import random
 import statistics
-from pathlib import Path
 
 import torch
-from common import environment, interleave, median_ratio, write_csv
+from common import interleave, median_ratio, rounds_and_out, write_csv
 from contenders import CHUNKINGS, DROP_IN, OURS, available, make
 
 SHAPES = ((512, 1000, 512), (2048, 1000, 2048), (1024, 4096, 512), (2048, 16384, 768))
@@ -28,18 +25,14 @@ def drawn(N: int, K: int, d: int, spread: float) -> tuple[torch.Tensor, torch.Te
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
+    args = rounds_and_out(__doc__, 15)
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for scale in (1.0, shape[2] ** 0.5):
             data = drawn(*shape, scale)
-            calls = [(name, make(name, *shape, data)) for name in (DROP_IN, *available()) if name not in (OURS, *CHUNKINGS)]
-            random.shuffle(calls)
-            seconds = interleave(dict(calls), args.rounds, warmup=2)
+            names = [name for name in (DROP_IN, *available()) if name not in (OURS, *CHUNKINGS)]
+            calls = {name: make(name, *shape, data) for name in names}
+            seconds = interleave(calls, args.rounds, warmup=2)
             for name, times in sorted(seconds.items()):
                 row = {"N": shape[0], "K": shape[1], "d": shape[2], "spread": f"{scale:.3g}", "contender": name}
                 row |= {

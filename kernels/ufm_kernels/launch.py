@@ -44,15 +44,14 @@ def on_device(driver):
         first = given[0] if given else next(iter(named.values()))
         if not getattr(first, "is_cuda", False):
             return driver(*given, **named)
-        from torch import autocast, is_autocast_enabled
-        from torch.cuda import current_device, device
+        import torch  # as one name: this runs before every launch
 
-        if is_autocast_enabled("cuda"):
-            with autocast("cuda", enabled=False):
+        if torch.is_autocast_enabled("cuda"):
+            with torch.autocast("cuda", enabled=False):
                 return run(*given, **named)
-        if first.device.index == current_device():
+        if first.device.index == torch.cuda.current_device():
             return driver(*given, **named)
-        with device(first.device):
+        with torch.cuda.device(first.device):
             return driver(*given, **named)
 
     return run

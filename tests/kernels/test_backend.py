@@ -402,7 +402,7 @@ class Launches(TorchDispatchMode):
     [(LOSSES[0], False, 7, 0), (LOSSES[0], True, 8, 0), (LOSSES[2], True, 8, 15)],
     ids=["ce", "bias", "focal"],
 )
-def test_a_chunk_of_rows_is_seven_launches_and_nothing_else(monkeypatch, dtype, loss, bias, kernels, others):
+def test_launches_of_a_chunk_of_rows(monkeypatch, dtype, loss, bias, kernels, others):
     """E, its fallback, what lies between (two), dH, the rows of dW and dW; with small d, every launch more would show.
 
     A bias has one more; the slope of the focal loss is torch's.

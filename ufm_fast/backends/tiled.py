@@ -372,7 +372,7 @@ def _exponentials(
     mass = E.sum(0).double()
     least, most = torch.aminmax(mass)  # of nan both are nan
     safe = torch.finfo(E.dtype).max ** 0.5
-    if least > 1 / safe and most < safe:
+    if (least > 1 / safe) & (most < safe):  # one look, for which a device is waited for
         return mass, offset / _BITS
     hostile = ~((mass > 1 / safe) & (mass < safe))
     for bad in torch.split(torch.nonzero(hostile).reshape(-1), max(1, h.shape[0] // 8)):  # an eighth of E's memory
