@@ -15,7 +15,7 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 HEIGHT = {
     "errors": 0, "version": 0, "arguments": 1, "targets": 1, "losses": 1, "point": 1, "datasets": 1, "problem": 2,
     "backends": 3, "metrics": 3, "objective": 4, "starts": 5, "theory": 5, "solvers": 6, "functional": 6, "nn": 7, "solving": 7,
-    "run_state": 8, "run_directory": 8, "presets": 8, "plots": 8, "plan": 8, "doctor": 8, "cli": 9,
+    "runs": 8, "presets": 8, "plots": 8, "plan": 8, "doctor": 8, "cli": 9,
 }  # fmt: skip
 
 
@@ -64,6 +64,12 @@ def test_no_package_is_called_kernels():
 
 def test_importing_the_package_and_its_command_line_does_not_import_torch():
     code = "import sys, ufm_fast, ufm_fast.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_runs_need_no_command_line():
+    modules = ", ".join(f"ufm_fast.runs.{path.stem}" for path in sorted((ROOT / "ufm_fast" / "runs").glob("[a-z]*.py")))
+    code = f"import sys, {modules}; sys.exit(bool({{'typer', 'rich', 'ufm_fast.cli', 'matplotlib'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

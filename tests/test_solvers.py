@@ -11,7 +11,7 @@ from strategies import relative
 
 from ufm_fast import InputError, Outcome, Point, Problem, solve
 from ufm_fast.objective import Objective
-from ufm_fast.run_state import read_start
+from ufm_fast.runs.foreign import read_start
 from ufm_fast.solvers import squared_model, target_coupling
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise

@@ -276,7 +276,7 @@ def _singular_values(rows: Tensor) -> Tensor:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name``.png and ``name``.pdf, each whole or not at all."""
-    from ufm_fast.run_directory import atomic
+    from ufm_fast.runs.files import atomic
 
     paths = []
     for kind in ("png", "pdf"):

@@ -119,7 +119,7 @@ def solve(
 
     ``method``: 'auto' is L-BFGS with a Newton-CG finish, always iterative. ``reduce``: 'classes' (and 'auto') solves one row
     for each class or target set, exact; 'none' one a sample. ``variables``: 'balanced' or 'raw'. ``start``: a name of STARTS,
-    or ``initial``: a Point with W, one H row for each row (or each sample), and b (``run_state.read_start`` reads one
+    or ``initial``: a Point with W, one H row for each row (or each sample), and b (``runs.foreign.read_start`` reads one
     from a file). ``tol``: |grad| relative to
     max(lambda_w |W| + lambda_h |H|, mu). ``log_every``: steps between log points (default: log-spaced). ``on_log(record,
     model_point)`` is called at each log point with a function that gives the model's Point. The first_step and previous_

@@ -13,8 +13,8 @@ from command_line import SMALL, printed, refused, saved, solve
 
 from ufm_fast.cli import main
 from ufm_fast.errors import InputError
-from ufm_fast.run_directory import RunDirectory
-from ufm_fast.run_state import read_tensors
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.foreign import read_tensors
 
 
 def test_plan_refuses_what_solve_refuses(capsys: pytest.CaptureFixture[str]) -> None:

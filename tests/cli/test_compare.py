@@ -8,7 +8,7 @@ import pytest
 from command_line import refused, solve
 
 from ufm_fast.cli import main
-from ufm_fast.run_directory import RunDirectory
+from ufm_fast.runs.directory import RunDirectory
 
 
 def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,8 +31,8 @@ def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_group_keeps_its_style_where_a_panel_lacks_another(monkeypatch: pytest.MonkeyPatch) -> None:
     from ufm_fast import plots
-    from ufm_fast.cli import draw
-    from ufm_fast.run_directory import RunDirectory
+    from ufm_fast.runs import figures
+    from ufm_fast.runs.directory import RunDirectory
 
     shown = []
     monkeypatch.setattr(plots, "save", lambda figure, folder, name: shown.append(figure) or [])
@@ -43,7 +43,7 @@ def test_a_group_keeps_its_style_where_a_panel_lacks_another(monkeypatch: pytest
         run.path.mkdir()
         run.append({**record, "nc3": 0.1 if dim == 1 else 0.0})
         runs.append(run)
-    draw.draw_together([*runs, runs[0]], Path("figures"))
+    figures.draw_together([*runs, runs[0]], Path("figures"))
     axes, legend = shown[0].axes, shown[0].legends[0]
     gradient, nc3 = axes[1].lines, axes[5].lines
     assert len(gradient) == 7
@@ -54,8 +54,8 @@ def test_a_group_keeps_its_style_where_a_panel_lacks_another(monkeypatch: pytest
 
 
 def test_groups_of_a_comparison_are_named_by_what_differs() -> None:
-    from ufm_fast.cli.draw import _group_labels
-    from ufm_fast.run_directory import RunDirectory
+    from ufm_fast.runs.directory import RunDirectory
+    from ufm_fast.runs.figures import _group_labels
 
     def run(**config: object) -> RunDirectory:
         return RunDirectory(Path("runs/x"), config, "0")

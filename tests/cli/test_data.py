@@ -9,8 +9,8 @@ import pytest
 from command_line import printed, saved, solve
 
 from ufm_fast.cli import main
-from ufm_fast.cli.config import build_problem, resolve
-from ufm_fast.run_directory import RunDirectory
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.settings import build_problem, resolve
 
 
 def test_the_same_counts_from_a_list_a_text_and_an_array(capsys: pytest.CaptureFixture[str]) -> None:

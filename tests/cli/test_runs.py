@@ -13,9 +13,10 @@ import pytest
 import torch
 from command_line import ENDLESS, SMALL, child, printed, refused, saved, solve
 
-from ufm_fast.cli.config import RESUMABLE
-from ufm_fast.run_directory import RunDirectory
-from ufm_fast.run_state import load_state, read_tensors
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.foreign import read_tensors
+from ufm_fast.runs.settings import RESUMABLE
+from ufm_fast.runs.state import load_state
 
 
 def test_a_resumed_run_goes_on_from_its_point(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +53,7 @@ def test_an_interrupt_before_the_first_step_is_said(
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ufm_fast.cli.config.build_problem", stop)
+    monkeypatch.setattr("ufm_fast.runs.settings.build_problem", stop)
     assert solve(*SMALL, "--out", "r") == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not Path("r").exists()

@@ -15,10 +15,10 @@ import torch
 from command_line import ROOT, SMALL, printed, refused, solve
 
 from ufm_fast.cli import main
-from ufm_fast.cli.config import build_problem, resolve
-from ufm_fast.cli.flags import BY_NAME
-from ufm_fast.run_directory import RunDirectory
-from ufm_fast.run_state import load_state
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.options import BY_NAME
+from ufm_fast.runs.settings import build_problem, resolve
+from ufm_fast.runs.state import load_state
 
 
 def test_importing_the_command_line_and_its_help_imports_no_torch() -> None:
@@ -103,6 +103,13 @@ def test_a_table_and_figures_for_people(capsys: pytest.CaptureFixture[str]) -> N
         assert word in streams.out
     assert "chosen by auto" in streams.err
     assert Path("r/plots/geometry.pdf").stat().st_size > 1000
+
+
+def test_a_file_of_settings_solves(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text("counts = [4, 2]\ndim = 3\nlambda_w = 0.01\ncertificate = true\n")
+    assert solve("-c", "run.toml", "--json", "--dim", "5") == 0
+    config = printed(capsys)["config"]
+    assert (config["counts"], config["dim"]) == ([4, 2], 5)
 
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

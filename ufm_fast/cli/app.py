@@ -14,8 +14,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ufm_fast.cli.flags import BY_NAME, SETTINGS, with_flags
+from ufm_fast.cli.flags import with_flags
 from ufm_fast.errors import InputError
+from ufm_fast.runs.options import BY_NAME, SETTINGS
 
 OK, FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 _TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken of
@@ -71,7 +72,7 @@ def metrics(
     commands.metrics(source, json=json, pairwise=pairwise, seed=seed)
 
 
-_PLANNED = [flag for flag in SETTINGS if flag.group == "problem"] + [BY_NAME[name] for name in ("method", "reduce", "history")]
+_PLANNED = [row for row in SETTINGS if row.group == "problem"] + [BY_NAME[name] for name in ("method", "reduce", "history")]
 
 
 @app.command()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ufm_fast.cli import config as configs
 from ufm_fast.cli import report
 from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
-from ufm_fast.run_directory import RunDirectory
+from ufm_fast.runs import settings
+from ufm_fast.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from ufm_fast.solvers.solution import Solution
@@ -27,7 +27,7 @@ def solve(
     *, json: bool, quiet: bool, plots: bool,
 ) -> int:  # fmt: skip
     """Solve or resume; returns the exit code."""
-    from ufm_fast.cli import run as runs
+    from ufm_fast.runs import job as runs
 
     silent = json or quiet
     with runs.terminate_like_interrupt():
@@ -91,7 +91,7 @@ def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:
 
 def _draw(run: RunDirectory, *, silent: bool) -> None:
     """Figures are an extra of a solve: what keeps them from being drawn is said, and is no failure of the solve."""
-    from ufm_fast.cli.draw import draw_run
+    from ufm_fast.runs.figures import draw_run
 
     try:
         paths = draw_run(run)
@@ -112,7 +112,7 @@ def _list_paths(title: str, paths: list[Path]) -> None:
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     from ufm_fast.metrics import collect, comparable, penalties
-    from ufm_fast.run_state import read_head
+    from ufm_fast.runs.foreign import read_head
 
     head = read_head(source, "source")
     config = RunDirectory.open(source).config if os.path.isdir(source) else {}
@@ -131,14 +131,14 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
 
 
 def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
-    from ufm_fast.cli.run import check_choices
     from ufm_fast.plan import make_plan
+    from ufm_fast.runs.job import check_choices
 
-    config = configs.resolve(given, file)
+    config = settings.resolve(given, file)
     check_choices(config)
-    config["device"], _ = configs.pick_device(config["device"])
+    config["device"], _ = settings.pick_device(config["device"])
     names = ("reduce", "method", "history", "certificate")
-    made = make_plan(configs.build_problem(config), **{name: config[name] for name in names})
+    made = make_plan(settings.build_problem(config), **{name: config[name] for name in names})
     if json:
         report.print_json(made.summary())
     else:
@@ -149,7 +149,7 @@ def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
 
 
 def plot(runs: list[Path], compare: Path | None = None) -> None:
-    from ufm_fast.cli.draw import draw_run, draw_together
+    from ufm_fast.runs.figures import draw_run, draw_together
 
     opened = [RunDirectory.open(path, "runs") for path in runs]
     if compare is not None:
@@ -186,7 +186,7 @@ def doctor(*, json: bool) -> bool:
 
 
 def export(run: Path, kind: str, out: Path | None, *, quiet: bool) -> None:
-    from ufm_fast.cli.exports import export_run
+    from ufm_fast.runs.exports import export_run
 
     paths = export_run(RunDirectory.open(run, "run"), kind, out)
     if not quiet:

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ufm_fast.run_directory import json_ready
+from ufm_fast.runs.files import json_ready
 
 if TYPE_CHECKING:
-    from ufm_fast.cli.run import Job
     from ufm_fast.plan import Plan
+    from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import StepRecord
 
 #: Metrics of the final table: one for each of NC1-NC4; all of them are in summary.json.

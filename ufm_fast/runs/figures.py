@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ufm_fast import plots
 from ufm_fast.errors import InputError
-from ufm_fast.run_directory import RunDirectory
+from ufm_fast.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def draw_run(run: RunDirectory) -> list[Path]:
     """Draw all figures into the run's plots/. Errors: InputError without matplotlib, or for a damaged run."""
-    from ufm_fast.run_state import load_state, state_head
+    from ufm_fast.runs.state import load_state, state_head
 
     records = log_of(run)
     if not run.state_file.exists():

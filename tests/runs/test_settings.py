@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import printed, refused, solve
 
-from ufm_fast.cli.config import build_problem, digest, resolve
-from ufm_fast.cli.flags import BY_NAME
+from ufm_fast.errors import InputError
+from ufm_fast.runs.options import BY_NAME
+from ufm_fast.runs.settings import build_problem, digest, resolve
 
 
 def test_flags_over_file_over_preset_over_defaults() -> None:
@@ -26,13 +26,6 @@ def test_a_higher_layer_voids_what_no_longer_fits() -> None:
     assert resolve({"preset": "zhou2022-focal", "gamma": 1.0})["gamma"] == 1.0
 
 
-def test_a_file_of_settings_solves(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("run.toml").write_text("counts = [4, 2]\ndim = 3\nlambda_w = 0.01\ncertificate = true\n")
-    assert solve("-c", "run.toml", "--json", "--dim", "5") == 0
-    config = printed(capsys)["config"]
-    assert (config["counts"], config["dim"]) == ([4, 2], 5)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -48,14 +41,15 @@ def test_a_file_of_settings_solves(capsys: pytest.CaptureFixture[str]) -> None:
         ("per_class = 3\nper-class = 3", ("twice",)),
         ("per_class = 3\ncounts = [1, 2]", ("one of",)),
         ("counts = [1, 2.5]", ("counts", "whole")),
-        ("classes = ", ("toml",)),
+        ("classes = ", ("TOML",)),
         ('preset = "dang"', ("preset", "dang2023")),
     ],
 )
-def test_bad_files_of_settings(text: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_of_settings(text: str, words: tuple[str, ...]) -> None:
     Path("run.toml").write_text(text)
-    message = refused(capsys, "solve", "-c", "run.toml")
-    assert all(word in message for word in words), message
+    with pytest.raises(InputError) as caught:
+        build_problem({**resolve({}, Path("run.toml")), "device": "cpu"})
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_the_hash_knows_what_changes_the_minimum() -> None:

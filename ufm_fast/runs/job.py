@@ -1,31 +1,29 @@
-"""``ufm-fast solve``: a configuration becomes a run directory, also when it is interrupted or continued."""
+"""A solve that is saved: a configuration becomes a run directory, also when it is interrupted or continued.
+
+job = prepare({"classes": 10, "dim": 16}, None, Path("run"))
+solution = execute(job)
+"""
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ufm_fast.cli import config as configs
-from ufm_fast.cli.config import Config
 from ufm_fast.errors import InputError
-from ufm_fast.run_directory import RunDirectory, refuse_occupied
+from ufm_fast.runs import settings
+from ufm_fast.runs.directory import RunDirectory, refuse_occupied
+from ufm_fast.runs.settings import Config
 
 if TYPE_CHECKING:
     from ufm_fast.point import Point
     from ufm_fast.problem import Problem
-    from ufm_fast.run_state import Progress
+    from ufm_fast.runs.state import Progress
     from ufm_fast.solvers.solution import Solution, StepRecord
-
-SAVE_SECONDS = 10.0
-#: NC metrics are logged by default up to this many entries of W and H: at ten times as many a point takes a second.
-_CHEAP = 1 << 16
 
 
 @dataclass
@@ -52,15 +50,15 @@ class Job:
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
     """Check everything that can be checked before the first step, then make the run directory."""
     from ufm_fast.doctor import environment
-    from ufm_fast.run_state import Progress
+    from ufm_fast.runs.state import Progress
 
-    config = configs.resolve(given, file)
+    config = settings.resolve(given, file)
     check_choices(config)
-    config["device"], note = configs.pick_device(config["device"])
-    problem = configs.build_problem(config)
+    config["device"], note = settings.pick_device(config["device"])
+    problem = settings.build_problem(config)
     check_solvable(problem, config)
     config["classes"] = problem.num_classes
-    digest = configs.digest(config, problem)
+    digest = settings.digest(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
     refuse_occupied(path, digest)
     start = _start(problem, config)
@@ -69,7 +67,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
 
 
 def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
-    from ufm_fast.run_state import read_start
+    from ufm_fast.runs.foreign import read_start
 
     return None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
 
@@ -127,15 +125,15 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     configuration that is not the one the run was made with; for a smaller tol of the closed form.
     """
     from ufm_fast.point import Point
-    from ufm_fast.run_state import Progress, data_arguments, load_state
+    from ufm_fast.runs.state import Progress, data_arguments, load_state
 
     run = RunDirectory.open(path, "resume")
     stamp = run.stamp()
-    configs.check_saved(run.config, path)
+    settings.check_saved(run.config, path)
     config = _changed(run.config, given, file)
     check_choices(config)
     saved = load_state(run) if run.state_file.exists() else None  # there is none if it was killed before the first save
-    data = configs.read_data(config) if saved is None else data_arguments(saved[0])
+    data = settings.read_data(config) if saved is None else data_arguments(saved[0])
     _check_hash(run, data)
     if saved is not None and finished(run, config, saved[1].step):
         if config["method"] == "closed-form" and config["tol"] < run.config["tol"]:
@@ -144,9 +142,9 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
                 "add --method auto to go on from its point, or drop tol"
             )
         return run
-    config["device"], note = configs.pick_device(config["device"])
+    config["device"], note = settings.pick_device(config["device"])
     notes = [note] if note else []
-    problem = configs.build_problem(config, data)
+    problem = settings.build_problem(config, data)
     check_solvable(problem, config)
     if saved is None:
         return Job(problem, config, run, _start(problem, config), Progress(), notes, fresh=False, stamp=stamp)
@@ -162,7 +160,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
 
 def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
     """Errors: InputError where configuration or data are not those that the run's hash was made of."""
-    if configs.digest(run.config, configs.build_problem({**run.config, "device": "cpu"}, data)) != run.hash:
+    if settings.digest(run.config, settings.build_problem({**run.config, "device": "cpu"}, data)) != run.hash:
         raise InputError(
             f"resume: the hash in {run.path / 'config.json'} is not that of its settings and data, so one of them was changed "
             "after the run was made; undo that, or solve the changed problem into another --out (-c FILE takes settings)"
@@ -183,17 +181,17 @@ def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
 
 
 def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:
-    content = {} if file is None else configs.read_toml(file)
+    content = {} if file is None else settings.read_toml(file)
     wanted = {**content, **{key: value for key, value in given.items() if value is not None}}
     for name, value in wanted.items():
-        if name not in configs.RESUMABLE and config[name] != value:
-            allowed = ", ".join(configs.RESUMABLE)
+        if name not in settings.RESUMABLE and config[name] != value:
+            allowed = ", ".join(settings.RESUMABLE)
             raise InputError(
                 f"{name} = {value!r} contradicts the run, which has {config[name]!r}; drop it (a resumed run may "
                 f"change {allowed}) or solve into another --out"
             )
     changed = dict(config)
-    configs.lay_over(changed, {name: value for name, value in wanted.items() if name in configs.RESUMABLE})
+    settings.lay_over(changed, {name: value for name, value in wanted.items() if name in settings.RESUMABLE})
     return changed
 
 
@@ -210,10 +208,11 @@ def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
 
 
 def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
-    from ufm_fast.run_state import Progress, save_state
+    from ufm_fast.runs.log import Log
+    from ufm_fast.runs.state import Progress, save_state
     from ufm_fast.solving import solve
 
-    log = _Log(job, report)
+    log = Log(job, report)
     try:
         solution: Solution = solve(job.problem, **_arguments(job), on_log=log)
     except BaseException as error:
@@ -244,98 +243,6 @@ def _arguments(job: Job) -> dict[str, Any]:
         "previous_evaluations": job.progress.evaluations,
         "previous_seconds": job.progress.seconds,
     }
-
-
-class _Log:
-    """What happens at a log point: a line in the log, the state at most every ten seconds, the progress bar."""
-
-    def __init__(self, job: Job, report: Callable[[StepRecord], None]) -> None:
-        self.job, self.report = job, report
-        self._saved = time.monotonic()
-        self._begun = job.fresh
-        # On a resume the first record repeats the last one of the run before; those after its state are about to be dropped.
-        steps = (record["step"] for record in job.run.records())
-        self._last_step = max((step for step in steps if job.fresh or step <= job.progress.step), default=-1)
-        self._latest: tuple[StepRecord, Callable[[], Point]] | None = None
-        wanted = job.config["log_metrics"]
-        size = job.problem.dim * (job.problem.num_classes + job.problem.rows(job.reduce).number)
-        self._metrics = size <= _CHEAP if wanted is None else wanted
-
-    def begin(self) -> None:
-        """Before the first write of a run that goes on: only now is it sure that ``solve`` does not refuse it."""
-        if not self._begun:
-            run, config = self.job.run, self.job.config
-            run.write_config(config, configs.digest(config, self.job.problem))
-            run.truncate_log(self.job.progress.step)
-            self._begun = True
-
-    def __call__(self, record: StepRecord, point: Callable[[], Point]) -> None:
-        self.begin()
-        usable = math.isfinite(record.value)
-        if record.step > self._last_step:
-            metrics = self._measure(point()) if self._metrics and usable else {}
-            self._append({**asdict(record), **metrics})
-        if usable:
-            self._latest = record, point
-            if not self.job.run.state_file.exists() or time.monotonic() - self._saved >= SAVE_SECONDS:
-                self._save()
-        self.report(record)
-
-    def _measure(self, point: Point) -> dict[str, float]:
-        return collapse_metrics(self.job.problem, point, self.job.reduce) if _bounded(point) else {}
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        self.job.run.append(record)
-        self._last_step = record["step"]
-
-    def _save(self) -> None:
-        from ufm_fast.run_state import Progress, save_state
-
-        if self._latest is not None:
-            record, point = self._latest
-            progress = Progress(record.step, record.evaluations, record.seconds)
-            model = point()
-            if _bounded(model) or not self.job.run.state_file.exists():  # a state on the way to infinity is no use
-                save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
-            self._saved = time.monotonic()
-
-    def leave(self, *, saving: bool) -> None:
-        """``solve`` raised: keep the latest log point of an interrupted run, and no trace of one that never began."""
-        if self._latest is None and self.job.fresh:
-            self.job.run.discard()
-        elif saving:
-            self._save()
-
-    def finish(self, solution: Solution) -> None:
-        """The last point belongs in the log; an interrupt and the closed form come without a log point."""
-        if solution.steps > self._last_step:
-            names = ("value", "data_value", "gradient_norm", "evaluations", "seconds")
-            self._append({"step": solution.steps, **{name: getattr(solution, name) for name in names}})
-
-
-def _bounded(point: Point) -> bool:
-    """Whether metrics take the point: beyond that a gradient descent has diverged, though its value may still be finite."""
-    from ufm_fast.metrics.checks import LARGEST
-
-    return all(float(part.abs().max()) < LARGEST for part in point.parts())
-
-
-def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
-    """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
-    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
-
-    rows = problem.rows(reduce)
-    if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
-        return {}
-    W, device = RowMatrix.of(point.W), point.H.device
-    labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
-    means = ClassStatistics(point.H, labels, problem.num_classes, counts)
-    found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
-    if means.classes == problem.num_classes:
-        found["nc3"] = nc3(W.raw, means.sample_centred_means)
-    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
-    found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
-    return found
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ufm_fast.errors import InputError
-from ufm_fast.run_directory import RunDirectory, atomic
-from ufm_fast.run_state import load_state
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.files import atomic
+from ufm_fast.runs.state import load_state
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 

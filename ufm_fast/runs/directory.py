@@ -14,11 +14,8 @@ one or the new one.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,63 +24,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ufm_fast.errors import InputError
+from ufm_fast.runs.files import json_ready, pretty_json, read_json, write_text
 
 FORMAT = "ufm-fast-run"
 VERSION = 1
 FILES = ("config.json", "environment.json", "metrics.jsonl", "state.safetensors", "summary.json")
 LOCK = ".lock"
-
-
-def json_ready(value: Any) -> Any:
-    """``value`` with numpy-free containers and with nan and infinities as None: JSON has no such numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON text."""
-    text = json.dumps(json_ready(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that replaces it when the block ends without an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes private files; a result is as public as any other file
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file. Errors: InputError for a missing, truncated or foreign file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {path} is missing, truncated or not JSON ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{name}: {path} does not hold an object; it is not a file of ufm-fast")
-    return content
 
 
 def is_run(path: Path) -> bool:
@@ -116,7 +62,7 @@ class RunDirectory:
             with run.locked():
                 refuse_occupied(path, digest)  # again, for another process may have been as quick
                 run.write_config(config, digest)
-                write_text(path / "environment.json", _pretty(environment))
+                write_text(path / "environment.json", pretty_json(environment))
         except OSError as error:
             run.discard()
             raise InputError(f"out: can't write to {path} ({error.strerror or error}); choose another --out") from error
@@ -165,7 +111,7 @@ class RunDirectory:
     def write_config(self, config: Mapping[str, Any], digest: str) -> None:
         self.config, self.hash = dict(config), digest
         content = {"format": FORMAT, "version": VERSION, "hash": digest, "config": self.config}
-        write_text(self.path / "config.json", _pretty(content))
+        write_text(self.path / "config.json", pretty_json(content))
 
     @contextmanager
     def locked(self, stamp: tuple[int, ...] | None = None) -> Iterator[None]:
@@ -203,7 +149,7 @@ class RunDirectory:
         return read_json(path, "run") if path.exists() else None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_text(self.path / "summary.json", _pretty(summary))
+        write_text(self.path / "summary.json", pretty_json(summary))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to the log."""
@@ -270,11 +216,3 @@ def _is_record(content: Any) -> bool:
     if not isinstance(content, dict) or not isinstance(content.get("step"), int):
         return False
     return all(value is None or isinstance(value, (int, float)) for value in content.values())
-
-
-def _pretty(content: Mapping[str, Any]) -> str:
-    return json.dumps(json_ready(content), indent=2) + "\n"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ufm_fast.arguments import MOST, number
-from ufm_fast.cli.flags import BY_NAME, SETTINGS
+from ufm_fast.arguments import number
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.presets import get_preset
-from ufm_fast.run_directory import config_hash
+from ufm_fast.runs.files import config_hash
+from ufm_fast.runs.options import BY_NAME, SETTINGS
 
 if TYPE_CHECKING:
     from ufm_fast.problem import Problem
@@ -45,7 +44,7 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
     if preset is None and not {"loss", "classes", "dim", *DATA}.intersection([*flags, *content]):
         preset = "demo"
     layers = [content, flags] if preset is None else [get_preset(preset).defaults, content, flags]
-    config: Config = {flag.name: flag.default for flag in SETTINGS}
+    config: Config = {row.name: row.default for row in SETTINGS}
     for layer in layers:
         _check_layer(layer)
         lay_over(config, layer)
@@ -104,13 +103,13 @@ def read_toml(path: Path) -> Config:
 
 def check_saved(config: Mapping[str, Any], path: Path) -> None:
     """Errors: InputError for a saved configuration, in the run directory ``path``, that lacks a setting or has a wrong type."""
-    for flag in SETTINGS:
-        if flag.name not in config:
-            raise InputError(f"resume: config.json in {path} lacks {flag.name}; the file was damaged")
-        if config[flag.name] is not None:
-            _typed(flag.name, config[flag.name], path / "config.json")
-        elif flag.default is not None:
-            raise InputError(f"resume: config.json in {path} has no {flag.name}; the file was damaged")
+    for row in SETTINGS:
+        if row.name not in config:
+            raise InputError(f"resume: config.json in {path} lacks {row.name}; the file was damaged")
+        if config[row.name] is not None:
+            _typed(row.name, config[row.name], path / "config.json")
+        elif row.default is not None:
+            raise InputError(f"resume: config.json in {path} has no {row.name}; the file was damaged")
 
 
 def _typed(name: str, value: Any, path: Path) -> Any:
@@ -154,46 +153,14 @@ def build_problem(config: Mapping[str, Any], data: Mapping[str, Any] | None = No
 def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a configuration as keyword arguments of Problem; files are read here."""
     if config["targets"] is not None:
-        from ufm_fast.run_state import read_target_sets
+        from ufm_fast.runs.foreign import read_target_sets
 
         return {"target_sets": read_target_sets(Path(config["targets"]), config["classes"])}
     if config["counts"] is not None:
-        return {"counts": _counts(config["counts"])}
+        from ufm_fast.runs.foreign import read_counts
+
+        return {"counts": read_counts(config["counts"])}
     return {name: config[name] for name in ("labels", "per_class") if config[name] is not None}
-
-
-def _counts(value: str | list[Any]) -> Any:
-    from ufm_fast.datasets import load_npy
-
-    if isinstance(value, list):
-        return _whole_numbers(value, "counts")
-    if not set(value) - set("0123456789,+-. "):  # asked first: a long list is no name that a file system takes
-        return _whole_numbers(value.split(","), "counts")
-    path = Path(value)
-    if path.suffix == ".npy":
-        return load_npy(path, "counts")
-    if os.path.isfile(path):  # Path.is_file would raise where the name is too long
-        try:
-            return _whole_numbers(path.read_text(encoding="utf-8").replace(",", " ").split(), f"counts in {path}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"counts: can't read {path} ({error}); give numbers a,b,c or a text or .npy file") from error
-    raise InputError(f"counts: there is no file {value}; give numbers a,b,c or a text or .npy file")
-
-
-def _whole_numbers(words: list[Any], name: str) -> list[int]:
-    if not words:
-        raise InputError(f"{name} must hold at least two numbers")
-    numbers = []
-    for word in words:
-        try:
-            numbers.append(int(word) if isinstance(word, str) else word)
-        except ValueError as error:
-            raise InputTypeError(f"{name} must hold whole numbers, got {word.strip()!r}") from error
-        if isinstance(numbers[-1], bool) or not isinstance(numbers[-1], int):
-            raise InputTypeError(f"{name} must hold whole numbers, got {word!r}")
-        if numbers[-1] > MOST:
-            raise InputError(f"{name} must sum to at most {MOST} samples, got {numbers[-1]} of one class")
-    return numbers
 
 
 def digest(config: Mapping[str, Any], problem: Problem) -> str:

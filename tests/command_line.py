@@ -14,7 +14,7 @@ import pytest
 
 from ufm_fast.cli import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SMALL = ("--classes", "4", "--dim", "6", "--per-class", "3", "--lambda-w", "0.01", "--lambda-h", "0.01")
 #: Far from converged whatever the machine.
 ENDLESS = ("--method", "gd", "--start", "normal", "--learning-rate", "1e-6", "--max-steps", "100000000", "--tol", "1e-99")
