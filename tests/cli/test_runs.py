@@ -15,7 +15,7 @@ from command_line import ENDLESS, SMALL, child, printed, refused, saved, solve
 
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.foreign import read_tensors
-from ufm_fast.runs.settings import RESUMABLE
+from ufm_fast.runs.options import resumable
 from ufm_fast.runs.state import load_state
 
 
@@ -71,7 +71,7 @@ def test_resume_refuses_contradictions_and_names_what_may_change(capsys: pytest.
     assert solve(*SMALL, "--out", "r", "--max-steps", "1", "--start", "normal", "--quiet") == 3
     message = refused(capsys, "solve", "--resume", "r", "--lambda-w", "0.5")
     assert "lambda_w" in message
-    assert all(name in message for name in RESUMABLE)
+    assert all(name in message for name in resumable())
     assert "--out" in refused(capsys, "solve", "--resume", "r", "--out", "s")
     assert solve("--resume", "r", "--lambda-w", "0.01", "--method", "newton-cg", "--max-steps", "99", "--quiet") == 0
 

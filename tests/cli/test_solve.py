@@ -16,7 +16,7 @@ from command_line import ROOT, SMALL, printed, refused, solve
 
 from ufm_fast.cli import main
 from ufm_fast.runs.directory import RunDirectory
-from ufm_fast.runs.options import BY_NAME
+from ufm_fast.runs.options import SETTINGS
 from ufm_fast.runs.settings import build_problem, resolve
 from ufm_fast.runs.state import load_state
 
@@ -43,7 +43,7 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
         "variables": VARIABLES,
     }  # fmt: skip
     for name, table in tables.items():
-        words = set(re.split(r"[ |:]+", BY_NAME[name].help))
+        words = set(re.split(r"[ |:]+", SETTINGS[name].help))
         assert set(table) <= words, name
 
 
@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_library() -> None:
 
     parameters = {**inspect.signature(Problem).parameters, **inspect.signature(library_solve).parameters}
     own = {"dim", "device", "loss"}  # a problem without flags is the command line's; the device is chosen there
-    for name, flag in BY_NAME.items():
+    for name, flag in SETTINGS.items():
         if name in parameters and name not in own:
             assert flag.default == parameters[name].default, name
 

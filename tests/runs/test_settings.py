@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ufm_fast.errors import InputError
-from ufm_fast.runs.options import BY_NAME
+from ufm_fast.runs.options import SETTINGS
 from ufm_fast.runs.settings import build_problem, digest, resolve
 
 
@@ -17,7 +17,7 @@ def test_flags_over_file_over_preset_over_defaults() -> None:
     assert (config["loss"], config["classes"], config["per_class"]) == ("mse", 4, 100)
     assert (config["lambda_w"], config["lambda_h"], config["dim"]) == (0.25, 1.0, 9)
     assert isinstance(config["lambda_h"], float)
-    assert config["tol"] == BY_NAME["tol"].default
+    assert config["tol"] == SETTINGS["tol"].default
 
 
 def test_a_higher_layer_voids_what_no_longer_fits() -> None:

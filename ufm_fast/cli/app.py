@@ -16,7 +16,7 @@ import typer
 
 from ufm_fast.cli.flags import with_flags
 from ufm_fast.errors import InputError
-from ufm_fast.runs.options import BY_NAME, SETTINGS
+from ufm_fast.runs.options import SETTINGS
 
 OK, FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 _TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken of
@@ -36,7 +36,7 @@ Pairwise = Annotated[str, typer.Option(help="Metrics over pairs of classes: auto
 
 
 @app.command()
-@with_flags(SETTINGS)
+@with_flags(SETTINGS.values())
 def solve(
     config: ConfigFile = None,
     out: Annotated[Optional[Path], typer.Option(help="Run directory (default runs/LOSS-K-d-HASH)")] = None,  # noqa: UP045
@@ -72,7 +72,8 @@ def metrics(
     commands.metrics(source, json=json, pairwise=pairwise, seed=seed)
 
 
-_PLANNED = [row for row in SETTINGS if row.group == "problem"] + [BY_NAME[name] for name in ("method", "reduce", "history")]
+_PLAN = ("preset", "method", "reduce", "history")
+_PLANNED = [row for row in SETTINGS.values() if row.to in ("problem", "data") or row.name in _PLAN]
 
 
 @app.command()

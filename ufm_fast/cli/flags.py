@@ -19,7 +19,7 @@ def with_flags(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], C
         for setting in settings:
             option = typer.Option(None, _option(setting), help=_help(setting), show_default=False)
             kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(setting.name, kind, default=option, annotation=setting.kind | None))
+            parameters.append(inspect.Parameter(setting.name, kind, default=option, annotation=_kind(setting) | None))
         command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
@@ -29,6 +29,10 @@ def with_flags(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], C
 def _option(setting: Setting) -> str:
     dashed = setting.name.replace("_", "-")
     return f"--{dashed}/--no-{dashed}" if setting.kind is bool else f"--{dashed}"
+
+
+def _kind(setting: Setting) -> type:
+    return str if setting.several else setting.kind
 
 
 def _help(setting: Setting) -> str:

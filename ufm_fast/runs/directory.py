@@ -189,8 +189,8 @@ class RunDirectory:
         return self.path / "plots"
 
 
-def refuse_occupied(path: Path, digest: str) -> None:
-    """Errors: InputError unless ``path`` is free for a new run."""
+def refuse_occupied(path: Path, *hashes: str) -> None:
+    """Errors: InputError unless ``path`` is free for a new run; ``hashes``: what the very same run may have."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -206,7 +206,7 @@ def refuse_occupied(path: Path, digest: str) -> None:
         return
     if not is_run(path):
         raise InputError(f"out: {path} is not empty and not a run of ufm-fast; choose another --out")
-    if RunDirectory.open(path).hash == digest:
+    if RunDirectory.open(path).hash in hashes:
         raise InputError(f"out: {path} holds this very run; go on with --resume {path} or choose another --out")
     raise InputError(f"out: {path} holds a run with another configuration; choose another --out")
 

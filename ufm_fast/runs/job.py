@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ufm_fast.errors import InputError
 from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory, refuse_occupied
+from ufm_fast.runs.options import SETTINGS, resumable, taken_by
 from ufm_fast.runs.settings import Config
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     problem = settings.build_problem(config)
     check_solvable(problem, config)
     config["classes"] = problem.num_classes
-    digest = settings.digest(config, problem)
-    path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{digest[:8]}"
-    refuse_occupied(path, digest)
+    hashes = settings.hashes(config, problem)
+    path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{hashes[0][:8]}"
+    refuse_occupied(path, *hashes)
     start = _start(problem, config)
-    run = RunDirectory.create(path, config, digest, environment(problem.device))
+    run = RunDirectory.create(path, config, hashes[0], environment(problem.device))
     return Job(problem, config, run, start, Progress(), [note] if note else [])
 
 
@@ -129,7 +130,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
 
     run = RunDirectory.open(path, "resume")
     stamp = run.stamp()
-    settings.check_saved(run.config, path)
+    run.config = settings.read_saved(run.config, path)
     config = _changed(run.config, given, file)
     check_choices(config)
     saved = load_state(run) if run.state_file.exists() else None  # there is none if it was killed before the first save
@@ -160,7 +161,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
 
 def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
     """Errors: InputError where configuration or data are not those that the run's hash was made of."""
-    if settings.digest(run.config, settings.build_problem({**run.config, "device": "cpu"}, data)) != run.hash:
+    if run.hash not in settings.hashes(run.config, settings.build_problem({**run.config, "device": "cpu"}, data)):
         raise InputError(
             f"resume: the hash in {run.path / 'config.json'} is not that of its settings and data, so one of them was changed "
             "after the run was made; undo that, or solve the changed problem into another --out (-c FILE takes settings)"
@@ -182,16 +183,16 @@ def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
 
 def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:
     content = {} if file is None else settings.read_toml(file)
-    wanted = {**content, **{key: value for key, value in given.items() if value is not None}}
+    wanted = {**content, **{key: settings.typed(key, value) for key, value in given.items() if value is not None}}
     for name, value in wanted.items():
-        if name not in settings.RESUMABLE and config[name] != value:
-            allowed = ", ".join(settings.RESUMABLE)
+        if not SETTINGS[name].resume and config[name] != value:
+            allowed = ", ".join(resumable())
             raise InputError(
                 f"{name} = {value!r} contradicts the run, which has {config[name]!r}; drop it (a resumed run may "
                 f"change {allowed}) or solve into another --out"
             )
     changed = dict(config)
-    settings.lay_over(changed, {name: value for name, value in wanted.items() if name in settings.RESUMABLE})
+    settings.lay_over(changed, {name: value for name, value in wanted.items() if SETTINGS[name].resume})
     return changed
 
 
@@ -230,12 +231,8 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
 
 def _arguments(job: Job) -> dict[str, Any]:
     config = job.config
-    names = (
-        "method", "backend", "variables", "tol", "max_steps", "learning_rate", "momentum", "history",
-        "certificate", "pairwise", "log_every",
-    )  # fmt: skip
     return {
-        **{name: config[name] for name in names},
+        **{name: config[name] for name in taken_by("solve")},
         "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
         "initial": job.start,

@@ -1,4 +1,12 @@
-"""The settings of a solve: one table that the flags, the TOML keys, the defaults and the help are made from."""
+"""The settings of a solve: one table that flags, TOML keys, defaults, help, arguments and hash are made from.
+
+To add a setting, add its row; nothing else knows the names. ``to`` says who takes it: ``problem`` a keyword argument of
+that name of Problem, ``solve`` one of ``solve``, ``run`` the run library itself (then some code there reads it).
+
+A row's default never changes and its name is never used for another thing, because a run saved before a setting was
+there is a run with its default, and a run's hash covers only what is not the default. What a plain ``solve`` chooses
+by itself (as a preset does) is written into the run's configuration by ``settings.resolve``.
+"""
 
 from __future__ import annotations
 
@@ -8,64 +16,86 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting ``name`` (the TOML key; the flag is ``--name`` with dashes), its type, default and help."""
+    """A setting ``name`` (the TOML key; the flag is ``--name`` with dashes), its type, default and help.
+
+    several: a list of ``kind`` is a value too, a,b,c as a flag.
+    to: data, problem, solve or run: who takes it.
+    follows: the setting whose choice in a higher layer voids this one in a lower: a preset's gamma goes with its loss.
+    resume: whether a run that goes on may change it.
+    identity: whether it belongs to what is sought, and so to the hash.
+    """
 
     name: str
     kind: type
     default: Any
     help: str
-    group: str = "problem"
+    to: str = "problem"
+    several: bool = False
+    follows: str = ""
+    resume: bool = False
+    identity: bool = True
 
 
-SETTINGS = (
-    Setting("preset", str, None, "Start from a paper's conventions; see --list-presets"),
+def _free(name: str, kind: type, default: Any, help: str, to: str = "solve") -> Setting:
+    """A setting that does not change which minimum is sought."""
+    return Setting(name, kind, default, help, to, resume=True, identity=False)
+
+
+_ROWS = (
+    Setting("preset", str, None, "Start from a paper's conventions; see --list-presets", "run", identity=False),
     Setting("loss", str, "ce", "ce | mse | focal | pick-all"),
     Setting("classes", int, None, "Number of classes K (default 100, or what the data tell)"),
     Setting("dim", int, 128, "Feature dimension d"),
-    Setting("per_class", int, None, "Samples of each class n (default 10)"),
-    Setting("counts", str, None, "Samples of each class: a,b,c or a file (.npy, or text with a number a line)"),
-    Setting("labels", str, None, "Labels: a .npy file of integers, or digits | glyphs"),
-    Setting("targets", str, None, "Multi-label targets: a .npz with CSR indptr, indices and optional counts"),
+    Setting("per_class", int, None, "Samples of each class n (default 10)", "data"),
+    Setting(
+        "counts", str, None, "Samples of each class: a,b,c or a file (.npy, or text with a number a line)", "data", several=True
+    ),
+    Setting("labels", str, None, "Labels: a .npy file of integers, or digits | glyphs", "data"),
+    Setting("targets", str, None, "Multi-label targets: a .npz with CSR indptr, indices and optional counts", "data"),
     Setting("lambda_w", float, 5e-4, "Penalty on W, as lambda/2 |W|^2"),
     Setting("lambda_h", float, 5e-4, "Penalty on H, as lambda/2 |H|^2"),
-    Setting("lambda_b", float, 0.0, "Penalty on b; goes with --bias penalised"),
+    Setting("lambda_b", float, 0.0, "Penalty on b; goes with --bias penalised", follows="bias"),
     Setting("bias", str, "none", "none | penalised | free"),
-    Setting("smoothing", float, 0.0, "Label smoothing of the cross-entropy, in [0, 1)"),
-    Setting("gamma", float, None, "Focusing parameter of the focal loss (default 2)"),
+    Setting("smoothing", float, 0.0, "Label smoothing of the cross-entropy, in [0, 1)", follows="loss"),
+    Setting("gamma", float, None, "Focusing parameter of the focal loss (default 2)", follows="loss"),
     Setting("freeze", str, None, "Keep a factor at its start: w | h"),
     Setting("dtype", str, "float64", "float64 | float32 | bfloat16"),
-    Setting("device", str, "auto", "auto | cpu | cuda | cuda:0; auto takes CUDA where there is one"),
+    _free("device", str, "auto", "auto | cpu | cuda | cuda:0; auto takes CUDA where there is one", "problem"),
     Setting("seed", int, 0, "Seed of the start and of sampled metrics"),
     Setting(
-        "method",
-        str,
-        "auto",
-        "auto | gd | momentum | nesterov | adam | lbfgs | newton-cg | alternating | closed-form",
-        "solver",
+        "method", str, "auto",
+        "auto | gd | momentum | nesterov | adam | lbfgs | newton-cg | alternating | closed-form", "solve", resume=True,
     ),
-    Setting("backend", str, "auto", "auto | reference | tiled | triton", "solver"),
-    Setting("reduce", str, "auto", "Rows to solve on: classes (exact class means) | none (every sample) | auto", "solver"),
-    Setting("variables", str, "balanced", "Variables the solver works in: balanced | raw", "solver"),
-    Setting("start", str, "spectral", "normal | balanced | small | spectral", "solver"),
+    Setting("backend", str, "auto", "auto | reference | tiled | triton", "solve", resume=True),
+    Setting("reduce", str, "auto", "Rows to solve on: classes (exact class means) | none (every sample) | auto", "solve"),
+    Setting("variables", str, "balanced", "Variables the solver works in: balanced | raw", "solve"),
+    Setting("start", str, "spectral", "normal | balanced | small | spectral", "solve"),
     Setting(
-        "start_from",
-        str,
-        None,
-        "Start from a file (.npz, .safetensors) with W, H, maybe b and labels of H's rows, or from a run directory",
-        "solver",
+        "start_from", str, None,
+        "Start from a file (.npz, .safetensors) with W, H, maybe b and labels of H's rows, or from a run directory", "run",
     ),
-    Setting("tol", float, 1e-10, "Converged when gradient norm <= tol max(lambda_W |W| + lambda_H |H|, mu)", "solver"),
+    _free("tol", float, 1e-10, "Converged when gradient norm <= tol max(lambda_W |W| + lambda_H |H|, mu)"),
+    _free("max_steps", int, None, "Most steps of this call (default: the method's, or those of the run that goes on)"),
     Setting(
-        "max_steps", int, None, "Most steps of this call (default: the method's, or those of the run that goes on)", "solver"
+        "learning_rate", float, None, "Step size of gd, momentum, nesterov and adam", "solve", follows="method", resume=True
     ),
-    Setting("learning_rate", float, None, "Step size of gd, momentum, nesterov and adam", "solver"),
-    Setting("momentum", float, None, "Momentum of momentum and nesterov", "solver"),
-    Setting("history", int, None, "Pairs that lbfgs remembers", "solver"),
-    Setting("certificate", bool, True, "Prove how close the value is to the global minimum", "solver"),
-    Setting("pairwise", str, "auto", "Metrics over pairs of classes: auto | exact | sampled | none", "log"),
-    Setting("log_every", int, None, "Log every so many steps (default: log-spaced steps)", "log"),
-    Setting("log_metrics", bool, None, "NC1-NC3 at each log point (default: where it costs little)", "log"),
-)
+    Setting("momentum", float, None, "Momentum of momentum and nesterov", "solve", follows="method", resume=True),
+    Setting("history", int, None, "Pairs that lbfgs remembers", "solve", follows="method", resume=True),
+    _free("certificate", bool, True, "Prove how close the value is to the global minimum"),
+    _free("pairwise", str, "auto", "Metrics over pairs of classes: auto | exact | sampled | none"),
+    _free("log_every", int, None, "Log every so many steps (default: log-spaced steps)"),
+    _free("log_metrics", bool, None, "NC1-NC3 at each log point (default: where it costs little)", "run"),
+)  # fmt: skip
 
-#: Settings by name.
-BY_NAME = {setting.name: setting for setting in SETTINGS}
+#: Settings by name, in the order of the help.
+SETTINGS = {row.name: row for row in _ROWS}
+
+
+def taken_by(taker: str) -> tuple[str, ...]:
+    """Names of the settings that ``taker`` takes."""
+    return tuple(row.name for row in SETTINGS.values() if row.to == taker)
+
+
+def resumable() -> tuple[str, ...]:
+    """Names of the settings that a run that goes on may change."""
+    return tuple(row.name for row in SETTINGS.values() if row.resume)

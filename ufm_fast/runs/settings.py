@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,24 +15,21 @@ from ufm_fast.arguments import number
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.presets import get_preset
 from ufm_fast.runs.files import config_hash
-from ufm_fast.runs.options import BY_NAME, SETTINGS
+from ufm_fast.runs.options import SETTINGS, taken_by
 
 if TYPE_CHECKING:
     from ufm_fast.problem import Problem
 
 Config = dict[str, Any]
 
-DATA = ("per_class", "counts", "labels", "targets")
-#: Settings that another choice in a higher layer voids in a lower one: a preset's gamma goes when --loss ce is given.
-_FOLLOWERS = {
-    "loss": ("smoothing", "gamma"),
-    "bias": ("lambda_b",),
-    "method": ("learning_rate", "momentum", "history"),
-}
-#: What does not change which minimum is sought: left out of the hash, and free to change when a run is resumed.
-FREE = ("tol", "max_steps", "pairwise", "log_every", "log_metrics", "certificate")
-RESUMABLE = (*FREE, "method", "learning_rate", "momentum", "history", "backend", "device")
-_NOT_HASHED = (*FREE, "device", "preset")
+#: Who gave the classes' sizes: one of these settings.
+DATA = taken_by("data")
+#: Settings of the first version, whose runs have a hash of all of them, defaults included.
+_FIRST = (
+    "loss", "classes", "dim", "per_class", "counts", "labels", "targets", "lambda_w", "lambda_h", "lambda_b", "bias",
+    "smoothing", "gamma", "freeze", "dtype", "seed", "method", "backend", "reduce", "variables", "start", "start_from",
+    "learning_rate", "momentum", "history",
+)  # fmt: skip
 
 
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
@@ -38,13 +37,13 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
 
     Errors: InputError for an unknown key or name, InputTypeError for a value of the wrong type.
     """
-    flags = {key: value for key, value in given.items() if value is not None}
+    flags = {key: typed(key, value) for key, value in given.items() if value is not None}
     content = {} if file is None else read_toml(file)
     preset = flags.get("preset", content.get("preset"))
     if preset is None and not {"loss", "classes", "dim", *DATA}.intersection([*flags, *content]):
         preset = "demo"
     layers = [content, flags] if preset is None else [get_preset(preset).defaults, content, flags]
-    config: Config = {row.name: row.default for row in SETTINGS}
+    config: Config = {row.name: row.default for row in SETTINGS.values()}
     for layer in layers:
         _check_layer(layer)
         lay_over(config, layer)
@@ -71,9 +70,8 @@ def lay_over(config: Config, layer: Mapping[str, Any]) -> None:
         config.update(dict.fromkeys(DATA))
         if data != ["per_class"]:
             config["classes"] = None
-    for leader, followers in _FOLLOWERS.items():
-        if leader in layer and layer[leader] != config[leader]:
-            config.update({name: BY_NAME[name].default for name in followers})
+    changed = {name for name in layer if layer[name] != config[name]}
+    config.update({row.name: row.default for row in SETTINGS.values() if row.follows in changed})
     if "start" in layer:
         config["start_from"] = None
     config.update(layer)
@@ -91,36 +89,61 @@ def read_toml(path: Path) -> Config:
     settings: Config = {}
     for key, value in content.items():
         name = key.replace("-", "_")
-        if name not in BY_NAME:
-            near = [near.replace("_", "-") for near in difflib.get_close_matches(name, BY_NAME, 3, 0.5)]
-            hint = f"did you mean {' or '.join(near)}?" if near else "see ufm-fast solve --help for the names"
-            raise InputError(f"config: unknown key {key!r} in {path}; {hint}")
         if name in settings:
             raise InputError(f"config: {path} gives {key!r} twice; keep one")
-        settings[name] = _typed(name, value, path)
+        settings[name] = typed(name, value, f" in {path}", "config: ")
     return settings
 
 
-def check_saved(config: Mapping[str, Any], path: Path) -> None:
-    """Errors: InputError for a saved configuration, in the run directory ``path``, that lacks a setting or has a wrong type."""
-    for row in SETTINGS:
-        if row.name not in config:
-            raise InputError(f"resume: config.json in {path} lacks {row.name}; the file was damaged")
-        if config[row.name] is not None:
-            _typed(row.name, config[row.name], path / "config.json")
-        elif row.default is not None:
-            raise InputError(f"resume: config.json in {path} has no {row.name}; the file was damaged")
+def read_saved(config: Mapping[str, Any], path: Path) -> Config:
+    """The configuration of the run directory ``path``, where a setting that is missing has its default.
+
+    Errors: InputError for a setting of a wrong type, without a value that it needs, or unknown here.
+    """
+    where, found = f" in {path / 'config.json'}", {row.name: row.default for row in SETTINGS.values()}
+    for name, value in config.items():
+        if name not in SETTINGS:
+            raise InputError(f"resume: this version does not know the setting {name}{where}; go on with the one that wrote it")
+        if value is None and SETTINGS[name].default is not None:
+            raise InputError(f"resume: {name}{where} has no value; the file was damaged")
+        found[name] = None if value is None else typed(name, value, where, "config: ")
+    return found
 
 
-def _typed(name: str, value: Any, path: Path) -> Any:
-    kind = BY_NAME[name].kind
-    if name == "counts" and isinstance(value, list):
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return number(value, f"config: {name} in {path}")
+def typed(name: str, value: Any, where: str = "", prefix: str = "") -> Any:
+    """``value`` in the type of the setting ``name``.
+
+    Errors: InputError for an unknown name, InputTypeError for another type; with ``prefix``, name and ``where``.
+    """
+    row = SETTINGS.get(name)
+    if row is None:
+        near = [near.replace("_", "-") for near in difflib.get_close_matches(name, SETTINGS, 3, 0.5)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "see ufm-fast solve --help for the names"
+        raise InputError(f"{prefix}unknown key {name!r}{where}; {hint}")
+    if row.several:
+        if isinstance(value, str) and row.kind is not str:
+            value = [_parsed(row.kind, word) for word in value.split(",")]
+            value = value[0] if len(value) == 1 else value
+        if isinstance(value, (list, tuple)):
+            return list(value) if row.kind is str else [_one(row.kind, item, f"{prefix}{name}{where}") for item in value]
+    return _one(row.kind, value, f"{prefix}{name}{where}")
+
+
+def _parsed(kind: type, word: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        return word.strip()  # which its check refuses, by name
+
+
+def _one(kind: type, value: Any, name: str) -> Any:
+    if kind is float:
+        return number(value, name)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        raise InputTypeError(f"config: {name} in {path} must be {words[kind]}, got {value!r}")
+        words = {int: "a whole number", str: "a string", bool: "true or false"}
+        raise InputTypeError(f"{name} must be {words[kind]}, got {value!r}")
     return value
 
 
@@ -142,11 +165,7 @@ def build_problem(config: Mapping[str, Any], data: Mapping[str, Any] | None = No
     """The Problem of a configuration. ``data``: Problem arguments in the place of the configured files."""
     from ufm_fast.problem import Problem
 
-    names = (
-        "loss", "classes", "dim", "lambda_w", "lambda_h", "lambda_b", "bias", "smoothing", "gamma", "freeze", "dtype",
-        "device", "seed",
-    )  # fmt: skip
-    arguments = {name: config[name] for name in names}
+    arguments = {name: config[name] for name in taken_by("problem")}
     return Problem(**arguments, **(read_data(config) if data is None else data))
 
 
@@ -163,15 +182,34 @@ def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in ("labels", "per_class") if config[name] is not None}
 
 
+# ---- the hash --------------------------------------------------------------------------------------------------------
+
+
 def digest(config: Mapping[str, Any], problem: Problem) -> str:
     """Hash of the problem and the way it is solved: the same for the same minimum, whatever limits a run had."""
-    import hashlib
+    return hashes(config, problem)[0]
 
-    content = {key: value for key, value in config.items() if key not in _NOT_HASHED}
-    if config["per_class"] is None:  # data from outside: their content counts, not their file's name
-        text = hashlib.sha256(problem.counts.numpy().tobytes())
-        sets = problem.target_sets
-        for part in (problem._labels,) if sets is None else (sets.indptr, sets.indices, sets.counts):
-            text.update(b"" if part is None else part.numpy().tobytes())
-        content |= {name: None for name in DATA} | {"data": text.hexdigest()}
-    return config_hash(content)
+
+def hashes(config: Mapping[str, Any], problem: Problem) -> list[str]:
+    """The hash that a run of this configuration and these data gets, and those that it has from versions before.
+
+    Today's covers what is not the default, so that a new setting changes no hash; the first version's covers all.
+    """
+    data = _data(config, problem)
+    rows = (row for row in SETTINGS.values() if row.identity and row.to != "data")
+    content = {row.name: config[row.name] for row in rows if config[row.name] != row.default}
+    found = [config_hash(content | {name: value for name, value in data.items() if value is not None})]
+    if not set(content) - set(_FIRST):
+        found.append(config_hash({name: config[name] for name in _FIRST} | data))
+    return found
+
+
+def _data(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """What the hash says of the data: of those from outside their content, not their file's name."""
+    if config["per_class"] is not None:
+        return {name: config[name] for name in DATA}
+    text = hashlib.sha256(problem.counts.numpy().tobytes())
+    sets = problem.target_sets
+    for part in (problem._labels,) if sets is None else (sets.indptr, sets.indices, sets.counts):
+        text.update(b"" if part is None else part.numpy().tobytes())
+    return {**dict.fromkeys(DATA), "data": text.hexdigest()}
