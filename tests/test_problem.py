@@ -150,16 +150,23 @@ def test_what_a_problem_derives_is_derived_anew(data, loss):
         assert torch.equal(changed.counts, problem.counts)
         assert changed.num_samples == problem.num_samples
         assert (changed.target_sets is None) == (changed.loss.name == "ce")
-    again = dataclasses.replace(problem, labels=None, per_class=None, counts=[1] * problem.num_classes)
+    again = dataclasses.replace(problem, counts=[1] * problem.num_classes)
     assert again.num_samples == problem.num_classes
     if "labels" in data:
         with pytest.raises(InputError, match="got labels and counts"):
-            dataclasses.replace(problem, counts=[1, 1, 1])
+            Problem(dim=3, counts=[1, 1, 1], **data)
         assert dataclasses.replace(problem, labels=[0, 1, 2, 2, 2]).num_samples == 5
     if "per_class" in data:
         assert dataclasses.replace(problem, classes=6).num_samples == 18
     other = Problem(dim=3, loss=loss, counts=problem.counts)
     assert dataclasses.replace(other, lambda_w=0.5).num_samples == problem.num_samples
+
+
+def test_rows_are_worked_out_once_and_survive_a_replacement():
+    sets = TargetSets.create([0, 2, 3, 5], [0, 1, 2, 0, 1], 4)
+    problem = Problem(classes=4, dim=3, loss="pick-all", target_sets=sets)
+    assert problem.rows("classes") is dataclasses.replace(problem, lambda_w=0.5).rows("classes")
+    assert problem.rows("classes").number == 2
 
 
 def test_frozen_features_are_not_merged():

@@ -19,9 +19,10 @@ from ufm_fast.datasets import load_npy
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.checks import check_matrix, check_vector
 from ufm_fast.point import Point
-from ufm_fast.problem import MOST_CLASSES, Problem
+from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.state import Head, Tensors, check_state, computable, load_state, read_safetensors, state_head
+from ufm_fast.samples import MOST_CLASSES
 from ufm_fast.targets import Targets, TargetSets, check_labels
 
 

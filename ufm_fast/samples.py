@@ -1,0 +1,192 @@
+"""Samples: which classes the N samples belong to, and the rows that stand for them. Nothing here knows what is minimised.
+
+Data come as a number a class, as counts, as labels or as target sets; a Samples is made of one of them, checked once, and
+never changes, so that what is derived (labels of all samples, distinct target sets, rows) is worked out once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ufm_fast.arguments import MOST, integers, whole
+from ufm_fast.datasets import load_labels
+from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
+
+REDUCTIONS = ("classes", "none")
+#: Beyond it no machine holds the vectors; a number that large is a slip.
+MOST_CLASSES = 2**28
+DATA = ("labels", "per_class", "target_sets", "counts")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N samples of K classes. ``counts`` int64 (K,): samples that name a class; ``given``: the data that it was made of.
+
+    ``given_labels`` (N,) and ``given_sets`` are None unless the data were labels or target sets.
+    """
+
+    classes: int
+    counts: Tensor = field(repr=False)
+    given: Mapping[str, Any] = field(repr=False)
+    given_labels: Tensor | None = field(default=None, repr=False)
+    given_sets: TargetSets | None = field(default=None, repr=False)
+    _kept: dict[object, object] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def create(cls, classes: int | None = None, **data: Any) -> Samples:
+        """From ``classes`` (None where the data tell it) and at most one of DATA; without any, one sample a class.
+
+        Errors: InputError / InputTypeError naming the argument and the mend.
+        """
+        given = {name: data[name] for name in DATA if data.get(name) is not None}
+        if len(given) > 1:
+            raise InputError(f"give one of per_class, counts, labels, target_sets; got {' and '.join(given)}")
+        if classes is not None:
+            classes = whole(classes, "classes", 2, MOST_CLASSES)
+        if "target_sets" in given:
+            return cls._of_sets(classes, given["target_sets"])
+        if "labels" in given:
+            return cls._of_labels(classes, given["labels"])
+        if "counts" in given:
+            return cls._of_counts(classes, given["counts"])
+        return cls._of_per_class(classes, given.get("per_class", 1))
+
+    @classmethod
+    def _of_labels(cls, classes: int | None, values: Any) -> Samples:
+        is_path = isinstance(values, str) or hasattr(values, "__fspath__")
+        labels = load_labels(values) if is_path else _vector(values, "labels")
+        if labels.numel() == 0:
+            raise InputError("labels must hold at least one sample")
+        labels = check_labels(labels, classes or MOST_CLASSES)
+        classes = _told(classes, int(labels.max()) + 1)
+        return cls(classes, torch.bincount(labels, minlength=classes), {"labels": labels}, labels)
+
+    @classmethod
+    def _of_per_class(cls, classes: int | None, per_class: Any) -> Samples:
+        n = whole(per_class, "per_class", 1)
+        if classes is None:
+            raise InputError("classes is needed beside per_class; give the number of classes K >= 2")
+        if n * classes > MOST:
+            raise InputError(f"per_class times classes must be at most {MOST} samples, got {n * classes:.3g}")
+        return cls(classes, torch.full((classes,), n, dtype=torch.int64, device="cpu"), {"per_class": n})
+
+    @classmethod
+    def _of_counts(cls, classes: int | None, values: Any) -> Samples:
+        counts = _vector(values, "counts")
+        if counts.numel() < 2:
+            raise InputError(
+                f"counts must hold an entry for each of at least 2 classes (0 for an empty one), got {counts.numel()}"
+            )
+        if classes is not None and counts.numel() != classes:
+            raise InputError(f"counts has {counts.numel()} entries but classes is {classes}; make them agree")
+        if bool((counts < 0).any()) or not bool(counts.any()):
+            raise InputError("counts must be non-negative with at least one sample in all")
+        if float(counts.double().sum()) > MOST:
+            raise InputError(f"counts must sum to at most {MOST} samples, got {float(counts.double().sum()):.3g}")
+        return cls(counts.numel(), counts, {"counts": counts})
+
+    @classmethod
+    def _of_sets(cls, classes: int | None, sets: Any) -> Samples:
+        if not isinstance(sets, TargetSets):
+            raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
+        sets = TargetSets.create(sets.indptr, sets.indices, classes or MOST_CLASSES, sets.counts)
+        classes = _told(classes, int(sets.indices.max()) + 1)
+        check_labels(sets.indices, classes, "target_sets")
+        if int(torch.diff(sets.indptr).max()) >= classes:
+            raise InputError("a target set holds every class; leave one out or raise classes")
+        rows = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), torch.diff(sets.indptr))
+        counts = torch.zeros(classes, dtype=torch.int64, device="cpu").index_add_(0, sets.indices, sets.counts[rows])
+        return cls(classes, counts, {"target_sets": sets}, None, sets)
+
+    def with_classes(self, classes: int | None) -> Samples:
+        """The same data with another number of classes. Errors: as ``create``."""
+        return self if classes in (None, self.classes) else Samples.create(classes, **self.given)
+
+    # ---- what is derived ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def number(self) -> int:
+        """N: samples, also of target sets (not samples times targets)."""
+        return int(self.counts.sum()) if self.given_sets is None else self.given_sets.num_samples
+
+    @cached_property
+    def occupied(self) -> int:
+        """Number of classes that have samples."""
+        return int((self.counts > 0).sum())
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts."""
+        if self.given_labels is not None:
+            return self.given_labels
+        return torch.repeat_interleave(torch.arange(self.classes, device="cpu"), self.counts)
+
+    @cached_property
+    def sets(self) -> TargetSets:
+        """The target sets; of single labels a set of one class for each sample, or for each class that has samples."""
+        if self.given_sets is not None:
+            return self.given_sets
+        if self.given_labels is not None:
+            y = self.given_labels
+            return TargetSets(torch.arange(y.numel() + 1, device="cpu"), y, torch.ones_like(y))
+        y = torch.nonzero(self.counts).reshape(-1)
+        return TargetSets(torch.arange(y.numel() + 1, device="cpu"), y, self.counts[y])
+
+    @cached_property
+    def _distinct(self) -> tuple[TargetSets, Tensor]:
+        return self.sets.grouped()
+
+    def rows(self, reduce: str = "classes", *, as_sets: bool = False) -> Rows:
+        """Rows to solve on. 'classes': one row for each non-empty class (``as_sets``: each distinct target set), exact because
+        samples with equal targets have equal features at a minimum. 'none': one row a sample. Worked out once.
+        """
+        if reduce not in REDUCTIONS:
+            raise InputError(f"reduce must be classes or none, got {reduce!r}")
+        if (reduce, as_sets) not in self._kept:
+            self._kept[reduce, as_sets] = self._set_rows(reduce) if as_sets else self._class_rows(reduce)
+        return cast("Rows", self._kept[reduce, as_sets])
+
+    def _class_rows(self, reduce: str) -> Rows:
+        if reduce == "classes":
+            present = torch.nonzero(self.counts).reshape(-1)
+            return Rows(Targets(present), self.counts[present])
+        return Rows(Targets(self.labels), torch.ones(self.number, dtype=torch.int64, device="cpu"))
+
+    def _set_rows(self, reduce: str) -> Rows:
+        if reduce == "classes":
+            distinct = self._distinct[0]
+            return Rows(Targets(distinct.indices, distinct.indptr), distinct.counts)
+        sets = self.sets
+        sample_set = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), sets.counts)
+        sizes = torch.diff(sets.indptr)[sample_set]
+        pointer = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), sizes.cumsum(0)])
+        offset = torch.arange(int(pointer[-1]), device="cpu") - torch.repeat_interleave(pointer[:-1], sizes)
+        indices = sets.indices[torch.repeat_interleave(sets.indptr[:-1][sample_set], sizes) + offset]
+        return Rows(Targets(indices, pointer), torch.ones(sample_set.numel(), dtype=torch.int64, device="cpu"))
+
+    def sample_row(self, *, as_sets: bool = False) -> Tensor:
+        """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a solution is lifted back."""
+        if as_sets:
+            return torch.repeat_interleave(self._distinct[1], self.sets.counts)
+        row_of_class = torch.cumsum(self.counts > 0, 0) - 1
+        return row_of_class[self.labels]
+
+
+def _told(classes: int | None, least: int) -> int:
+    if classes is None and least < 2:
+        raise InputError("the data name fewer than 2 classes; give classes >= 2")
+    return least if classes is None else classes
+
+
+def _vector(values: object, name: str) -> Tensor:
+    vector = integers(values, name).cpu()
+    if vector.ndim != 1:
+        raise InputError(f"{name} must be a vector, got shape {tuple(vector.shape)}")
+    return vector
