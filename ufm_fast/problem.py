@@ -192,10 +192,6 @@ class Problem:
         return self.samples.sets if self.multi_label else None
 
     @property
-    def _labels(self) -> Tensor | None:
-        return self.samples.given_labels
-
-    @property
     def sample_labels(self) -> Tensor:
         """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts."""
         return self.samples.labels

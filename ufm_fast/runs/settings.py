@@ -210,6 +210,6 @@ def _data(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
         return {name: config[name] for name in DATA}
     text = hashlib.sha256(problem.counts.numpy().tobytes())
     sets = problem.target_sets
-    for part in (problem._labels,) if sets is None else (sets.indptr, sets.indices, sets.counts):
+    for part in (problem.samples.given_labels,) if sets is None else (sets.indptr, sets.indices, sets.counts):
         text.update(b"" if part is None else part.numpy().tobytes())
     return {**dict.fromkeys(DATA), "data": text.hexdigest()}

@@ -59,8 +59,8 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
         tensors["row_indptr"] = torch.arange(rows.number + 1) if pointer is None else pointer
     else:
         tensors["labels"] = rows.targets.indices
-        if problem._labels is not None:
-            tensors["sample_labels"] = problem._labels
+        if problem.samples.given_labels is not None:
+            tensors["sample_labels"] = problem.samples.given_labels
     metadata = {
         "format": "ufm-fast-state", "reduce": reduce, "step": str(progress.step),
         "evaluations": repr(progress.evaluations), "seconds": repr(progress.seconds),
