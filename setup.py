@@ -9,7 +9,7 @@ VERSION = next(
 )
 
 PLOT = ["matplotlib>=3.8"]
-DATA = ["scikit-learn>=1.3"]
+DATA = ["scikit-learn>=1.3", "mlxtend>=0.23"]
 TABLES = ["pandas>=2.0", "pyarrow>=14"]
 
 setup(

@@ -1,8 +1,10 @@
-"""Labels of real data sets that ship inside well-kept packages: no download."""
+"""Real data sets that ship inside well-kept packages, without a download: their sources, and their labels."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,29 +13,46 @@ from torch import Tensor
 from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError
 
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+def need(module: str, what: str, extra: str) -> Any:
+    """The module of an optional package. Errors: InputError naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = _DISTRIBUTIONS.get(module.split(".")[0], module.split(".")[0])
+        raise InputError(f"{what} needs {package}: pip install 'ufm-fast[{extra}]'") from error
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: images (1797, 8, 8) with entries 0 to 16, and labels (1797,)."""
+    found = need("sklearn.datasets", "data 'digits'", "data").load_digits()
+    return np.asarray(found.images), np.asarray(found.target, dtype=np.int64)
+
+
+def glyph_fonts() -> list[tuple[Any, np.ndarray]]:
+    """matplotlib's own fonts, each an FT2Font with the code points that it draws.
+
+    The last-resort font, which maps every code point to a placeholder box, is left out.
+    """
+    matplotlib, ft2font = (need(name, "data 'glyphs'", "plot") for name in ("matplotlib", "matplotlib.ft2font"))
+    paths = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
+    fonts = [ft2font.FT2Font(str(path)) for path in paths if "LastResort" not in path.name]
+    return [(font, np.fromiter(font.get_charmap(), np.int64)) for font in fonts]
+
 
 def digits() -> Tensor:
     """Labels of scikit-learn's 1,797 handwritten digits, K = 10, nearly balanced (174 to 183 a class)."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError("labels 'digits' needs scikit-learn: pip install 'ufm-fast[data]'") from error
-    return torch.from_numpy(np.asarray(load_digits().target, dtype=np.int64))
+    return torch.from_numpy(digit_images()[1])
 
 
 def glyphs() -> Tensor:
     """Labels of the glyphs in matplotlib's own fonts: a class for each character, a sample for each font that draws it.
 
-    Several thousand classes, imbalanced as real data are (1 to some 30 samples a class). The last-resort font, which maps
-    every code point to a placeholder box, is left out. Classes are numbered by code point.
+    Several thousand classes, imbalanced as real data are (1 to some 30 samples a class), numbered by code point.
     """
-    try:
-        import matplotlib
-        from matplotlib.ft2font import FT2Font
-    except ImportError as error:
-        raise InputError("labels 'glyphs' needs matplotlib: pip install 'ufm-fast[plot]'") from error
-    fonts = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
-    characters = [np.fromiter(FT2Font(str(f)).get_charmap(), np.int64) for f in fonts if "LastResort" not in f.name]
+    characters = [drawn for _, drawn in glyph_fonts()]
     _, labels = np.unique(np.concatenate(characters), return_inverse=True)
     return torch.from_numpy(labels.astype(np.int64))
 

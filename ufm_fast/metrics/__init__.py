@@ -18,15 +18,18 @@ from ufm_fast.metrics.geometry import (
 )
 from ufm_fast.metrics.pairwise import Estimate, Sampling, cdnv, equiangularity, nc4
 from ufm_fast.metrics.rows import RowMatrix, View
-from ufm_fast.metrics.statistics import ClassStatistics
+from ufm_fast.metrics.statistics import ClassMoments, ClassStatistics
+from ufm_fast.metrics.streaming import StreamingStatistics
 
 __all__ = [
     "METRICS",
+    "ClassMoments",
     "ClassStatistics",
     "Estimate",
     "Metric",
     "RowMatrix",
     "Sampling",
+    "StreamingStatistics",
     "View",
     "balancedness",
     "cdnv",

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from ufm_fast.metrics.rows import View
-from ufm_fast.metrics.statistics import Centre, ClassStatistics
+from ufm_fast.metrics.statistics import Centre, ClassMoments
 
 
-def nc1_pinv(statistics: ClassStatistics) -> float:
+def nc1_pinv(statistics: ClassMoments) -> float:
     """NC1 = tr(Sigma_W Sigma_B^+)/K, Sigma_B about the sample mean. Source: Zhu et al., arXiv 2105.02375."""
     return _trace_with_pinv(statistics, "samples") / statistics.classes
 
 
-def nc1_trace(statistics: ClassStatistics) -> float:
+def nc1_trace(statistics: ClassMoments) -> float:
     """NC1 = tr(Sigma_W Sigma_B^+), not divided by K, Sigma_B about the mean of class means.
 
     Source: Papyan, Han and Donoho, arXiv 2008.08186 (their code).
@@ -31,7 +31,7 @@ def nc1_trace(statistics: ClassStatistics) -> float:
     return _trace_with_pinv(statistics, "classes")
 
 
-def nc1_quotient(statistics: ClassStatistics) -> float:
+def nc1_quotient(statistics: ClassMoments) -> float:
     """NC1 = tr Sigma_W / tr Sigma_B, Sigma_B about the sample mean.
 
     Source: Tirer, Huang and Niles-Weed, arXiv 2210.16658.
@@ -41,7 +41,7 @@ def nc1_quotient(statistics: ClassStatistics) -> float:
     return float(within / between)
 
 
-def _trace_with_pinv(statistics: ClassStatistics, centre: Centre) -> float:
+def _trace_with_pinv(statistics: ClassMoments, centre: Centre) -> float:
     """tr(Sigma_W Sigma_B^+) as sum_i v_i' Sigma_W v_i / lambda_i over the kept eigenpairs of Sigma_B; nan if it is
     zero.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError
 from ufm_fast.metrics.rows import View
-from ufm_fast.metrics.statistics import ClassStatistics
+from ufm_fast.metrics.statistics import ClassMoments, ClassStatistics
 
 EXACT_CLASSES = 20_000  # 4e8 pairs: seconds to tens of seconds on two CPU cores at d = 128
 PAIR_BLOCK = 2**16
@@ -99,7 +99,7 @@ def equiangularity(matrix: View, sampling: Sampling) -> tuple[Estimate, float]:
     return Estimate(2 * float(total) / (count * (count - 1))), float(largest)
 
 
-def cdnv(statistics: ClassStatistics, sampling: Sampling) -> Estimate:
+def cdnv(statistics: ClassMoments, sampling: Sampling) -> Estimate:
     """Class-distance normalised variance: mean over k != l of (v_k + v_l)/(2 |mu_k - mu_l|^2), v_k = mean |h - mu_k|^2.
 
     Time O(K^2 d). Source: Galanti, Gyorgy and Hutter, arXiv 2112.15121.
