@@ -96,9 +96,10 @@ class Network(nn.Module):
 def _fixed_simplex(classes: int, dim: int, seed: int) -> Tensor:
     """A simplex of unit rows, (K, d), turned at random: features behind a ReLU are not negative, and no axis may be special."""
     generator = torch.Generator().manual_seed(seed)
-    rotation = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q
+    rotation: Tensor = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q
     frame = math.sqrt(classes / (classes - 1)) * simplex_frame(classes, dim)
-    return (frame @ rotation).to(torch.get_default_dtype())
+    turned: Tensor = frame @ rotation
+    return turned.to(torch.get_default_dtype())
 
 
 def _linear_layers(inputs: int, widths: tuple[int, ...], biased: int) -> list[tuple[str, nn.Module]]:
