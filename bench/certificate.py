@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import environment, write_csv
 
 from ufm_fast import Problem, solve
-from ufm_fast.theory import certificate as module
-from ufm_fast.theory.certificate import EXACT_CLASSES, certify
+from ufm_fast.theory.certificates import EXACT_CLASSES, certify
+from ufm_fast.theory.certificates import softmax as module
 
 
 def measure(K: int, d: int, gradient: str) -> dict[str, object]:

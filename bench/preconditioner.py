@@ -19,7 +19,7 @@ from ufm_fast import Objective
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import minimise
 from ufm_fast.starts import make_start
-from ufm_fast.theory.certificate import certify
+from ufm_fast.theory.certificates import certify
 
 
 def main() -> None:

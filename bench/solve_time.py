@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import environment, write_csv
 
 from ufm_fast import Point, Problem, solve
-from ufm_fast.theory.certificate import certify
+from ufm_fast.theory.certificates import certify
 
 GAP = 1e-8
 

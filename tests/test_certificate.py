@@ -17,10 +17,9 @@ from ufm_fast import Point, Problem, solve
 from ufm_fast.losses import Focal
 from ufm_fast.objective import Objective
 from ufm_fast.theory import NO_BIAS, biased_mse_minimum, closed_form, focal_gap, focal_minimum
-from ufm_fast.theory import certificate as certificate_module
-from ufm_fast.theory.certificate import certify
-from ufm_fast.theory.following import balanced_bound, following_bound
-from ufm_fast.theory.operator_norm import dense_norm, split_norm
+from ufm_fast.theory.certificates import certify, softmax, squares
+from ufm_fast.theory.certificates.focal_with_bias import balanced_bound, following_bound
+from ufm_fast.theory.certificates.operator_norm import dense_norm, split_norm
 from ufm_fast.theory.squared_error import mse_bound
 
 
@@ -30,7 +29,7 @@ def test_a_gradient_that_is_held_gives_the_same_certificate(loss, monkeypatch):
     objective = Objective(problem)
     x = objective.to_model(random_point(objective, 5))
     held = certify(problem, objective.rows, x, exact_classes=0)
-    monkeypatch.setattr(certificate_module, "available_bytes", lambda device: 0)
+    monkeypatch.setattr(softmax, "available_bytes", lambda device: 0)
     swept = certify(problem, objective.rows, x, exact_classes=0)
     assert held.lower_bound == pytest.approx(swept.lower_bound, rel=1e-9)
     assert held.spectral_ratio == pytest.approx(swept.spectral_ratio, rel=1e-9)
@@ -255,7 +254,7 @@ def test_two_proofs_of_the_squared_error_agree_at_its_minimum(counts, level, bia
     lambda_b = lambda_b if bias == "penalised" else 0.0
     problem = Problem(counts=counts, dim=9, loss="mse", bias=bias, lambda_w=mu, lambda_h=mu, lambda_b=lambda_b)
     solution = solve(problem, metrics=False)
-    with patch.object(certificate_module, "mse_bound", lambda *_: -math.inf):
+    with patch.object(squares, "mse_bound", lambda *_: -math.inf):
         of_gradient = certify(problem, Objective(problem).rows, solution.point)
     known = mse_bound(problem.counts, mu, mu, {"none": NO_BIAS}.get(bias, lambda_b))
     assert known <= solution.value

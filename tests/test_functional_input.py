@@ -174,7 +174,7 @@ def test_pick_all_refuses(target: Any, message: str) -> None:
     [
         ({"loss": "hinge"}, "loss must be one of"),
         ({"loss": make_loss("ce"), "smoothing": 0.1}, "go with a loss given by name"),
-        ({"loss": "ce", "gamma": 1.0}, "gamma goes with the focal loss only"),
+        ({"loss": "ce", "gamma": 1.0}, "gamma goes with the loss focal only"),
         ({"reduction": "none"}, "reduction must be mean or sum"),
         ({"need": None}, "need must be a collection of parts among features, weight, bias, got None"),
         ({"need": [1]}, "need must name parts among features, weight, bias; got 1"),

@@ -70,7 +70,7 @@ def backends() -> dict[str, str]:
     """Each backend and 'available', or why it is not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {}
-    for name in BACKENDS[1:]:
+    for name in [name for name in BACKENDS if name != "auto"]:
         try:
             make_backend(name, device)
             found[name] = "available"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import number
-from ufm_fast.errors import InputError
+from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.targets import Targets
 
 _LARGEST = 1e30  # stands for an infinite l where it is multiplied by exp(-l) = 0
@@ -26,11 +26,16 @@ def _entries(targets: Targets) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SoftmaxLoss:
-    """Base of the softmax losses; itself the cross-entropy g(l) = l. All methods are elementwise on (R,) tensors."""
+    """Base of the softmax losses, with g(l) = l. All methods are elementwise on (R,) tensors.
 
-    name: ClassVar[str] = "ce"
+    A loss of one's own is a subclass with a ``name``, entered in LOSSES to be called by it. ``parameters`` are the fields that
+    ``make_loss`` takes; nothing is proved of a loss until a table of theory names it, so ``convex`` is False unless said.
+    """
+
+    name: ClassVar[str] = "softmax"
+    parameters: ClassVar[tuple[str, ...]] = ()
     multi_label: ClassVar[bool] = False
-    convex: ClassVar[bool] = True
+    convex: ClassVar[bool] = False
     smoothing: float = 0.0
 
     def value(self, l: Tensor, p: Tensor) -> Tensor:
@@ -58,6 +63,10 @@ class CrossEntropy(SoftmaxLoss):
     Errors: InputError unless 0 <= smoothing < 1.
     """
 
+    name: ClassVar[str] = "ce"
+    parameters: ClassVar[tuple[str, ...]] = ("smoothing",)
+    convex: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 0.0 <= number(self.smoothing, "smoothing") < 1.0:
             raise InputError(f"smoothing must lie in [0, 1), got {self.smoothing}")
@@ -76,7 +85,7 @@ class Focal(SoftmaxLoss):
     """
 
     name: ClassVar[str] = "focal"
-    convex: ClassVar[bool] = False
+    parameters: ClassVar[tuple[str, ...]] = ("gamma",)
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
@@ -114,6 +123,7 @@ class PickAll(SoftmaxLoss):
 
     name: ClassVar[str] = "pick-all"
     multi_label: ClassVar[bool] = True
+    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.smoothing:
@@ -129,12 +139,19 @@ class PickAll(SoftmaxLoss):
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Half squared error 1/2 |z - e_y|^2 to the one-hot target, K outputs. Not a softmax loss: Gram matrices suffice."""
+    """Half squared error 1/2 |z - e_y|^2 to the one-hot target, K outputs. Not a softmax loss: Gram matrices suffice.
+
+    Backends compute exactly this where a loss is no softmax loss, so it has no subclasses (InputTypeError).
+    """
 
     name: ClassVar[str] = "mse"
+    parameters: ClassVar[tuple[str, ...]] = ()
     multi_label: ClassVar[bool] = False
     convex: ClassVar[bool] = True
     smoothing: ClassVar[float] = 0.0
+
+    def __init_subclass__(cls) -> None:
+        raise InputTypeError(f"{cls.__name__} can't be a subclass of SquaredError: backends compute just that; use SoftmaxLoss")
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
         y = targets.indices if isinstance(targets, Targets) else targets
@@ -147,16 +164,22 @@ Loss = SoftmaxLoss | SquaredError
 LOSSES: dict[str, type[Loss]] = {"ce": CrossEntropy, "focal": Focal, "pick-all": PickAll, "mse": SquaredError}
 
 
-def make_loss(name: str, *, smoothing: float = 0.0, gamma: float | None = None) -> Loss:
-    """Build a loss from its name and parameters. Errors: InputError for an unknown name or a parameter it has not."""
+def make_loss(name: str, **parameters: float | None) -> Loss:
+    """Build a loss of LOSSES from its name and parameters (those of the built-in ones: ``smoothing``, ``gamma``).
+
+    A parameter that is None, and a smoothing of 0, count as not given. Errors: InputError for an unknown name or a parameter
+    that the loss has not.
+    """
     if name not in LOSSES:
         raise InputError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
-    if gamma is not None and name != "focal":
-        raise InputError(f"gamma goes with the focal loss only; drop gamma or choose loss focal instead of {name}")
-    if smoothing and name != "ce":
-        raise InputError(f"smoothing goes with the cross-entropy only; drop smoothing or choose loss ce, not {name}")
-    if name == "ce":
-        return CrossEntropy(smoothing=smoothing)
-    if name == "focal":
-        return Focal(gamma=2.0 if gamma is None else gamma)
-    return PickAll() if name == "pick-all" else SquaredError()
+    given = {key: value for key, value in parameters.items() if value is not None and (key, value) != ("smoothing", 0.0)}
+    for key in given:
+        if key not in LOSSES[name].parameters:
+            takers = " or ".join(taker for taker, row in LOSSES.items() if key in row.parameters)
+            raise InputError(f"{key} goes with the loss {takers} only; drop {key} or choose that loss instead of {name}")
+    return LOSSES[name](**given)
+
+
+def registered_name(loss: Loss) -> str:
+    """The name of the row of LOSSES whose class is exactly that of ``loss``; empty for every other, whatever its name says."""
+    return loss.name if type(loss) is LOSSES.get(loss.name) else ""

@@ -15,6 +15,7 @@ from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, Tile
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.losses import SquaredError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
@@ -181,7 +182,7 @@ class Objective:
     def value_floor(self) -> float:
         """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
         problem = self.problem
-        if problem.loss.name == "mse":
+        if isinstance(problem.loss, SquaredError):
             exact = by_residuals(self.targets, problem.num_classes, problem.dim, bias=problem.bias != "none")
             return 0.0 if exact else 1e-15
         return 0.0

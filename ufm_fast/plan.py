@@ -20,10 +20,11 @@ from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.residual import block_bytes
 from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
+from ufm_fast.losses import SquaredError
 from ufm_fast.problem import Problem
 from ufm_fast.solvers import target_coupling
 from ufm_fast.solvers.alternating import check_loss
-from ufm_fast.theory.certificate import EXACT_CLASSES, held_bytes
+from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
 
 #: Vectors of the size of the parameters that each method holds at its peak beside the point and its gradient, the next point
 #: and its gradient included (`bench/memory.py` measures them).
@@ -102,10 +103,11 @@ def make_plan(
     R = reduced if chosen == "classes" else N
     dtype = compute_dtype(problem.torch_dtype)
     size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
-    known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or problem.loss.name == "mse"}
+    squared = _squared(problem)
+    known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or squared}
     coupled = 48 * target_coupling.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
     vectors = {**known, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
-    if problem.loss.name == "mse" and problem.freeze is None:  # their model of the squared error, and what building it takes
+    if squared and problem.freeze is None:  # their model of the squared error, and what building it takes
         vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
@@ -143,6 +145,10 @@ def _method_bytes(vectors: dict[str, int], size: int, dim: int, coupled: int) ->
     return {name: number * size + own.get(name, 0) for name, number in vectors.items()}
 
 
+def _squared(problem: Problem) -> bool:
+    return isinstance(problem.loss, SquaredError)
+
+
 def _with_rows(problem: Problem) -> int:
     return int((problem.counts > 0).sum())
 
@@ -155,7 +161,7 @@ def _room(problem: Problem) -> int:
 def _flops(problem: Problem, R: int) -> float:
     """Of one evaluation."""
     K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
-    if problem.loss.name != "mse":
+    if not _squared(problem):
         return 6.0 * R * K * d
     grams = 8.0 * (R + K) * d * d
     room = _room(problem)
@@ -184,7 +190,7 @@ def _backends(problem: Problem, R: int, seconds: float, device: torch.device) ->
     share = 6.0 * R * K * d / _flops(problem, R)
     plans = [BackendPlan("reference", R, dense, 2 * dense, seconds * share)]
     kernels = device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton()
-    if problem.loss.name == "mse":
+    if _squared(problem):
         # Beside it: features in units of their logits, and for a Hessian product those of the direction and its products.
         work, second = (_squared_workspace(problem, R, item) + copies * R * d * item for copies in (1, 3))
         plans.append(BackendPlan("tiled", R, work, second, seconds))
@@ -220,7 +226,7 @@ def _certificate(problem: Problem, R: int, size: int) -> int:
         return copy + size // item * 8
     if K <= EXACT_CLASSES:
         return copy + 3 * 8 * K**2
-    return copy + (0 if problem.loss.name == "mse" else held_bytes(R, K, available_bytes(torch.device(problem.device))))
+    return copy + (0 if _squared(problem) else held_bytes(R, K, available_bytes(torch.device(problem.device))))
 
 
 def _notes(plan: Plan, reduced: int, method: str) -> list[str]:

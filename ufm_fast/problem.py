@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ufm_fast.arguments import number, whole
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.losses import Loss, make_loss
+from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
 from ufm_fast.samples import DATA, Samples
 from ufm_fast.targets import Rows, TargetSets
 
@@ -25,6 +25,20 @@ MOST_DIM = 2**31 - 1
 LEAST_PENALTY, MOST_PENALTY = 1e-30, 1e30
 #: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
 LEAST_BIAS_PENALTY = 1e-12
+
+
+class Kind(NamedTuple):
+    """What a problem is: the key of every table of theory, certificates and preconditioners.
+
+    ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
+    for every other loss. A kind that no row of a table names has nothing there.
+    """
+
+    trunk: str
+    geometry: str
+    loss: str
+    bias: str
+    frozen: str | None
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -96,7 +110,9 @@ class Problem:
             self._set("loss", self._named_loss(self.loss))
         elif not isinstance(self.loss, Loss):
             raise InputTypeError(f"loss must be a name or a loss object, got {type(self.loss).__name__}")
-        elif (self.smoothing or self.gamma is not None) and self.loss != self._named_loss(self.loss.name):
+        elif (self.smoothing or self.gamma is not None) and not (
+            registered_name(self.loss) and self.loss == self._named_loss(self.loss.name)
+        ):
             raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
         self._check_choices()
         self._gather({name: given[name] for name in DATA if given[name] is not None})
@@ -153,9 +169,14 @@ class Problem:
             raise InputError("bias 'penalised' needs lambda_b > 0; give lambda_b or choose bias 'free'")
         if self.bias != "penalised" and self.lambda_b > 0:
             raise InputError(f"lambda_b = {self.lambda_b} contradicts bias {self.bias!r}; choose bias 'penalised'")
-        empty = self.bias == "free" and self.loss.name != "mse" and bool((self.counts == 0).any())
+        empty = self.bias == "free" and not isinstance(self.loss, SquaredError) and bool((self.counts == 0).any())
         if empty and not self.loss.smoothing:
             raise InputError("a free bias has no minimiser when a class is empty; choose bias 'penalised' or drop the class")
+
+    @property
+    def kind(self) -> Kind:
+        """The key that tables know this problem by."""
+        return Kind("none", "none", registered_name(self.loss), self.bias, self.freeze)
 
     @property
     def num_classes(self) -> int:
@@ -170,7 +191,7 @@ class Problem:
     @property
     def multi_label(self) -> bool:
         """Whether rows have sets of targets, of one label or more."""
-        return bool(getattr(self.loss, "multi_label", False))
+        return bool(self.loss.multi_label)
 
     @property
     def mu(self) -> float:

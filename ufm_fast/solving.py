@@ -11,6 +11,7 @@ import torch
 from ufm_fast.arguments import number, whole
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.losses import SquaredError
 from ufm_fast.metrics import collect, comparable, penalties
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.pairwise import Mode as Pairwise
@@ -27,7 +28,7 @@ from ufm_fast.solvers.newton_cg import NewtonCG
 from ufm_fast.solvers.solution import Outcome, Solution, StepRecord
 from ufm_fast.starts import make_start
 from ufm_fast.theory import ClosedForm, closed_form
-from ufm_fast.theory.certificate import certify
+from ufm_fast.theory.certificates import certify
 
 #: Methods by the name that ``method=`` and ``--method`` take.
 METHODS = ("auto", "gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "alternating", "closed-form")
@@ -179,7 +180,7 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
 def _fitted_by_bias(objective: Objective, run: Run) -> Run:
     """One class, squared error, free bias: once solved, the minimum itself, for no value is near its 0 relatively."""
     problem = objective.problem
-    alone = problem.loss.name == "mse" and problem.bias == "free" and int((problem.counts > 0).sum()) == 1
+    alone = isinstance(problem.loss, SquaredError) and problem.bias == "free" and int((problem.counts > 0).sum()) == 1
     if not alone or problem.freeze is not None or not run.outcome.success:
         return run
     nothing = objective.to_model(run.state.point).zeros()

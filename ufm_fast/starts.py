@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError
+from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 
@@ -64,7 +65,7 @@ def levels(objective: Objective) -> Tensor:
     counts = objective.rows.counts.double()
     # A frozen factor may have no penalty: its level is that of equal ones.
     strength = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h)) / counts.sqrt()
-    if problem.loss.name == "mse":
+    if isinstance(problem.loss, SquaredError):
         return (1.0 - strength).clamp_min(1e-2)
     off = strength / K + problem.loss.smoothing / K
     return torch.log1p((1.0 - K * off.clamp_max(0.9 / K)) / off.clamp_max(0.9 / K))
@@ -80,7 +81,7 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     rows, columns = targets.slice(0, R)
     Z = torch.zeros(R, K, dtype=torch.float64)
     Z[rows, columns] = strength[rows]
-    if problem.loss.name != "mse" or problem.bias == "free":
+    if not isinstance(problem.loss, SquaredError) or problem.bias == "free":
         Z -= Z.mean(1, keepdim=True)
     U, s, Vh = torch.linalg.svd(Z, full_matrices=False)
     keep = min(d, s.numel())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import torch
 
@@ -11,12 +12,38 @@ from ufm_fast.backends.reference import ReferenceBackend
 from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.errors import InputError
 
-BACKENDS = ("auto", "reference", "tiled", "triton")
+Maker = Callable[[torch.device, torch.dtype], Backend]
 
 
 def has_triton() -> bool:
     """Whether the package triton is there; it is never a requirement."""
     return importlib.util.find_spec("triton") is not None
+
+
+def _auto(device: torch.device, dtype: torch.dtype) -> Backend:
+    fits = device.type == "cuda" and has_triton() and dtype != torch.float64
+    return _triton(device, dtype) if fits else TiledBackend()
+
+
+def _triton(device: torch.device, dtype: torch.dtype) -> Backend:
+    if not has_triton():
+        raise InputError("backend triton needs the package triton (Linux with CUDA); use backend tiled")
+    if device.type != "cuda":
+        raise InputError("backend triton needs device cuda; use backend tiled on the CPU")
+    if dtype == torch.float64:
+        raise InputError("backend triton has no float64 kernels; use backend tiled, or dtype float32")
+    from ufm_fast.backends.triton import TritonBackend
+
+    return TritonBackend()
+
+
+#: Every backend by its name: what makes it for a device and a dtype, or says why there is none.
+BACKENDS: dict[str, Maker] = {
+    "auto": _auto,
+    "reference": lambda device, dtype: ReferenceBackend(),
+    "tiled": lambda device, dtype: TiledBackend(),
+    "triton": _triton,
+}
 
 
 def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
@@ -26,21 +53,7 @@ def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: 
     """
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
-    on_cuda = torch.device(device).type == "cuda"
-    installed = has_triton()
-    if name == "reference":
-        return ReferenceBackend()
-    if name == "triton" or (name == "auto" and on_cuda and installed and dtype != torch.float64):
-        if not installed:
-            raise InputError("backend triton needs the package triton (Linux with CUDA); use backend tiled")
-        if not on_cuda:
-            raise InputError("backend triton needs device cuda; use backend tiled on the CPU")
-        if dtype == torch.float64:
-            raise InputError("backend triton has no float64 kernels; use backend tiled, or dtype float32")
-        from ufm_fast.backends.triton import TritonBackend
-
-        return TritonBackend()
-    return TiledBackend()
+    return BACKENDS[name](torch.device(device), dtype)
 
 
 __all__ = [

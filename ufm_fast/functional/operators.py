@@ -7,7 +7,8 @@
 
 ``head`` returns its gradients as *outputs* that are differentiable themselves, so first and second order share one
 formula:  d(value) = g . gradient  and  d(gradient . v) = Hessian v.  A third order is refused in words.
-All take the loss as its name and its one parameter (smoothing of ce, gamma of focal): operators take no objects.
+All take the loss as its name and its one parameter (the first that its row of LOSSES names:
+smoothing of ce, gamma of focal): operators take no objects.
 Library users want the functions of ``ufm_fast.functional``; these names are not part of the public interface.
 """
 
@@ -38,7 +39,7 @@ from ufm_fast.functional.registration import (
     wrapped,
 )
 from ufm_fast.functional.rows import over_rows, rows_of, rows_with_weight
-from ufm_fast.losses import LOSSES, Focal, Loss, make_loss
+from ufm_fast.losses import LOSSES, Loss, make_loss, registered_name
 from ufm_fast.targets import Targets
 
 _TILED = TiledBackend()
@@ -57,15 +58,22 @@ def backend_for(device_type: str, dtype: torch.dtype) -> Backend:
 
 
 def named_loss(name: str, parameter: float) -> Loss:
-    """The loss object of an operator's (name, parameter) pair."""
-    return make_loss(name, smoothing=parameter if name == "ce" else 0.0, gamma=parameter if name == "focal" else None)
+    """The loss object of an operator's (name, parameter) pair: the parameter is that of the loss's row."""
+    return make_loss(name, **dict.fromkeys(LOSSES[name].parameters[:1], parameter))
 
 
 def loss_arguments(loss: Loss) -> tuple[str, float]:
-    """The (name, parameter) pair of a loss object. Errors: InputTypeError for one that is not of LOSSES."""
-    if type(loss) is not LOSSES.get(loss.name):
+    """The (name, parameter) pair of a loss object.
+
+    Errors: InputTypeError for one that is not of LOSSES, or that name and one parameter do not make again.
+    """
+    name = registered_name(loss)
+    if not name:
         raise InputTypeError(f"loss must be one of {', '.join(LOSSES)} here, got an object of {type(loss).__name__}")
-    return loss.name, float(loss.gamma if isinstance(loss, Focal) else loss.smoothing)
+    parameter = next((float(getattr(loss, field)) for field in loss.parameters), 0.0)
+    if vars(named_loss(name, parameter)) != vars(loss):
+        raise InputTypeError(f"loss {name} can't be handed on here: it has settings beside its row's one parameter")
+    return name, parameter
 
 
 def _head_input(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ufm_fast.backends.gram import gram
 from ufm_fast.errors import InputError
+from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -16,7 +17,7 @@ from ufm_fast.solvers.solution import Outcome
 
 def check_loss(problem: Problem) -> None:
     """InputError unless the loss is the squared error."""
-    if problem.loss.name != "mse":
+    if not isinstance(problem.loss, SquaredError):
         raise InputError(f"method alternating goes with the squared error (mse) only, got {problem.loss.name}; use lbfgs")
 
 

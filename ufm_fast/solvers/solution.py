@@ -11,10 +11,13 @@ from ufm_fast.problem import Problem
 
 if TYPE_CHECKING:
     from ufm_fast.theory import ClosedForm
-    from ufm_fast.theory.certificate import Certificate
+    from ufm_fast.theory.certificates import Certificate
 
 
-_NO_CERTIFICATE = {"kind": "none", "certified": False, "lower_bound": None, "relative_gap": None, "spectral_ratio": None}
+_NO_CERTIFICATE = {
+    "kind": "none", "certified": False, "lower_bound": None, "relative_gap": None, "spectral_ratio": None,
+    "reason": "not asked for, or the point is not finite",
+}  # fmt: skip
 
 
 class Outcome(str, Enum):

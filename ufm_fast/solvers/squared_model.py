@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.gram import gram
+from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import rounding
@@ -34,7 +35,8 @@ _EVERY = 20  # steps between two builds
 def applicable(objective: Objective) -> bool:
     """Squared error in balanced variables with both penalties and nothing frozen."""
     problem = objective.problem
-    return problem.loss.name == "mse" and objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
+    squared = isinstance(problem.loss, SquaredError)
+    return squared and objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
 
 
 def balance(x: Point) -> Point:

@@ -1,7 +1,7 @@
 """Closed-form minima, thresholds and minimisers of the unconstrained features model."""
 
 from ufm_fast.theory.arguments import NO_BIAS
-from ufm_fast.theory.closed_form import ClosedForm, closed_form
+from ufm_fast.theory.forms import FORMS, ClosedForm, closed_form
 from ufm_fast.theory.frames import simplex_frame
 from ufm_fast.theory.imbalanced import collapsed_ce, seli_spectrum
 from ufm_fast.theory.multilabel import PickAllMinimum, pick_all_minimum
@@ -33,6 +33,7 @@ from ufm_fast.theory.thresholds import (
 from ufm_fast.theory.two_groups import TwoGroupMinimum, layer_peeled_two_groups, two_group_ce
 
 __all__ = [
+    "FORMS",
     "NO_BIAS",
     "ClosedForm",
     "PickAllMinimum",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.errors import InputError
+from ufm_fast.problem import Problem
 
 NO_BIAS = math.inf
 """An infinite bias penalty is the same problem as no bias at all: `lambda_b=NO_BIAS`. A free bias is `lambda_b=0`."""
@@ -30,6 +31,11 @@ def check_bias_penalty(value: float) -> float:
     if not value >= 0:
         raise InputError(f"lambda_b={value!r}: expected >= 0 (0: free bias; math.inf: no bias)")
     return float(value)
+
+
+def bias_penalty(problem: Problem) -> float:
+    """lambda_b as the formulas take it: 0 for a free bias, infinite for none."""
+    return {"none": NO_BIAS, "free": 0.0}.get(problem.bias, problem.lambda_b)
 
 
 def check_smoothing(value: float) -> float:

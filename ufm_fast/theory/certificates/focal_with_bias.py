@@ -33,8 +33,8 @@ from ufm_fast.losses import Focal
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
+from ufm_fast.theory.certificates.operator_norm import dense_norm
 from ufm_fast.theory.focal import Rise, phi, slope
-from ufm_fast.theory.operator_norm import dense_norm
 
 #: The sum over rows and classes costs some 300 K^2 logarithms a try; beyond this K it is left out.
 MOST_CLASSES = 1024

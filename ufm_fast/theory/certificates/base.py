@@ -1,0 +1,156 @@
+"""What all certifiers share: the point that is certified, what they prove of it, and the verdict."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.base import HeadInput
+from ufm_fast.backends.tiled import TiledBackend
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.targets import Rows
+from ufm_fast.theory.certificates.operator_norm import NormBound, dense_norm, split_norm
+
+#: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
+EXACT_CLASSES = 4096
+#: A relative gap up to this counts as certified.
+TOLERANCE = 1e-6
+#: Value and bound are sums in float64 of terms that may cancel: by this much, relatively, a bound may lie above the value.
+ROUNDING = 1e-10
+
+
+class BoundAboveValue(RuntimeWarning):
+    """A lower bound came out above the value: one of them is wrong. Please report the problem."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """``lower_bound`` <= min f: always ('exact'), or but for ``failure_probability`` ('probabilistic'); 'none': no bound.
+
+    ``relative_gap`` = (value - lower_bound) / value, value in float64 at the certified point; ``spectral_ratio`` = |G|/mu,
+    1 at a non-trivial global minimum and below 1 where everything has collapsed to zero. ``certified``: the gap is at most
+    ``tolerance``. ``reason``: why there is no bound. For d < K - 1 (squared error: below the rank of the minimum) the bound
+    holds but is not tight.
+    """
+
+    kind: str
+    certified: bool
+    value: float
+    lower_bound: float
+    relative_gap: float
+    spectral_ratio: float | None
+    failure_probability: float = 0.0
+    tolerance: float = TOLERANCE
+    reason: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """``bound`` <= min f, -inf where nothing is proved; ``ratio`` = |G|/mu where there is one."""
+
+    bound: float
+    ratio: float | None = None
+    failure_probability: float = 0.0
+
+
+class Dual(Protocol):
+    """The scaled logit gradient G, R x K with rows (sqrt(n_r)/N) g_r."""
+
+    def blocks(self) -> Iterator[Tensor]: ...
+    def forward(self, X: Tensor) -> Tensor: ...
+    def adjoint(self, Y: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model point in float64, one row of H for each of ``rows``, whose value is to be proved close to the minimum."""
+
+    problem: Problem
+    rows: Rows
+    point: Point
+    exact_classes: int
+    seed: int
+
+    @cached_property
+    def counts(self) -> Tensor:
+        return self.rows.counts.to(self.point.W.device).double()
+
+    @cached_property
+    def head(self) -> HeadInput:
+        x = self.point
+        weight = self.counts / self.problem.num_samples
+        return HeadInput(self.problem.loss, x.H, x.W, x.b, self.rows.targets.to(x.W.device), weight)
+
+    @cached_property
+    def value(self) -> float:
+        """The objective at the point."""
+        return float(self.head.row_weight @ TiledBackend().losses(self.head)) + self.penalty
+
+    @property
+    def penalty(self) -> float:
+        problem, x = self.problem, self.point
+        total = problem.lambda_w * x.W.square().sum() + problem.lambda_h * (self.counts @ x.H.square().sum(1))
+        if x.b is not None:
+            total = total + problem.lambda_b * x.b.square().sum()
+        return 0.5 * float(total)
+
+    def norm(self, dual: Dual) -> NormBound:
+        """An upper bound on |G|: exact for few classes, else but for a stated probability."""
+        if self.problem.num_classes <= self.exact_classes:
+            return dense_norm(dual.blocks(), self.problem.num_classes)
+        U, V = _basis(self.point.W), _basis(self.point.H * self.counts.sqrt()[:, None])
+        return split_norm(dual.forward, dual.adjoint, U, V, seed=self.seed)
+
+    def bias_drop(self, column_sum: Tensor) -> float:
+        """What a penalised bias takes off the bound at theta = 1; ``column_sum`` = sum_r n_r g_r / N, (K,)."""
+        if self.problem.bias != "penalised":
+            return 0.0
+        return float(column_sum.square().sum()) / (2 * self.problem.lambda_b)
+
+
+def theta(norm: NormBound, mu: float) -> float:
+    """The largest factor up to 1 with theta |G| <= mu."""
+    return 1.0 if norm.value <= mu else mu / norm.value
+
+
+def judge(value: float, proof: Proof) -> Certificate:
+    """The certificate of a value from what is proved of the minimum."""
+    # The penalties and data terms are non-negative, so zero is a lower bound too.
+    bound, failure = max(0.0, proof.bound), proof.failure_probability
+    if not math.isfinite(proof.bound):
+        return without("the dual rows of this point prove nothing", value, proof.ratio)
+    if bound > value * (1.0 + ROUNDING):
+        reason = f"the bound {bound:.15g} came out above the value {value:.15g}: one of them is wrong, please report it"
+        warnings.warn(reason, BoundAboveValue, stacklevel=2)
+        return without(reason, value, proof.ratio)
+    bound = min(bound, value)  # rounding
+    gap = (value - bound) / value if value > 0 else 0.0
+    kind = "exact" if failure == 0 else "probabilistic"
+    return Certificate(kind, gap <= TOLERANCE, value, bound, gap, proof.ratio, failure)
+
+
+def without(reason: str, value: float = math.nan, ratio: float | None = None) -> Certificate:
+    """The certificate where there is no bound."""
+    return Certificate("none", False, value, -math.inf, math.inf, ratio, reason=reason)
+
+
+def _basis(X: Tensor) -> Tensor:
+    """Orthonormal basis of the column span of X (float64), by the eigenvectors of its Gram matrix and a clean-up QR."""
+    values, vectors = torch.linalg.eigh(X.T @ X)
+    keep = values > 1e-20 * values[-1].clamp_min(1e-300)
+    if float(values[-1]) == 0.0:
+        return X[:, :0]
+    basis: Tensor = torch.linalg.qr(X @ (vectors[:, keep] / values[keep].sqrt())).Q
+    return basis

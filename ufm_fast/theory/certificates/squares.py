@@ -1,0 +1,82 @@
+"""Certificates of the squared error, from the gradient of a point and from the best dual rows of all, which are known.
+
+    LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample)
+
+or, where that is not tight, `squared_error.mse_bound`, which no rounding of a point is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends import residual, squared_error
+from ufm_fast.backends.base import HeadInput
+from ufm_fast.backends.tiled import TiledBackend
+from ufm_fast.problem import Problem
+from ufm_fast.theory.arguments import bias_penalty
+from ufm_fast.theory.certificates.base import Candidate, Proof, theta
+from ufm_fast.theory.squared_error import mse_bound
+
+_TIGHT = 1e-10  # relative gap at which no better dual rows are looked for
+
+
+def squares(candidate: Candidate) -> Proof:
+    """The bound of the squared error, any bias."""
+    problem, dual = candidate.problem, SquaredDual(candidate)
+    norm = candidate.norm(dual)
+    bound = dual.lower_bound(theta(norm, problem.mu))
+    if candidate.value - bound > _TIGHT * candidate.value and _rank_fits(problem):
+        bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem)))
+    return Proof(bound, norm.value / problem.mu, norm.failure_probability)
+
+
+def _rank_fits(problem: Problem) -> bool:
+    """Whether the dimensions may hold the squared error's minimiser, or its bound costs nothing: it has no bias."""
+    return problem.bias == "none" or problem.dim >= int((problem.counts > 0).sum()) - 1
+
+
+class SquaredDual:
+    """g_r = W h_r + b - e_y; with a free bias, which no bound depends on, b is the one that makes their mean vanish."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        problem, head = candidate.problem, candidate.head
+        if problem.bias == "free":
+            for _ in range(2):  # the second takes what rounding left of the first
+                assert head.bias is not None
+                head = replace(head, bias=head.bias - squared_error.residual_sum(head))
+        self.head, self.backend = head, TiledBackend()
+        self.root = candidate.counts.sqrt() / problem.num_samples
+        self.column_sum = squared_error.residual_sum(head)
+        self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
+        self.drop = candidate.bias_drop(self.column_sum)
+
+    def blocks(self) -> Iterator[Tensor]:
+        for part, G in residual.blocks(self.head, exact=True):
+            yield G.sub_(self.shift).mul_(self.root[part, None])
+
+    def forward(self, X: Tensor) -> Tensor:
+        product = self.backend.logit_products(self._unit(), X, None)[0]
+        assert product is not None
+        return product - torch.outer(self.root, (self.shift @ X).reshape(-1))
+
+    def adjoint(self, Y: Tensor) -> Tensor:
+        product = self.backend.logit_products(self._unit(), None, Y)[1]
+        assert product is not None
+        return product - torch.outer(self.shift, self.root @ Y)
+
+    def _unit(self) -> HeadInput:
+        return replace(self.head, row_weight=self.root)
+
+    def lower_bound(self, theta: float) -> float:
+        own = squared_error.own_residual(self.head) - self.shift[self.head.targets.indices]
+        along = float(self.head.row_weight @ own)  # <G, Y>
+        squares = float(self.head.row_weight @ self.backend.losses(self.head)) - 0.5 * float(self.shift.square().sum())
+        quadratic = squares + self.drop
+        # The bound is a concave parabola in theta: its top, where |G| allows.
+        best = -along / (2 * quadratic) if quadratic > 0 else theta
+        theta = min(theta, max(best, 0.0))
+        return -theta * along - theta**2 * quadratic

@@ -1,0 +1,40 @@
+"""Tables that fail closed: rows (serves(kind), row), looked up by ``Problem.kind``; no row means none.
+
+What holds for one model is wrong for the next, which differs from it by a field of the kind. So nothing is
+taken for "the usual one": a row names what it serves, and a kind that no row names (a loss of a user's own,
+a new trunk) has no theory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ufm_fast.problem import BIASES, Kind
+
+Serves = Callable[[Kind], bool]
+Row = TypeVar("Row")
+
+
+def plain(*losses: str, bias: Sequence[str] = BIASES, frozen: Sequence[str | None] = (None,)) -> Serves:
+    """Serves the one-layer model without constraints, for the losses, biases and frozen factors named."""
+
+    def serves(kind: Kind) -> bool:
+        same = kind.trunk == "none" and kind.geometry == "none"
+        return same and kind.loss in losses and kind.bias in bias and kind.frozen in frozen
+
+    return serves
+
+
+def lookup(table: Sequence[tuple[Serves, Row]], kind: Kind) -> Row | None:
+    """The row that serves ``kind``, or None. Rows of one table serve different kinds (`tests/test_tables.py`)."""
+    return next((row for serves, row in table if serves(kind)), None)
+
+
+def in_words(kind: Kind, loss: object) -> str:
+    """The kind for a message: what there is no row for."""
+    parts = [f"loss {kind.loss or type(loss).__name__}", f"bias {kind.bias}"]
+    parts += [f"trunk {kind.trunk}"] if kind.trunk != "none" else []
+    parts += [f"geometry {kind.geometry}"] if kind.geometry != "none" else []
+    parts += [f"frozen {kind.frozen}"] if kind.frozen else []
+    return ", ".join(parts)
