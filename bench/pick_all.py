@@ -1,4 +1,4 @@
-"""Gradient evaluations of pick-all problems with random target sets, with and without the model of `target_coupling`. No clock.
+"""Gradient evaluations of pick-all problems with random target sets, with and without the model of `curvature.sets`. No clock.
 
     python bench/pick_all.py [--problems 10] [--out FILE.csv]
 
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import environment, write_csv
 
 from ufm_fast import Problem, solve
-from ufm_fast.solvers import target_coupling
+from ufm_fast.solvers.curvature import sets
 from ufm_fast.targets import TargetSets
 
 
@@ -40,8 +40,8 @@ def main() -> None:
     print(environment())
     rows = []
     for seed in range(args.problems):
-        for most in (0, target_coupling.MOST_ENTRIES):
-            with patch.object(target_coupling, "MOST_ENTRIES", most):
+        for most in (0, sets.MOST_ENTRIES):
+            with patch.object(sets, "MOST_ENTRIES", most):
                 found = solve(problem(seed), metrics=False)
             assert found.certificate is not None
             row = {"seed": seed, "model": "targets" if most else "identity", "steps": found.steps}

@@ -1,4 +1,4 @@
-"""Gradient evaluations of the squared error with and without the model of `squared_model`. No clock.
+"""Gradient evaluations of the squared error with and without the model of `curvature.squares`. No clock.
 
     python bench/squared_model.py [--out FILE.csv]
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import environment, write_csv
 
 from ufm_fast import Problem, solve
-from ufm_fast.solvers import squared_model
+from ufm_fast.solvers.curvature import squares
 
 COUNTS = [3, 100, 30, 1, 5, 1, 5, 1, 100, 100, 2, 1]
 
@@ -33,8 +33,8 @@ def main() -> None:
             problem = Problem(counts=COUNTS, dim=dim, loss="mse", bias=bias, lambda_w=penalty, lambda_h=penalty)
             found = {}
             for name in ("identity", "squared_model"):
-                applicable = squared_model.applicable if name == "squared_model" else lambda objective: False
-                with patch.object(squared_model, "applicable", applicable):
+                serves = squares.Squares.serves if name == "squared_model" else lambda row, objective: False
+                with patch.object(squares.Squares, "serves", serves):
                     found[name] = solve(problem, start="normal", metrics=False)
             rows.append({
                 "dim": dim, "bias": bias, "penalty": penalty,

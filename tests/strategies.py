@@ -53,7 +53,8 @@ def random_point(objective: Objective, seed: int, scale: float = 1.0) -> Point:
 
     problem = objective.problem
     bias = None if problem.bias == "none" else normal(problem.num_classes)
-    return Point(normal(problem.num_classes, problem.dim), normal(objective.rows.number, problem.dim), bias)
+    W, H = normal(problem.num_classes, problem.head_dim), normal(objective.rows.number, problem.dim)
+    return Point(W, H, bias, tuple(normal(*shape) for shape in problem.trunk.shapes))
 
 
 def relative(actual: Point, expected: Point) -> float:

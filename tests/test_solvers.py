@@ -12,7 +12,8 @@ from strategies import relative
 from ufm_fast import InputError, Outcome, Point, Problem, solve
 from ufm_fast.objective import Objective
 from ufm_fast.runs.foreign import read_start
-from ufm_fast.solvers import squared_model, target_coupling
+from ufm_fast.solvers.curvature import sets as set_models
+from ufm_fast.solvers.curvature import squares
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
 from ufm_fast.solving import METHODS, make_solver
@@ -356,7 +357,7 @@ def test_the_preconditioner_of_several_targets_inverts_what_it_says(bias: str) -
         target_sets=_sets(1, 7, 6), loss="pick-all", dim=5, bias=bias, lambda_w=0.02, lambda_h=0.01, lambda_b=penalty
     )
     objective = Objective(problem)
-    assert target_coupling.applicable(objective)
+    assert set_models.Sets().serves(objective)
     x = make_start(objective, "normal", seed=2)
     v, targets = make_start(objective, "normal", seed=3), objective.targets
     if v.b is not None:
@@ -375,7 +376,7 @@ def test_the_preconditioner_of_several_targets_inverts_what_it_says(bias: str) -
             p = torch.softmax(z[r, own], 0)
             force[r, own] = objective.row_weight[r] * len(own) * p * (dz[r, own] - p @ dz[r, own])
     product = Point(*torch.func.vjp(logits, *x.parts())[1](force)).axpy(problem.mu, v)
-    found = target_coupling.TargetPreconditioner.build(objective, x).apply(product)
+    found = set_models.TargetPreconditioner.build(objective, x).apply(product)
     for a, b in zip(found.parts(), v.parts(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
@@ -394,13 +395,13 @@ def test_several_targets_at_small_penalties_take_hundreds_of_evaluations(seed: i
 
 def test_where_several_targets_are_not_preconditioned(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = {"target_sets": _sets(1, 7, 6), "loss": "pick-all", "dim": 5, "lambda_w": 0.02, "lambda_h": 0.01}
-    assert not target_coupling.applicable(Objective(Problem(**sets), variables="raw"))
-    assert not target_coupling.applicable(Objective(Problem(**sets, freeze="w")))
-    assert not target_coupling.applicable(Objective(Problem(classes=4, dim=5, lambda_w=0.02, lambda_h=0.01)))
+    assert not set_models.Sets().serves(Objective(Problem(**sets), variables="raw"))
+    assert not set_models.Sets().serves(Objective(Problem(**sets, freeze="w")))
+    assert not set_models.Sets().serves(Objective(Problem(classes=4, dim=5, lambda_w=0.02, lambda_h=0.01)))
     single = TargetSets.create(np.arange(4), np.arange(3), 4, np.ones(3, dtype=np.int64))
-    assert not target_coupling.applicable(Objective(Problem(**{**sets, "target_sets": single})))
-    monkeypatch.setattr(target_coupling, "MOST_ENTRIES", 3)
-    assert not target_coupling.applicable(Objective(Problem(**sets)))
+    assert not set_models.Sets().serves(Objective(Problem(**{**sets, "target_sets": single})))
+    monkeypatch.setattr(set_models, "MOST_ENTRIES", 3)
+    assert not set_models.Sets().serves(Objective(Problem(**sets)))
 
 
 @pytest.mark.parametrize("method", ["auto", "newton-cg"])
@@ -418,7 +419,7 @@ def test_targets_that_coincide_leave_nothing_to_invert_and_no_traceback(method: 
 def test_a_model_that_costs_more_than_it_saves_is_not_made() -> None:
     for rows, expected in ((400, 0), (50, 150)):
         targets = Targets(torch.arange(3 * rows) % 12, torch.arange(0, 3 * rows + 1, 3))
-        assert target_coupling.entries(targets, 12, 4) == expected
+        assert set_models.entries(targets, 12, 4) == expected
 
 
 @pytest.mark.parametrize(
@@ -447,7 +448,7 @@ def test_the_preconditioner_of_the_squared_error_inverts_its_gauss_newton_matrix
     J = torch.cat([part.flatten(2).flatten(0, 1) for part in torch.autograd.functional.jacobian(logits, tuple(x.parts()))], 1)
     matrix = 2.0 * problem.mu * torch.eye(J.shape[1], dtype=J.dtype) + J.T @ J
     want = torch.linalg.solve(matrix, torch.cat([part.flatten() for part in g.parts()]))
-    found = torch.cat([part.flatten() for part in squared_model.SquaredPreconditioner.build(objective, x).apply(g).parts()])
+    found = torch.cat([part.flatten() for part in squares.SquaredPreconditioner.build(objective, x).apply(g).parts()])
     assert float((found - want).norm() / want.norm()) < 1e-11
 
 
@@ -455,7 +456,7 @@ def test_balanced_factors_have_the_same_product_and_the_least_squares():
     generator = torch.Generator().manual_seed(3)
     for rows, classes, dim in ((5, 4, 6), (9, 7, 3), (3, 8, 5)):
         W, H = (torch.randn(n, dim, dtype=torch.float64, generator=generator) for n in (classes, rows))
-        found = squared_model.balance(Point(W, H))
+        found = squares.balance(Point(W, H))
         torch.testing.assert_close(found.H @ found.W.T, H @ W.T, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found.H.T @ found.H, found.W.T @ found.W, rtol=1e-12, atol=1e-12)
         nuclear = float(torch.linalg.svdvals(H @ W.T).sum())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 
@@ -15,10 +16,13 @@ from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, Tile
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.geometries import GEOMETRIES, Flat
 from ufm_fast.losses import SquaredError
+from ufm_fast.penalties import Penalties, balancing_scales
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
+from ufm_fast.trunks import ReLU, Tape
 
 VARIABLES = ("balanced", "raw")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -48,16 +52,18 @@ def _exact(method: _Method) -> _Method:
 class Objective:
     """f and its derivatives over the rows of a problem.
 
-    Solver variables x = (B, A, c) relate to the model's by  W = weight_scale B,  h_r = row_scale_r a_r,  b = bias_scale c.
-    With ``variables='balanced'``  weight_scale = (lambda_h/lambda_w)^(1/4),  row_scale_r = 1/(weight_scale sqrt(n_r))  and
-    bias_scale = (1 + lambda_b/mu)^(-1/2),  so that
+    Solver variables x = (B, A, c, V_1 ..) relate to the model's by  W = s_W B,  h_r = row_scale_r a_r,  b = bias_scale c,
+    W_j = s_j V_j.  With ``variables='balanced'`` the s of `penalties.balancing_scales`,  row_scale_r = s_H / sqrt(n_r)  and
+    bias_scale = (1 + lambda_b/mu)^(-1/2),  so that with one layer
 
         f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + mu lambda_b / (mu + lambda_b) |c|^2 / 2
 
     with mu = sqrt(lambda_w lambda_h), which is the same function, far better conditioned when counts or penalties differ.
-    'raw' has all scales 1.
+    'raw' has all scales 1, and so has a problem on spheres, whose rows keep their length.
     ``reduce='classes'`` has one row for each class (exact); 'none' a row for each sample; 'auto' is 'classes'.
     Parameters are kept in float32 where the problem's dtype is bfloat16, and rounded to it before each product.
+
+    Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone.
     """
 
     def __init__(
@@ -70,37 +76,58 @@ class Objective:
         self.problem = problem
         self.backend: Backend = TiledBackend() if backend is None else backend
         self.reduce = problem.reduction(reduce)
-        self.variables = variables
+        self.geometry: Flat = GEOMETRIES[problem.constraint]()
+        self.trunk = problem.trunk
+        self.variables = "raw" if self.geometry.curved else variables
         self.rows: Rows = problem.rows(self.reduce)
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
         self.targets = self.rows.targets.to(device)
         counts = self.rows.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
-        balance = problem.lambda_w > 0 and problem.lambda_h > 0 and problem.freeze is None and variables == "balanced"
-        self.weight_scale = (problem.lambda_h / problem.lambda_w) ** 0.25 if balance else 1.0
-        row_scale = counts.rsqrt() / self.weight_scale if variables == "balanced" else torch.ones_like(counts)
-        self.bias_scale = (1 + problem.lambda_b / problem.mu) ** -0.5 if balance and problem.lambda_b > 0 else 1.0
-        self.row_scale = row_scale.to(self.dtype)[:, None]
-        self.weight_penalty = problem.lambda_w * self.weight_scale**2
-        penalty = problem.lambda_h * counts * row_scale**2
-        self._even = bool((penalty == penalty[0]).all())
-        self.row_penalty = penalty.to(self.dtype)[:, None]
-        self.bias_penalty = problem.lambda_b * self.bias_scale**2
-        self.logit_scale = (row_scale * self.weight_scale).to(self.dtype)[:, None]
-        self._logit_even = bool((self.logit_scale == 1).all())
+        self._set_scales(counts)
         self.evaluations = 0.0
+        self._last: _Pass | None = None
+
+    def _set_scales(self, counts: Tensor) -> None:
+        """Scales and penalties of the solver's variables."""
+        problem, balanced = self.problem, self.variables == "balanced"
+        factors = (problem.lambda_w, problem.lambda_h, *problem.hidden_penalties)
+        if balanced and all(factors) and problem.freeze is None:
+            self.weight_scale, _, *hidden = balancing_scales(factors)
+            self.bias_scale = (1 + problem.lambda_b / problem.mu) ** -0.5 if problem.lambda_b > 0 else 1.0
+        else:
+            self.weight_scale, self.bias_scale, hidden = 1.0, 1.0, [1.0] * len(problem.hidden_penalties)
+        self.hidden_scales = tuple(hidden)
+        before_features = math.prod(self.hidden_scales, start=self.weight_scale)
+        row_scale = counts.rsqrt() / before_features if balanced else torch.ones_like(counts)
+        self.row_scale = row_scale.to(self.dtype)[:, None]
+        self.penalties = Penalties(
+            problem.lambda_w * self.weight_scale**2,
+            (problem.lambda_h * counts * row_scale**2)[:, None],
+            problem.lambda_b * self.bias_scale**2,
+            tuple(a * s**2 for a, s in zip(problem.hidden_penalties, self.hidden_scales, strict=True)),
+        ).to(self.dtype)
+        self.logit_scale = (problem.temperature * row_scale * before_features).to(self.dtype)[:, None]
+        self._logit_even = bool((self.logit_scale == 1).all())
+
+    @property
+    def plain(self) -> bool:
+        """One layer in flat space: what preconditioners and closed forms of W H' are made for."""
+        return self.trunk.empty and not self.geometry.curved
 
     # ---- maps between the solver's variables and the model's ---------------------------------------------------------
 
-    def from_model(self, W: Tensor, H: Tensor, b: Tensor | None) -> Point:
+    def from_model(self, W: Tensor, H: Tensor, b: Tensor | None, hidden: Sequence[Tensor] = ()) -> Point:
         """Solver variables of a model point with one feature row for each row of the problem."""
         bias = None if b is None else b.to(self.dtype) / self.bias_scale
-        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, bias)
+        layers = tuple(V.to(self.dtype) / s for V, s in zip(hidden, self.hidden_scales, strict=True))
+        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, bias, layers)
 
     def to_model(self, x: Point) -> Point:
-        """(W, H, b) with one feature row for each row of the problem."""
-        return Point(x.W * self.weight_scale, x.H * self.row_scale, self.bias(x))
+        """The model's parameters with one feature row for each row of the problem."""
+        layers = tuple(V * s for V, s in zip(x.hidden, self.hidden_scales, strict=True))
+        return Point(x.W * self.weight_scale, x.H * self.row_scale, self.bias(x), layers)
 
     def bias(self, x: Point) -> Tensor | None:
         """The model's bias at solver variables x."""
@@ -111,13 +138,22 @@ class Objective:
         model = self.to_model(x)
         if self.reduce == "none":
             return model
-        return Point(model.W, model.H.index_select(0, self.problem.sample_row().to(model.H.device)), model.b)
+        return replace(model, H=model.H.index_select(0, self.problem.sample_row().to(model.H.device)))
 
     # ---- value and derivatives ---------------------------------------------------------------------------------------
 
     def head_input(self, x: Point) -> HeadInput:
         """The data term's input: features scaled so that the logits are features @ B' + b."""
-        features = x.H if self._logit_even else x.H * self.logit_scale
+        return self._head(x, self.forward(x).features)
+
+    def forward(self, x: Point) -> Tape:
+        """The pass through the trunk, of features in units of the logits: temperature and the rows' scales taken in."""
+        return self.trunk.forward(self._features(x), x.hidden)
+
+    def _features(self, x: Point) -> Tensor:
+        return x.H if self._logit_even else x.H * self.logit_scale
+
+    def _head(self, x: Point, features: Tensor) -> HeadInput:
         W, dtype = x.W, self.problem.torch_dtype
         if dtype != self.dtype:
             features, W = features.to(dtype), W.to(dtype)
@@ -125,52 +161,83 @@ class Objective:
 
     @_exact
     def value_and_grad(self, x: Point, *, statistics: bool = False) -> Evaluation:
-        """f(x) and its gradient in the solver's variables (zero in a frozen factor)."""
+        """f(x) and its gradient along the space in the solver's variables (zero in a frozen factor)."""
         self.evaluations += 1
         gradient, out = self._prefilled(x)
-        result = self.backend.head(self.head_input(x), out, statistics=statistics)
+        tape = self.forward(x)
+        pulled = None if self.trunk.empty else torch.zeros_like(tape.features)
+        result = self.backend.head(self._head(x, tape.features), _into(out, pulled), statistics=statistics)
+        if pulled is not None:
+            gradient = _with(gradient, *tape.pull(pulled))
         self._unscale(gradient)
+        gradient, normal = self.geometry.split(x, gradient)
+        if pulled is not None or normal is not None:
+            self._last = _Pass(x, tape, pulled, normal)
         data = float(result.value)
         return Evaluation(data + self.penalty(x), data, gradient, result.statistics)
 
     @_exact
     def hvp(self, x: Point, v: Point) -> Point:
-        """Hessian of f at x times v. Counts as two gradient evaluations."""
+        """Hessian of f at x times a tangent v. Counts as two gradient evaluations."""
         self.evaluations += 2
         if self.problem.freeze is not None:
             v = Point(v.W.new_zeros(v.W.shape) if self.problem.freeze == "w" else v.W,
                       v.H.new_zeros(v.H.shape) if self.problem.freeze == "h" else v.H, v.b)  # fmt: skip
         product, out = self._prefilled(v)
-        self.backend.head_hvp(self.head_input(x), self.head_input(v), out)
+        if self.trunk.empty:
+            self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v)), out)
+        else:
+            at, moves = self._pass(x), (self._features(v), v.hidden)
+            assert at.pulled is not None
+            change = torch.zeros_like(at.pulled)
+            direction = self._head(v, at.tape.push(*moves))
+            self.backend.head_hvp(self._head(x, at.tape.features), direction, _into(out, change))
+            product = _with(product, *at.tape.curve(at.pulled, change, *moves))
         self._unscale(product)
-        return product
+        return self.geometry.hessian(x, v, self._pass(x).normal, product) if self.geometry.curved else product
+
+    def rounded(self, e: float) -> Objective:
+        """The same objective with the kinks of its ReLU rounded by e, in the solver's units (`trunks.ReLU`)."""
+        other = copy.copy(self)
+        other.trunk = replace(self.trunk, activation=ReLU(e))
+        other._last = None
+        return other
+
+    def _pass(self, x: Point) -> _Pass:
+        """What the last evaluation left, if it was at x; else x is evaluated, which is not counted."""
+        if self._last is None or self._last.x is not x:
+            self.value_and_grad(x)
+            self.evaluations -= 1
+        assert self._last is not None
+        return self._last
+
+    def move(self, x: Point, direction: Point, t: float = 1.0) -> Point:
+        """The point at t on the geodesic that leaves x in a tangent direction: x + t direction, but on spheres."""
+        return self.geometry.move(x, direction, t)
+
+    def carry(self, x: Point, direction: Point, t: float, v: Point) -> Point:
+        """A tangent v at x, transported along that move."""
+        return self.geometry.carry(x, direction, t, v)
 
     @_exact
     def penalty(self, x: Point) -> float:
         """lambda terms of f, in float64."""
-        total = 0.5 * self.weight_penalty * Point(x.W, x.W[:0]).dot(Point(x.W, x.W[:0]))
-        if self._even:
-            total += 0.5 * float(self.row_penalty[0]) * Point(x.H, x.H[:0]).dot(Point(x.H, x.H[:0]))
-        else:
-            squares = torch.linalg.vecdot(x.H, x.H).double()
-            total += 0.5 * float(squares @ self.row_penalty[:, 0].double())
-        if x.b is not None and self.bias_penalty:
-            total += 0.5 * self.bias_penalty * float(x.b.double() @ x.b.double())
-        return total
+        return self.penalties.value(x)
 
     def _prefilled(self, x: Point) -> tuple[Point, Gradients]:
         """Buffers that hold lambda times the parameter, in the units that the backend adds its sums in."""
-        freeze = self.problem.freeze
-        W = torch.zeros_like(x.W) if freeze == "w" else x.W * self.weight_penalty
+        freeze, penalties = self.problem.freeze, self.penalties
+        W = torch.zeros_like(x.W) if freeze == "w" else x.W * penalties.weight
         if freeze == "h":
             H = torch.zeros_like(x.H)
         elif self._logit_even:
-            H = x.H * (float(self.row_penalty[0]) if self._even else self.row_penalty)
+            H = x.H * (float(penalties.rows[0]) if penalties.even else penalties.rows)
         else:
-            H = x.H * (self.row_penalty / self.logit_scale)
+            H = x.H * (penalties.rows / self.logit_scale)
         b = None if x.b is None else x.b * (self.problem.lambda_b * self.bias_scale)  # in the units of the sums
+        hidden = tuple(V * a for V, a in zip(x.hidden, penalties.hidden, strict=True))
         out = Gradients(None if freeze == "h" else H, None if freeze == "w" else W, b)
-        return Point(W, H, b), out
+        return Point(W, H, b, hidden), out
 
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
@@ -183,15 +250,39 @@ class Objective:
         """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
         problem = self.problem
         if isinstance(problem.loss, SquaredError):
-            exact = by_residuals(self.targets, problem.num_classes, problem.dim, bias=problem.bias != "none")
+            exact = by_residuals(self.targets, problem.num_classes, problem.head_dim, bias=problem.bias != "none")
             return 0.0 if exact else 1e-15
         return 0.0
 
     # ---- scales that stopping rules compare with ----------------------------------------------------------------------
 
     def gradient_scale(self, x: Point) -> float:
-        """max(lambda_w |W| + lambda_h |H|, mu) in the solver's variables: what a gradient norm is small against."""
-        weights = self.weight_penalty * math.sqrt(Point(x.W, x.W[:0]).dot(Point(x.W, x.W[:0])))
-        features = float(torch.linalg.vector_norm((x.H * self.row_penalty).double())) if not self._even else (
-            float(self.row_penalty[0]) * math.sqrt(Point(x.H, x.H[:0]).dot(Point(x.H, x.H[:0]))))  # fmt: skip
-        return max(weights + features, self.problem.mu, 1e-300)
+        """What a gradient norm is small against: max(sum of lambda |part| over the factors, mu) in the solver's variables; on
+        spheres the gradient's normal part, which is what holds the rows at their length.
+        """
+        if self.geometry.curved:
+            normal = self._pass(x).normal
+            assert normal is not None
+            return max(normal.norm(), 1e-300)
+        return max(self.penalties.size(x), self.problem.mu, 1e-300)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What an evaluation at x leaves for Hessian products there: the trunk's tape, the data term's gradient in the features
+    (None without layers), and the gradient's normal part (None in flat space).
+    """
+
+    x: Point
+    tape: Tape
+    pulled: Tensor | None
+    normal: Point | None
+
+
+def _into(out: Gradients, features: Tensor | None) -> Gradients:
+    """The buffers of the head: of the features behind a trunk, if there is one."""
+    return out if features is None else replace(out, features=features)
+
+
+def _with(total: Point, H: Tensor, hidden: tuple[Tensor, ...]) -> Point:
+    return Point(total.W, total.H.add_(H), total.b, tuple(a.add_(b) for a, b in zip(total.hidden, hidden, strict=True)))

@@ -22,8 +22,8 @@ from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.problem import Problem
-from ufm_fast.solvers import target_coupling
 from ufm_fast.solvers.alternating import check_loss
+from ufm_fast.solvers.curvature import sets
 from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
 
 #: Vectors of the size of the parameters that each method holds at its peak beside the point and its gradient, the next point
@@ -105,7 +105,7 @@ def make_plan(
     size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
     squared = _squared(problem)
     known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or squared}
-    coupled = 48 * target_coupling.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
+    coupled = 48 * sets.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
     vectors = {**known, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
     if squared and problem.freeze is None:  # their model of the squared error, and what building it takes
         vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,29 +11,45 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Point:
-    """Classifier W (K x d), features H (R x d, a row per sample or per class) and bias b (K,) or None.
-
-    Sums run in float64 whatever the dtype of the parts.
+    """Classifier W (K x d), features H (R x d_0, a row per sample or per class), bias b (K,) or None, and the weights of the
+    layers between, first to last (none: the head sees H, and d = d_0). Sums run in float64 whatever the dtype of the parts.
     """
 
     W: Tensor
     H: Tensor
     b: Tensor | None = None
+    hidden: tuple[Tensor, ...] = ()
 
     def parts(self) -> Iterator[Tensor]:
         yield self.W
         yield self.H
         if self.b is not None:
             yield self.b
+        yield from self.hidden
+
+    def named(self) -> dict[str, Tensor]:
+        """Each part by the name that files and tables know it by: W, H, b, hidden1, hidden2, ..."""
+        names = ["W", "H"] + ([] if self.b is None else ["b"]) + [f"hidden{j}" for j in range(1, len(self.hidden) + 1)]
+        return dict(zip(names, self.parts(), strict=True))
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Tensor]) -> Point:
+        """The point of ``named`` parts; other names are left alone."""
+        hidden: list[Tensor] = []
+        while f"hidden{len(hidden) + 1}" in parts:
+            hidden.append(parts[f"hidden{len(hidden) + 1}"])
+        return cls(parts["W"], parts["H"], parts.get("b"), tuple(hidden))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Point:
         """A new point with ``function`` applied to each part."""
-        return Point(function(self.W), function(self.H), None if self.b is None else function(self.b))
+        bias = None if self.b is None else function(self.b)
+        return Point(function(self.W), function(self.H), bias, tuple(map(function, self.hidden)))
 
     def zip(self, other: Point, function: Callable[[Tensor, Tensor], Tensor]) -> Point:
         """A new point with ``function`` applied to matching parts."""
         bias = None if self.b is None or other.b is None else function(self.b, other.b)
-        return Point(function(self.W, other.W), function(self.H, other.H), bias)
+        hidden = tuple(map(function, self.hidden, other.hidden))
+        return Point(function(self.W, other.W), function(self.H, other.H), bias, hidden)
 
     def dot(self, other: Point) -> float:
         """Euclidean inner product."""

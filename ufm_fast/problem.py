@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ufm_fast.arguments import number, whole
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
+from ufm_fast.penalties import Penalties, geometric_mean
 from ufm_fast.samples import DATA, Samples
 from ufm_fast.targets import Rows, TargetSets
+from ufm_fast.trunks import TRUNKS, Trunk
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 BIASES = ("none", "penalised", "free")
 FREEZES = (None, "w", "h")
 REDUCTIONS = ("auto", "classes", "none")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
-MOST_DIM = 2**31 - 1
+MOST_DIM, MOST_LAYERS = 2**31 - 1, 1000
 #: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a little less than 1e30.
 LEAST_PENALTY, MOST_PENALTY = 1e-30, 1e30
 #: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
@@ -43,11 +48,15 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True, eq=False, init=False)
 class Problem:
-    """The regularised unconstrained features model.
+    """The regularised unconstrained features model, plain, extended by layers, or on spheres.
 
-    f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2
+    f = (1/N) sum_i l(z_i, y_i) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2 + sum_j lambda_hidden_j/2 |W_j|^2
 
-    with H of shape N x d (a row per sample), W of shape K x d, b of shape (K,). Data are given by exactly one of
+    with logits z_i = W h_i + b, or with M = ``layers`` > 1
+
+        z_i = W s(W_(M-1) ... s(W_1 h_i)) + b,      s(z) = z (``activation`` 'linear') or max(z, 0) ('relu').
+
+    H is N x d_0 (a row per sample), W_j is d_j x d_(j-1), W is K x d_(M-1), b is (K,). Data are given by exactly one of
 
     - ``per_class``: n samples of each of the K classes;
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
@@ -60,8 +69,14 @@ class Problem:
     value. ``loss``: a name of LOSSES or a loss object; ``smoothing`` and ``gamma`` are its parameters. ``dtype``: 'float64',
     'float32' or 'bfloat16'.
 
+    Layers: ``dim`` is d_0 and the default of all widths; ``widths`` is one number for d_1 .. d_(M-1), or all of
+    d_0 .. d_(M-1). ``lambda_hidden``: one number, or one for each of W_1 .. W_(M-1); by default lambda_w.
+
+    ``constraint`` 'sphere': the rows of W and H have length one, the logits are ``temperature`` <w_k, h_i>, the loss is the
+    cross-entropy (with smoothing), and there are neither penalties nor a bias.
+
     Errors: InputError / InputTypeError naming the argument, the value and what is allowed.
-    Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375.
+    Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375; Yaras et al., arXiv 2209.09211 (spheres).
     """
 
     dim: int
@@ -75,6 +90,12 @@ class Problem:
     lambda_b: float
     bias: str
     freeze: str | None
+    layers: int
+    activation: str
+    widths: Any
+    lambda_hidden: Any
+    constraint: str
+    temperature: float
     dtype: str
     device: str
     seed: int
@@ -92,11 +113,17 @@ class Problem:
         loss: Any = "ce",
         smoothing: float = 0.0,
         gamma: float | None = None,
-        lambda_w: float = 5e-4,
-        lambda_h: float = 5e-4,
+        lambda_w: float | None = None,
+        lambda_h: float | None = None,
         lambda_b: float = 0.0,
         bias: str = "none",
         freeze: str | None = None,
+        layers: int = 1,
+        activation: str = "linear",
+        widths: int | Sequence[int] | None = None,
+        lambda_hidden: float | Sequence[float] | None = None,
+        constraint: str = "none",
+        temperature: float = 1.0,
         dtype: str = "float64",
         device: str = "cpu",
         seed: int = 0,
@@ -115,6 +142,7 @@ class Problem:
         ):
             raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
         self._check_choices()
+        self._check_layers()
         self._gather({name: given[name] for name in DATA if given[name] is not None})
         self._check_penalties()
 
@@ -128,6 +156,8 @@ class Problem:
         for name, value, allowed in (
             ("bias", self.bias, BIASES),
             ("dtype", self.dtype, tuple(DTYPES)),
+            ("activation", self.activation, tuple(TRUNKS)),
+            ("constraint", self.constraint, tuple(GEOMETRIES)),
         ):
             if value not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
@@ -150,7 +180,66 @@ class Problem:
         if self.samples.given_sets is not None and not self.multi_label:
             raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
 
+    def _check_layers(self) -> None:
+        M = whole(self.layers, "layers", 1, MOST_LAYERS)
+        if M == 1 and self.activation != "linear":
+            raise InputError(f"activation {self.activation} stands between layers, and layers is 1; give layers >= 2")
+        if M > 1 and self.freeze is not None:
+            raise InputError(f"freeze {self.freeze} goes with one layer; drop freeze, or layers = {M}")
+        widths = self.widths
+        if widths is not None and not isinstance(widths, (int, np.integer)):
+            given = [whole(d, "widths", 1, MOST_DIM) for d in _sequence(widths, "widths")]
+            if len(given) != M:
+                raise InputError(f"widths must hold d_0 .. d_(M-1), {M} numbers for layers = {M}, got {len(given)}")
+            if given[0] != self.dim:
+                raise InputError(f"widths begins with {given[0]} but dim is {self.dim}; dim is d_0, the columns of H")
+            widths = tuple(given)
+        elif widths is not None:
+            widths = whole(widths, "widths", 1, MOST_DIM)
+            if M == 1:
+                raise InputError(f"widths = {widths} are of hidden layers, and layers is 1; give layers >= 2, or dim alone")
+        self._set("widths", widths)
+        self._check_hidden_penalties(M)
+
+    def _check_hidden_penalties(self, M: int) -> None:
+        given = self.lambda_hidden
+        if given is None:
+            return
+        if M == 1:
+            raise InputError("lambda_hidden goes with hidden layers, and layers is 1; drop it, or give layers >= 2")
+        several = not isinstance(given, (int, float, np.number))
+        values = [number(x, "lambda_hidden") for x in (_sequence(given, "lambda_hidden") if several else [given])]
+        if several and len(values) != M - 1:
+            raise InputError(f"lambda_hidden must be one number or one for each of {M - 1} hidden layers, got {len(values)}")
+        for value in values:
+            if not LEAST_PENALTY <= value <= MOST_PENALTY:
+                raise InputError(f"lambda_hidden must lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}; give it > 0")
+        self._set("lambda_hidden", tuple(values) if several else values[0])
+
+    def _check_sphere(self) -> None:
+        """What goes with unit rows of W and H."""
+        clashes = (
+            (self.bias != "none", f"bias {self.bias!r}", "bias 'none'"),
+            (self.lambda_w != 0 or self.lambda_h != 0, "lambda_w or lambda_h > 0", "no penalties (or zeros)"),
+            (self.layers > 1, f"layers = {self.layers}", "one layer"),
+            (self.freeze is not None, f"freeze {self.freeze}", "nothing frozen"),
+            (self.loss.name != "ce", f"loss {self.loss.name}", "loss ce"),
+            (self.dim < 2, f"dim = {self.dim}", "dim >= 2"),
+        )
+        for clash, given, wanted in clashes:
+            if clash:
+                raise InputError(f"constraint sphere contradicts {given}; rows of length one take {wanted}")
+
     def _check_penalties(self) -> None:
+        temperature = number(self.temperature, "temperature")
+        if not temperature > 0:
+            raise InputError(f"temperature must be > 0, got {temperature}")
+        if self.constraint == "none" and temperature != 1.0:
+            raise InputError(f"temperature = {temperature} goes with constraint sphere; without it scales are free: drop it")
+        self._set("temperature", temperature)
+        for name in ("lambda_w", "lambda_h"):
+            if getattr(self, name) is None:
+                self._set(name, 5e-4 if self.constraint == "none" else 0.0)
         for name in ("lambda_w", "lambda_h", "lambda_b"):
             value = number(getattr(self, name), name)
             if value < 0:
@@ -158,6 +247,8 @@ class Problem:
             if value != 0 and not LEAST_PENALTY <= value <= MOST_PENALTY:
                 raise InputError(f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}")
             self._set(name, value)
+        if self.constraint != "none":
+            return self._check_sphere()
         if 0 < self.lambda_b < LEAST_BIAS_PENALTY:
             raise InputError(
                 f"lambda_b must be 0 or at least {LEAST_BIAS_PENALTY:g}, got {self.lambda_b}; use bias 'free' for less"
@@ -165,6 +256,9 @@ class Problem:
         for name, frozen in (("lambda_w", "w"), ("lambda_h", "h")):
             if getattr(self, name) == 0 and self.freeze != frozen:
                 raise InputError(f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or freeze {frozen}")
+        self._check_bias()
+
+    def _check_bias(self) -> None:
         if self.bias == "penalised" and self.lambda_b == 0:
             raise InputError("bias 'penalised' needs lambda_b > 0; give lambda_b or choose bias 'free'")
         if self.bias != "penalised" and self.lambda_b > 0:
@@ -176,7 +270,8 @@ class Problem:
     @property
     def kind(self) -> Kind:
         """The key that tables know this problem by."""
-        return Kind("none", "none", registered_name(self.loss), self.bias, self.freeze)
+        trunk = "none" if self.layers == 1 else self.activation
+        return Kind(trunk, self.constraint, registered_name(self.loss), self.bias, self.freeze)
 
     @property
     def num_classes(self) -> int:
@@ -193,10 +288,35 @@ class Problem:
         """Whether rows have sets of targets, of one label or more."""
         return bool(self.loss.multi_label)
 
+    @cached_property
+    def trunk(self) -> Trunk:
+        """The layers between H and the head; of one layer a trunk without any."""
+        widths = self.widths
+        if not isinstance(widths, tuple):
+            widths = (self.dim, *[self.dim if widths is None else widths] * (self.layers - 1))
+        return Trunk(widths, TRUNKS[self.activation]())
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of W: ``dim``, or with layers the last width."""
+        return self.trunk.widths[-1]
+
+    @property
+    def hidden_penalties(self) -> tuple[float, ...]:
+        """lambda of W_1 .. W_(M-1)."""
+        given = self.lambda_w if self.lambda_hidden is None else self.lambda_hidden
+        return given if isinstance(given, tuple) else (given,) * (self.layers - 1)
+
     @property
     def mu(self) -> float:
-        """sqrt(lambda_w lambda_h), the coefficient of the nuclear norm in the convex form."""
-        return math.sqrt(self.lambda_w * self.lambda_h)
+        """The geometric mean of the penalties of all factors; of two sqrt(lambda_w lambda_h), the coefficient of the nuclear
+        norm in the convex form.
+        """
+        return geometric_mean((self.lambda_w, self.lambda_h, *self.hidden_penalties))
+
+    def penalties(self, rows: Rows) -> Penalties:
+        """lambda of each part of a model point with these rows, each of which weighs its number of samples; float64."""
+        return Penalties(self.lambda_w, (self.lambda_h * rows.counts.double())[:, None], self.lambda_b, self.hidden_penalties)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -234,3 +354,10 @@ class Problem:
     def sample_row(self) -> Tensor:
         """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a solution is lifted back."""
         return self.samples.sample_row(as_sets=self.multi_label)
+
+
+def _sequence(values: Any, name: str) -> list[Any]:
+    try:
+        return list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError as error:
+        raise InputTypeError(f"{name} must be a number or a sequence of numbers, got {values!r}") from error

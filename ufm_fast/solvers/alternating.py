@@ -59,7 +59,7 @@ class Alternating:
         if (b := objective.bias(x)) is not None:
             right = right - b @ x.W
         rotated = (right @ vectors) * (weight * scale)
-        features: Tensor = (rotated / (weight * scale.square() * values + objective.row_penalty)) @ vectors.T
+        features: Tensor = (rotated / (weight * scale.square() * values + objective.penalties.rows)) @ vectors.T
         return features
 
     @staticmethod
@@ -67,7 +67,7 @@ class Alternating:
         problem, weight = objective.problem, objective.row_weight
         H = x.H * objective.logit_scale
         y = objective.targets.indices
-        S = gram(H, weight) + objective.weight_penalty * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
+        S = gram(H, weight) + objective.penalties.weight * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
         C = torch.zeros_like(x.W).index_add_(0, y, H * weight[:, None].to(H.dtype))
         factor = torch.linalg.cholesky(S)
         if x.b is None:

@@ -70,6 +70,7 @@ def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
     generator = torch.Generator().manual_seed(0)
     v = x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
     size = 0.0
+    v = objective.geometry.tangent(x, v)
     for _ in range(steps):
         v = v.scale(1.0 / max(v.norm(), 1e-300))
         v = objective.hvp(x, v)

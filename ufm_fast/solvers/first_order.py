@@ -45,12 +45,14 @@ class GradientDescent:
         memory: _Memory = state.memory
         gradient, velocity = state.evaluation.gradient, memory.velocity
         if self.nesterov and velocity is not None:
-            gradient = objective.value_and_grad(state.point.axpy(self.momentum, velocity)).gradient
+            ahead = objective.value_and_grad(objective.move(state.point, velocity, self.momentum)).gradient
+            gradient = objective.geometry.tangent(state.point, ahead)
         if self.momentum == 0.0:
-            point = state.point.axpy(-memory.rate, gradient)
+            point = objective.move(state.point, gradient, -memory.rate)
         else:
             velocity = _pushed(velocity, self.momentum, gradient, memory.rate)
-            point = state.point.axpy(1.0, velocity)
+            point = objective.move(state.point, velocity)
+            velocity = objective.carry(state.point, velocity, 1.0, velocity)
         found = objective.value_and_grad(point)
         if not math.isfinite(found.value):
             if self.learning_rate is not None:

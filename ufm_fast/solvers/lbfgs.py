@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers import gauss_newton, pairing
 from ufm_fast.solvers.base import Progress, State, rounding
+from ufm_fast.solvers.curvature import Curvature, Model, curvature_of
 from ufm_fast.solvers.line_search import Trial, line_search
 from ufm_fast.solvers.solution import Outcome
 
@@ -17,15 +17,16 @@ _LEVEL = "no step lowers value or gradient beyond rounding"
 
 @dataclass(frozen=True)
 class _Memory:
+    curvature: Curvature | None = None
     pairs: tuple[Pair, ...] = ()
-    preconditioner: pairing.PairPreconditioner | gauss_newton.Model | None = None
+    model: Model | None = None
     age: int = 0
     progress: Progress = field(default_factory=Progress)
 
 
 class LBFGS:
-    """``history`` pairs of step and gradient change over an initial Hessian model: that of ``pairing`` or ``gauss_newton``
-    where it applies (``precondition``), else a multiple of the identity. The first trial of each search is the full step.
+    """``history`` pairs of step and gradient change over an initial Hessian model: that of the curvature that serves
+    (``precondition``; `curvature.table`), else a multiple of the identity. The first trial of each search is the full step.
     """
 
     name = "lbfgs"
@@ -35,17 +36,11 @@ class LBFGS:
         self.history, self.max_steps, self.precondition = history, max_steps, precondition
 
     def init(self, objective: Objective, point: Point) -> State:
-        if self.precondition and gauss_newton.at_once(objective):
-            return State(point, objective.value_and_grad(point), _Memory((), gauss_newton.build(objective, point)))
-        if not (self.precondition and pairing.applicable(objective)):
+        curvature = curvature_of(objective) if self.precondition else None
+        if curvature is None:
             return State(point, objective.value_and_grad(point), _Memory())
-        found = objective.value_and_grad(point, statistics=True)
-        assert found.statistics is not None
-        if bool((found.statistics.margin <= 0).any()):  # not yet separating: look for the subspaces first
-            point, found = pairing.lifted_step(objective, point, found)
-        point = pairing.fix_gauge(point)
-        found = objective.value_and_grad(point, statistics=True)
-        return State(point, found, _Memory((), pairing.PairPreconditioner.build(objective, point, found)))
+        point, found, model = curvature.begin(objective, point)
+        return State(point, found, _Memory(curvature, (), model))
 
     def step(self, objective: Objective, state: State) -> State:
         state = self._refresh(objective, state)
@@ -54,23 +49,25 @@ class LBFGS:
         direction = _direction(gradient, memory)
         slope = gradient.dot(direction)
         if not slope < 0:
-            memory = _Memory()
+            memory = _Memory(memory.curvature)
             direction = gradient.scale(-1.0)
             slope = gradient.dot(direction)
         if not slope < 0:
             return State(state.point, state.evaluation, memory, Outcome.STALLED, "the gradient is zero to rounding")
-        scaled = bool(memory.pairs) or memory.preconditioner is not None
+        scaled = bool(memory.pairs) or memory.model is not None
         first = 1.0 if scaled else min(1.0, max(state.point.norm(), 1.0) / (-slope) ** 0.5)
         origin = Trial(0.0, state.evaluation.value, slope, state.point, state.evaluation)
-        found = line_search(objective.value_and_grad, origin, direction, first, rounding(objective, state.evaluation.value))
+        found = line_search(objective, origin, direction, first, rounding(objective, state.evaluation.value))
         if found is None:
             if memory.pairs:  # the model may be stale: once more without it
                 return State(state.point, state.evaluation, replace(memory, pairs=()))
             return State(state.point, state.evaluation, memory, Outcome.STALLED, _LEVEL)
-        s = found.point.axpy(-1.0, state.point)
-        y = found.evaluation.gradient.axpy(-1.0, gradient)
+        if objective.geometry.curved:
+            pairs, s, y = _carried(objective, state.point, direction, found, gradient, memory.pairs)
+        else:
+            pairs, s = memory.pairs, found.point.axpy(-1.0, state.point)
+            y = found.evaluation.gradient.axpy(-1.0, gradient)
         sy = s.dot(y)
-        pairs = memory.pairs
         if sy > 1e-14 * s.norm() * y.norm():
             pairs = (*pairs, (s, y, sy))[-self.history :]
         progress = memory.progress.update(objective, found.evaluation, found.evaluation.gradient.norm())
@@ -81,27 +78,30 @@ class LBFGS:
 
     def _refresh(self, objective: Objective, state: State) -> State:
         """Bring the preconditioner to the point now and then; early steps change the curvatures most."""
-        memory, found = state.memory, state.evaluation
-        if memory.preconditioner is None:
-            due = self.precondition and memory.age == gauss_newton.LATER and gauss_newton.later(objective)
-        else:
-            due = memory.preconditioner.due(memory.age)
-        if not due:
+        memory: _Memory = state.memory
+        built = memory.model is not None
+        if memory.curvature is None or not memory.curvature.due(memory.age, built=built):
             return state
-        if isinstance(memory.preconditioner, pairing.PairPreconditioner):
-            if found.statistics is None:
-                found = objective.value_and_grad(state.point, statistics=True)
-            model: pairing.PairPreconditioner | gauss_newton.Model | None
-            model = pairing.PairPreconditioner.build(objective, state.point, found)
-            return replace(state, memory=replace(memory, preconditioner=model))
-        point, found, model = gauss_newton.start(objective, state.point, found, lower=False)
+        point, found, model = memory.curvature.build(objective, state.point, state.evaluation)
         pairs = memory.pairs if point is state.point else ()  # pairs of another gauge say nothing here
-        return State(point, found, replace(memory, pairs=pairs, preconditioner=model))
+        return State(point, found, replace(memory, pairs=pairs, model=model))
+
+
+def _carried(
+    objective: Objective, x: Point, direction: Point, found: Trial, gradient: Point, pairs: tuple[Pair, ...]
+) -> tuple[tuple[Pair, ...], Point, Point]:
+    """Pairs, step and change of the gradient as tangents at the new point: parallel transport keeps inner products."""
+
+    def carry(v: Point) -> Point:
+        return objective.carry(x, direction, found.t, v)
+
+    carried = tuple((carry(s), carry(y), sy) for s, y, sy in pairs)
+    return carried, carry(direction.scale(found.t)), found.evaluation.gradient.axpy(-1.0, carry(gradient))
 
 
 def _direction(gradient: Point, memory: _Memory) -> Point:
     """Two-loop recursion: minus the inverse Hessian model times the gradient."""
-    pairs, model = memory.pairs, memory.preconditioner
+    pairs, model = memory.pairs, memory.model
     q = gradient.scale(-1.0)
     alphas: list[float] = []
     for s, y, sy in reversed(pairs):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from ufm_fast.objective import Evaluation
+from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 
 _DECREASE, _CURVATURE = 1e-4, 0.9
@@ -43,7 +42,7 @@ def _between(a: Trial, b: Trial, rounding: float) -> float:
 
 
 def line_search(
-    evaluate: Callable[[Point], Evaluation], origin: Trial, direction: Point, step: float, rounding: float, tries: int = 25
+    objective: Objective, origin: Trial, direction: Point, step: float, rounding: float, tries: int = 25
 ) -> Trial | None:
     """A point with strong Wolfe conditions along ``direction`` from ``origin`` (t = 0, slope < 0), or None.
 
@@ -53,9 +52,10 @@ def line_search(
     """
 
     def trial(t: float) -> Trial:
-        point = origin.point.axpy(t, direction)
-        found = evaluate(point)
-        return Trial(t, found.value, found.gradient.dot(direction), point, found)
+        point = objective.move(origin.point, direction, t)
+        found = objective.value_and_grad(point)
+        along = objective.carry(origin.point, direction, t, direction)
+        return Trial(t, found.value, found.gradient.dot(along), point, found)
 
     def good(x: Trial) -> bool:
         if x.value <= origin.value + _DECREASE * x.t * origin.slope and abs(x.slope) <= -_CURVATURE * origin.slope:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers import gauss_newton
 from ufm_fast.solvers.base import State, rounding
+from ufm_fast.solvers.curvature import curvature_of
+from ufm_fast.solvers.curvature.base import Built
 from ufm_fast.solvers.solution import Outcome
 
 
@@ -36,7 +37,7 @@ class NewtonCG:
 
     def step(self, objective: Objective, state: State) -> State:
         trust: _Trust = state.memory
-        point, evaluation, built = gauss_newton.start(objective, state.point, state.evaluation, lower=True)
+        point, evaluation, built = _preconditioned(objective, state)
         state = State(point, evaluation, trust)
         gradient = evaluation.gradient
         size = gradient.norm()
@@ -45,7 +46,7 @@ class NewtonCG:
         relative = min(self.residual, math.sqrt(size / objective.gradient_scale(state.point)))
         inverse = _same if built is None else built.apply
         p, model = _subproblem(objective, state.point, gradient, inverse, trust.radius, relative, self.max_inner)
-        candidate = state.point.axpy(1.0, p)
+        candidate = objective.move(state.point, p)
         found = objective.value_and_grad(candidate)
         noise = rounding(objective, state.evaluation.value)
         ratio = _agreement(state.evaluation, found, model, noise)
@@ -61,6 +62,14 @@ class NewtonCG:
         if (trust.failures >= 5 and abs(model) <= noise) or radius < 1e-14 * max(state.point.norm(), 1e-300):
             return State(state.point, state.evaluation, trust, Outcome.STALLED, "no step lowers value or gradient")
         return State(state.point, state.evaluation, _Trust(radius, trust.failures + 1))
+
+
+def _preconditioned(objective: Objective, state: State) -> Built:
+    """The model of the curvature that serves Newton steps, and where it is built; without one the point as it is."""
+    row = curvature_of(objective)
+    if row is None or not row.newton:
+        return Built(state.point, state.evaluation, None)
+    return row.build(objective, state.point, state.evaluation, lower=True)
 
 
 def _subproblem(

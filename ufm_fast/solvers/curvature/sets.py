@@ -18,19 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ufm_fast.objective import Objective
+from ufm_fast.losses import PickAll
+from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
+from ufm_fast.solvers.curvature.base import Built
 from ufm_fast.targets import Targets
 
 #: Entries of rows with several targets, up to which their matrix is formed: 32 MiB, and five times that on the way.
 MOST_ENTRIES = 2048
 _EVERY = 30  # steps between two builds
-
-
-def applicable(objective: Objective) -> bool:
-    """Rows with several targets, few enough of them, in balanced variables and with nothing frozen."""
-    balanced = objective.variables == "balanced" and objective.problem.freeze is None
-    return balanced and entries(objective.targets, objective.problem.num_classes, objective.problem.dim) > 0
 
 
 def entries(targets: Targets, classes: int, dim: int) -> int:
@@ -65,11 +61,6 @@ class TargetPreconditioner:
     factor: Tensor
     mu: float
     bias_scale: float
-
-    @staticmethod
-    def due(age: int) -> bool:
-        """Whether to build anew: often at first, when all curvatures change."""
-        return age in (3, 6, 10, 15, 20) or (age > 0 and age % _EVERY == 0)
 
     @classmethod
     def build(cls, objective: Objective, x: Point) -> TargetPreconditioner | None:
@@ -119,3 +110,28 @@ class TargetPreconditioner:
 def _row_sum(values: Tensor, group: Tensor) -> Tensor:
     """At each entry, the sum of ``values`` (E, ...) over the entries of its row."""
     return torch.zeros_like(values).index_add_(0, group, values)[group]
+
+
+class Sets:
+    """The row of `table`: L-BFGS begins with it."""
+
+    name = "sets"
+    newton = True
+
+    def serves(self, objective: Objective) -> bool:
+        """Pick-all with several targets in some rows, few enough of them; one layer, balanced variables, nothing frozen."""
+        problem = objective.problem
+        balanced = objective.variables == "balanced" and problem.freeze is None
+        if not (objective.plain and isinstance(problem.loss, PickAll) and balanced):
+            return False
+        return entries(objective.targets, problem.num_classes, problem.dim) > 0
+
+    def begin(self, objective: Objective, point: Point) -> Built:
+        return self.build(objective, point, objective.value_and_grad(point))
+
+    def due(self, age: int, *, built: bool) -> bool:
+        """Often at first, when all curvatures change."""
+        return built and (age in (3, 6, 10, 15, 20) or (age > 0 and age % _EVERY == 0))
+
+    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
+        return Built(point, evaluation, TargetPreconditioner.build(objective, point))

@@ -26,17 +26,11 @@ from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import rounding
+from ufm_fast.solvers.curvature.base import Built
 
 #: The step of L-BFGS that builds it. Sooner, a full step can put out a direction that is wanted, and end at a saddle.
 FIRST = 30
 _EVERY = 20  # steps between two builds
-
-
-def applicable(objective: Objective) -> bool:
-    """Squared error in balanced variables with both penalties and nothing frozen."""
-    problem = objective.problem
-    squared = isinstance(problem.loss, SquaredError)
-    return squared and objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
 
 
 def balance(x: Point) -> Point:
@@ -97,12 +91,6 @@ class SquaredPreconditioner:
     features: _Span  # of A~
     shift: float
 
-    @staticmethod
-    def due(age: int) -> bool:
-        """Whether to build anew: often at first, when all curvatures change."""
-        since = age - FIRST
-        return since in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) or (since > 0 and since % _EVERY == 0)
-
     @classmethod
     def build(cls, objective: Objective, x: Point) -> SquaredPreconditioner:
         """At a point in the solver's variables."""
@@ -123,3 +111,30 @@ class SquaredPreconditioner:
         weight = weight - (self.classes.outside(both.T - column / v) + of_classes / v) @ self.features.products
         W, b = (weight, None) if g.b is None else (weight[:, :-1], weight[:, -1])
         return Point(W, H, b).scale(1.0 / self.shift)
+
+
+class Squares:
+    """The row of `table`: built from step ``FIRST`` of L-BFGS on, at the balanced factors."""
+
+    name = "squares"
+    newton = True
+
+    def serves(self, objective: Objective) -> bool:
+        """Squared error of one layer in balanced variables with both penalties and nothing frozen."""
+        problem = objective.problem
+        balanced = objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
+        return objective.plain and isinstance(problem.loss, SquaredError) and balanced
+
+    def begin(self, objective: Objective, point: Point) -> Built:
+        return Built(point, objective.value_and_grad(point), None)
+
+    def due(self, age: int, *, built: bool) -> bool:
+        """Often at first, when all curvatures change."""
+        since = age - FIRST
+        if not built:
+            return since == 0
+        return since in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) or (since > 0 and since % _EVERY == 0)
+
+    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
+        point, evaluation = move(objective, point, evaluation, lower=lower)
+        return Built(point, evaluation, SquaredPreconditioner.build(objective, point))

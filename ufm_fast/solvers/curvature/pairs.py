@@ -24,25 +24,8 @@ from torch import Tensor
 from ufm_fast.losses import SoftmaxLoss
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
+from ufm_fast.solvers.curvature.base import Built
 from ufm_fast.starts import levels
-
-
-def applicable(objective: Objective) -> bool:
-    """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced variables, nothing frozen;
-    and every class well above the collapse threshold sqrt(n_k)/N > mu, below which its factors vanish and G is not -mu I.
-    """
-    problem, targets = objective.problem, objective.targets
-    K = problem.num_classes
-    return (
-        isinstance(problem.loss, SoftmaxLoss)
-        and targets.single
-        and objective.rows.number == K
-        and problem.dim >= K
-        and problem.freeze is None
-        and objective.variables == "balanced"
-        and bool((targets.indices == torch.arange(K, device=targets.indices.device)).all())
-        and (1.0 - problem.loss.smoothing) * float(objective.row_weight.min() / problem.num_samples) ** 0.5 >= 2.0 * problem.mu
-    )
 
 
 def fix_gauge(x: Point) -> Point:
@@ -113,11 +96,6 @@ class PairPreconditioner:
     mu: float
     bias: Tensor | None
 
-    @staticmethod
-    def due(age: int) -> bool:
-        """Whether to build anew."""
-        return age in (5, 15, 40, 100, 200, 400)
-
     @classmethod
     def build(cls, objective: Objective, x: Point, evaluation: Evaluation) -> PairPreconditioner:
         """From the row statistics of ``evaluation`` at ``x`` (a point in the gauge of ``fix_gauge``)."""
@@ -131,7 +109,7 @@ class PairPreconditioner:
         h = slope / (K - 1) * objective.logit_scale[:, 0].double().square()
         s = 0.5 * (x.W[:, :K].diagonal() + x.H[:, :K].diagonal()).double()
         floor = 1e-2 * s.abs().max().clamp_min(1e-12)
-        bias = None if x.b is None else (slope + slope.sum() / K) * objective.bias_scale**2 + objective.bias_penalty
+        bias = None if x.b is None else (slope + slope.sum() / K) * objective.bias_scale**2 + objective.penalties.bias
         return cls(s.clamp_min(float(floor)), h, problem.mu, bias)
 
     def apply(self, g: Point) -> Point:
@@ -168,3 +146,51 @@ class PairPreconditioner:
         mean, half = (a + b) / (4 * target), (a - b) / (4 * self.mu)
         H.diagonal().copy_(mean + half)
         W.diagonal().copy_(mean - half)
+
+
+def _separating(objective: Objective) -> bool:
+    problem = objective.problem
+    least = (1.0 - problem.loss.smoothing) * float(objective.row_weight.min() / problem.num_samples) ** 0.5
+    return bool(least >= 2.0 * problem.mu)
+
+
+class Pairs:
+    """The row of `table`: L-BFGS begins in the gauge, after a proximal step where some class is not yet separated."""
+
+    name = "pairs"
+    newton = False
+
+    def serves(self, objective: Objective) -> bool:
+        """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced variables, nothing frozen;
+        and every class well above the collapse threshold sqrt(n_k)/N > mu, below which its factors vanish and G is not -mu I.
+        """
+        problem, targets = objective.problem, objective.targets
+        K = problem.num_classes
+        return (
+            objective.plain
+            and isinstance(problem.loss, SoftmaxLoss)
+            and targets.single
+            and objective.rows.number == K
+            and problem.dim >= K
+            and problem.freeze is None
+            and objective.variables == "balanced"
+            and bool((targets.indices == torch.arange(K, device=targets.indices.device)).all())
+            and (1.0 - problem.loss.smoothing) * float(objective.row_weight.min() / problem.num_samples) ** 0.5
+            >= 2.0 * problem.mu
+        )
+
+    def begin(self, objective: Objective, point: Point) -> Built:
+        found = objective.value_and_grad(point, statistics=True)
+        assert found.statistics is not None
+        if bool((found.statistics.margin <= 0).any()):  # not yet separating: look for the subspaces first
+            point, found = lifted_step(objective, point, found)
+        point = fix_gauge(point)
+        return self.build(objective, point, objective.value_and_grad(point, statistics=True))
+
+    def due(self, age: int, *, built: bool) -> bool:
+        return built and age in (5, 15, 40, 100, 200, 400)
+
+    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
+        if evaluation.statistics is None:
+            evaluation = objective.value_and_grad(point, statistics=True)
+        return Built(point, evaluation, PairPreconditioner.build(objective, point, evaluation))

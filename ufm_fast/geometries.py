@@ -1,0 +1,106 @@
+"""The space that points live in: flat, or spheres on which the rows of W and H stay (arXiv 2209.09211).
+
+A solver asks a geometry for four things: the part of a gradient along the space (``split``), the Hessian product in the
+space, a move along a geodesic, and a tangent carried along that move. What a gradient leaves out, its normal part, is one
+number a row; it curves the space's Hessian, and a tangent gradient is small against it. Another constraint is a class and a
+row of GEOMETRIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ufm_fast.point import Point
+
+
+class Flat:
+    """All of R^n: no normal part, straight lines."""
+
+    curved = False
+
+    def split(self, x: Point, gradient: Point) -> tuple[Point, Point | None]:
+        """The tangent part of a Euclidean gradient at x and its normal part, a column of W and one of H (None: zero)."""
+        return gradient, None
+
+    def tangent(self, x: Point, v: Point) -> Point:
+        """The part of v along the space."""
+        return self.split(x, v)[0]
+
+    def hessian(self, x: Point, v: Point, normal: Point | None, product: Point) -> Point:
+        """The Hessian product in the space of a tangent v, from the Euclidean one and the gradient's normal part."""
+        return product
+
+    def move(self, x: Point, direction: Point, t: float) -> Point:
+        """The point at t on the geodesic that leaves x in that direction."""
+        return x.axpy(t, direction)
+
+    def carry(self, x: Point, direction: Point, t: float, v: Point) -> Point:
+        """A tangent v at x, transported in parallel along that move: lengths and angles stay."""
+        return v
+
+    def project(self, x: Point) -> Point:
+        """The point of the space that is nearest to x."""
+        return x
+
+
+class Spheres(Flat):
+    """Rows of W and H of length one; a bias or layers, if any, stay flat.
+
+    With a = <x, g> for each row: the tangent part is g - a x, and the Riemannian Hessian product P(Hess v) - a v.
+    Source: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, section 5; arXiv 2209.09211.
+    """
+
+    curved = True
+
+    def split(self, x: Point, gradient: Point) -> tuple[Point, Point | None]:
+        normal = Point(_along(x.W, gradient.W), _along(x.H, gradient.H))
+        return _rows(lambda x, g, a: g - a * x, x, gradient, normal, rest=gradient), normal
+
+    def hessian(self, x: Point, v: Point, normal: Point | None, product: Point) -> Point:
+        assert normal is not None
+        return self.tangent(x, _rows(lambda p, a, v: p - a * v, product, normal, v, rest=product))
+
+    def move(self, x: Point, direction: Point, t: float) -> Point:
+        def turned(x: Tensor, d: Tensor) -> Tensor:
+            angle = t * _length(d)
+            return _unit(torch.cos(angle) * x + torch.sinc(angle / torch.pi) * t * d)
+
+        return _rows(turned, x, direction, rest=x.axpy(t, direction))
+
+    def carry(self, x: Point, direction: Point, t: float, v: Point) -> Point:
+        def turned(x: Tensor, d: Tensor, v: Tensor) -> Tensor:
+            n = _length(d)
+            u = d / n.clamp_min(torch.finfo(d.dtype).tiny)
+            share = _along(u, v)
+            return v + share * ((torch.cos(t * n) - 1.0) * u - torch.sin(t * n) * x)
+
+        return _rows(turned, x, direction, v, rest=v)
+
+    def project(self, x: Point) -> Point:
+        return _rows(_unit, x, rest=x)
+
+
+def _rows(function: Callable[..., Tensor], *points: Point, rest: Point) -> Point:
+    """``function`` of the rows of W and of H of the points; bias and layers of ``rest``."""
+    return Point(function(*(p.W for p in points)), function(*(p.H for p in points)), rest.b, rest.hidden)
+
+
+def _along(x: Tensor, g: Tensor) -> Tensor:
+    products: Tensor = torch.linalg.vecdot(x, g)
+    return products[:, None]
+
+
+def _length(x: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return lengths
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / _length(x).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+#: Geometries by the name that ``constraint=`` takes.
+GEOMETRIES: dict[str, type[Flat]] = {"none": Flat, "sphere": Spheres}

@@ -1,0 +1,89 @@
+"""The one place of lambda: the penalty of every part of a point, and the scales that make them all alike.
+
+With P factors (W, H and the hidden layers between) and mu the geometric mean of their lambdas, the scales
+s_j = prod_(i != j) (lambda_i / lambda_j)^(1/2P) give each factor X_j = s_j x_j the penalty mu/2 |x_j|^2. Their product is 1,
+and the layers are positively homogeneous, so the logits of the x_j are those of the X_j: the same function, far better
+conditioned. For two factors s_W = (lambda_H / lambda_W)^(1/4) = 1 / s_H.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ufm_fast.point import Point
+
+
+def geometric_mean(factors: Sequence[float]) -> float:
+    """(prod lambda_j)^(1/P), without overflow; 0 where one is."""
+    if len(factors) == 2:
+        return math.sqrt(factors[0] * factors[1])
+    return math.exp(math.fsum(map(math.log, factors)) / len(factors)) if all(factors) else 0.0
+
+
+def balancing_scales(factors: Sequence[float]) -> list[float]:
+    """s_j of each factor. lambda_j s_j^2 = mu for all j."""
+    power = 1.0 / (2 * len(factors))
+    return [math.prod((other / own) ** power for i, other in enumerate(factors) if i != j) for j, own in enumerate(factors)]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A number for each part of a point: for W, for each row of H (R, 1), for b, for each hidden layer."""
+
+    weight: float
+    rows: Tensor
+    bias: float
+    hidden: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Penalties(Coefficients):
+    """lambda of each part: the penalty is sum of lambda/2 |part|^2, with the rows' own lambdas for H."""
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether all rows have the same."""
+        return bool((self.rows == self.rows[0]).all())
+
+    def to(self, dtype: torch.dtype) -> Penalties:
+        return Penalties(self.weight, self.rows.to(dtype), self.bias, self.hidden)
+
+    def value(self, x: Point) -> float:
+        """The penalty of a point, summed in float64."""
+        total = 0.5 * self.weight * _square(x.W)
+        if self.even:
+            total += 0.5 * float(self.rows[0]) * _square(x.H)
+        else:
+            squares = torch.linalg.vecdot(x.H, x.H).double()
+            total += 0.5 * float(squares @ self.rows[:, 0].double())
+        if x.b is not None and self.bias:
+            total += 0.5 * self.bias * float(x.b.double() @ x.b.double())
+        for W, coefficient in zip(x.hidden, self.hidden, strict=True):
+            total += 0.5 * coefficient * _square(W)
+        return total
+
+    def energies(self, x: Point) -> dict[str, float]:
+        """lambda |X|^2 of each factor by its name: equal at every critical point."""
+        parts = {name: part for name, part in x.named().items() if name != "b"}
+        H = float(torch.linalg.vecdot(x.H, x.H).double() @ self.rows[:, 0].double())
+        squares = {"W": self.weight * _square(x.W), "H": H}
+        return squares | {f"hidden{j}": c * _square(parts[f"hidden{j}"]) for j, c in enumerate(self.hidden, 1)}
+
+    def size(self, x: Point) -> float:
+        """The sum over the factors of |lambda X|: what a gradient's norm is small against."""
+        weights = self.weight * math.sqrt(_square(x.W))
+        if self.even:
+            features = float(self.rows[0]) * math.sqrt(_square(x.H))
+        else:
+            features = float(torch.linalg.vector_norm((x.H * self.rows).double()))
+        return weights + features + sum(c * math.sqrt(_square(W)) for W, c in zip(x.hidden, self.hidden, strict=True))
+
+
+def _square(x: Tensor) -> float:
+    return Point(x, x[:0]).dot(Point(x, x[:0]))
