@@ -13,7 +13,7 @@ import torch
 from ufm_fast import Problem, solve
 from ufm_fast.backends import BACKENDS, TiledBackend
 from ufm_fast.cli import main
-from ufm_fast.errors import InputTypeError
+from ufm_fast.errors import Contradiction, InputTypeError
 from ufm_fast.functional import value_and_grad
 from ufm_fast.losses import LOSSES, CrossEntropy, Focal, SoftmaxLoss, SquaredError, make_loss
 from ufm_fast.nn import UFM
@@ -21,7 +21,7 @@ from ufm_fast.plan import make_plan
 from ufm_fast.problem import BIASES, FREEZES, Kind
 from ufm_fast.targets import Targets
 from ufm_fast.theory import FORMS, closed_form
-from ufm_fast.theory.certificates import CERTIFIERS, BoundAboveValue, certify
+from ufm_fast.theory.certificates import CERTIFIERS, certify
 from ufm_fast.theory.certificates.softmax import softmax
 
 TABLES = {"closed forms": FORMS, "certificates": CERTIFIERS}
@@ -89,7 +89,7 @@ def test_a_loss_that_no_row_names_has_no_theory(loss):
 def test_a_bound_above_the_value_is_said_and_never_clipped(monkeypatch):
     problem = Problem(classes=6, dim=8, per_class=3, lambda_w=2e-2, lambda_h=2e-2, loss=Tilted())
     monkeypatch.setattr("ufm_fast.theory.certificates.table.CERTIFIERS", [(lambda kind: True, softmax)])
-    with pytest.warns(BoundAboveValue, match="came out above the value"):
+    with pytest.warns(Contradiction, match="came out above the value"):
         found = solve(problem, max_steps=1).certificate
     assert (found.kind, found.certified) == ("none", False)
     assert "came out above the value" in found.reason

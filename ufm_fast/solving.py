@@ -29,6 +29,7 @@ from ufm_fast.solvers.solution import Outcome, Solution, StepRecord
 from ufm_fast.starts import make_start
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
+from ufm_fast.verdicts import at_saved_point, contradiction, of_closed_form
 
 #: Methods by the name that ``method=`` and ``--method`` take.
 METHODS = ("auto", "gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "alternating", "closed-form")
@@ -220,28 +221,35 @@ def _solution(
     objective: Objective, run: Run, method: str, start: str, theory: ClosedForm | None, certificate: bool, metrics: bool,
     pairwise: Pairwise, first_step: int, previous_seconds: float,
 ) -> Solution:  # fmt: skip
-    problem, found = objective.problem, run.state.evaluation
-    model = objective.to_model(run.state.point)
+    problem, model = objective.problem, objective.to_model(run.state.point)
     # Beyond this the squares of squares overflow: a diverged point has no certificate and no metrics.
-    usable = math.isfinite(found.value) and all(float(part.abs().max()) < LARGEST for part in model.parts())
+    finite = math.isfinite(run.state.evaluation.value)
+    usable = finite and all(float(part.abs().max()) < LARGEST for part in model.parts())
+    proof = certify(problem, objective.rows, model) if certificate and usable else None
+    found = at_saved_point(objective, run, model, exactly=proof is not None)
+    outcome, message = run.outcome, run.message
+    if method == "closed-form" and theory is not None:
+        outcome, message = of_closed_form(objective, run, theory, found.value, proof)
+    if proof is not None or problem.dtype == "float64":
+        message = "; ".join(filter(None, (message, contradiction(objective, theory, found.value))))
     return Solution(
         problem=problem,
         point=model,
         value=found.value,
         data_value=found.data_value,
-        gradient_norm=found.gradient.norm(),
+        gradient_norm=run.state.evaluation.gradient.norm(),
         steps=first_step + run.steps,
         evaluations=objective.evaluations,
         seconds=previous_seconds + run.seconds,
-        outcome=run.outcome,
-        message=run.message,
+        outcome=outcome,
+        message=message,
         method=method,
         backend=objective.backend.name,
         reduce=objective.reduce,
         variables=objective.variables,
         start=start,
         theory=theory,
-        certificate=certify(problem, objective.rows, model) if certificate and usable else None,
+        certificate=proof,
         metrics=_measure(objective, model, pairwise) if metrics and usable else {},
         history=run.history,
     )

@@ -20,7 +20,7 @@ def collapsed_ce(
 
     Zero logits are optimal iff mu >= |G|_op, G the K x K matrix of columns sqrt(n_k)/N (p - e_k) with p the softmax of
     the bias alone: p = 1/K without a bias, n/N with a free one (which needs samples in every class), and the root of
-    p_k - n_k/N + lambda_b b_k = 0 with a penalised one. Our derivation.
+    p_k - n_k/N + lambda_b b_k = 0 with a penalised one (None where it is not found to 1e-10). Our derivation.
     """
     values, group, sizes = torch.unique(check_counts(counts), return_inverse=True, return_counts=True)
     n, size = values.numpy(), sizes.to(torch.float64).numpy()
@@ -34,6 +34,10 @@ def collapsed_ce(
     if mu < inside or mu < _shared_norm(np.sqrt(n), np.sqrt(size), p) / total:
         return None
     value = float((size * n / total) @ -np.log(p)) + (0.0 if bias is None else _ridge(lambda_b, size, bias))
+    if bias is not None and lambda_b > 0:  # found by iteration: by strong convexity no further above than this
+        rest = p - n / total + lambda_b * bias
+        if float(size @ (rest * rest)) / (2 * lambda_b) > 1e-10 * value:
+            return None
     return value, None if bias is None else torch.from_numpy(bias)[group]
 
 

@@ -20,11 +20,15 @@ from ufm_fast.theory.convex import GapProblem
 
 @dataclass(frozen=True)
 class PickAllMinimum:
-    """The minimum, the slopes alpha_m by set size, and sigma, the weighted logits' (K-1)-fold singular value."""
+    """The minimum, the slopes alpha_m by set size, and sigma, the weighted logits' (K-1)-fold singular value.
+
+    `shortfall`: by which `value` may lie above the minimum at most.
+    """
 
     value: float
     slopes: Mapping[int, float]
     sigma: float
+    shortfall: float = 0.0
 
 
 def pick_all_minimum(classes: int, per_set: Mapping[int, int], lambda_w: float, lambda_h: float) -> PickAllMinimum:
@@ -53,11 +57,13 @@ def pick_all_minimum(classes: int, per_set: Mapping[int, int], lambda_w: float, 
         weights=np.array([share[m] * m for m in sizes]),
         multiplicity=np.array([[(classes - m) / m] for m in sizes]),
         gaps=np.eye(len(sizes))[:, None, :],
-        linear=np.zeros(len(sizes)),
+        price=np.zeros(len(sizes)),
         quadratic=np.zeros(len(sizes)),
         norm=(classes - 1) * spread,
         mu=nuclear_coefficient(lambda_w, lambda_h),
     )
     alpha = problem.minimise(np.ones(len(sizes), dtype=bool))
     slopes = {size: 0.0 for size in samples_of} | dict(zip(sizes, alpha.tolist(), strict=True))
-    return PickAllMinimum(floor + problem(alpha)[0], slopes, float(np.linalg.norm(spread * alpha)))
+    value = problem(alpha)[0]
+    sigma = float(np.linalg.norm(spread * alpha))
+    return PickAllMinimum(floor + value, slopes, sigma, max(0.0, value - problem.lower_bound(alpha)))

@@ -38,7 +38,8 @@ class TwoGroupMinimum:
 
     `within`: singular value of the weighted logits on zero-sum vectors of each group (K_g - 1 times);
     `shared`: the one on the direction that tells the groups apart; `right`: its right singular vector, by its
-    coefficients on the two groups' unit vectors; `bias`: one number a group, or None.
+    coefficients on the two groups' unit vectors; `bias`: one number a group, or None; `shortfall`: by which `value`
+    may lie above the minimum at most, by duality.
     """
 
     value: float
@@ -47,6 +48,7 @@ class TwoGroupMinimum:
     shared: float
     right: Pair
     bias: Pair | None
+    shortfall: float
 
     @property
     def nuclear_norm(self) -> float:
@@ -103,22 +105,24 @@ def weighted_two_groups(
     gaps = np.zeros((2, 2, 5))
     for g in (0, 1):
         gaps[g, 0, g] = 1
-        gaps[g, 1, g], gaps[g, 1, 2 + g], gaps[g, 1, 4] = 1 - 1 / classes[g], 1 / classes[g], 1 - 2 * g
+        gaps[g, 1, g], gaps[g, 1, 2 + g] = 1 - 1 / classes[g], 1 / classes[g]
+        gaps[g, 1, 4] = 0 if lambda_b == NO_BIAS else 1 - 2 * g
     kinds = np.array([weights[g] * classes[g] for g in (0, 1)])
-    linear = check_smoothing(smoothing) / total * np.einsum("i,ij,ijn->n", kinds, competitors, gaps)
-    linear[:2] += [mu * roots[g] * (classes[g] - 1) for g in (0, 1)]
+    price = np.array([*(mu * roots[g] * (classes[g] - 1) for g in (0, 1)), 0, 0, 0])
     quadratic = np.array([0, 0, 0, 0, 0 if lambda_b == NO_BIAS else lambda_b * classes[0] * classes[1] / total])
     norm = np.array([0, 0, roots[0] * math.sqrt(classes[1] / total), roots[1] * math.sqrt(classes[0] / total), 0])
     # Where a group collapses is known exactly, so no inequality constraint is left.
     apart = [classes[g] > 1 and weights[g] * (1 - smoothing) > mu * roots[g] for g in (0, 1)]
     free = np.array([*apart, roots[0] > 0, roots[1] > 0, lambda_b != NO_BIAS])
-    problem = GapProblem(kinds, competitors, gaps, linear, quadratic, norm, mu)
+    problem = GapProblem(kinds, competitors, gaps, price, quadratic, norm, mu, check_smoothing(smoothing) / total)
     v = problem.minimise(free)
     shared = float(np.linalg.norm(norm * v))
     right = (norm * v)[2:4] * [1, -1] / shared if shared > 0 else np.zeros(2)
     bias = None if lambda_b == NO_BIAS else (float(v[4]) * classes[1] / total, -float(v[4]) * classes[0] / total)
     within = (roots[0] * float(v[0]), roots[1] * float(v[1]))
-    return TwoGroupMinimum(problem(v)[0], classes, within, shared, (float(right[0]), float(right[1])), bias)
+    value = problem(v)[0]
+    shortfall = max(0.0, value - problem.lower_bound(v))
+    return TwoGroupMinimum(value, classes, within, shared, (float(right[0]), float(right[1])), bias, shortfall)
 
 
 def layer_peeled_two_groups(classes: tuple[int, int], ratio: float, energy_w: float, energy_h: float) -> TwoGroupMinimum:
@@ -134,7 +138,7 @@ def layer_peeled_two_groups(classes: tuple[int, int], ratio: float, energy_w: fl
     multiplier = layer_peeled_multiplier(classes, weights, budget)
     best = weighted_two_groups(classes, weights, roots, multiplier)
     value = best.value - multiplier * budget  # the multiplier's term is the constraint's, not the loss's
-    return TwoGroupMinimum(value, classes, best.within, best.shared, best.right, None)
+    return TwoGroupMinimum(value, classes, best.within, best.shared, best.right, None, best.shortfall)
 
 
 def layer_peeled_multiplier(classes: tuple[int, int], weights: Pair, budget: float) -> float:

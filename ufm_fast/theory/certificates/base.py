@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ufm_fast.backends.base import HeadInput
 from ufm_fast.backends.tiled import TiledBackend
+from ufm_fast.errors import Contradiction
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
@@ -25,10 +26,6 @@ EXACT_CLASSES = 4096
 TOLERANCE = 1e-6
 #: Value and bound are sums in float64 of terms that may cancel: by this much, relatively, a bound may lie above the value.
 ROUNDING = 1e-10
-
-
-class BoundAboveValue(RuntimeWarning):
-    """A lower bound came out above the value: one of them is wrong. Please report the problem."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def judge(value: float, proof: Proof) -> Certificate:
         return without("the dual rows of this point prove nothing", value, proof.ratio)
     if bound > value * (1.0 + ROUNDING):
         reason = f"the bound {bound:.15g} came out above the value {value:.15g}: one of them is wrong, please report it"
-        warnings.warn(reason, BoundAboveValue, stacklevel=2)
+        warnings.warn(reason, Contradiction, stacklevel=2)
         return without(reason, value, proof.ratio)
     bound = min(bound, value)  # rounding
     gap = (value - bound) / value if value > 0 else 0.0

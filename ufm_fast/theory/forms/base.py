@@ -31,6 +31,15 @@ class ClosedForm:
         return self.logits.point()
 
 
+#: Relative gap up to which a value that was found by iteration counts as the minimum.
+PROVED = 1e-10
+
+
+def proved(value: float, shortfall: float) -> bool:
+    """Whether a value found by iteration is the minimum: ``shortfall``, by duality, is what it may lie above it."""
+    return shortfall <= PROVED * value
+
+
 def class_counts(problem: Problem) -> Tensor:
     counts: Tensor = problem.counts.cpu()
     return counts

@@ -12,7 +12,7 @@ from ufm_fast.losses import Focal
 from ufm_fast.problem import Problem
 from ufm_fast.theory.arguments import bias_penalty
 from ufm_fast.theory.certificates.focal_with_bias import balanced_bound
-from ufm_fast.theory.forms.base import ClosedForm, class_counts, grouped
+from ufm_fast.theory.forms.base import ClosedForm, class_counts, grouped, proved
 from ufm_fast.theory.frames import GroupedLogits, RowsOfClasses, TagAverages
 from ufm_fast.theory.imbalanced import collapsed_ce
 from ufm_fast.theory.multilabel import pick_all_minimum
@@ -55,7 +55,7 @@ def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> Clos
         return None  # the empty classes' bias runs away to minus infinity
     classes = (sizes[0], sizes[1])
     best = two_group_ce(classes, (counts[0], counts[1]), problem.lambda_w, problem.lambda_h, lambda_b, smoothing)
-    if best.rank > problem.dim:
+    if best.rank > problem.dim or not proved(best.value, best.shortfall):
         return None
     logits = grouped(
         problem,
@@ -116,7 +116,7 @@ def pick_all(problem: Problem) -> ClosedForm | None:
     if per_set is None:
         return None
     best = pick_all_minimum(classes, per_set, problem.lambda_w, problem.lambda_h)
-    if best.sigma > 0 and problem.dim < classes - 1:
+    if (best.sigma > 0 and problem.dim < classes - 1) or not proved(best.value, best.shortfall):
         return None
     with_bias, penalties = problem.bias != "none", (problem.lambda_w, problem.lambda_h)
     logits = TagAverages(classes, problem.dim, sets.indptr, sets.indices, best.slopes, best.sigma, with_bias, *penalties)

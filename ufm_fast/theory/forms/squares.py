@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ufm_fast.problem import Problem
 from ufm_fast.theory.arguments import bias_penalty, nuclear_coefficient
-from ufm_fast.theory.forms.base import ClosedForm, class_counts, grouped
+from ufm_fast.theory.forms.base import ClosedForm, class_counts, grouped, proved
 from ufm_fast.theory.frames import OrthogonalFrame
 from ufm_fast.theory.squared_error import (
     BiasedSpectrum,
@@ -73,7 +73,7 @@ def _imbalanced_mse(problem: Problem, values: Tensor, sizes: Tensor) -> ClosedFo
     kept = found.sigma > found.tau
     within = np.maximum(np.sqrt(n) - found.tau, 0)
     rank = int(kept.sum() + (size - 1) @ (within > 0))
-    if rank > problem.dim:
+    if rank > problem.dim or not proved(found.value, found.shortfall):
         return None
     pad = ((first, 0), (0, 0))
     logits = grouped(
