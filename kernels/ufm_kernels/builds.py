@@ -130,7 +130,7 @@ def one_pass_builds(architecture: int) -> Iterator[Build]:
                 "TARGETS": targets, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, "D": depth,
             }  # fmt: skip
             forward = {**matrices, "V": f"*{stored}", "flag": "*i32", "statistics": "*fp32", **common}
-            weight = {**matrices, "X": f"*{stored}", "factor": "*fp32", "sums": "*fp32", **common}
+            weight = {**matrices, "X": f"*{stored}", "factor": "*fp32", "sums": "*fp64", **common}
             yield Build(
                 f"one_pass/{mode}/d={depth}/forward", "one_pass.forward_kernel", architecture, of_rows, forward,
                 {**constants, "FLAG": True, "BLOCK_M": of_rows.rows, "BLOCK_N": of_rows.columns},
@@ -218,10 +218,13 @@ def segment_builds(architecture: int) -> Iterator[Build]:
             "H": f"*{element}", "weight": "*fp32", "order": "*i64", "ordered": "*i32", "starts": "*i64", "out": "*fp32",
             "columns": "i32", "classes": "i32", "stride": "i32", "scale": "fp32",
         }  # fmt: skip
-        for span, pairs in ((128, False), (128, True), (512, False), (512, True)):
+        sums = [(span, pairs, "fp32") for span in (128, 512) for pairs in (False, True)]
+        if element == "fp32":  # of a bias
+            sums += [(128, False, "fp64"), (128, True, "fp64")]
+        for span, pairs, out in sums:
             constants = {"PAIRS": pairs, "TARGETS": 1, "SPLITS": 16, "BLOCK_M": 2048 // span, "BLOCK_N": span}
-            name = f"class_sums/{element}/{span}/{'pairs' if pairs else 'classes'}"
-            yield Build(name, "segments.class_sums_kernel", architecture, tile, types, constants)
+            name = f"class_sums/{element}/{span}/{'pairs' if pairs else 'classes'}/{out}"
+            yield Build(name, "segments.class_sums_kernel", architecture, tile, {**types, "out": f"*{out}"}, constants)
 
 
 def row_builds(architecture: int) -> Iterator[Build]:
@@ -268,7 +271,7 @@ def weighted_sums_builds(architecture: int) -> Iterator[Build]:
             tile = Tile(block, span, 0, 4, 2)
             constants = {"TRANSPOSED": transposed, "HALVES": halves, "BLOCK": block, "SPAN": span}
             name = f"weighted_sums/{element}/{'transposed' if transposed else 'rows'}"
-            stored = {**types, "E": f"*{element}"}
+            stored = {**types, "E": f"*{element}", "out": "*fp64" if transposed else "*fp32"}
             yield Build(name, "products.weighted_sums_kernel", architecture, tile, stored, constants)
 
 

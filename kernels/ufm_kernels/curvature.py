@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .head import check, check_buffers, coefficients, features_of, settled, subtract_targets
+from .head import check, check_buffers, coefficients, column_sums, features_of, settled, subtract_targets
 from .hvp import move_exponentials
 from .launch import on_device
 from .matvec import exponential_product
@@ -25,6 +25,7 @@ from .operands import empty_chunk, logit_operands, mode_named, operand, product_
 from .products import add_product, add_weighted_sums
 from .rows import LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight, mean_over
 from .segments import Segments, add_class_sums, target_logits
+from .squared_error import weighted_sum
 
 
 def cross_entropy_curvature(log_ratio: Tensor, probability: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def softmax_hvp(
     base = mean_over(du, labels)
     du = torch.where(known, du - base[:, None], 0.0)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    moves, every = [], Rows.of(z, labels, row_weight)
+    moves, every, sums = [], Rows.of(z, labels, row_weight), column_sums(out_bias)
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         rows, e, scale = every.part(part), E[: len(H[part])], row_weight[part]
@@ -108,14 +109,14 @@ def softmax_hvp(
         product, _ = product_operand(features[part], chosen)
         add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True, down=down)
         if out_bias is not None:
-            add_weighted_sums(out_bias, e, ones, passes=passes, classes=classes)
+            add_weighted_sums(sums, e, ones, passes=passes, classes=classes)
     own, moved = coefficients(every, smoothing), torch.cat(moves)
-    add_target_terms(
-        (features, weight, d_features, d_weight), labels, own, moved, (out_features, out_weight, out_bias), segments
-    )
+    add_target_terms((features, weight, d_features, d_weight), labels, own, moved, (out_features, out_weight, sums), segments)
+    if out_bias is not None:
+        out_bias += sums
     if smoothing:
         out_features.addr_(row_weight, d_weight.float().mean(0), alpha=-smoothing)
-        out_weight -= (smoothing / classes) * (row_weight @ d_features.float())
+        out_weight -= (smoothing / classes) * weighted_sum(d_features, row_weight)
 
 
 def second_factor(rows, ds, du, weight_fn, curvature_fn):
@@ -181,7 +182,7 @@ class LogitGradient:
         """G' Y (K, r) for Y (R, r), r <= 16."""
         out = self.product(self.factor[:, None] * Y, transposed=True).contiguous()
         add_class_sums(out, Y.contiguous(), self.own, self.segments, -1.0)
-        return out - (self.smoothing / self.classes) * (self.row_weight @ Y)
+        return out - (self.smoothing / self.classes) * weighted_sum(Y, self.row_weight).to(Y.dtype)
 
 
 @torch.no_grad()

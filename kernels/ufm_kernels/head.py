@@ -18,6 +18,7 @@ from .operands import Mode, empty_chunk, logit_operands, mode_named, operand, pr
 from .products import Step, add_finished, add_product, add_weighted_sums
 from .rows import HeadResult, LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight
 from .segments import Segments, add_class_sums, target_logits
+from .squared_error import weighted_sum
 from .tiles import products_for
 
 NARROW = 128  # columns of features that the one-pass kernels hold
@@ -106,11 +107,16 @@ def softmax_value_and_grad(
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
     check_steps(steps, features, weight, products, need_features and need_weight)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
-    into = (grad_features, grad_weight, grad_bias)
+    into = (grad_features, grad_weight, column_sums(grad_bias))
     of_features, of_weight = who_multiplies(products, mode, features, steps)
     write = fresh and not smoothing and steps is None  # by the library's products; all else adds
     if fresh:
-        clear(*into, but=(write and of_features == "library", write and of_weight == "library", False))
+        clear(
+            grad_features,
+            grad_weight,
+            grad_bias,
+            but=(write and of_features == "library", write and of_weight == "library", False),
+        )
     mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     classes = weight.shape[0]
     H, W = logit_operands(features, weight, chosen)
@@ -124,7 +130,7 @@ def softmax_value_and_grad(
 
     def target_terms() -> None:
         own = coefficients(every, smoothing)
-        add_targets(features, labels, own, every.own, grad_weight, grad_bias, segments, classes)
+        add_targets(features, labels, own, every.own, grad_weight, into[2], segments, classes)
 
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
@@ -140,9 +146,11 @@ def softmax_value_and_grad(
             step = steps[1] if steps and last else None
             add_weight(grad_weight, e, features[part], rows.factor, chosen, of_weight, step, fresh=write and start == 0)
         if grad_bias is not None:
-            add_weighted_sums(grad_bias, e, rows.factor, passes=chosen.passes, classes=classes)
+            add_weighted_sums(into[2], e, rows.factor, passes=chosen.passes, classes=classes)
     if not steps:
         target_terms()
+    if grad_bias is not None:
+        grad_bias += into[2]
     return finish(every.result(value_fn), smoothing, z, mean)
 
 
@@ -189,15 +197,20 @@ def one_pass_value_and_grad(
         subtract_targets(grad_features, weight if chosen.passes == 3 else W, labels, own)
     if need_weight or grad_bias is not None:
         X = operand(features, chosen.products, chosen.passes, rows.factor)
-        grown, column_sums = transposed(H, W, X, bias, rows.offset, labels, rows.factor, passes=chosen.passes)
+        grown, sums = transposed(H, W, X, bias, rows.offset, labels, rows.factor, passes=chosen.passes)
         if need_weight:
             grad_weight += grown[:, : features.shape[1]]
-        if grad_bias is not None:
-            grad_bias += column_sums
-    add_targets(features, labels, own, rows.own, grad_weight, grad_bias, segments, weight.shape[0])
-    into = (grad_features, grad_weight, grad_bias)
+    into = (grad_features, grad_weight, None if grad_bias is None else sums)
+    add_targets(features, labels, own, rows.own, grad_weight, into[2], segments, weight.shape[0])
     mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
+    if grad_bias is not None:
+        grad_bias += sums
     return finish(rows.result(value_fn), smoothing, z, mean)
+
+
+def column_sums(grad_bias: Tensor | None) -> Tensor | None:
+    """Zeros in fp64 to add the sums over all rows to: in fp32 a million equal terms end wrong in the third digit."""
+    return None if grad_bias is None else torch.zeros_like(grad_bias, dtype=torch.float64)
 
 
 def clear(*buffers: Tensor | None, but: tuple[bool, ...] = (False, False, False)) -> None:
@@ -360,9 +373,9 @@ def add_smoothing(features, weight, bias, labels, row_weight, smoothing, grad_fe
     if grad_features is not None:
         grad_features.addr_(row_weight, middle, alpha=-smoothing)
     if grad_weight is not None:
-        grad_weight -= (smoothing / classes) * (row_weight @ features.float())
+        grad_weight -= (smoothing / classes) * weighted_sum(features, row_weight)
     if grad_bias is not None:
-        share = torch.zeros((classes, 1), device=labels.device)
+        share = torch.zeros((classes, 1), dtype=torch.float64, device=labels.device)
         ones = torch.ones((len(labels), 1), device=labels.device)
         add_class_sums(share, ones, row_weight[:, None], segments or Segments.of(labels, classes))
         share -= share[0].clone()  # exactly zero where all classes weigh the same

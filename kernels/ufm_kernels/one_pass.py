@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .launch import Launch, ceil_div, laid_out, next_power_of_2, on_device
 from .primitives import exponential, mask_targets, multiply, multiply_pairs, round_to, tile_at
+from .squared_error import float64_of
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def weight_kernel(
     w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_M, D)
     if BIAS:
         shift = tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)
-    weights = tl.zeros((BLOCK_M,), tl.float32)
+    weights = tl.zeros((BLOCK_M,), tl.float64)  # a sum over a million rows
     total = tl.zeros((BLOCK_M, D), tl.float32)
     for row in range(first, last, BLOCK_N):
         r = row + tl.arange(0, BLOCK_N)
@@ -111,7 +112,7 @@ def weight_kernel(
         e = round_to(z, SINGLE)
         e_low = round_to(z - e.to(tl.float32), SINGLE)
         kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)
-        weights += tl.sum(kept * tl.load(factor + r, mask=r < rows, other=0.0)[None, :], 1)
+        weights += tl.sum(kept * tl.load(factor + r, mask=r < rows, other=0.0)[None, :], 1).to(tl.float64)
         x = load_half(X, row, 0, rows, width, width * halves, BLOCK_N, D)
         x_low = load_half(X, row, low * width, rows, width, width * halves, BLOCK_N, D)
         total = multiply_halves(e, e_low, x, x_low, total, PASSES)
@@ -158,7 +159,7 @@ def forward(H, W, V, bias, offset, labels, *, passes, flag=None, into=None, laun
 
 @on_device
 def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, parts=None):
-    """(E' X (classes, width) fp32, E' factor (classes,) fp32), E as in `forward`, X (rows, halves * width)."""
+    """(E' X (classes, width) fp32, E' factor (classes,) fp64), E as in `forward`, X (rows, halves * width)."""
     H, W, X, bias, offset, labels, factor = laid_out(H, W, X, bias, offset, labels, factor)
     halves = 1 if passes == 1 else 2
     classes, depth, width = W.shape[0], W.shape[1] // halves, X.shape[1] // halves
@@ -167,7 +168,7 @@ def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, pa
     blocks = ceil_div(classes, tile.rows)
     parts, span = parts_of(blocks, H.shape[0], tile.columns) if parts is None else parts
     out = offset.new_empty((parts, classes, width))
-    sums = offset.new_empty((parts, classes))
+    sums = offset.new_empty((parts, classes), dtype=float64_of(offset))
     weight_kernel[(blocks, parts)](
         H, W, X, bias if bias is not None else offset, offset, labels, factor, out, sums,
         H.shape[0], classes, depth, width, span,

@@ -135,7 +135,7 @@ def weighted_sums_kernel(
         length, limit = classes, rows
     else:
         length, limit = rows, classes
-    total = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float64)  # of up to millions of terms that may all be equal
     for begin in range(0, limit, SPAN):
         summed = begin + tl.arange(0, SPAN)
         w = tl.load(weight + summed, mask=summed < limit, other=0.0)
@@ -147,13 +147,13 @@ def weighted_sums_kernel(
         e = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         if HALVES == 2:
             e += tl.load(place + stride // 2, mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(w[:, None] * e, 0)
+        total += tl.sum(w[:, None] * e, 0).to(tl.float64)
     tl.store(out + kept, total + tl.load(out + kept, mask=kept < length, other=0.0), mask=kept < length)
 
 
 @on_device
 def add_weighted_sums(out, E, weight, *, passes, classes, transposed=True):
-    """out (classes,) += E' weight if `transposed`, else out (rows,) += E weight; fp32, E as `off_target` leaves it."""
+    """out (classes,) += E' weight if `transposed`, else out (rows,) += E weight; out fp32 or fp64, E of `off_target`."""
     check_written(out=out)
     E, weight = laid_out(E, weight)
     block, span = (64, 64) if transposed else (16, 256)

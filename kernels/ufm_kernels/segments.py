@@ -63,14 +63,14 @@ def class_sums_kernel(
     share = (end - start + SPLITS - 1) // SPLITS
     first, last = start + part * share, tl.minimum(start + (part + 1) * share, end)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_N,), tl.float32)
+    total = tl.zeros((BLOCK_N,), tl.float64)  # a class may have millions of rows
     for begin in range(first, last, BLOCK_M):
         place = begin + tl.arange(0, BLOCK_M)
         pair = tl.load(order + place, mask=place < last, other=0)
         scaled = tl.load(weight + pair, mask=place < last, other=0.0)
         inside = (place < last)[:, None] & (c < columns)[None, :]
         h = tl.load(H + (pair // TARGETS).to(tl.int64)[:, None] * stride + c[None, :], mask=inside, other=0.0)
-        total += tl.sum(scaled[:, None] * h.to(tl.float32), 0)
+        total += tl.sum(scaled[:, None] * h.to(tl.float32), 0).to(tl.float64)
     row = out + (part.to(tl.int64) * classes + label) * columns + c
     inside = (c < columns) & (end > start)
     tl.store(row, tl.load(row, mask=inside, other=0.0) + scale * total, mask=inside)
@@ -130,7 +130,7 @@ def target_logits(H: Tensor, W: Tensor, bias: Tensor | None, labels: Tensor) -> 
 def add_class_sums(
     out: Tensor, H: Tensor, weight: Tensor, segments: Segments, scale: float = 1.0, splits: int | None = None
 ) -> None:
-    """out (K, d) fp32 += scale * sum of weight_it h_i over the pairs of each class, weight (rows, T) fp32.
+    """out (K, d) fp32 or fp64 += scale * sum of weight_it h_i over the pairs of each class, weight (rows, T) fp32.
 
     With few classes the segments are cut into `splits` parts, summed in a fixed order.
     """

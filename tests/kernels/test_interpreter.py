@@ -1026,3 +1026,28 @@ def test_parameters_that_want_gradients_leave_the_buffers_alone(products):
         grad_weight=out[1], mode="bf16", products=products,
     )  # fmt: skip
     assert not any(x.requires_grad for x in (*out, result.losses))
+
+
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+def test_column_sums_over_rows_run_in_float64(driver):
+    """Two weights that cancel, far apart, leave the others their digits, as a million equal terms would."""
+    case = Case(192, 3, 16, 5, "tf32x3")
+    case.features, case.labels = case.features[:1].expand(192, -1).contiguous(), case.labels[:1].expand(192, -1).contiguous()
+    case.row_weight = torch.zeros(192, device=DEVICE)
+    case.row_weight[0], case.row_weight[64:128], case.row_weight[128] = 1e9, 0.1, -1e9
+    options = {"chunk_rows": 64} if driver is head.softmax_value_and_grad else {}
+    assert error(case.run(driver, smoothing=0.1, **options)[1][2], case.reference(smoothing=0.1)[1][2]) < 1e-5
+    buffers = [torch.zeros_like(x) for x in (case.features, case.weight, case.bias)]
+    direction = [torch.ones_like(x) for x in buffers]
+    moves = {f"d_{name}": x for name, x in zip(("features", "weight", "bias"), direction, strict=True)}
+    into = {f"out_{name}": x for name, x in zip(("features", "weight", "bias"), buffers, strict=True)}
+    labels = case.labels[:, 0]
+    softmax_hvp(
+        case.features, case.weight, case.bias, labels, case.row_weight, chunk_rows=64, mode="tf32x3", **moves, **into
+    )  # fmt: skip
+    one = case.parameters()
+    one[0] = case.features[:1].double().requires_grad_()
+    z = torch.nn.functional.cross_entropy(one[0] @ one[1].T + one[2], labels[:1])
+    gradient = torch.autograd.grad(z, one, create_graph=True)
+    (expected,) = torch.autograd.grad(sum(g.sum() for g in gradient), one[2:])
+    assert error(buffers[2], 6.4 * expected) < 1e-4

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
+from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
 
 _CHUNK = 1 << 13  # rows: a block and its float64 copy stay in the cache
 
@@ -66,7 +67,7 @@ def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True) -> Ten
             weighted = h * weight[part]
             fit = fit - (weighted * own).sum(dtype=torch.float64)
             if out.weight is not None:
-                out.weight.index_add_(0, y[part], weighted, alpha=-1)
+                add_class_sums(out.weight, y[part], h, -o[part])
         if out.features is not None:
             residual = h @ A_cast
             if own is not None:
@@ -75,12 +76,12 @@ def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True) -> Ten
                 residual.add_(shift)
             out.features[part].addcmul_(residual, weight[part])
     if b is not None:
-        m = (H.double() * o[:, None]).sum(0)
+        m = weighted_sum(H, o)
         Wm, bias = W.double() @ m, b.double()
         slope = Wm + total * bias
         fit = fit + bias @ Wm + 0.5 * total * (bias @ bias)
         if targets:
-            v = torch.zeros(W.shape[0], dtype=torch.float64, device=W.device).index_add_(0, y, o)
+            v = class_totals(W.shape[0], y, o)
             fit, slope = fit - v @ bias, slope - v
         if out.weight is not None:
             out.weight.addr_(b, m.to(W.dtype))
@@ -106,9 +107,10 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True) -> 
     if out.weight is not None:
         out.weight.addmm_(dW, gram(H, o).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype))
         if targets:
-            out.weight.index_add_(0, y, dH * x.row_weight[:, None].to(dH.dtype), alpha=-1)
+            for part in row_blocks(H.shape[0]):
+                add_class_sums(out.weight, y[part], dH[part], -o[part])
     if b is not None and db is not None:
-        m, dm = (H.double() * o[:, None]).sum(0), (dH.double() * o[:, None]).sum(0)
+        m, dm = weighted_sum(H, o), weighted_sum(dH, o)
         if out.weight is not None:
             out.weight.addr_(db, m.to(W.dtype)).addr_(b, dm.to(W.dtype))
         if out.bias is not None:
@@ -118,19 +120,19 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True) -> 
 def logit_products(x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """G right and G' left for G = D (H W' + 1 b' - Y), by low rank: no R x K array."""
     H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
-    o = x.row_weight[:, None].to(H.dtype)
+    o = x.row_weight.double()
     forward = backward = None
     if right is not None:
         forward = H @ (W.T @ right) - right.index_select(0, y)
         if b is not None:
             forward += b @ right
-        forward *= o
+        forward *= o[:, None].to(H.dtype)
     if left is not None:
-        weighted = left * o
-        backward = W @ (H.T @ weighted)
-        backward.index_add_(0, y, weighted, alpha=-1)
+        backward = W @ gram(H, o, left).to(W.dtype)
+        for part in row_blocks(H.shape[0]):
+            add_class_sums(backward, y[part], left[part], -o[part])
         if b is not None:
-            backward += torch.outer(b, weighted.sum(0))
+            backward += torch.outer(b, weighted_sum(left, o).to(b.dtype))
     return forward, backward
 
 

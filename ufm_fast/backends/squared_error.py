@@ -25,6 +25,7 @@ from torch import Tensor
 from ufm_fast.backends import gram, residual
 from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.gram import logit_products
+from ufm_fast.backends.sums import add_class_sums, class_totals
 from ufm_fast.targets import Targets
 
 __all__ = ["by_residuals", "hvp", "logit_products", "losses", "own_residual", "residual_sum", "value_and_grad"]
@@ -109,17 +110,15 @@ class _Means:
         near, d = x.targets.occupied(x.weight.shape[0])[0], x.weight.shape[1]
         slot, o = torch.searchsorted(near, x.targets.indices), x.row_weight.double()
         means = torch.zeros(near.numel(), d, dtype=torch.float64, device=o.device)
-        for part in gram.row_blocks(slot.numel()):
-            means.index_add_(0, slot[part], x.features[part].double())
-        number = means.new_zeros(near.numel()).index_add_(0, slot, torch.ones_like(o))  # bincount waits for the device
-        means /= number[:, None]
+        add_class_sums(means, slot, x.features)
+        means /= class_totals(near.numel(), slot, torch.ones_like(o))[:, None]  # bincount waits for the device
         tilt, spread = torch.zeros_like(means), means.new_zeros(d, d)
         for part in gram.row_blocks(slot.numel()):
             delta = x.features[part].double() - means[slot[part]]
             weighted = delta * o[part, None]
-            tilt.index_add_(0, slot[part], weighted)
+            add_class_sums(tilt, slot[part], weighted)
             spread.addmm_(weighted.T, delta)
-        weight = means.new_zeros(near.numel()).index_add_(0, slot, o)
+        weight = class_totals(near.numel(), slot, o)
         return cls(replace(x, features=means, targets=Targets(near), row_weight=weight), slot, tilt, spread)
 
     def deviations(self, x: HeadInput) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ufm_fast.backends import squared_error
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype, weighed
+from ufm_fast.backends.sums import add_class_sums, add_product, class_totals, sums_along, weighted_sum
 from ufm_fast.losses import SoftmaxLoss
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
@@ -215,6 +216,7 @@ class TiledBackend:
         W = x.weight.to(compute_dtype(x.weight.dtype))
         (buffer,) = self._spare_or_new(x, W.dtype)
         total = torch.zeros((), dtype=torch.float64, device=W.device)
+        columns = None if out.bias is None else total.new_zeros(W.shape[0])
         margins, masses = [], []
         for c in self._chunks(x, W, buffer):
             total += weighed(c.row_weight, c.value)
@@ -222,14 +224,14 @@ class TiledBackend:
                 least = _segment_min(c.entry_logit, c.entry_row, c.M.shape[0], x.targets.single)
                 margins.append(least - c.E.amax(0).double().log() - c.offset)
                 masses.append(c.log_mass)
-            if out.fresh and c.start == 0 and out.bias is not None:
-                out.bias.zero_()
             spend = W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None)
             self._add_products(
-                x.loss, c, W, W, c.features, out.features, out.weight, out.bias, fresh=out.fresh, spend=spend
+                x.loss, c, W, W, c.features, out.features, out.weight, columns, fresh=out.fresh, spend=spend
             )  # fmt: skip
-        if out.bias is not None and x.loss.smoothing:
-            out.bias.add_(x.loss.smoothing * uneven(x.targets.indices, x.row_weight, W.shape[0]))
+        if out.bias is not None and columns is not None:
+            if x.loss.smoothing:
+                columns += x.loss.smoothing * uneven(x.targets.indices, x.row_weight, W.shape[0])
+            out.bias.copy_(columns) if out.fresh else out.bias.add_(columns)
         self._keep(buffer)
         none = total.new_zeros(0)
         found = RowStatistics(torch.cat([none, *margins]), torch.cat([none, *masses])) if statistics else None
@@ -255,23 +257,26 @@ class TiledBackend:
         self, loss: SoftmaxLoss, c: Chunk, W: Tensor, right: Tensor | None, left: Tensor | None,
         forward: Tensor | None, backward: Tensor | None, column_sum: Tensor | None, fresh: bool = False, spend: bool = False,
     ) -> None:  # fmt: skip
-        """Add G right into ``forward``, G' left into ``backward`` and the column sums of G, for the chunk's rows of G.
+        """Add G right into ``forward``, G' left into ``backward`` and G's column sums (float64), for the chunk's rows of G.
 
         With ``fresh`` forward and backward are written, not added to (backward by the first chunk). With ``spend`` E becomes
         G itself, which has then nothing to add to the products.
         """
         slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
         factor = (slope * c.p / c.mass).to(W.dtype)
-        entry = _entry_coefficients(loss, c, slope).to(W.dtype)
+        exact = _entry_coefficients(loss, c, slope)
+        entry = exact.to(W.dtype)
         even = -loss.smoothing / W.shape[0] * c.row_weight if loss.smoothing else None
         one = c.entry_row.numel() == c.M.numel()  # target a row: rows are in order
-        if column_sum is not None:
-            column_sum.add_(c.E @ factor)
-            # Smoothing's part is added once, by the caller: here it would cancel the digits of what is left near collapse.
-            own = entry if even is None else (-slope * c.p).to(W.dtype)[c.entry_row]
-            column_sum.index_add_(0, c.entry_class, own)
         if spend:
-            c.E.mul_(factor)[c.entry_class, c.entry_row] = entry
+            c.E.mul_(factor)
+        if column_sum is not None:
+            column_sum.add_(c.E.sum(1) if spend else sums_along(c.E, factor))
+            # Smoothing's part is added once, by the caller: here it would cancel the digits of what is left near collapse.
+            own = exact if even is None else (-slope * c.p)[c.entry_row]
+            column_sum.add_(class_totals(c.E.shape[0], c.entry_class, own))
+        if spend:
+            c.E[c.entry_class, c.entry_row] = entry
         if forward is not None and right is not None:
             block = forward[c.start : c.stop]
             if spend:
@@ -289,13 +294,12 @@ class TiledBackend:
             if even is not None:
                 block.add_(torch.outer(even.to(W.dtype), right.sum(0)))
         if backward is not None and left is not None:
-            beta = 0 if fresh and c.start == 0 else 1
-            torch.addmm(backward, c.E, left if spend else left * factor[:, None], beta=beta, out=backward)
+            add_product(backward, c.E, left if spend else left * factor[:, None], fresh=fresh and c.start == 0)
             if not spend:
                 own = left if one else left.index_select(0, c.entry_row)
-                backward.index_add_(0, c.entry_class, own * entry[:, None])
+                add_class_sums(backward, c.entry_class, own, exact)
             if even is not None:
-                backward.add_((even.to(W.dtype) @ left)[None, :])
+                backward.add_(weighted_sum(left, even.to(W.dtype)))
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         if not isinstance(x.loss, SoftmaxLoss):
@@ -304,6 +308,7 @@ class TiledBackend:
         W = x.weight.to(compute_dtype(x.weight.dtype))
         dW = v.weight.to(W.dtype)
         buffer, change = self._buffers(x, W.dtype, 2)
+        columns = None if out.bias is None else torch.zeros(W.shape[0], dtype=torch.float64, device=W.device)
         for c in self._chunks(x, W, buffer):
             dz = change[:, : c.stop - c.start]
             dh = v.features[c.start : c.stop].to(W.dtype)
@@ -313,8 +318,9 @@ class TiledBackend:
                 dz.add_(v.bias.to(W.dtype)[:, None])
             # First the part G dW and G' dH, which uses E as it is; then E is overwritten by the change of G.
             self._add_products(x.loss, c, W, dW, dh, out.features, out.weight, None)
-            self._add_change(x.loss, c, W, dz, out)
-        return None
+            self._add_change(x.loss, c, W, dz, Gradients(out.features, out.weight, columns))
+        if out.bias is not None and columns is not None:
+            out.bias.add_(columns)
 
     def _add_change(self, loss: SoftmaxLoss, c: Chunk, W: Tensor, dz: Tensor, out: Gradients) -> None:
         """dG: with pi the softmax and z~ the change relative to the targets' mean change, off target
@@ -338,17 +344,18 @@ class TiledBackend:
         c.E.mul_(dz.mul_(factor).add_(shift))
         share = c.entry_share
         inner = (slope * q)[c.entry_row] * share * (entry_dz - own[c.entry_row])
-        entry = (inner - ((slope * q + bend) * c.p * mean)[c.entry_row] * share).to(W.dtype)
+        exact = inner - ((slope * q + bend) * c.p * mean)[c.entry_row] * share
+        entry = exact.to(W.dtype)
         if out.features is not None:
             block = out.features[c.start : c.stop]
             block.addmm_(c.E.T, W)
             block.index_add_(0, c.entry_row, W.index_select(0, c.entry_class).mul_(entry[:, None]))
         if out.weight is not None:
-            out.weight.addmm_(c.E, c.features)
-            out.weight.index_add_(0, c.entry_class, c.features.index_select(0, c.entry_row) * entry[:, None])
+            add_product(out.weight, c.E, c.features)
+            own = c.features if one else c.features.index_select(0, c.entry_row)
+            add_class_sums(out.weight, c.entry_class, own, exact)
         if out.bias is not None:
-            out.bias.add_(c.E.sum(1))
-            out.bias.index_add_(0, c.entry_class, entry)
+            out.bias.add_(c.E.sum(1)).add_(class_totals(c.E.shape[0], c.entry_class, exact))
 
 
 def _exponentials(
@@ -460,7 +467,7 @@ def _entry_coefficients(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
 
 def uneven(labels: Tensor, row_weight: Tensor, classes: int) -> Tensor:
     """Weight of each class's rows less the mean over the classes, float64 (K,): exactly zero where all are equal."""
-    weight = torch.zeros(classes, dtype=torch.float64, device=labels.device).index_add_(0, labels, row_weight.double())
+    weight = class_totals(classes, labels, row_weight.double())
     weight -= weight[0].clone()
     return weight - weight.mean()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.gram import gram
+from ufm_fast.backends.sums import add_class_sums, weighted_sum
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
@@ -68,12 +69,13 @@ class Alternating:
         H = x.H * objective.logit_scale
         y = objective.targets.indices
         S = gram(H, weight) + objective.penalties.weight * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
-        C = torch.zeros_like(x.W).index_add_(0, y, H * weight[:, None].to(H.dtype))
+        C = torch.zeros_like(x.W)
+        add_class_sums(C, y, H, weight)
         factor = torch.linalg.cholesky(S)
         if x.b is None:
             return Point(_solve_rows(C, factor), x.H, None)
         # W = (C - b m') S^-1 put into the equation of b: (1 + lambda_b - m'S^-1 m) b = v - C S^-1 m, with sum o = 1.
-        m = torch.mv(H.T, weight.to(H.dtype)).double()
+        m = weighted_sum(H, weight)
         v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=H.device).index_add_(0, y, weight)
         Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
         b = ((v - C.double() @ Sm) / (1.0 + problem.lambda_b - m @ Sm)).to(x.b.dtype)
