@@ -1,0 +1,11 @@
+"""The table of claims: every row of every paper's file. A new row is an entry of ROWS there; a new paper a file, named here."""
+
+from __future__ import annotations
+
+from ufm_fast.reproduce import harun2025, li2023, rangamani2023, tirer2022, yaras2022, zhou2022, zhu2021
+from ufm_fast.reproduce.claim import Claim
+
+_PAPERS = (tirer2022, zhu2021, zhou2022, yaras2022, li2023, rangamani2023, harun2025)
+
+#: Every claim by its name.
+CLAIMS: dict[str, Claim] = {row.name: row for paper in _PAPERS for row in paper.ROWS}

@@ -1,0 +1,86 @@
+"""Zhou et al., Are all losses created equal: a neural collapse perspective, arXiv 2210.02192."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ufm_fast.networks import Options, load, train
+from ufm_fast.problem import Problem
+from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
+from ufm_fast.reproduce.common import Rows, by_layer, curves, figure, median, strips, trajectory
+from ufm_fast.solving import solve
+
+PAPER = "Zhou et al., NeurIPS 2022, arXiv 2210.02192"
+SIZES: dict[str, Any] = {"classes": 10, "dim": 16, "per_class": 5, "lambda_w": 5e-4, "lambda_h": 5e-4}
+#: Loss -> its settings, and the minimum.
+LOSSES: dict[str, tuple[dict[str, Any], float]] = {
+    "ce": ({"loss": "ce"}, 0.0783967876), "mse": ({"loss": "mse", "bias": "free"}, 0.0100060559),
+    "smoothing": ({"loss": "ce", "smoothing": 0.05}, 0.3341436005), "focal": ({"loss": "focal", "gamma": 3.0}, 0.0374474570),
+}  # fmt: skip
+NETWORK = Options(steps=2000, weight_decay=5e-4)
+
+
+def _losses(quick: bool) -> Evidence:
+    numbers, table = {}, []
+    drawn, axes = figure(len(LOSSES))
+    for ax, (name, (settings, _)) in zip(axes, LOSSES.items(), strict=True):
+        problem = Problem(**SIZES, **settings)
+        exact = solve(problem, method="lbfgs", start="normal")
+        numbers[f"value, {name}"] = exact.value
+        steps = 1000 if quick else 20_000
+        solution, rows = trajectory(problem, method="momentum", max_steps=steps)
+        numbers[f"nc2_classifier, {name}"] = max(exact.metrics["nc2_classifier"], solution.metrics["nc2_classifier"])
+        for row in rows:
+            row["gap"] = abs(row["value"] - exact.value) / exact.value
+        table += [{"loss": name, **row} for row in rows]
+        curves(ax, rows, {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc3": "NC3"})
+        ax.set_title(name, fontsize="small")
+        ax.set_xscale("symlog", linthresh=10)
+    return Evidence(numbers, table, drawn)
+
+
+def _networks(quick: bool) -> Evidence:
+    data, seeds = load("digits"), range(1 if quick else 3)
+    options = replace(NETWORK, steps=300) if quick else NETWORK
+    rows: Rows = []
+    for loss in LOSSES:
+        for seed in seeds:
+            trained = train(data, replace(options, loss=loss, seed=seed))
+            layer = by_layer(trained)[-1]
+            rows.append({
+                "loss": loss, "seed": seed, "accuracy": trained.evaluate("test")["accuracy"],
+                "train_accuracy": trained.evaluate("train")["accuracy"], "nc1_quotient": layer.nc1_quotient,
+            })  # fmt: skip
+    accuracy = {loss: median([row["accuracy"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
+    collapse = {loss: median([row["nc1_quotient"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
+    numbers = {"spread of test accuracies": max(accuracy.values()) - min(accuracy.values())}
+    numbers |= {f"NC1 quotient, {loss}": value for loss, value in collapse.items()}
+    drawn, axes = figure(2)
+    for ax, name, label in zip(axes, ("accuracy", "nc1_quotient"), ("test accuracy", "NC1 quotient"), strict=True):
+        strips(ax, {loss: [row[name] for row in rows if row["loss"] == loss] for loss in LOSSES}, label=label)
+    axes[1].set_yscale("log")
+    return Evidence(numbers, rows, drawn)
+
+
+ROWS = (
+    Claim(
+        "zhou2022-losses", PAPER,
+        "Cross-entropy, squared error, label smoothing and focal loss all have simplex ETFs as their only minimisers.",
+        "smoothing .05, focal gamma 3, wd = 5e-4; networks on images",
+        "K = 10, d = 16, n = 5, lambda 5e-4, no bias (squared error: free); lbfgs, and momentum over all samples",
+        tuple(Quantity(f"value, {name}", theory, 1e-9) for name, (_, theory) in LOSSES.items())
+        + tuple(Quantity(f"nc2_classifier, {name}", 0.0, 1e-7, "absolute", quick_tolerance=2e-2) for name in LOSSES),
+        _losses, seconds=40, quick="1,000 momentum steps instead of up to 20,000", quick_seconds=8,
+    ),
+    Claim(
+        "zhou2022-networks", PAPER,
+        "Networks trained to collapse with any of the four losses test equally well.",
+        "WRN50, CIFAR10 and others, 200 epochs and more", "digits, MLP 128-128, 2,000 steps, medians over 3 seeds",
+        (
+            Quantity("spread of test accuracies", 0.0, 0.03, "absolute"),
+            *(Quantity(f"NC1 quotient, {loss}") for loss in LOSSES),
+        ),
+        _networks, seconds=60, quick="300 steps, one seed", quick_seconds=8,
+    ),
+)  # fmt: skip
