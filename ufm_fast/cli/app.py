@@ -14,12 +14,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ufm_fast.cli import practice
 from ufm_fast.cli.flags import with_flags
 from ufm_fast.errors import InputError
 from ufm_fast.runs.options import SETTINGS
 
 OK, FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-_TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken of
+TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken of
 
 app = typer.Typer(
     name="ufm-fast",
@@ -54,7 +55,7 @@ def solve(
         commands.print_presets(json)
         return
     code = commands.solve(given, config, out, resume, json=json, quiet=quiet, plots=plots)
-    raise typer.Exit(_TOLD if code == INTERRUPTED else code)
+    raise typer.Exit(TOLD if code == INTERRUPTED else code)
 
 
 @app.command()
@@ -119,6 +120,9 @@ def export(
     commands.export(run, format, out, quiet=quiet)
 
 
+practice.register(app)
+
+
 @app.callback(invoke_without_command=True)
 def overview(
     context: typer.Context,
@@ -167,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.format_message()
         return _fail(message) if message else BAD_INPUT
-    return INTERRUPTED if code == _TOLD else int(code or OK)
+    return INTERRUPTED if code == TOLD else int(code or OK)
 
 
 def _out_of_memory(error: Exception) -> bool:
