@@ -187,3 +187,16 @@ def test_without_matplotlib_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"ufm-fast\[plot\]"):
         plots.new_figure()
+
+
+def test_fonts_in_a_pdf_are_truetype_and_no_setting_stays(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with plots.paper_style():
+        figure = plots.new_figure()
+        figure.subplots().set_xlabel("step")
+        assert figure.axes[0].xaxis.label.get_size() == 8
+        plots.save(figure, tmp_path, "f")
+    assert b"/Type3" not in (tmp_path / "f.pdf").read_bytes()
+    assert dict(matplotlib.rcParams) == before

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -34,9 +35,30 @@ _LABELS = {
     "nc3": "NC3  self-duality",
     "nc4": "NC4  share predicted unlike the nearest mean",
 }
+#: One colour for one quantity, in every figure.
+QUANTITY_COLOURS = {
+    "gap": "0.35", "relative_gap": "0.35", "nc1_pinv": COLOURS[0], "nc1_quotient": COLOURS[0], "nc2_classifier": COLOURS[1],
+    "nc2_classifier_frame": COLOURS[1], "nc2_means": COLOURS[2], "nc2_means_frame": COLOURS[2], "nc3": COLOURS[3],
+    "self_duality_uncentred": COLOURS[3], "nc4": COLOURS[4],
+}  # fmt: skip
 _BLOCKS = 200
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label
 _PAIRS = 200_000
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Text of eight points for figures of one or two columns; what is drawn and saved inside has it. Nothing stays set.
+
+    Errors: InputError without matplotlib.
+    """
+    new_figure()
+    import matplotlib
+
+    style: dict[Any, Any] = {"font.size": 8.0, "axes.titlesize": 8.0, "lines.markersize": 4.0}
+    style |= {name: 7.0 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")}
+    with matplotlib.rc_context(style):
+        yield
 
 
 def new_figure(width: float = 5.2, height: float = 3.8) -> Figure:
@@ -276,6 +298,8 @@ def _singular_values(rows: Tensor) -> Tensor:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name``.png and ``name``.pdf, each whole or not at all."""
+    import matplotlib
+
     from ufm_fast.runs.files import atomic
 
     paths = []
@@ -283,7 +307,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         path = folder / f"{name}.{kind}"
         # No date in the file: the same run draws the same bytes.
         metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-        with atomic(path) as temporary:
+        with atomic(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType, which journals ask for
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
         paths.append(path)
     return paths

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 #: Widths of one and two columns, in inches.
 COLUMN, PAGE = 3.3, 6.8
+#: What is smaller is not drawn: it is rounding, not a trend.
+ROUNDING = 1e-12
 
 Measure = Callable[[Problem, Point], Mapping[str, float]]
 
@@ -51,26 +53,33 @@ def figure(panels: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
     return drawn, list(drawn.subplots(1, panels, squeeze=False)[0])
 
 
-def curves(ax: Axes, rows: Rows, names: Mapping[str, str], *, against: str = "step", floor: float = 1e-16) -> Axes:
-    """Columns of ``rows`` on a logarithmic axis, those of ``names`` with their labels; below ``floor`` all is rounding."""
+def curves(ax: Axes, rows: Rows, names: Mapping[str, str], *, against: str = "step", legend: bool = True) -> Axes:
+    """Columns of ``rows`` on a logarithmic axis, those of ``names`` with their labels."""
     for number, (name, label) in enumerate(names.items()):
-        shown = [(row[against], row[name]) for row in rows if row.get(name) is not None and row[name] > floor]
+        shown = [(row[against], row[name]) for row in rows if row.get(name) is not None and row[name] > ROUNDING]
         if shown:
             x, y = zip(*shown, strict=True)
-            ax.plot(x, y, label=label, **plots.line_style(number))
+            ax.plot(x, y, label=label, **quantity_style(name, number))
     ax.set_yscale("log")
     ax.set_xlabel(against)
-    ax.legend(frameon=False, fontsize="x-small")
+    if legend:
+        ax.legend(frameon=False)
     return ax
+
+
+def quantity_style(name: str, number: int) -> dict[str, Any]:
+    """The quantity's own colour, or the next of the palette."""
+    style = plots.line_style(number)
+    return {**style, "color": plots.QUANTITY_COLOURS.get(name, style["color"])}
 
 
 def strips(ax: Axes, values: Mapping[str, Sequence[float]], *, label: str) -> Axes:
     """A column of dots, one a seed, for each name, with a line at the median."""
     for place, (name, numbers) in enumerate(values.items()):
         colour = plots.COLOURS[place % len(plots.COLOURS)]
-        ax.plot([place] * len(numbers), numbers, "o", color=colour, markersize=4, label=name)
+        ax.plot([place] * len(numbers), numbers, "o", color=colour, label=name)
         ax.plot([place - 0.3, place + 0.3], [median(numbers)] * 2, color=colour, linewidth=1.5)
-    ax.set_xticks(range(len(values)), list(values), rotation=20, ha="right", fontsize="x-small")
+    ax.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
     ax.set_xlim(-0.6, len(values) - 0.4)
     ax.set_ylabel(label)
     return ax

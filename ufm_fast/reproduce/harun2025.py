@@ -33,7 +33,7 @@ def _spike(quick: bool) -> Evidence:
     drawn, axes = figure(3)
     labels = ("loss after the switch", "test accuracy then", "steps to loss .1")
     for ax, values, label in zip(axes, (loss, accuracy, steps), labels, strict=True):
-        strips(ax, values, label=label)
+        strips(ax, {name.replace("least squares", "LS"): numbers_ for name, numbers_ in values.items()}, label=label)
     return Evidence(numbers, [asdict(row) for row in rows], drawn)
 
 

@@ -26,7 +26,7 @@ def _layers(quick: bool) -> Evidence:
         **{f"alignment, layer {number}": value for number, value in enumerate(aligned, 1)},
     }
     drawn, axes = figure(3, height=2.1)
-    shown = {"nc1_quotient": "NC1 quotient", "mismatch": "nearest-mean mismatch", "alignment": "alignment"}
+    shown = {"nc1_quotient": "NC1 quotient", "mismatch": "mismatch", "alignment": "alignment"}
     for ax, (place, (name, label)) in zip(axes, enumerate(shown.items()), strict=True):
         ax.plot(range(1, DEPTH + 1), [row[name] for row in rows], marker="o", color=plots.COLOURS[place])
         ax.set(xlabel="layer", ylabel=label, xticks=range(1, DEPTH + 1))

@@ -112,7 +112,8 @@ def _stamp(claim: Claim, quick: bool) -> dict[str, Any]:
 def _run(claim: Claim, out: Path, quick: bool) -> Verdict:
     start = time.perf_counter()
     try:
-        evidence = claim.measure(quick)
+        with plots.paper_style():
+            evidence = claim.measure(quick)
         judgements = claim.judge(evidence.numbers, quick)
     except InputError:
         raise  # a package that is missing, said in one line
@@ -141,7 +142,8 @@ def _verdict(claim: Claim, judgements: list[Judgement], seconds: float, quick: b
 
 def _write(claim: Claim, evidence: Evidence, verdict: Verdict, folder: Path, quick: bool) -> None:
     folder.mkdir(exist_ok=True)
-    plots.save(evidence.figure, folder, claim.name)
+    with plots.paper_style():
+        plots.save(evidence.figure, folder, claim.name)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in evidence.rows for name in row)), lineterminator="\n")
     writer.writeheader()

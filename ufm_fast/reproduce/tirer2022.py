@@ -38,7 +38,7 @@ def _frame(quick: bool) -> Evidence:
         for row in rows:
             row["gap"] = (row["value"] - FRAME) / FRAME
         labels = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier_frame": "NC2 W", "nc2_means_frame": "NC2 means"}
-        curves(ax, rows, {**labels, "self_duality_uncentred": "NC3"}).set_title(method, fontsize="small")
+        curves(ax, rows, {**labels, "self_duality_uncentred": "NC3"}).set_title(method)
     return Evidence(numbers, table, drawn)
 
 

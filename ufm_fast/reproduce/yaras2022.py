@@ -23,7 +23,7 @@ def _network(quick: bool) -> Evidence:
     steps_of = {name: [row["steps"] for row in rows if row["head"] == name] for name in HEADS}
     plain, unit = (median(steps_of[name]) for name in HEADS)
     drawn, (ax,) = figure()
-    strips(ax, steps_of, label="steps to 99 % of the training set")
+    strips(ax, steps_of, label="steps to 99 %")
     numbers = {"steps, unit / plain": unit / plain, "steps, plain": plain, "steps, unit": unit}
     return Evidence(numbers, rows, drawn)
 

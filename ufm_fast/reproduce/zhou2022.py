@@ -34,9 +34,10 @@ def _losses(quick: bool) -> Evidence:
         for row in rows:
             row["gap"] = abs(row["value"] - exact.value) / exact.value
         table += [{"loss": name, **row} for row in rows]
-        curves(ax, rows, {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc3": "NC3"})
-        ax.set_title(name, fontsize="small")
-        ax.set_xscale("symlog", linthresh=10)
+        labels = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc3": "NC3"}
+        curves(ax, rows, labels, legend=name == "ce")
+        ax.set_title(name)
+        ax.set_xscale("log")
     return Evidence(numbers, table, drawn)
 
 

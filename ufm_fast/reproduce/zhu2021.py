@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ufm_fast import plots
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure
+from ufm_fast.reproduce.common import Rows, figure, quantity_style
 from ufm_fast.solving import solve
 from ufm_fast.theory import ce_minimum
 
@@ -31,9 +30,10 @@ def _simplex(quick: bool) -> Evidence:
     drawn, (ax,) = figure()
     for number, (name, label) in enumerate(MEASURES.items()):
         shown = [max(abs(row[name]), 1e-17) for row in rows]
-        ax.plot([row["classes"] for row in rows], shown, marker="o", label=label, **plots.line_style(number))
+        ax.plot([row["classes"] for row in rows], shown, marker="o", label=label, **quantity_style(name, number))
     ax.set(xscale="log", yscale="log", xlabel="classes K", ylabel="distance from collapse")
-    ax.legend(frameon=False, fontsize="x-small")
+    ax.set_xticks([row["classes"] for row in rows], [str(row["classes"]) for row in rows], minor=False)
+    ax.legend(frameon=False)
     return Evidence(numbers, rows, drawn)
 
 
