@@ -120,6 +120,20 @@ def export(
     commands.export(run, format, out, quiet=quiet)
 
 
+@app.command()
+def landscape(
+    run: Annotated[Path, typer.Argument(help="Run directory")],
+    json: Json = False,
+    variables: Annotated[str, typer.Option(help="Variables of the Hessian: balanced | raw")] = "balanced",
+    max_products: Annotated[int, typer.Option(help="Most Hessian products; more raise the lower bound")] = 200,
+    tol: Annotated[float, typer.Option(help="Critical where the gradient's norm is at most this times its scale")] = 1e-6,
+) -> None:
+    """Smallest Hessian eigenvalue at a run's point: saddle, minimum, or neither."""
+    from ufm_fast.cli.landscape import landscape
+
+    landscape(run, json=json, variables=variables, max_products=max_products, tol=tol)
+
+
 practice.register(app)
 
 

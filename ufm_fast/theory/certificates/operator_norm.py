@@ -4,8 +4,8 @@ Power and Lanczos iterations under-estimate a norm, so by themselves they prove 
 
 - ``dense_norm``: eigenvalues of the smaller Gram matrix, enlarged by their rounding error;
 - ``split_norm``: G is cut by the spans of two given orthonormal bases U, V into a 2 x 2 block operator. Three blocks are
-  formed exactly; the norm of the last, on the complements, is bounded by Lanczos with the failure probability of
-  Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992, theorem 4.2), and |G| <= |[[g11, g12], [g21, g22]]|_2.
+  formed exactly; the norm of the last, on the complements, is bounded by Lanczos but for a failure probability
+  (`lanczos`), and |G| <= |[[g11, g12], [g21, g22]]|_2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ufm_fast.lanczos import Lanczos
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -91,31 +93,18 @@ def _complement_norm(
 
     # On the host: the same start whatever the device.
     start = torch.randn(U.shape[0], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(U.device)
-    q = outside(start, U)
-    q /= q.norm()
-    basis, diagonal, off = [q], [], []
-    for _ in range(min(steps, size)):
-        w = outside(adjoint(outside(forward(basis[-1]), V)), U)
-        diagonal.append(float((w * basis[-1]).sum()))
-        known = torch.cat(basis, 1)
-        for _ in range(2):
-            w = w - known @ (known.T @ w)
-        off.append(float(w.norm()))
-        if off[-1] <= 1e-14 * max(abs(diagonal[0]), 1e-300) or len(diagonal) == min(steps, size):
-            break
-        basis.append(w / off[-1])
-    k = len(diagonal)
-    T = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if k > 1:
-        beta = torch.tensor(off[: k - 1], dtype=torch.float64)
-        T += torch.diag(beta, 1) + torch.diag(beta, -1)
-    top = max(float(torch.linalg.eigvalsh(T)[-1]), 0.0)
-    low = math.sqrt(top)
-    if off[-1] <= 1e-14 * max(abs(diagonal[0]), 1e-300) or k == size:
-        # The Krylov space of a random start is invariant: with probability one it holds the top eigenvalue.
+
+    def gram(q: Tensor) -> Tensor:
+        return outside(adjoint(outside(forward(q[:, None]), V)), U)[:, 0]
+
+    krylov = Lanczos(gram, outside(start, U)[:, 0], steps, size)
+    krylov.step()
+    while not krylov.ended:
+        krylov.step()
+    low = math.sqrt(max(float(krylov.ritz()[0][-1]), 0.0))
+    if krylov.exhausted:
         return low * (1.0 + 1e-10), low, failure
-    # P(top < (1 - e) lambda_max) <= 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)), for a uniformly random start.
-    root = math.log(1.648 * math.sqrt(size) / failure) / (2 * k - 1)
-    if root >= 1.0:
+    missed = krylov.missed(failure)
+    if missed >= 1.0:
         return math.inf, low, failure  # too few steps to say anything
-    return low / math.sqrt(1.0 - root**2), low, failure
+    return low / math.sqrt(1.0 - missed), low, failure

@@ -1,0 +1,85 @@
+"""``ufm-fast landscape``: the smallest Hessian eigenvalue at a run's point, and what kind of point that makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ufm_fast.cli import report
+from ufm_fast.errors import InputError
+from ufm_fast.runs import settings
+from ufm_fast.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ufm_fast.objective import Objective
+    from ufm_fast.point import Point
+
+
+def landscape(path: Path, *, json: bool, variables: str, max_products: int, tol: float) -> None:
+    """Classify the saved point of a run, in float64 whatever the run's dtype, and print the verdict."""
+    from ufm_fast.landscape import classify
+
+    run = RunDirectory.open(path, "run")
+    objective, x = _saved_point(run, variables)
+    found = classify(objective, x, tol=tol, max_products=max_products).summary()
+    found = {"run": str(path), "variables": objective.variables, "reduce": objective.reduce, **found}
+    if json:
+        report.print_json(found)
+        return
+    table = Table(title=str(path), title_justify="left", show_header=False, title_style="bold")
+    for name, text in _rows(found):
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def _saved_point(run: RunDirectory, variables: str) -> tuple[Objective, Point]:
+    """The objective of a run, and its point in the objective's variables."""
+    from ufm_fast.objective import Objective
+    from ufm_fast.point import Point
+    from ufm_fast.runs.state import data_arguments, load_state
+
+    if not run.state_file.exists():
+        raise InputError(f"run: {run.path} has no state yet; go on with: ufm-fast solve --resume {run.path}")
+    tensors, _, reduce = load_state(run)
+    config = settings.read_saved(run.config, run.path)
+    config["device"], _ = settings.pick_device(config["device"])
+    problem = settings.build_problem({**config, "dtype": "float64"}, data_arguments(tensors))
+    objective = Objective(problem, reduce=reduce, variables=variables)
+    model = Point.of(tensors).to(device=problem.device)
+    shapes = [(problem.num_classes, problem.head_dim), (objective.rows.number, problem.dim), *problem.trunk.shapes]
+    if [tuple(part.shape) for part in (model.W, model.H, *model.hidden)] != shapes or (model.b is None) != (
+        problem.bias == "none"
+    ):
+        raise InputError(f"run: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
+    return objective, objective.from_model(model.W, model.H, model.b, model.hidden)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    number, certificate = report.number, found["certificate"]
+    certain = f"but for probability {number(found['failure_probability'], 1)}"
+    rows = [
+        ("classification", found["classification"]),
+        (
+            "smallest eigenvalue",
+            f"{number(found['eigenvalue'], 9)}  (counts as negative below -{number(found['threshold'], 2)})",
+        ),
+        (
+            "residual",
+            number(found["residual"], 2) + ("" if found["converged"] else ": not converged; give more --max-products"),
+        ),
+        ("none below", f"{number(found['lower_bound'])}  ({certain})"),
+        ("largest eigenvalue", f"{number(found['largest'])} at least"),
+        ("gradient norm", f"{number(found['gradient_norm'])}  (relative {number(found['relative_gradient'], 2)})"),
+        ("value", number(found["value"], 15)),
+        ("products", str(found["products"])),
+        ("rows, variables", f"{found['reduce']}, {found['variables']}"),
+    ]
+    if certificate is not None and certificate["spectral_ratio"] is not None:
+        rows.insert(2, ("spectral ratio", number(certificate["spectral_ratio"], 9)))
+    if found["kinks"]:
+        said = f"{found['kinks']:,} inputs of ReLUs are zero: gradient and curvature are those of the active piece"
+        rows.append(("kinks", said))
+    return rows
