@@ -41,10 +41,12 @@ def _saved_point(run: RunDirectory, variables: str) -> tuple[Objective, Point]:
     from ufm_fast.point import Point
     from ufm_fast.runs.state import data_arguments, load_state
 
+    if run.config.get("kind") is not None:
+        raise InputError(f"run: {run.path} is a trained network; landscape takes a run of ufm-fast solve")
     if not run.state_file.exists():
         raise InputError(f"run: {run.path} has no state yet; go on with: ufm-fast solve --resume {run.path}")
     tensors, _, reduce = load_state(run)
-    config = settings.read_saved(run.config, run.path)
+    config = settings.read_saved(run.config, run.path, "run")
     config["device"], _ = settings.pick_device(config["device"])
     problem = settings.build_problem({**config, "dtype": "float64"}, data_arguments(tensors))
     objective = Objective(problem, reduce=reduce, variables=variables)

@@ -95,17 +95,19 @@ def read_toml(path: Path) -> Config:
     return settings
 
 
-def read_saved(config: Mapping[str, Any], path: Path) -> Config:
-    """The configuration of the run directory ``path``, where a setting that is missing has its default.
+def read_saved(config: Mapping[str, Any], path: Path, argument: str = "resume") -> Config:
+    """The configuration of the run directory ``path``, which ``argument`` names, where a missing setting has its default.
 
     Errors: InputError for a setting of a wrong type, without a value that it needs, or unknown here.
     """
     where, found = f" in {path / 'config.json'}", {row.name: row.default for row in SETTINGS.values()}
     for name, value in config.items():
         if name not in SETTINGS:
-            raise InputError(f"resume: this version does not know the setting {name}{where}; go on with the one that wrote it")
+            raise InputError(
+                f"{argument}: this version does not know the setting {name}{where}; go on with the one that wrote it"
+            )
         if value is None and SETTINGS[name].default is not None:
-            raise InputError(f"resume: {name}{where} has no value; the file was damaged")
+            raise InputError(f"{argument}: {name}{where} has no value; the file was damaged")
         found[name] = None if value is None else typed(name, value, where, "config: ")
     return found
 

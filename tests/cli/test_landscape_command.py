@@ -43,6 +43,11 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "landscape", "begun")
     assert "no state" in message
     assert "--resume begun" in message
+    config = Path("begun/config.json").read_text()
+    for change, words in (("kind", "trained network"), ("mood", "run: this version does not know the setting mood")):
+        Path("begun/config.json").write_text(config.replace('"config": {', f'"config": {{"{change}": "network",'))
+        shutil.copy("r/state.safetensors", "begun")
+        assert words in refused(capsys, "landscape", "begun")
     assert "not a folder" in refused(capsys, "landscape", "none")
     assert "variables" in refused(capsys, "landscape", "r", "--variables", "polar")
     assert "max_products" in refused(capsys, "landscape", "r", "--max-products", "1")
