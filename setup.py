@@ -10,7 +10,6 @@ VERSION = next(
 
 PLOT = ["matplotlib>=3.8"]
 DATA = ["scikit-learn>=1.3", "mlxtend>=0.23"]
-DOCS = ["sphinx>=8", "furo>=2024.8", "myst-parser>=4"]
 TABLES = ["pandas>=2.0", "pyarrow>=14"]
 
 setup(
@@ -30,7 +29,7 @@ setup(
         "typer>=0.12.4",
         "rich>=13",
         "safetensors>=0.4",
-        "filelock>=3.12",
+        "filelock>=3.20.1",
         'tomli>=2.0; python_version < "3.11"',
         'psutil>=5.9; platform_system != "Linux"',
     ],
@@ -38,7 +37,6 @@ setup(
         "plot": PLOT,
         "data": DATA,
         "tables": TABLES,
-        "docs": PLOT + DATA + DOCS,
         "all": PLOT + DATA + TABLES,
         "test": [
             *PLOT, *DATA, *TABLES,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -52,25 +54,54 @@ def paper_style() -> Iterator[None]:
 
     Errors: InputError without matplotlib.
     """
-    new_figure()
+    _import_matplotlib()
     import matplotlib
 
-    style: dict[Any, Any] = {"font.size": 8.0, "axes.titlesize": 8.0, "lines.markersize": 4.0}
-    style |= {name: 7.0 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")}
-    with matplotlib.rc_context(style):
+    sizes: dict[Any, Any] = {"font.size": 8.0, "axes.titlesize": 8.0, "lines.markersize": 4.0}
+    sizes |= {name: 7.0 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")}
+    with style(), matplotlib.rc_context(sizes):
         yield
 
 
 def new_figure(width: float = 5.2, height: float = 3.8) -> Figure:
     """A figure with an Agg canvas that no global state knows of. Errors: InputError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("plots need matplotlib: pip install 'ufm-fast[plot]'") from error
+    _import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _import_matplotlib() -> None:
+    """Import it, also where MPLBACKEND, of which our figures make no use, names a backend that this environment has not: a
+    notebook's shell commands inherit the notebook's. Errors: InputError without matplotlib.
+    """
+    first = "matplotlib" not in sys.modules
+    inherited = os.environ.pop("MPLBACKEND", None) if first else None
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise InputError("plots need matplotlib: pip install 'ufm-fast[plot]'") from error
+    finally:
+        if inherited is not None:
+            os.environ["MPLBACKEND"] = inherited
+    if inherited:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = inherited
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Settings that our figures need whatever the user's: fonts as outlines that every reader and press takes (no Type 3), and
+    labels that are not TeX.
+    """
+    _import_matplotlib()
+    from matplotlib import rc_context
+
+    with rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "text.usetex": False}):
+        yield
 
 
 # ---- convergence -----------------------------------------------------------------------------------------------------
@@ -298,7 +329,6 @@ def _singular_values(rows: Tensor) -> Tensor:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name``.png and ``name``.pdf, each whole or not at all."""
-    import matplotlib
 
     from ufm_fast.runs.files import atomic
 
@@ -307,7 +337,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         path = folder / f"{name}.{kind}"
         # No date in the file: the same run draws the same bytes.
         metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-        with atomic(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType, which journals ask for
-            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+        with style(), atomic(path) as temporary:
+            try:
+                figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+            except (ValueError, RuntimeError) as error:  # of settings: a SOURCE_DATE_EPOCH that is no number, say
+                raise InputError(f"plots: matplotlib can't draw {path} ({error}); mend its settings") from error
         paths.append(path)
     return paths

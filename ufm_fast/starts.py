@@ -3,69 +3,49 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ufm_fast.arguments import whole
-from ufm_fast.deep_starts import deep_start, orthonormal
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 
-#: Starts that a seed changes, whatever the problem: what restarts need.
-RANDOM_STARTS = ("normal", "orthogonal", "balanced", "small")
-STARTS = (*RANDOM_STARTS, "spectral")
-DEFAULT_START = "spectral"
+STARTS = ("normal", "balanced", "small", "spectral")
 #: Up to this many classes or rows the spectral start takes a dense SVD.
 _DENSE = 4096
 
 
-def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | None = None, scale: float = 1.0) -> Point:
-    """Initial point in the solver's variables.
+def make_start(objective: Objective, name: str = "spectral", *, seed: int | None = None) -> Point:
+    """Initial point in the solver's variables (B, A, b).
 
-    - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d). With layers all factors are normal in the
-      balanced variables (`penalties`), of variance 1/width of their input, 2/width behind a ReLU;
-    - ``orthogonal``: random factors with orthonormal rows or columns, in the balanced variables;
-    - ``small``: ``normal`` times 1e-3, near the saddle at zero, where dynamics start in the papers' figures. With layers
-      zero is a strict local minimum, and that is where it ends;
-    - ``balanced``: random, but with A'A = B'B as critical points have (lambda_w W'W = lambda_h H'H in the model); one layer;
+    - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d);
+    - ``small``: the same times 1e-3, near the saddle at zero, where dynamics start in the papers' figures;
+    - ``balanced``: random, but with A'A = B'B as every critical point has (in the model lambda_w W'W = lambda_h H'H);
     - ``spectral``: the balanced factors of the logits that each class would have at the minimum of a balanced problem with
       its own count (for equal counts and d >= K - 1 that is the minimiser, a simplex ETF); a random code where d < K - 1.
-      With layers each factor takes its share of the singular values of a simplex, or of an orthogonal frame (squared error,
-      ReLU), whose level has the least value on its ray.
 
-    All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to length one.
-    Errors: InputError for an unknown name, or ``balanced`` with layers.
+    The bias starts at zero. Errors: InputError for an unknown name.
     """
     if name not in STARTS:
         raise InputError(f"start must be one of {', '.join(STARTS)} or a file; got {name!r}")
-    problem = objective.problem
+    problem, R = objective.problem, objective.rows.number
     generator = torch.Generator().manual_seed(problem.seed if seed is None else whole(seed, "seed", 0, 2**63 - 1))
-    if not objective.trunk.empty:
-        W, H, hidden = deep_start(objective, name, generator)
-    elif name == "spectral":
-        (W, H), hidden = _spectral(objective, generator), ()
+    if name == "spectral":
+        B, A = _spectral(objective, generator)
     else:
-        (W, H), hidden = _random(objective, name, generator), ()
+        B = torch.randn(problem.num_classes, problem.dim, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim)
+        A = torch.randn(R, problem.dim, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim)
+        if name == "balanced":
+            B, A = _balance(B, A)
+        else:
+            factor = 1e-3 if name == "small" else 1.0
+            B, A = factor * B / objective.weight_scale, factor * A / objective.row_scale.double().cpu()
     device = torch.device(problem.device)
     bias = None if problem.bias == "none" else torch.zeros(problem.num_classes, dtype=objective.dtype, device=device)
-    start = Point(W, H, None, hidden).scale(scale).to(dtype=objective.dtype, device=device)
-    return objective.geometry.project(replace(start, b=bias))
-
-
-def _random(objective: Objective, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    problem, R = objective.problem, objective.rows.number
-    shapes = (problem.num_classes, problem.dim), (R, problem.dim)
-    B, A = (torch.randn(*shape, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim) for shape in shapes)
-    if name == "balanced":
-        return _balance(B, A)
-    if name == "orthogonal":
-        return orthonormal(B), orthonormal(A)
-    factor = 1e-3 if name == "small" else 1.0
-    return factor * B / objective.weight_scale, factor * A / objective.row_scale.double().cpu()
+    return Point(B.to(objective.dtype).to(device), A.to(objective.dtype).to(device), bias)
 
 
 def _balance(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +63,6 @@ def levels(objective: Objective) -> Tensor:
     """Logit gap of each row at the minimum of the balanced problem with its count, float64 (R,)."""
     problem, K = objective.problem, objective.problem.num_classes
     counts = objective.rows.counts.double()
-    if objective.geometry.curved:  # rows have length one whatever it is
-        return torch.ones_like(counts)
     # A frozen factor may have no penalty: its level is that of equal ones.
     strength = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h)) / counts.sqrt()
     if isinstance(problem.loss, SquaredError):

@@ -11,14 +11,16 @@ import pytest
 
 from ufm_fast.errors import InputError
 from ufm_fast.runs.directory import RunDirectory, is_run
-from ufm_fast.runs.files import atomic, config_hash, json_ready, read_json, write_text
+from ufm_fast.runs.files import WriteError, atomic, config_hash, json_ready, read_json, write_text
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"loss": "ce", "tol": 1e-9, "counts": None}
 
 
 def make(path: Path, digest: str = "digest") -> RunDirectory:
-    return RunDirectory.create(path, CONFIG, digest, {"threads": 1})
+    run = RunDirectory.create(path, CONFIG, digest, {"versions": {"ufm-fast": "0"}})
+    run.unlock()
+    return run
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_refused_and_left_clean(tmp_path: Path
         make(tmp_path / "file" / "below")
 
     def full(path: Path, text: str) -> None:
-        raise OSError(28, "No space left on device")
+        raise WriteError(path, OSError(28, "No space left on device"))
 
     monkeypatch.setattr("ufm_fast.runs.directory.write_text", full)
     with pytest.raises(InputError, match="No space left"):
@@ -117,7 +119,7 @@ def test_discard_takes_back_what_was_made_and_no_more(tmp_path: Path) -> None:
         ('{"format": "x"}', "not a run directory"),
         ('{"format": "ufm-fast-run", "version": 99}', "version 99"),
         ('{"format": "ufm-fast-run", "version": 1}', "damaged"),
-        ("\xff\xfe", "not JSON"),
+        ("\xff\xfe", "not text"),
     ],
 )
 def test_damaged_and_foreign_configurations(text: str, words: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import typer
 
 from ufm_fast.cli import practice
 from ufm_fast.cli.flags import with_flags
+from ufm_fast.cli.terminal import forgiving_stderr, printable
 from ufm_fast.errors import InputError
 from ufm_fast.runs.options import SETTINGS
 
@@ -159,9 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is written with escapes
             stream.reconfigure(errors="backslashreplace")
+    with forgiving_stderr():
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        code = command.main(list(sys.argv[1:] if arguments is None else arguments), "ufm-fast", standalone_mode=False)
+        code = command.main(arguments, "ufm-fast", standalone_mode=False)
         if code == INTERRUPTED:
             sys.stderr.write("interrupted\n")
     except InputError as error:
@@ -195,5 +201,5 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")
     return BAD_INPUT

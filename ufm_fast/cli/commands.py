@@ -13,12 +13,15 @@ from rich.table import Table
 
 from ufm_fast.cli import report
 from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
+from ufm_fast.cli.terminal import printable, quoted
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
 from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.files import WriteError, first_line
 
 if TYPE_CHECKING:
+    from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution
 
 
@@ -31,21 +34,15 @@ def solve(
 
     silent = json or quiet
     with runs.terminate_like_interrupt():
-        if resume is not None:
-            if out is not None:
-                raise InputError("out and resume contradict one another: a resumed run stays in its directory; drop --out")
-            job = runs.resume(resume, given, file)
-            if isinstance(job, RunDirectory):
-                return _already_finished(job, json=json, silent=silent)
-        else:
-            job = runs.prepare(given, file, out)
+        job = _job(given, file, out, resume)
+        if isinstance(job, RunDirectory):
+            return _already_finished(job, json=json, silent=silent, plots=plots)
         try:
-            with report.progress_bar(job, shown=not silent) as bar:
-                solution = runs.execute(job, bar)
+            solution = _executed(job, silent=silent)
         except KeyboardInterrupt:
             if not job.run.state_file.exists():
                 raise
-            report.note(f"interrupted and saved; go on with: ufm-fast solve --resume {job.run.path}")
+            report.note(f"interrupted and saved; go on with: {_resuming(job.run)}")
             if json:  # between the last step and the summary
                 report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
             return INTERRUPTED
@@ -58,22 +55,54 @@ def solve(
         if plots and not interrupted:
             _draw(job.run, silent=silent)
     if interrupted:
-        report.note(f"interrupted after {solution.steps} steps and saved; go on with: ufm-fast solve --resume {job.run.path}")
+        report.note(f"interrupted after {solution.steps} steps and saved; go on with: {_resuming(job.run)}")
         return INTERRUPTED
     if not solution.success and not silent:
-        report.note(_how_to_go_on(solution, job.config["method"], job.run.path))
+        report.note(_how_to_go_on(solution, job.config["method"], job.run))
     return OK if solution.success else NOT_CONVERGED
 
 
-def _how_to_go_on(solution: Solution, method: str, path: Path) -> str:
+def _job(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None) -> Job | RunDirectory:
+    from ufm_fast.runs import job as runs
+
+    if resume is None:
+        return runs.prepare(given, file, out)
+    if out is not None:
+        raise InputError("out and resume contradict one another: a resumed run stays in its directory; drop --out")
+    return runs.resume(resume, given, file)
+
+
+def _executed(job: Job, *, silent: bool) -> Solution:
+    """Errors: what ``execute`` raises, and a word on how to go on where something was saved before."""
+    from ufm_fast.runs import job as runs
+
+    try:
+        with report.progress_bar(job, shown=not silent) as bar:
+            return runs.execute(job, bar)
+    except WriteError as error:
+        again = _resuming(job.run) if job.run.state_file.exists() else "the same command"
+        raise InputError(f"{error} with {again}") from error
+    except InputError:
+        raise
+    except Exception:
+        if job.run.state_file.exists():
+            report.note(f"what was reached is saved; {_resuming(job.run)} would go on, as with --no-certificate")
+        raise
+
+
+def _resuming(run: RunDirectory) -> str:
+    return f"ufm-fast solve --resume {quoted(run.path)}"
+
+
+def _how_to_go_on(solution: Solution, method: str, run: RunDirectory) -> str:
     if solution.outcome.value != "diverged":
-        return f"not converged; go on with: ufm-fast solve --resume {path} --max-steps N"
+        return f"not converged; go on with: {_resuming(run)} --max-steps N"
     if solution.steps > 0 and method in ("gd", "momentum", "nesterov", "adam"):
-        return f"diverged; go on from before with smaller steps: ufm-fast solve --resume {path} --learning-rate X"
+        return f"diverged; go on from before with smaller steps: {_resuming(run)} --learning-rate X"
     return "diverged; solve from another --start into another --out"
 
 
-def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:
+def _already_finished(run: RunDirectory, *, json: bool, silent: bool, plots: bool) -> int:
     assert run.summary is not None
     summary = run.summary
     closed = summary["method"] == "closed-form"
@@ -86,6 +115,11 @@ def _already_finished(run: RunDirectory, *, json: bool, silent: bool) -> int:
         report.note(f"{run.path} is finished (by the closed form); --method auto would go on from its point")
     else:
         report.note(f"{run.path} is finished ({summary['outcome']} at tol {summary['tol']:g}); a smaller --tol would go on")
+    if plots:
+        from ufm_fast.runs.figures import are_drawn
+
+        if not are_drawn(run):  # as where the run was killed while it drew
+            _draw(run, silent=silent)
     return OK
 
 
@@ -95,9 +129,9 @@ def _draw(run: RunDirectory, *, silent: bool) -> None:
 
     try:
         paths = draw_run(run)
-    except InputError as error:
+    except Exception as error:  # matplotlib raises whatever a setting of its own leads it to
         if not silent:
-            report.note(f"no plots: {error}")
+            report.note(f"no plots: {first_line(error)}")
         return
     if not silent:
         _list_paths("plots:", paths)
@@ -105,9 +139,9 @@ def _draw(run: RunDirectory, *, silent: bool) -> None:
 
 def _list_paths(title: str, paths: list[Path]) -> None:
     # Not through rich, which would break long paths.
-    print(title)
+    print(printable(title))
     for path in paths:
-        print(f"  {path}")
+        print(f"  {printable(str(path))}")
 
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from ufm_fast.cli.terminal import printable
 from ufm_fast.runs.files import json_ready
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """A line on standard error."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def _decades(first: float, now: float, target: float) -> float:
 
 def result_table(summary: Mapping[str, Any], title: str) -> Table:
     """The table that a solve ends in."""
-    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
+    table = Table(title=Text(printable(title)), title_justify="left", show_header=False, title_style="bold")
     table.add_column(style="dim")
     table.add_column()
     for name, text in (*_result_rows(summary), *_metric_rows(summary["metrics"])):

@@ -176,7 +176,7 @@ class _Log:
             "format": "ufm-fast-state", "reduce": "none", "step": str(self.training.step), "evaluations": "0",
             "seconds": repr(self.seconds()),
         }  # fmt: skip
-        with atomic(self.run.run.state_file) as temporary:
+        with self.run.run.alone(), atomic(self.run.run.state_file) as temporary:
             save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
         self._saved = time.monotonic()
 

@@ -8,14 +8,18 @@
     plots/             figures
     .lock              held by the process that writes, so that two never do
 
-Nothing is ever pickled. A file is written beside its final name and renamed over it, so a reader sees the old
-one or the new one.
+Nothing is ever pickled. config.json is written after environment.json, so a folder has it or is no run yet: what a killed
+process left in a folder without it is known as ours, and a new run takes its place.
+
+A lock may fail: its file can be removed, and some file systems have none. So whoever holds it also remembers when the
+files were written last, and looks before each write whether somebody else has written since.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,13 +27,26 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ufm_fast.arguments import MOST
 from ufm_fast.errors import InputError
-from ufm_fast.runs.files import json_ready, pretty_json, read_json, write_text
+from ufm_fast.runs.files import (
+    WriteError,
+    append_line,
+    is_temporary,
+    json_ready,
+    pretty_json,
+    read_json,
+    read_text,
+    sweep,
+    write_text,
+)  # fmt: skip
 
 FORMAT = "ufm-fast-run"
 VERSION = 1
 FILES = ("config.json", "environment.json", "metrics.jsonl", "state.safetensors", "summary.json")
-LOCK = ".lock"
+LOCK, LOG = ".lock", "metrics.jsonl"
+
+Stamp = tuple[int, ...]
 
 
 def is_run(path: Path) -> bool:
@@ -46,6 +63,8 @@ class RunDirectory:
     def __init__(self, path: Path, config: dict[str, Any], digest: str) -> None:
         self.path, self.config, self.hash = path, config, digest
         self._made: list[Path] = []
+        self._lock: FileLock | None = None
+        self._stamp: Stamp | None = None
 
     # ---- making and opening ----------------------------------------------------------------------------------------
 
@@ -59,15 +78,25 @@ class RunDirectory:
         run = cls(path, dict(config), digest)
         try:
             run._make_folders(path)
-            with run.locked():
-                refuse_occupied(path, digest)  # again, for another process may have been as quick
-                run.write_config(config, digest)
-                write_text(path / "environment.json", pretty_json(environment))
-        except OSError as error:
-            run.discard()
-            raise InputError(f"out: can't write to {path} ({error.strerror or error}); choose another --out") from error
-        except InputError:  # the files there are another process's
+            run.lock()
+        except (OSError, InputError) as error:
             run._remove_folders()
+            if isinstance(error, OSError):
+                raise InputError(f"out: can't write to {path} ({error.strerror or error}); choose another --out") from error
+            raise
+        try:
+            refuse_occupied(path, digest, locked=True)  # again, for another process may have been as quick
+        except InputError:
+            run.unlock()
+            raise
+        try:
+            with run.alone():
+                write_text(path / "environment.json", pretty_json(environment))
+            run.write_config(config, digest)
+        except BaseException as error:
+            run.discard()
+            if isinstance(error, WriteError):
+                raise InputError(f"out: can't write to {path} ({error.reason}); choose another --out") from error
             raise
         return run
 
@@ -79,9 +108,13 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Take back what ``create`` made: for a solve that was refused before its first step."""
-        for name in (*FILES, LOCK):
+        for name in (*FILES[2:], *FILES[:2]):  # without config.json, what is left is known as ours
             with suppress(OSError):
                 (self.path / name).unlink()
+        sweep(self.path, FILES)
+        with suppress(OSError):
+            (self.path / LOCK).unlink()
+        self.unlock()
         self._remove_folders()
 
     def _remove_folders(self) -> None:
@@ -111,11 +144,13 @@ class RunDirectory:
     def write_config(self, config: Mapping[str, Any], digest: str) -> None:
         self.config, self.hash = dict(config), digest
         content = {"format": FORMAT, "version": VERSION, "hash": digest, "config": self.config}
-        write_text(self.path / "config.json", pretty_json(content))
+        with self.alone():
+            write_text(self.path / "config.json", pretty_json(content))
 
-    @contextmanager
-    def locked(self, stamp: tuple[int, ...] | None = None) -> Iterator[None]:
-        """Keep other processes from writing here. ``stamp``: what ``stamp`` said when the run was read.
+    # ---- several processes -----------------------------------------------------------------------------------------
+
+    def lock(self, stamp: Stamp | None = None) -> None:
+        """Keep other processes from writing here, and sweep what killed ones left. ``stamp``: of the run when it was read.
 
         Errors: InputError where another process writes, or has written since.
         """
@@ -128,17 +163,44 @@ class RunDirectory:
             pass  # a file system without locks: the stamp is all there is
         except OSError as error:
             raise InputError(f"run: can't lock {self.path} ({error.strerror or error}); choose another --out") from error
+        self._lock, self._stamp = lock, self.stamp()
+        if stamp is not None and stamp != self._stamp:
+            self.unlock()
+            raise InputError(f"run: another process has gone on with {self.path} meanwhile; resume it again")
+        sweep(self.path, FILES)
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = self._stamp = None
+
+    @contextmanager
+    def locked(self, stamp: Stamp | None = None) -> Iterator[None]:
+        """``lock``, unless this object holds it already (as after ``create``), and ``unlock`` at the end."""
+        if self._lock is None:
+            self.lock(stamp)
         try:
-            if stamp is not None and stamp != self.stamp():
-                raise InputError(f"run: another process has gone on with {self.path} meanwhile; resume it again")
             yield
         finally:
-            lock.release()
+            self.unlock()
 
-    def stamp(self) -> tuple[int, ...]:
-        """When the files that a resume reads were last written."""
-        paths = (self.path / name for name in ("config.json", "state.safetensors", "summary.json"))
-        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Around each write. Errors: InputError where another process has written since this one did."""
+        if self._stamp is not None and self.stamp() != self._stamp:
+            raise InputError(f"run: another process has gone on with {self.path} meanwhile; nothing more is written here")
+        try:
+            yield
+        finally:
+            if self._stamp is not None:
+                self._stamp = self.stamp()
+
+    def stamp(self) -> Stamp:
+        """When the files that a resume reads were last written, and how long the log is."""
+        found = [_stat(self.path / name) for name in FILES]
+        return tuple(
+            0 if s is None else s.st_size if name == LOG else s.st_mtime_ns for name, s in zip(FILES, found, strict=True)
+        )
 
     # ---- summary and log -------------------------------------------------------------------------------------------
 
@@ -149,24 +211,25 @@ class RunDirectory:
         return read_json(path, "run") if path.exists() else None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_text(self.path / "summary.json", pretty_json(summary))
+        with self.alone():
+            write_text(self.path / "summary.json", pretty_json(summary))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to the log."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(json_ready(record)) + "\n")
+        with self.alone():
+            append_line(self.path / LOG, json.dumps(json_ready(record)))
 
     def records(self) -> list[dict[str, Any]]:
         """The log. A last line cut short by a kill is left out; any other bad line is an InputError."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / LOG
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        lines = read_text(path, "run", "replace").split("\n")[:-1]
         found: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if not _is_record(record):
                 raise InputError(f"run: line {number} of {path} is not a log record; the file was damaged")
@@ -176,7 +239,8 @@ class RunDirectory:
     def truncate_log(self, last_step: int) -> None:
         """Drop records after ``last_step``: a run that was killed may have logged further than its saved state."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= last_step]
-        write_text(self.path / "metrics.jsonl", "".join(kept))
+        with self.alone():
+            write_text(self.path / LOG, "".join(kept))
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
@@ -189,15 +253,18 @@ class RunDirectory:
         return self.path / "plots"
 
 
-def refuse_occupied(path: Path, *hashes: str) -> None:
-    """Errors: InputError unless ``path`` is free for a new run; ``hashes``: what the very same run may have."""
+def refuse_occupied(path: Path, *hashes: str, locked: bool = False) -> None:
+    """Errors: InputError unless ``path`` is free for a new run; ``hashes``: what the very same run may have.
+
+    ``locked``: the caller holds the lock; else a run is asked whether another process does.
+    """
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"out: {str(path)!r} is not UTF-8, as safetensors needs; choose another --out") from error
     try:
         is_file = path.exists() and not path.is_dir()
-        occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+        occupied = path.is_dir() and not all(_is_leftover(entry) for entry in path.iterdir())
     except OSError as error:
         raise InputError(f"out: can't use {path} ({error.strerror}); choose another --out") from error
     if is_file:
@@ -206,13 +273,36 @@ def refuse_occupied(path: Path, *hashes: str) -> None:
         return
     if not is_run(path):
         raise InputError(f"out: {path} is not empty and not a run of ufm-fast; choose another --out")
-    if RunDirectory.open(path).hash in hashes:
+    run = RunDirectory.open(path)
+    if not locked and (path / LOCK).exists():
+        with run.locked():  # which says so if another process writes there
+            pass
+    if run.hash in hashes:
         raise InputError(f"out: {path} holds this very run; go on with --resume {path} or choose another --out")
     raise InputError(f"out: {path} holds a run with another configuration; choose another --out")
 
 
+def _is_leftover(entry: Path) -> bool:
+    """Whether a killed process of ours left the file before its folder was a run: config.json comes after all these."""
+    if entry.name == "environment.json":
+        try:
+            return "ufm-fast" in read_json(entry, "out").get("versions", ())
+        except (InputError, TypeError):
+            return False
+    return entry.name == LOCK or is_temporary(entry.name, FILES)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 def _is_record(content: Any) -> bool:
     """A log record: a whole step, and numbers or null under every other name."""
-    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int) or not 0 <= content["step"] <= MOST:
         return False
-    return all(value is None or isinstance(value, (int, float)) for value in content.values())
+    return all(
+        value is None or (isinstance(value, (int, float)) and abs(value) <= sys.float_info.max) for value in content.values()
+    )

@@ -11,7 +11,7 @@ import numpy as np
 
 from ufm_fast.errors import InputError
 from ufm_fast.runs.directory import RunDirectory
-from ufm_fast.runs.files import atomic
+from ufm_fast.runs.files import atomic, sweep
 from ufm_fast.runs.state import load_state
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
@@ -39,8 +39,11 @@ def export_run(run: RunDirectory, kind: str, out: Path | None = None) -> list[Pa
     if kind == "parquet":
         _need_parquet()
     folder = out or run.path / "export"
+    if out is None and folder.is_symlink():
+        raise InputError(f"out: {folder} is a link to another place; name that with --out, or remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         return writers[kind](folder, state, log)
     except OSError as error:
         raise InputError(f"out: can't write to {folder} ({error.strerror or error}); choose another --out") from error

@@ -9,13 +9,29 @@ from typing import TYPE_CHECKING, Any
 from ufm_fast import plots
 from ufm_fast.errors import InputError
 from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.files import sweep
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 
 def draw_run(run: RunDirectory) -> list[Path]:
     """Draw all figures into the run's plots/. Errors: InputError without matplotlib, or for a damaged run."""
+    if run.plots.is_symlink():
+        raise InputError(f"run: {run.plots} is a link to another place, where nothing is written; remove it")
+    with plots.style():
+        return _save(make_figures(run), run.plots, "run")
+
+
+def are_drawn(run: RunDirectory) -> bool:
+    """Whether all figures are there and no older than the run's result."""
+    last = run.plots / "geometry.pdf"
+    return last.exists() and last.stat().st_mtime_ns >= (run.path / "summary.json").stat().st_mtime_ns
+
+
+def make_figures(run: RunDirectory) -> dict[str, Figure]:
+    """The figures of a run by name, "geometry" last: where that is saved, so are the others."""
     from ufm_fast.runs.state import load_state, state_head
 
     records = log_of(run)
@@ -31,11 +47,17 @@ def draw_run(run: RunDirectory) -> list[Path]:
     if head.H is not None and head.labels is not None:
         matrices["class means"] = class_means(head.H, head.labels)
     figures |= {"gram": _gram(matrices), "geometry": _geometry(matrices)}
+    return figures
+
+
+def _save(figures: dict[str, Figure], folder: Path, name: str) -> list[Path]:
+    """Errors: InputError naming the argument ``name`` where the folder can't be written."""
     try:
-        run.plots.mkdir(exist_ok=True)
-        return [path for name, figure in figures.items() for path in plots.save(figure, run.plots, name)]
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"run: can't write to {run.plots} ({error.strerror or error}); mend its permissions") from error
+        raise InputError(f"{name}: can't write to {folder} ({error.strerror or error}); mend its permissions") from error
+    sweep(folder)
+    return [path for stem, figure in figures.items() for path in plots.save(figure, folder, stem)]
 
 
 def log_of(run: RunDirectory) -> list[dict[str, Any]]:
@@ -52,6 +74,11 @@ def log_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
     """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in their seed alone are a band."""
+    with plots.style():
+        return _save({"compare": _comparison(runs)}, folder, "compare")
+
+
+def _comparison(runs: list[RunDirectory]) -> Figure:
     groups: dict[str, list[RunDirectory]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():  # a run that is named twice counts once
         groups.setdefault(json.dumps({k: v for k, v in run.config.items() if k != "seed"}, sort_keys=True), []).append(run)
@@ -75,11 +102,7 @@ def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
             ax.text(0.5, 0.5, f"{title}: zero or not logged", ha="center", va="center", color="0.4", transform=ax.transAxes)
     handles = [Line2D([], [], label=label, **plots.line_style(number)) for number, label in enumerate(labels)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize="small")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return plots.save(figure, folder, "compare")
-    except OSError as error:
-        raise InputError(f"compare: can't write to {folder} ({error.strerror or error}); choose another folder") from error
+    return figure
 
 
 def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:

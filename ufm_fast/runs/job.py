@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ufm_fast.point import Point
     from ufm_fast.problem import Problem
     from ufm_fast.runs.state import Progress
-    from ufm_fast.solvers.options import SolveOptions
     from ufm_fast.solvers.solution import Solution, StepRecord
 
 
@@ -75,16 +74,21 @@ def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
-    """Options that contradict one another or do not exist, before anything is built."""
-    _options(config)
-    if config["max_steps"] is not None and config["max_steps"] < 1:
-        raise InputError(f"max_steps must be at least 1, got {config['max_steps']}")
+    """Names that Problem does not know, before anything is built. ``solve`` checks the rest before its first step."""
+    from ufm_fast.objective import VARIABLES
+    from ufm_fast.solving import METHODS
+    from ufm_fast.starts import STARTS
 
-
-def _options(config: Mapping[str, Any]) -> SolveOptions:
-    from ufm_fast.solvers.options import SolveOptions
-
-    return SolveOptions.of(**{name: config[name] for name in taken_by("solve")})
+    choices = {
+        "method": METHODS, "variables": VARIABLES, "start": STARTS, "reduce": ("auto", "classes", "none"),
+        "pairwise": ("auto", "exact", "sampled", "none"),
+    }  # fmt: skip
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}; got {config[name]!r}")
+    for name in ("max_steps", "log_every", "history"):
+        if config[name] is not None and config[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {config[name]}")
 
 
 def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
@@ -94,14 +98,16 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     """
     import torch
 
+    from ufm_fast.backends import make_backend
     from ufm_fast.backends.base import compute_dtype
     from ufm_fast.backends.tiled import available_bytes
-    from ufm_fast.solving import check
+    from ufm_fast.solving import checked_solver
 
-    check(problem, _options(config))
+    make_backend(config["backend"], problem.device, problem.torch_dtype)
+    names = ("method", "tol", "max_steps", "log_every", "learning_rate", "momentum", "history")
+    checked_solver(problem, **{name: config[name] for name in names})
     rows = problem.rows(problem.reduction(config["reduce"])).number
-    hidden = sum(outputs * inputs for outputs, inputs in problem.trunk.shapes)
-    entries = problem.num_classes * problem.head_dim + rows * problem.dim + hidden
+    entries = (problem.num_classes + rows) * problem.dim
     least, free = 4 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
     if least > free:
         raise InputError(
@@ -204,41 +210,37 @@ def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
 
 def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     from ufm_fast.runs.log import Log
-    from ufm_fast.runs.state import Progress, save_state
     from ufm_fast.solving import solve
 
     log = Log(job, report)
     try:
-        solution: Solution = solve(job.problem, **_arguments(job), on_log=log)
+        solution: Solution = solve(job.problem, **_arguments(job), on_log=log, on_save=log.save)
     except BaseException as error:
         log.leave(saving=isinstance(error, KeyboardInterrupt))
         raise
-    log.begin()
     log.finish(solution)
-    progress = Progress(solution.steps, solution.evaluations, solution.seconds)
-    # A diverged run keeps the last state that was saved on the way: a resume can start there with smaller steps.
-    if solution.outcome.value != "diverged" or not job.run.state_file.exists():
-        save_state(job.run, job.problem, solution.point, solution.reduce, progress)
     job.run.write_summary({**solution.summary(), "tol": job.config["tol"], "hash": job.run.hash})
     return solution
 
 
 def _arguments(job: Job) -> dict[str, Any]:
-    from ufm_fast.solvers.solution import Effort
-
     config = job.config
     return {
         **{name: config[name] for name in taken_by("solve")},
         "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
         "initial": job.start,
-        "spent": Effort(job.progress.step, job.progress.evaluations, job.progress.seconds),
+        "first_step": job.progress.step,
+        "previous_evaluations": job.progress.evaluations,
+        "previous_seconds": job.progress.seconds,
     }
 
 
 @contextmanager
 def terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt inside, so that a batch system's kill saves the run as Ctrl-C does."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, so that a batch system's kill, or a terminal that is closed, saves the
+    run as Ctrl-C does. A SIGHUP that is ignored stays so: that is what nohup does.
+    """
     if threading.current_thread() is not threading.main_thread():  # signals can be set there only
         yield
         return
@@ -246,8 +248,13 @@ def terminate_like_interrupt() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    changed = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    for number in changed:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in changed:
+            signal.signal(number, before[number])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,30 +11,30 @@ from ufm_fast.runs import settings
 
 if TYPE_CHECKING:
     from ufm_fast.point import Point
+    from ufm_fast.problem import Problem
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution, StepRecord
 
-SAVE_SECONDS = 10.0
 #: NC metrics are logged by default up to this many entries of W and H: at ten times as many a point takes a second.
 _CHEAP = 1 << 16
 
 
 class Log:
-    """What happens at a log point: a line in the log, the state at most every ten seconds, the progress bar."""
+    """A line in the log and the progress bar at log points; the state at the first of them and where ``solve`` asks for it."""
 
     def __init__(self, job: Job, report: Callable[[StepRecord], None]) -> None:
         self.job, self.report = job, report
-        self._saved = time.monotonic()
         self._begun = job.fresh
         # On a resume the first record repeats the last one of the run before; those after its state are about to be dropped.
         steps = (record["step"] for record in job.run.records())
         self._last_step = max((step for step in steps if job.fresh or step <= job.progress.step), default=-1)
-        self._latest: tuple[StepRecord, Callable[[], Point]] | None = None
+        self._reached: tuple[StepRecord, Callable[[], Point]] | None = None
+        self._unsaved = False
         wanted = job.config["log_metrics"]
         size = job.problem.dim * (job.problem.num_classes + job.problem.rows(job.reduce).number)
         self._metrics = size <= _CHEAP if wanted is None else wanted
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Before the first write of a run that goes on: only now is it sure that ``solve`` does not refuse it."""
         if not self._begun:
             run, config = self.job.run, self.job.config
@@ -44,47 +43,79 @@ class Log:
             self._begun = True
 
     def __call__(self, record: StepRecord, point: Callable[[], Point]) -> None:
-        self.begin()
+        self._begin()
         usable = math.isfinite(record.value)
         if record.step > self._last_step:
             metrics = self._measure(point()) if self._metrics and usable else {}
             self._append({**asdict(record), **metrics})
         if usable:
-            self._latest = record, point
-            if not self.job.run.state_file.exists() or time.monotonic() - self._saved >= SAVE_SECONDS:
-                self._save()
+            self._reach(record, point)
+            if not self.job.run.state_file.exists():
+                self._write()
         self.report(record)
 
-    def _measure(self, point: Point) -> dict[str, float]:
-        from ufm_fast.measure import collapse_metrics
+    def save(self, record: StepRecord, point: Callable[[], Point]) -> None:
+        """The state, unless it is on the way to infinity: a resume can start from one before, with smaller steps."""
+        self._begin()
+        if (math.isfinite(record.value) and math.isfinite(record.gradient_norm)) or not self.job.run.state_file.exists():
+            self._reach(record, point)
+            self._write()
 
-        return collapse_metrics(self.job.problem, point, self.job.reduce)
+    def _measure(self, point: Point) -> dict[str, float]:
+        return collapse_metrics(self.job.problem, point, self.job.reduce) if _bounded(point) else {}
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.job.run.append(record)
         self._last_step = record["step"]
 
-    def _save(self) -> None:
-        from ufm_fast.measure import usable
+    def _reach(self, record: StepRecord, point: Callable[[], Point]) -> None:
+        self._reached, self._unsaved = (record, point), True
+
+    def _write(self) -> None:
         from ufm_fast.runs.state import Progress, save_state
 
-        if self._latest is not None:
-            record, point = self._latest
+        assert self._reached is not None
+        record, point = self._reached
+        model = point()
+        if _bounded(model) or not self.job.run.state_file.exists():
             progress = Progress(record.step, record.evaluations, record.seconds)
-            model = point()
-            if usable(model) or not self.job.run.state_file.exists():  # a state on the way to infinity is no use
-                save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
-            self._saved = time.monotonic()
+            save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
+        self._unsaved = False
 
     def leave(self, *, saving: bool) -> None:
-        """``solve`` raised: keep the latest log point of an interrupted run, and no trace of one that never began."""
-        if self._latest is None and self.job.fresh:
+        """``solve`` raised: keep what an interrupted run had reached, and no trace of one that never began."""
+        if self._reached is None and self.job.fresh:
             self.job.run.discard()
-        elif saving:
-            self._save()
+        elif saving and self._unsaved:
+            self._write()
 
     def finish(self, solution: Solution) -> None:
         """The last point belongs in the log; an interrupt and the closed form come without a log point."""
         if solution.steps > self._last_step:
             names = ("value", "data_value", "gradient_norm", "evaluations", "seconds")
             self._append({"step": solution.steps, **{name: getattr(solution, name) for name in names}})
+
+
+def _bounded(point: Point) -> bool:
+    """Whether metrics take the point: beyond that a gradient descent has diverged, though its value may still be finite."""
+    from ufm_fast.metrics.checks import LARGEST
+
+    return all(float(part.abs().max()) < LARGEST for part in point.parts())
+
+
+def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
+    """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
+    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
+
+    rows = problem.rows(reduce)
+    if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
+        return {}
+    W, device = RowMatrix.of(point.W), point.H.device
+    labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
+    means = ClassStatistics(point.H, labels, problem.num_classes, counts)
+    found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
+    if means.classes == problem.num_classes:
+        found["nc3"] = nc3(W.raw, means.sample_centred_means)
+    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
+    found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
+    return found

@@ -65,7 +65,7 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
         "format": "ufm-fast-state", "reduce": reduce, "step": str(progress.step),
         "evaluations": repr(progress.evaluations), "seconds": repr(progress.seconds),
     }  # fmt: skip
-    with atomic(run.state_file) as temporary:
+    with run.alone(), atomic(run.state_file) as temporary:
         # A copy of each: safetensors refuses tensors that share memory.
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata)
 

@@ -15,6 +15,8 @@ from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, large
 from ufm_fast.solvers.solution import Outcome, StepRecord
 
 OnLog = Callable[[StepRecord, Point], None]
+#: Seconds between calls of ``on_save``, or twenty times what the last one took, where that is more.
+SAVE_SECONDS = 10.0
 
 
 @dataclass
@@ -51,13 +53,15 @@ def minimise(
     max_steps: int | None = None,
     log_points: Iterator[int] | None = None,
     on_log: OnLog | None = None,
+    on_save: OnLog | None = None,
     first_step: int = 0,
     previous_seconds: float = 0.0,
 ) -> Run:
     """Step until |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu), in the solver's variables, or until the solver stops.
 
     ``max_steps`` counts this run's steps; ``first_step`` and ``previous_seconds`` continue an earlier run's numbering.
-    Ctrl-C ends the loop with the last state and the outcome ``interrupted``.
+    Ctrl-C ends the loop with the last state and the outcome ``interrupted``. ``on_save`` gets the state from time to time, by
+    the clock, and when an error ends the loop.
     """
     limit = solver.max_steps if max_steps is None else max_steps
     points = log_spaced() if log_points is None else log_points
@@ -68,11 +72,20 @@ def minimise(
     progress = Progress()
     outcome, message = Outcome.MAX_STEPS, f"stopped after max_steps = {limit}; raise max_steps or resume"
 
+    def record(current: State) -> StepRecord:
+        return _record(objective, current, first_step + steps, previous_seconds + time.perf_counter() - started)
+
     def log(current: State) -> None:
-        record = _record(objective, current, first_step + steps, previous_seconds + time.perf_counter() - started)
-        history.append(record)
+        history.append(record(current))
         if on_log is not None:
-            on_log(record, current.point)
+            on_log(history[-1], current.point)
+
+    def save(current: State) -> float:
+        before = time.perf_counter()
+        if on_save is not None:
+            on_save(record(current), current.point)
+        after = time.perf_counter()
+        return after + max(SAVE_SECONDS, 20.0 * (after - before))
 
     interrupted = Outcome.INTERRUPTED, "interrupted; resume to go on"
     try:
@@ -81,6 +94,7 @@ def minimise(
         state = State(point, objective.value_and_grad(point))
         return Run(state, 0, time.perf_counter() - started, *interrupted, history)
     del point  # as large as a gradient, and no longer needed
+    save_at = started + SAVE_SECONDS
     try:
         while True:
             # Judged before the log point, so that the last step is always in the history.
@@ -99,11 +113,16 @@ def minimise(
                 log(state)
                 while next_log <= steps:
                     next_log = next(points)
+            if time.perf_counter() >= save_at:
+                save_at = save(state)
             state = solver.step(objective, state)
             steps += 1
         log(state)
     except KeyboardInterrupt:
         outcome, message = interrupted
+    except Exception:
+        save(state)  # what was reached is not lost with what went wrong
+        raise
     return Run(state, steps, time.perf_counter() - started, outcome, message, history)
 
 
