@@ -256,7 +256,7 @@ def _counted(kept: Tensor, values: Tensor) -> Tensor:
 
 
 def _row_factor(kept: Tensor, class_weight: Tensor | None, labels: Tensor) -> Tensor:
-    """w_y of rows that count, float64: the labels of ignored ones stand for none, and a class without rows may weigh anything."""
+    """w_y of rows that count, float64: an ignored row's label stands for no class; one without rows may weigh anything."""
     return kept if class_weight is None else _counted(kept, class_weight.double()[labels])
 
 
