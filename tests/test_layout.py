@@ -15,8 +15,8 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 HEIGHT = {
     "errors": 0, "version": 0, "arguments": 1, "targets": 1, "losses": 1, "point": 1, "trunks": 1, "datasets": 1,
     "lanczos": 1, "geometries": 2, "penalties": 2, "samples": 2, "problem": 2,
-    "backends": 3, "metrics": 3, "objective": 4, "starts": 5, "theory": 5, "solvers": 6, "functional": 6, "nn": 7, "solving": 7,
-    "verdicts": 7, "landscape": 7,
+    "backends": 3, "metrics": 3, "objective": 4, "starts": 5, "theory": 5, "groups": 5, "solvers": 6,
+    "functional": 6, "nn": 7, "solving": 7, "verdicts": 7, "landscape": 7,
     "runs": 8, "presets": 8, "plots": 8, "plan": 8, "doctor": 8, "continual": 8, "networks": 8, "reproduce": 9, "cli": 9,
 }  # fmt: skip
 

@@ -105,12 +105,7 @@ def mse_bound(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, 
         return mse_minimum(n, len(n), lambda_w, lambda_h) * (1.0 - ROUNDING)
     if len(values) > MOST_GROUPS:
         return -math.inf
-    spectrum = BiasedSpectrum(values.numpy(), sizes.numpy(), mu, lambda_b)
-    bound = spectrum.value - spectrum.shortfall
-    # A singular value is off by as much as the entries' parts are rounded, and the value by that times its slope.
-    off = ROUNDING * 2.0 * math.sqrt(float(values[-1]))
-    slope = float(np.minimum(spectrum.sigma + off, spectrum.tau).sum()) / spectrum.samples
-    return max(0.0, bound - ROUNDING * bound - off * slope)
+    return BiasedSpectrum(values.numpy(), sizes.numpy(), mu, lambda_b).lower_bound
 
 
 class BiasedSpectrum:
@@ -138,6 +133,15 @@ class BiasedSpectrum:
         self.shortfall = float(np.sum(self._derivatives(bias)[0] ** 2)) / (2 * lambda_b) if lambda_b > 0 else 0.0
         apart = float((sizes - 1) @ self._huber(self._roots))
         self.value = apart + self._objective(bias)
+
+    @property
+    def lower_bound(self) -> float:
+        """`value` less `shortfall` and an allowance for rounding."""
+        bound = self.value - self.shortfall
+        # A singular value is off by as much as the entries' parts are rounded, and the value by that times its slope.
+        off = ROUNDING * 2.0 * float(self._roots.max())
+        slope = float(np.minimum(self.sigma + off, self.tau).sum()) / self.samples
+        return max(0.0, bound - ROUNDING * bound - off * slope)
 
     def _huber(self, sigma: Array) -> Array:
         clipped = np.minimum(sigma, self.tau)

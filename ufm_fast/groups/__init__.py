@@ -1,0 +1,16 @@
+"""Exact minima of classes in groups of equal counts, at any number of classes."""
+
+from ufm_fast.groups.classes import ClassGroups
+from ufm_fast.groups.geometry import GROUP_METRICS, Blocks, Geometry, group_metrics
+from ufm_fast.groups.minimum import GroupMinimum, check_groupable, group_minimum
+
+__all__ = [
+    "GROUP_METRICS",
+    "Blocks",
+    "ClassGroups",
+    "Geometry",
+    "GroupMinimum",
+    "check_groupable",
+    "group_metrics",
+    "group_minimum",
+]
