@@ -58,7 +58,7 @@ def candidates(kernel: str) -> list[Tile]:
             shared = stages * (rows + columns) * 128 + (rows * columns if off else 0)
             programs = 2 if warps == 4 and 2 * shared <= LIMIT - 2048 else 1
             if LIMIT // 2.8 <= programs * shared <= LIMIT - 1024:
-                found.append(Tile(rows, columns, 64, warps, stages, True, group, programs, flatten, split=off))
+                found.append(Tile(rows, columns, 64, warps, stages, True, group, programs, flatten, split=2 if off else 1))
     return found
 
 

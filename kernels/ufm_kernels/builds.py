@@ -64,7 +64,7 @@ def off_target_builds(architecture: int) -> Iterator[Build]:
                 "H": described(operand, tile, (tile.rows, tile.depth)),
                 "W": described(operand, tile, (tile.columns, tile.depth)),
                 "bias": "*fp32", "offset": "*fp32", "labels": "*i32", "flag": "*i32",
-                "E": described(stored, tile, (tile.rows, tile.columns // (1 + tile.split))), "statistics": "*fp32",
+                "E": described(stored, tile, (tile.rows, tile.columns // tile.split)), "statistics": "*fp32",
                 "rows": "i32", "classes": "i32", "depth": "i32", "stride": "i32",
             }  # fmt: skip
             constants = {

@@ -54,6 +54,33 @@ def exponentials(
 
 
 @triton.jit
+def exponentials_of_parts(
+    z, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+    TARGETS: tl.constexpr, BIAS: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr, TMA: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """`exponentials` of a tile in PARTS, a power of two: fewer registers, and less shared memory on the way out."""
+    if PARTS > 1:
+        half: tl.constexpr = WIDTH // 2
+        left, right = halves_of(z, HEIGHT, WIDTH)
+        peak, mass, kept = exponentials_of_parts(
+            left, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+            TARGETS, BIAS, SINGLE, PASSES, TMA, HEIGHT, half, PARTS // 2,
+        )  # fmt: skip
+        peak_right, mass_right, kept_right = exponentials_of_parts(
+            right, bias, shift, label, labels, E, row, column + half, rows, classes, stride, width,
+            TARGETS, BIAS, SINGLE, PASSES, TMA, HEIGHT, half, PARTS // 2,
+        )  # fmt: skip
+        peak, mass, kept = tl.maximum(peak, peak_right), mass + mass_right, kept + kept_right
+    else:
+        peak, mass, kept = exponentials(
+            z, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+            TARGETS, BIAS, SINGLE, PASSES, TMA, HEIGHT, WIDTH,
+        )  # fmt: skip
+    return peak, mass, kept
+
+
+@triton.jit
 def off_target_kernel(
     H, W, bias, offset, labels, flag, E, statistics, rows, classes, depth, stride,
     TARGETS: tl.constexpr, BIAS: tl.constexpr, FLAG: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
@@ -75,23 +102,10 @@ def off_target_kernel(
         label = tl.load(labels + r.to(tl.int64) * TARGETS, mask=r < rows, other=-1) if TARGETS == 1 else r
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         z = add_logits(z, H, W, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
-        if SPLIT:  # half a tile at a time: fewer registers, and half the shared memory on the way out
-            half: tl.constexpr = BLOCK_N // 2
-            left, right = halves_of(z, BLOCK_M, BLOCK_N)
-            peak, mass, kept = exponentials(
-                left, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
-                TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, half,
-            )  # fmt: skip
-            peak_right, mass_right, kept_right = exponentials(
-                right, bias, shift, label, labels, E, row, column + half, rows, classes, stride, width,
-                TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, half,
-            )  # fmt: skip
-            peak, mass, kept = tl.maximum(peak, peak_right), mass + mass_right, kept + kept_right
-        else:
-            peak, mass, kept = exponentials(
-                z, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
-                TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+        peak, mass, kept = exponentials_of_parts(
+            z, bias, shift, label, labels, E, row, column, rows, classes, stride, width,
+            TARGETS, BIAS, SINGLE, PASSES, TMA, BLOCK_M, BLOCK_N, SPLIT,
+        )  # fmt: skip
         slot = statistics + tile_column.to(tl.int64) * rows + r
         plane = across.to(tl.int64) * rows
         tl.store(slot, mass, mask=r < rows)
@@ -106,9 +120,7 @@ def kernel_name(passes, targets, size, depth, biased):
     """The row of the tile table: the plain case is one bf16 half of E and one target."""
     if passes != 1 or targets != 1 or size != 2:
         return "off_target_wide"
-    if depth < DEEP:
-        return "off_target"
-    return "off_target_deep_biased" if biased else "off_target_deep"
+    return f"off_target{'_deep' if depth >= DEEP else ''}{'_biased' if biased else ''}"
 
 
 @on_device
@@ -134,7 +146,7 @@ def off_target(H, W, bias, offset, labels, E, *, passes, classes, flag=None, int
     statistics = offset.new_empty((3, across, rows)) if into is None else into
     operands = (H, W, E)
     if tile.tma:
-        blocks = ((tile.rows, tile.depth), (tile.columns, tile.depth), (tile.rows, tile.columns // (1 + tile.split)))
+        blocks = ((tile.rows, tile.depth), (tile.columns, tile.depth), (tile.rows, tile.columns // tile.split))
         operands = [descriptor(x, block) for x, block in zip(operands, blocks, strict=True)]
     off_target_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
         operands[0], operands[1], bias if bias is not None else offset, offset, labels,

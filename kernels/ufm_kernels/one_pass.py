@@ -53,7 +53,7 @@ def forward_kernel(
     mass, kept = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M, D), tl.float32)
-    for column in range(first, last, BLOCK_N):
+    for column in tl.range(first, last, BLOCK_N, disable_licm=PASSES == 3 and D > 64):
         c = column + tl.arange(0, BLOCK_N)
         w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_N, D)
         w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_N, D)
@@ -98,7 +98,7 @@ def weight_kernel(
         shift = tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)
     weights = tl.zeros((BLOCK_M,), tl.float64)  # a sum over a million rows
     total = tl.zeros((BLOCK_M, D), tl.float32)
-    for row in range(first, last, BLOCK_N):
+    for row in tl.range(first, last, BLOCK_N, disable_licm=PASSES == 3 and D > 64):
         r = row + tl.arange(0, BLOCK_N)
         h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_N, D)
         h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_N, D)

@@ -578,10 +578,10 @@ def descriptors():
 
 @pytest.mark.parametrize("tma", descriptors())
 @pytest.mark.parametrize("mode", ["bf16", "fp16", "fp16x3", "tf32x3"])
-@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("parts", [1, 2, 4])
 @given(**sizes, targets=st.integers(1, 3))
 @settings(quick, max_examples=2)
-def test_off_target_kernel(mode, tma, halves, rows, classes, dim, seed, targets):
+def test_off_target_kernel(mode, tma, parts, rows, classes, dim, seed, targets):
     case = Case(rows, max(classes, 4), dim, seed, mode, targets=targets)
     chosen, classes = MODES[mode], case.weight.shape[0]
     H, W = logit_operands(case.features, case.weight, chosen)
@@ -590,7 +590,7 @@ def test_off_target_kernel(mode, tma, halves, rows, classes, dim, seed, targets)
     offset = z.gather(1, case.labels[:, :1])[:, 0].float()
     E = empty_chunk(rows, classes, chosen, z.device)
     assert E.numel() * E.element_size() == chunk_bytes(rows, classes, mode)
-    launch = Launch(Tile(32, 64, 32, tma=tma, flatten=halves, split=halves), resident=3)
+    launch = Launch(Tile(32, 64, 32, tma=tma, flatten=parts > 1, split=parts), resident=3)
     sums = off_target(H, W, case.bias, offset, labels, E, passes=chosen.passes, classes=classes, launch=launch)
     u = z - offset.double()[:, None]
     spare = torch.cat((u, torch.zeros_like(u[:, :1])), 1)  # padding -1 points at the extra column
@@ -598,7 +598,7 @@ def test_off_target_kernel(mode, tma, halves, rows, classes, dim, seed, targets)
     u = spare[:, :classes]
     width = E.shape[1] // chosen.halves
     stored = E[:, :classes].double() + (E[:, width : width + classes].double() if chosen.passes == 3 else 0)
-    assert error(stored, u.exp()) < GRADIENT[mode]
+    assert error(stored, u.exp()) < 2 * GRADIENT[mode]  # relative, it is the absolute error of a logit
     assert error(sums[0].sum(0), u.exp().sum(1)) < 1e-5
     assert error(sums[1].sum(0), stored.sum(1)) < 1e-5
     torch.testing.assert_close(sums[2].amax(0).double(), u.amax(1) + offset.double(), rtol=1e-5, atol=1e-5)

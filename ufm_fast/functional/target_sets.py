@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.functional.registration import operator
+from ufm_fast.functional.registration import one_by_one, operator
 from ufm_fast.targets import Targets, TargetSets, check_labels
 
 
@@ -29,6 +29,7 @@ def _checked_csr_shapes(indptr: Tensor, indices: Tensor, classes: int) -> tuple[
 
 
 checked_csr.register_fake(_checked_csr_shapes)
+checked_csr.register_vmap(one_by_one(checked_csr))
 
 
 def checked_sets(
