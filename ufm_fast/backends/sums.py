@@ -12,7 +12,7 @@ from torch import Tensor
 
 _CACHED = 1 << 16  # numbers of a block
 _LONGEST = 1 << 12  # terms that may be added in turn in float64, or by a library's product
-_BLOCK, _THIN = 1 << 11, 1 << 12  # the same in the dtype of the data; numbers of a product up to which it is an eighth
+_BLOCK, _THIN = 1 << 11, 1 << 8  # the same in the dtype of the data; numbers of a product up to which it is an eighth
 _DEVICE = 1 << 22  # the same where there is no such cache, and a launch costs more than a pass
 
 

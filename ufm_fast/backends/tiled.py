@@ -26,16 +26,13 @@ from torch import Tensor
 
 from ufm_fast.backends import squared_error
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, compute_dtype, weighed
+from ufm_fast.backends.exponentials import alike, exact_mean, exponentials, target_logits
 from ufm_fast.backends.sums import add_class_sums, add_product, class_totals, sums_along, weighted_sum
 from ufm_fast.losses import SoftmaxLoss
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
 _SMALL_BYTES = 1 << 20  # is had without asking what is free, which takes as long as such a head's products
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
-_BITS = 1.0 / math.log(2.0)  # in a nat
-_LEVEL = 8.0  # bits: a mean logit below this may stay in the exponent, at the cost of 8 eps of E
-_CACHED = 1 << 16  # numbers of a block that is converted to float64
-_SAMPLE = 64  # classes at least that tell how far the logits of a chunk spread
 _FEW = 4  # classes to a column of features up to which a pass over E is cheaper than several over the features
 
 
@@ -101,13 +98,13 @@ class Chunk:
     entry_logit: Tensor  # z at the target entries
     entry_share: Tensor  # softmax among the row's targets (1 for a single label)
     M: Tensor  # targets a row
+    margin: Tensor | None  # lowest target logit less the largest other, with statistics
     l: Tensor
     p: Tensor
     log_mass: Tensor  # u + log T: log of the off-target mass relative to the mean target logit
     excess: Tensor  # D / T with D = sum expm1(z_k - mean target logit), T = M + D
     value: Tensor  # loss of each row, without row weight
     mean_target: Tensor
-    offset: Tensor
     row_weight: Tensor
 
 
@@ -161,49 +158,56 @@ class TiledBackend:
         (buffer,) = self._buffers(x, W.dtype, 1)
         yield from self._chunks(x, W, buffer)
 
-    def _chunks(self, x: HeadInput, W: Tensor, buffer: Tensor) -> Iterator[Chunk]:
+    def _chunks(self, x: HeadInput, W: Tensor, buffer: Tensor, *, statistics: bool = False) -> Iterator[Chunk]:
         assert isinstance(x.loss, SoftmaxLoss)
-        mean_row = W.mean(0).double()
+        means = W.mean(0), exact_mean(W) if x.loss.smoothing else None
         bias = None if x.bias is None else x.bias.double()
         for start in range(0, x.features.shape[0], buffer.shape[1]):
-            yield self._sweep(x, x.loss, W, bias, mean_row, start, buffer)
+            yield self._sweep(x, x.loss, W, bias, means, start, buffer, statistics)
 
     def _sweep(
-        self, x: HeadInput, loss: SoftmaxLoss, W: Tensor, bias: Tensor | None, mean_row: Tensor, start: int, buffer: Tensor
-    ) -> Chunk:
+        self, x: HeadInput, loss: SoftmaxLoss, W: Tensor, bias: Tensor | None, means: tuple[Tensor, Tensor | None], start: int,
+        buffer: Tensor, statistics: bool,
+    ) -> Chunk:  # fmt: skip
         K = W.shape[0]
         h = x.features[start : start + buffer.shape[1]].to(W.dtype)
         stop = start + h.shape[0]
         rows, columns = x.targets.slice(start, stop)
-        z = _target_logits(h, W, rows, columns, x.targets.single)
-        # Without smoothing it is but a guess at a good offset.
-        mean_logit = h.double() @ mean_row if loss.smoothing else torch.mv(h, mean_row.to(h.dtype)).double()
+        z = target_logits(h, W, rows, columns, x.targets.single)
+        mean_logit = torch.mv(h, means[0]).double()
         M = torch.ones_like(z) if x.targets.single else _segment_sum(torch.ones_like(z), rows, h.shape[0])
         if bias is not None:
             z = z + bias[columns]
             mean_logit = mean_logit + bias.mean()
+        offset = (K * mean_logit - (z if x.targets.single else _segment_sum(z, rows, h.shape[0]))) / (K - M)
+
+        E, of_logits = buffer[:, : h.shape[0]], None if bias is None else bias.to(W.dtype)
+        mass, offset, top, rounded = exponentials(h, W, of_logits, offset, rows, columns, E, top=statistics)
+        margin = None
+        if top is not None:
+            margin = _segment_min(alike(z, rounded, top[rows]), rows, h.shape[0], x.targets.single) - top
+        z = alike(z, rounded, (mass.log() + offset)[rows])
+
         targets_sum = z if x.targets.single else _segment_sum(z, rows, h.shape[0])
-        offset = (K * mean_logit - targets_sum) / (K - M)
-
-        E = buffer[:, : h.shape[0]]
-        mass, offset = _exponentials(h, W, None if bias is None else bias.to(W.dtype), offset, rows, columns, E)
-
         mean_target = targets_sum / M
         if not x.targets.single:  # an impossible target (-inf) leaves a mean of the best one; 0 without any
             best = torch.full_like(M, -math.inf).scatter_reduce(0, rows, z, "amax")
             mean_target = torch.where(mean_target == -math.inf, best.masked_fill(best == -math.inf, 0.0), mean_target)
         share, log_total, excess = _target_share(z, rows, mean_target, M, x.targets.single)
-        log_mass = mass.log() + offset - mean_target
+        log_mass = mass.log() + (offset - mean_target)
         if bias is not None:  # a parameter that has diverged must not pass for a perfect fit
             log_mass = torch.where(mean_target == math.inf, math.nan, log_mass)
         l, p = torch.nn.functional.softplus(log_mass - log_total, threshold=40.0), torch.sigmoid(log_mass - log_total)
         value = torch.where(targets_sum == -math.inf, math.inf, M * (log_total + l)) if loss.multi_label else loss.value(l, p)
         if loss.smoothing:
+            tilt = target_logits(h, W, rows, columns, True, means[1])
+            if bias is not None:
+                tilt = tilt + (bias[columns] - exact_mean(bias))
             # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
-            value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, z - mean_logit)
+            value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, tilt)
         return Chunk(
-            start, stop, h, E, mass, rows, columns, z, share, M, l, p, log_mass, excess, value, mean_target,
-            offset, x.row_weight[start:stop].double(),
+            start, stop, h, E, mass, rows, columns, z, share, M, margin, l, p, log_mass, excess, value, mean_target,
+            x.row_weight[start:stop].double(),
         )  # fmt: skip
 
     # ---- the interface ---------------------------------------------------------------------------------------------
@@ -218,11 +222,10 @@ class TiledBackend:
         total = torch.zeros((), dtype=torch.float64, device=W.device)
         columns = None if out.bias is None else total.new_zeros(W.shape[0])
         margins, masses = [], []
-        for c in self._chunks(x, W, buffer):
+        for c in self._chunks(x, W, buffer, statistics=statistics):
             total += weighed(c.row_weight, c.value)
-            if statistics:
-                least = _segment_min(c.entry_logit, c.entry_row, c.M.shape[0], x.targets.single)
-                margins.append(least - c.E.amax(0).double().log() - c.offset)
+            if c.margin is not None and statistics:
+                margins.append(c.margin)
                 masses.append(c.log_mass)
             spend = W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None)
             self._add_products(
@@ -356,83 +359,6 @@ class TiledBackend:
             add_class_sums(out.weight, c.entry_class, own, exact)
         if out.bias is not None:
             out.bias.add_(c.E.sum(1)).add_(class_totals(c.E.shape[0], c.entry_class, exact))
-
-
-def _exponentials(
-    h: Tensor, W: Tensor, bias: Tensor | None, offset: Tensor, rows: Tensor, columns: Tensor, E: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fill E = exp(z - offset), K x C, zero on targets; return its column sums and the offset used, both float64 (C,).
-
-    As powers of two, of logits in bits: on a CPU exp takes three times as long, and many times where it underflows.
-    """
-    _bits(h, W, bias, E)
-    offset = (offset * _BITS).to(E.dtype)
-    nowhere = -math.inf  # where an infinite offset puts the label's entry; others put it at their own place
-    E[columns, rows] = offset.nan_to_num(nowhere, nowhere, nowhere)[rows]
-    offset = _placed(E, offset.double())
-    if offset.abs().max() > _LEVEL:
-        E.sub_(offset.to(E.dtype))
-    else:
-        offset = torch.zeros_like(offset)  # a pass over E for nothing
-    E.exp2_()
-    E[columns, rows] = 0.0
-    mass = E.sum(0).double()
-    least, most = torch.aminmax(mass)  # of nan both are nan
-    safe = torch.finfo(E.dtype).max ** 0.5
-    if (least > 1 / safe) & (most < safe):  # one look, for which a device is waited for
-        return mass, offset / _BITS
-    hostile = ~((mass > 1 / safe) & (mass < safe))
-    for bad in torch.split(torch.nonzero(hostile).reshape(-1), max(1, h.shape[0] // 8)):  # an eighth of E's memory
-        z = _bits(h.index_select(0, bad), W, bias, h.new_empty(W.shape[0], bad.numel()))
-        position = torch.full_like(hostile, -1, dtype=torch.int64)
-        position[bad] = torch.arange(bad.numel(), device=bad.device)
-        mine = position[rows] >= 0
-        z[columns[mine], position[rows[mine]]] = -float("inf")
-        top = z.amax(0)
-        alone = top == -float("inf")  # no class but the target is possible: E = 0, and mass 1 at the offset -inf
-        z.sub_(torch.where(alone, 0.0, top)).exp2_()
-        E[:, bad] = z
-        mass[bad] = torch.where(alone, 1.0, z.sum(0).double())
-        offset = offset.index_copy(0, bad, top.double())
-    return mass, offset / _BITS
-
-
-def _bits(h: Tensor, W: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """``out``, K x C, filled with the logits in bits."""
-    if bias is None:
-        return torch.addmm(out, W, h.T, beta=0, alpha=_BITS, out=out)
-    return torch.addmm(bias[:, None], W, h.T, beta=_BITS, alpha=_BITS, out=out)
-
-
-def _target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: bool) -> Tensor:
-    """z at the target entries, float64, by blocks that a cache holds."""
-    number = rows.numel()
-    z = h.new_empty(number, dtype=torch.float64)
-    step = max(1, min(number, _CACHED // h.shape[1]) if h.device.type == "cpu" else number)
-    block = z.new_empty(step, h.shape[1])
-    for start in range(0, number, step):
-        part = slice(start, start + step)
-        own = h[part] if single else h.index_select(0, rows[part])
-        product = block[: own.shape[0]].copy_(own).mul_(W.index_select(0, columns[part]))
-        torch.sum(product, 1, out=z[part])
-    return z
-
-
-def _placed(z: Tensor, offset: Tensor) -> Tensor:
-    """Offsets for logits z (K x C, in bits) that begin as ``offset``, each row's mean.
-
-    A sample of classes stands in for a mean that is infinite, and tells where many rows lie far above theirs: those get
-    their largest logit. What few rows overflow after this have their logits formed anew.
-    """
-    far = math.log2(torch.finfo(z.dtype).max) / 4
-    # Copied first: down the columns of z every number would lie in a page of its own.
-    high = z[:: max(1, z.shape[0] // _SAMPLE)].contiguous().amax(0).double()
-    if not offset.abs().max() < math.inf:
-        offset = torch.where(offset.isfinite(), offset, torch.where(high.isfinite(), high, 0.0))
-    if 8 * int((high - offset > far).sum()) > z.shape[1]:
-        top = z.amax(0).double()
-        offset = torch.where(top - offset > far, top, offset)
-    return offset
 
 
 def _target_share(z: Tensor, rows: Tensor, mean: Tensor, M: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -178,7 +178,7 @@ def _single_label(
         raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
     labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
-    factor = kept if class_weight is None else kept * class_weight.double()[labels]
+    factor = _row_factor(kept, class_weight, labels)
     rows = _without_ignored(features.reshape(-1, features.shape[-1]), kept.reshape(-1))
     labels, known = labels.reshape(-1), None if class_weight is None else kept.reshape(-1)
 
@@ -200,7 +200,7 @@ def _over_heads(
     shape, (classes, *out) = labels.shape, matrix.shape[:-1]
     heads = math.prod(out)
     labels, kept = labels.reshape(-1, heads), kept.reshape(-1, heads)
-    factor = kept if class_weight is None else kept * class_weight.double()[labels]
+    factor = _row_factor(kept, class_weight, labels)
     if heads == 1:
         parts = [(matrix.reshape(classes, -1), None if bias is None else bias.reshape(classes))]
     else:
@@ -241,13 +241,23 @@ def _one_head(
         return _reduced(features, matrix, bias, labels, None, factor, known, everything, reduction, "ce", 0.0)
     ones = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
     w = ones if class_weight is None else class_weight.double()
-    mixed = (1.0 - smoothing) * factor + smoothing * w.mean() * kept
+    mixed = _counted(kept, (1.0 - smoothing) * factor + smoothing * w.mean())
     entropy = _reduced(features, matrix, bias, labels, None, mixed, known, everything, reduction, "ce", 0.0)
     with torch.autocast(matrix.device.type, enabled=False):
         share = _normalised(smoothing * kept, known, everything, reduction).to(entropy.dtype)
         # An ignored row loses nothing, whatever a masked class makes of its tilt.
-        tilt = torch.where(kept == 0, 0.0, _tilt(features, matrix, bias, labels, w) * share)
+        tilt = _counted(kept, _tilt(features, matrix, bias, labels, w) * share)
     return entropy + (tilt if reduction == "none" else tilt.sum())
+
+
+def _counted(kept: Tensor, values: Tensor) -> Tensor:
+    """The values of rows that count, and 0 for those that are ignored: 0 times infinity is NaN. ``kept`` may be NaN itself."""
+    return torch.where(kept == 0, 0.0, kept * values)
+
+
+def _row_factor(kept: Tensor, class_weight: Tensor | None, labels: Tensor) -> Tensor:
+    """w_y of rows that count, float64: an ignored row's label stands for no class; one without rows may weigh anything."""
+    return kept if class_weight is None else _counted(kept, class_weight.double()[labels])
 
 
 def _without_ignored(features: Tensor, kept: Tensor) -> Tensor:
