@@ -1,5 +1,9 @@
 """What kind of point a point is: the smallest eigenvalue of the Hessian there, a verdict, and the way out of a saddle.
 
+    objective, p = Objective(problem), solution.point
+    found = classify(objective, objective.from_model(p.W, p.H, p.b, p.hidden))
+    found.classification, found.curvature.eigenvalue
+
 One layer and a loss convex in the logits, at a critical point with rank(W) < d: the smallest eigenvalue is mu (1 - S) in
 balanced variables, S the certificate's spectral ratio |G|/mu. So there every critical point that is no global minimum is a
 strict saddle (Zhu et al., arXiv 2105.02375). That holds for one layer only: with M >= 2 layers zero is a strict local

@@ -74,7 +74,8 @@ def classify(objective: Objective, x: Point, *, tol: float = 1e-6, max_products:
     relative = gradient / max(objective.gradient_scale(x), unit)
     certificate = certify(objective.problem, objective.rows, objective.to_model(x)) if relative <= tol else None
     certified = certificate is not None and certificate.certified
-    found = smallest_curvature(objective, x, max_products=max_products, thorough=not certified, seed=seed)
+    thorough = certificate is not None and not certified  # all that can be said of such a point may be the lower bound
+    found = smallest_curvature(objective, x, max_products=max_products, thorough=thorough, seed=seed)
     threshold = max(unit * max(1e-8, 10 * relative), rounding(objective, found.eigenvalue, found.largest))
     kinks = kinks_at(objective, x)
     if relative > tol:

@@ -19,8 +19,8 @@ from ufm_fast.point import Point
 RESIDUAL = 1e-8
 #: Curvature that may be rounding: so many units in the last place of the largest.
 _ROUNDING = 100.0
-#: Dense Hessians have at most that many rows: 0.8 GB, some minutes.
-_DENSE = 10_000
+#: Dense Hessians have at most that many rows: matrices of 0.2 GB, and minutes.
+_DENSE = 5_000
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _lower_bound(krylov: Lanczos, smallest: float, largest: float, failure_proba
 def spectrum(objective: Objective, x: Point) -> Tensor:
     """All eigenvalues of the Hessian along the space, ascending, float64: a product for each of the n numbers of x.
 
-    Errors: InputError for n > 10,000, where `smallest_curvature` serves.
+    Errors: InputError for n > 5,000, where `smallest_curvature` serves.
     """
     space = _Tangents(objective, x)
     if space.size > _DENSE:
