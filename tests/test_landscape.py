@@ -18,6 +18,7 @@ from ufm_fast.targets import TargetSets
 from ufm_fast.theory.certificates import certify
 
 _MU = {"lambda_w": 2e-3, "lambda_h": 5e-4}  # mu = 1e-3, and unequal, so that balancing matters
+_LOSSES = ["ce", "mse", "focal"]
 _SHAPES = [
     {"layers": 2, "activation": "relu", "lambda_hidden": 3e-3},
     {"layers": 3, "widths": [5, 4, 6]},
@@ -26,6 +27,7 @@ _SHAPES = [
     {"freeze": "h", "lambda_w": 1e-2},
     {"bias": "penalised", "lambda_b": 0.1},
 ]
+_CASES = [{"loss": loss, **shape} for shape in _SHAPES for loss in _LOSSES if loss == "ce" or "constraint" not in shape]
 
 
 def at_zero(objective: Objective) -> Point:
@@ -62,12 +64,9 @@ def frame_roots(M: int, K: int, n: int, mu: float) -> tuple[float, float]:
     return logits(top, 1 / beta) ** (1 / P), logits(1e-12, top) ** (1 / P)
 
 
-@pytest.mark.parametrize("shape", _SHAPES, ids=str)
-@pytest.mark.parametrize("loss", ["ce", "mse", "focal"])
-def test_lanczos_finds_the_smallest_of_all_eigenvalues(shape: dict, loss: str) -> None:
-    if "constraint" in shape and loss != "ce":
-        pytest.skip("spheres take cross-entropy")
-    objective = Objective(Problem(counts=[3, 1, 2, 2], dim=5, loss=loss, **shape))
+@pytest.mark.parametrize("shape", _CASES, ids=str)
+def test_lanczos_finds_the_smallest_of_all_eigenvalues(shape: dict) -> None:
+    objective = Objective(Problem(counts=[3, 1, 2, 2], dim=5, **shape))
     x = objective.geometry.project(random_point(objective, 1))
     values = spectrum(objective, x)
     found = smallest_curvature(objective, x, max_products=400, thorough=True)
@@ -152,7 +151,7 @@ def test_a_solution_of_low_rank_padded_is_a_saddle_of_mu_times_one_minus_the_spe
     assert down.certificate.certified
 
 
-@pytest.mark.parametrize("loss", ["ce", "mse", "focal"])
+@pytest.mark.parametrize("loss", _LOSSES)
 @pytest.mark.parametrize("data", [{"classes": 6, "per_class": 5}, {"counts": [50, 20, 10, 5, 2]}], ids=str)
 def test_certified_minima_curve_up(loss: str, data: dict) -> None:
     problem = Problem(dim=8, loss=loss, **data, **_MU)
@@ -215,19 +214,51 @@ def test_layers_rotate_too_and_zero_is_a_strict_minimum(M: int) -> None:
     assert objective.value_and_grad(escape(objective, x, found.curvature)).value < found.value
 
 
-def test_at_a_kink_the_curvature_is_said_to_be_that_of_a_piece() -> None:
-    K, n = 3, 10
-    problem = Problem(classes=K, dim=5, per_class=n, loss="mse", layers=2, activation="relu", lambda_w=1e-3, lambda_h=4e-3)
+def test_at_a_kink_the_value_has_a_say() -> None:
+    K, d, n = 3, 5, 10
+    problem = Problem(classes=K, dim=d, per_class=n, loss="mse", layers=2, activation="relu", lambda_w=1e-3, lambda_h=4e-3)
     objective = Objective(problem)
     minimum, saddle = frame_roots(2, K, n, problem.mu)
     x = embedded(objective, torch.full((K,), minimum, dtype=torch.float64))
     found = classify(objective, x)
     assert found.classification == "no negative curvature found"
-    assert found.kinks == K * 5 - K  # all inputs but those of each class's own unit
+    assert found.kinks == K * (d - 1)  # all inputs but that of each class's own unit
+    assert "active piece" in found.note
     x = embedded(objective, torch.full((K,), saddle, dtype=torch.float64))
-    assert classify(objective, x).classification == "strict saddle of the active piece"
-    smooth = objective.rounded(1e-2)
-    assert classify(smooth, x).kinks == 0
+    found = classify(objective, x)
+    assert found.classification == "strict saddle"
+    assert "the value falls" in found.note
+    smooth = classify(objective.rounded(1e-2), x)
+    assert smooth.kinks == 0
+    assert smooth.note == ""
+
+
+def test_negative_curvature_that_ends_at_a_kink_is_none() -> None:
+    K, d = 4, 6
+    problem = Problem(classes=K, dim=d, per_class=1, layers=2, activation="relu", lambda_w=2**-10, lambda_h=2**-10)
+    objective = Objective(problem)
+
+    def slope(q: float) -> float:  # of the value at three simplices of that size, whose logits are q^3 (1 - 1/K) (I - J/K)
+        off = 1 / (math.exp(q**3 * (1 - 1 / K)) + K - 1)
+        return problem.mu * q - off * q**2 * (1 - 1 / K)
+
+    low, high = 1.0, 10.0
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    x, simplex = at_zero(objective), torch.eye(K, dtype=torch.float64) - 1 / K
+    for part in x.parts():
+        part[:K, :K] = low * simplex
+    # Two units see nothing but rounding, which switches them on for some classes and off for others, as no weights can.
+    x.hidden[0][K:] = 1e-12 * torch.randn(d - K, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = classify(objective, x)
+    assert found.kinks == K * (d - K)
+    assert found.relative_gradient < 1e-10
+    assert found.curvature.eigenvalue == pytest.approx(-problem.mu / 3, rel=1e-8)
+    assert found.classification == "no negative curvature found"
+    assert "does not fall" in found.note
+    with pytest.raises(InputError, match="no step along the vector"):
+        escape(objective, x, found.curvature)
 
 
 @pytest.mark.parametrize("aligned", [True, False])

@@ -81,7 +81,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if certificate is not None and certificate["spectral_ratio"] is not None:
         rows.insert(2, ("spectral ratio", number(certificate["spectral_ratio"], 9)))
-    if found["kinks"]:
-        said = f"{found['kinks']:,} inputs of ReLUs are zero: gradient and curvature are those of the active piece"
-        rows.append(("kinks", said))
+    if found["note"]:
+        rows.append(("kinks", found["note"]))
     return rows

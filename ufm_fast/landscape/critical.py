@@ -18,7 +18,6 @@ from ufm_fast.theory.certificates import Certificate, certify
 
 NOT_CRITICAL = "not critical"
 STRICT_SADDLE = "strict saddle"
-PIECE_SADDLE = "strict saddle of the active piece"  # at a kink, across which its Hessian proves nothing
 NO_NEGATIVE_CURVATURE = "no negative curvature found"
 GLOBAL_MINIMUM = "global minimum (certified)"
 
@@ -32,12 +31,14 @@ class Landscape:
 
     ``classification``, the first of these that holds:
     - 'not critical': ``relative_gradient`` is above the tolerance;
-    - 'strict saddle': the Rayleigh quotient is below -``threshold``, which is a proof; at a kink only 'of the active piece';
+    - 'strict saddle': the Rayleigh quotient is below -``threshold``, which is a proof. At a kink it is that of the active
+      piece alone and proves nothing, so there the value has to fall along the vector too;
     - 'global minimum (certified)': the certificate says so;
     - 'no negative curvature found': none below ``curvature.lower_bound``, but for its failure probability.
 
-    ``certificate`` is None at a point that is not critical. Of one layer it has a ``spectral_ratio`` S, and mu (1 - S) is the
-    eigenvalue to expect of a point of rank below d.
+    ``kinks``: inputs of ReLUs that are zero; ``note`` says what that means here. ``certificate`` is None at a point that is
+    not critical. Of one layer it has a ``spectral_ratio`` S, and mu (1 - S) is the eigenvalue to expect of
+    a point of rank below d.
     """
 
     classification: str
@@ -49,11 +50,28 @@ class Landscape:
     kinks: int
     certificate: Certificate | None
 
+    @property
+    def note(self) -> str:
+        """What is to be said of kinks, empty where there are none."""
+        if not self.kinks:
+            return ""
+        said = f"{self.kinks:,} inputs of ReLUs are zero: gradient and curvature are those of the active piece"
+        if self.classification == STRICT_SADDLE:
+            return f"{said}, and the value falls along its vector"
+        if self.classification == NO_NEGATIVE_CURVATURE and self.curvature.eigenvalue < -self.threshold:
+            return f"{said}, which is left along its vector: there the value does not fall as that curvature has it"
+        return said
+
     def summary(self) -> dict[str, Any]:
         """JSON-ready dictionary, without the vector."""
         found = {name: item for name, item in vars(self).items() if name not in ("curvature", "certificate")}
         curvature = {name: item for name, item in vars(self.curvature).items() if name != "vector"}
-        return {**found, **curvature, "certificate": None if self.certificate is None else asdict(self.certificate)}
+        return {
+            **found,
+            **curvature,
+            "note": self.note,
+            "certificate": None if self.certificate is None else asdict(self.certificate),
+        }
 
 
 @torch.no_grad()
@@ -80,8 +98,8 @@ def classify(objective: Objective, x: Point, *, tol: float = 1e-6, max_products:
     kinks = kinks_at(objective, x)
     if relative > tol:
         verdict = NOT_CRITICAL
-    elif found.eigenvalue < -threshold:
-        verdict = PIECE_SADDLE if kinks else STRICT_SADDLE
+    elif found.eigenvalue < -threshold and (not kinks or _falls(objective, x, found, at.value)):
+        verdict = STRICT_SADDLE
     else:
         verdict = GLOBAL_MINIMUM if certified else NO_NEGATIVE_CURVATURE
     return Landscape(verdict, found, at.value, gradient, relative, threshold, kinks, certificate)
@@ -95,6 +113,13 @@ def kinks_at(objective: Objective, x: Point) -> int:
             sizes = (A @ W.T).abs()
             total += int((sizes <= _KINK * sizes.max()).sum())
     return total
+
+
+def _falls(objective: Objective, x: Point, curvature: Curvature, before: float) -> bool:
+    """Whether the value near x falls along the vector, either way, by half of what the curvature promises."""
+    t = 1e-3 * max(x.norm(), 1.0)
+    ends = (objective.value_and_grad(objective.move(x, curvature.vector, s)).value for s in (t, -t))
+    return any(value <= before + 0.25 * curvature.eigenvalue * t**2 for value in ends)
 
 
 @torch.no_grad()
