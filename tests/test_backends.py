@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-import types
 from fractions import Fraction
 from unittest import mock
 
@@ -316,26 +314,6 @@ def test_chunks_fit_what_is_free(monkeypatch):
     assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 16
     monkeypatch.setattr(tiled, "available_bytes", lambda device: 100)
     assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 1
-
-
-def test_what_is_free_is_known_without_proc_too(monkeypatch):
-    def missing(name, **_):
-        raise FileNotFoundError(name)
-
-    monkeypatch.setattr(tiled, "open", missing, raising=False)
-    monkeypatch.setattr(tiled, "_container_bytes", lambda: 1 << 62)
-    memory = types.SimpleNamespace(available=3 << 33)
-    monkeypatch.setitem(sys.modules, "psutil", types.SimpleNamespace(virtual_memory=lambda: memory))
-    assert tiled.available_bytes(torch.device("cpu")) == 3 << 33
-
-
-def test_the_limit_of_a_container_counts(tmp_path):
-    assert tiled._container_bytes(tmp_path) > 1 << 60
-    for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 600\ninactive_file 50\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert tiled._container_bytes(tmp_path) == 350
-    (tmp_path / "memory.max").write_text("max\n")
-    assert tiled._container_bytes(tmp_path) > 1 << 60
 
 
 def test_backend_names():

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 #: Modules by height; one may import those below it and its own.
 HEIGHT = {
-    "errors": 0, "version": 0, "arguments": 1, "targets": 1, "losses": 1, "point": 1, "trunks": 1, "datasets": 1,
+    "errors": 0, "version": 0, "arguments": 1, "memory": 1, "targets": 1, "losses": 1, "point": 1, "trunks": 1, "datasets": 1,
     "lanczos": 1, "geometries": 2, "penalties": 2, "samples": 2, "problem": 2,
     "backends": 3, "metrics": 3, "objective": 4, "starts": 5, "theory": 5, "groups": 5, "solvers": 6,
     "functional": 6, "nn": 7, "solving": 7, "verdicts": 7, "landscape": 7,

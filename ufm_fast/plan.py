@@ -18,9 +18,10 @@ import torch
 from ufm_fast.backends import has_triton
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.residual import block_bytes
-from ufm_fast.backends.tiled import available_bytes, buffer_bytes, chunk_rows
+from ufm_fast.backends.tiled import buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
+from ufm_fast.memory import available_bytes
 from ufm_fast.problem import Problem
 from ufm_fast.solvers.alternating import check_loss
 from ufm_fast.solvers.curvature import sets

@@ -16,10 +16,8 @@ takes H then both read and write along memory, which the libraries do up to a th
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,35 +27,12 @@ from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatisti
 from ufm_fast.backends.exponentials import alike, exact_mean, exponentials, target_logits
 from ufm_fast.backends.sums import add_class_sums, add_product, class_totals, sums_along, weighted_sum
 from ufm_fast.losses import SoftmaxLoss
+from ufm_fast.memory import available_bytes, out_of_memory
 
 _NEAR_BYTES, _FAR_BYTES, _EFFICIENT_ROWS = 24 << 20, 132 << 20, 528
 _SMALL_BYTES = 1 << 20  # is had without asking what is free, which takes as long as such a head's products
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
 _FEW = 4  # classes to a column of features up to which a pass over E is cheaper than several over the features
-
-
-def available_bytes(device: torch.device) -> int:
-    """Free memory of the device, or of the container if that is less."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # no Linux
-        import psutil
-
-        free = psutil.virtual_memory().available
-    return min(free, _container_bytes())
-
-
-def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that the control group of this process still grants (version 2; its file cache counts as free)."""
-    try:
-        limit, used = ((folder / f"memory.{name}").read_text("ascii") for name in ("max", "current"))
-        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text("ascii"), re.MULTILINE)
-        return max(int(limit) - int(used) + (int(cached[1]) if cached else 0), 0)
-    except (OSError, ValueError):  # no such group, or no limit: the word "max"
-        return 1 << 62
 
 
 def chunk_rows(rows: int, classes: int, itemsize: int, device: torch.device, buffers: int = 1) -> int:
@@ -436,8 +411,3 @@ def _column_products(A: Tensor, B: Tensor) -> Tensor:
     for start in range(0, A.shape[0], _BLOCK):
         total += (A[start : start + _BLOCK] * B[start : start + _BLOCK]).sum(0)
     return total
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of an allocation, on any device, says that memory ran out."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "memory" in str(error)

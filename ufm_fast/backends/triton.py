@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics, weighed
 from ufm_fast.backends.squared_error import by_residuals
-from ufm_fast.backends.tiled import TiledBackend, available_bytes
+from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SoftmaxLoss
+from ufm_fast.memory import available_bytes
 from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp

@@ -195,7 +195,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    from ufm_fast.backends.tiled import out_of_memory
+    from ufm_fast.memory import out_of_memory
 
     return out_of_memory(error)
 

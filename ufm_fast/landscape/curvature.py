@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import number, whole
-from ufm_fast.backends.tiled import available_bytes
 from ufm_fast.errors import InputError
 from ufm_fast.lanczos import Lanczos
+from ufm_fast.memory import available_bytes
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 

@@ -100,7 +100,7 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
 
     from ufm_fast.backends import make_backend
     from ufm_fast.backends.base import compute_dtype
-    from ufm_fast.backends.tiled import available_bytes
+    from ufm_fast.memory import available_bytes
     from ufm_fast.solving import checked_solver
 
     make_backend(config["backend"], problem.device, problem.torch_dtype)

@@ -15,8 +15,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.tiled import Chunk, TiledBackend, available_bytes, out_of_memory
+from ufm_fast.backends.tiled import Chunk, TiledBackend
 from ufm_fast.losses import SoftmaxLoss
+from ufm_fast.memory import available_bytes, out_of_memory
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
 
 
