@@ -174,8 +174,10 @@ class LinearCrossEntropyLoss(nn.Module):
         outputs = math.prod(self.out_features, start=num_classes)
         self.linear = nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Loss of a batch: input (d) or (N, d), target class indices or probabilities."""
+    def forward(
+        self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, divisor: float | Tensor | None = None
+    ) -> Tensor:
+        """Loss of a batch: input (d) or (N, d), target class indices or probabilities; weights of its rows, and a divisor."""
         shape = (self.num_classes, *self.out_features)
         bias = self.linear.bias
         return linear_cross_entropy(
@@ -188,6 +190,8 @@ class LinearCrossEntropyLoss(nn.Module):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             options=self.options,
+            sample_weight=sample_weight,
+            divisor=divisor,
         )
 
     def extra_repr(self) -> str:

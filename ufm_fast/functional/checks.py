@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -101,6 +102,49 @@ def check_weight_alone(class_weight: Tensor, classes: int) -> None:
         raise InputError(f"weight must have shape ({classes},), one for each class, got {tuple(class_weight.shape)}")
     if class_weight.requires_grad:
         raise InputError("weight (of the classes) must not require a gradient; pass weight.detach()")
+
+
+def check_sample_weight(sample_weight: Tensor | None, weight: Tensor, shape: tuple[int, ...]) -> None:
+    if sample_weight is None:
+        return
+    check_floats({"linear_weight": weight, "sample_weight": sample_weight}, one_dtype=False)
+    if tuple(sample_weight.shape) != shape:
+        raise InputError(f"sample_weight must have shape {shape}, one for each row loss, got {tuple(sample_weight.shape)}")
+    if sample_weight.requires_grad:
+        raise InputError("sample_weight must not require a gradient; multiply the losses of reduction='none' by it instead")
+
+
+def check_divisor(divisor: object, reduction: str, device: torch.device) -> float | Tensor | None:
+    """A positive number, or a tensor of one, which is not looked at: a device would have to be waited for."""
+    if divisor is None:
+        return None
+    if reduction == "none":
+        raise InputError("divisor divides the sum of the losses; with reduction='none' leave it out and divide the rows")
+    if isinstance(divisor, Tensor):
+        return _scalar(divisor, "divisor", device).detach().double()
+    value = real(divisor, "divisor")
+    if not 0.0 < value < math.inf:
+        raise InputError(f"divisor must be a positive number, got {divisor}")
+    return value
+
+
+def check_logit_scale(logit_scale: object, device: torch.device) -> float | Tensor:
+    """A finite number, or a tensor of one, which may require a gradient."""
+    if isinstance(logit_scale, Tensor):
+        return _scalar(logit_scale, "logit_scale", device)
+    value = real(logit_scale, "logit_scale")
+    if not math.isfinite(value):
+        raise InputError(f"logit_scale must be a finite number, got {logit_scale}")
+    return value
+
+
+def _scalar(value: Tensor, name: str, device: torch.device) -> Tensor:
+    check_tensor(value, name)
+    if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
+        raise InputError(f"{name} must be a number or a real tensor of one, got shape {tuple(value.shape)} of {value.dtype}")
+    if value.device != device and value.device.type != "cpu":
+        raise InputError(f"{name} is on {value.device} but the input on {device}; move it with {name}.to({str(device)!r})")
+    return value.reshape(())
 
 
 def check_reduction(reduction: str) -> None:
