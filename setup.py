@@ -10,6 +10,7 @@ VERSION = next(
 
 PLOT = ["matplotlib>=3.8"]
 DATA = ["scikit-learn>=1.3", "mlxtend>=0.23"]
+DOCS = ["sphinx>=8", "furo>=2024.8", "myst-parser>=4"]
 TABLES = ["pandas>=2.0", "pyarrow>=14"]
 
 setup(
@@ -37,6 +38,7 @@ setup(
         "plot": PLOT,
         "data": DATA,
         "tables": TABLES,
+        "docs": PLOT + DATA + DOCS,
         "all": PLOT + DATA + TABLES,
         "test": [
             *PLOT, *DATA, *TABLES,

@@ -12,13 +12,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 #: Modules by height; one may import those below it and its own.
-HEIGHT = {
-    "errors": 0, "version": 0, "arguments": 1, "memory": 1, "targets": 1, "losses": 1, "point": 1, "trunks": 1, "datasets": 1,
-    "lanczos": 1, "geometries": 2, "penalties": 2, "samples": 2, "problem": 2,
-    "backends": 3, "metrics": 3, "objective": 4, "starts": 5, "theory": 5, "groups": 5, "solvers": 6,
-    "functional": 6, "nn": 7, "solving": 7, "verdicts": 7, "landscape": 7,
-    "runs": 8, "presets": 8, "plots": 8, "plan": 8, "doctor": 8, "continual": 8, "networks": 8, "reproduce": 9, "cli": 9,
-}  # fmt: skip
+_FLOORS = (
+    "errors version",
+    "arguments targets losses point trunks datasets lanczos memory",
+    "geometries penalties samples problem",
+    "backends metrics",
+    "objective deep_starts measure",
+    "starts theory groups",
+    "solvers functional",
+    "nn solving verdicts landscape",
+    "runs presets plots plan doctor continual networks",
+    "reproduce",
+    "cli",
+)
+HEIGHT = {name: floor for floor, names in enumerate(_FLOORS) for name in names.split()}
 
 
 def _imports(path: Path) -> list[tuple[str, bool]]:

@@ -40,7 +40,8 @@ def test_few_classes_go_by_residuals_and_need_no_square_matrices() -> None:
 
 
 def test_every_method_is_planned() -> None:
-    assert set(planning.METHOD_VECTORS) == set(METHODS) - {"auto"}
+    plan = make_plan(Problem(dim=4, classes=5, loss="mse"))
+    assert set(plan.methods) == set(METHODS) - {"auto"}
 
 
 def test_what_goes_with_the_squared_error_is_planned_for_it_alone() -> None:

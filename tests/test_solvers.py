@@ -16,7 +16,8 @@ from ufm_fast.solvers.curvature import sets as set_models
 from ufm_fast.solvers.curvature import squares
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
-from ufm_fast.solving import METHODS, make_solver
+from ufm_fast.solvers.options import SolveOptions
+from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import STARTS, make_start
 from ufm_fast.targets import Targets, TargetSets
 from ufm_fast.theory import closed_form
@@ -200,7 +201,7 @@ def test_spectral_start_is_the_minimiser_for_equal_counts():
         ({"method": "gd", "history": 3}, "history goes with"),
         ({"method": "gd", "learning_rate": float("inf")}, "learning_rate must be a finite number"),
         ({"history": 1.5}, "history must be a whole number"),
-        ({"history": 0}, "history must be > 0"),
+        ({"history": 0}, "history must be at least 1"),
         ({"tol": "a"}, "tol must be a number"),
         ({"max_steps": "a"}, "max_steps must be a whole number"),
         ({"max_steps": 2.5}, "max_steps must be a whole number"),
@@ -297,7 +298,7 @@ def test_log_points_are_log_spaced_and_history_ends_at_the_last_step():
 def test_make_solver_knows_every_method():
     mse = Problem(classes=3, dim=3, loss="mse")
     for name in METHODS:
-        assert make_solver(mse, name).max_steps > 0
+        assert METHODS[name].make(mse, SolveOptions(method=name)).max_steps > 0
 
 
 @pytest.mark.parametrize("bias", ["none", "penalised", "free"])

@@ -86,7 +86,7 @@ class Objective:
         counts = self.rows.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
         self._set_scales(counts)
-        self.evaluations = 0.0
+        self._spent = [0.0]  # shared with `rounded` copies
         self._last: _Pass | None = None
 
     def _set_scales(self, counts: Tensor) -> None:
@@ -110,6 +110,15 @@ class Objective:
         ).to(self.dtype)
         self.logit_scale = (problem.temperature * row_scale * before_features).to(self.dtype)[:, None]
         self._logit_even = bool((self.logit_scale == 1).all())
+
+    @property
+    def evaluations(self) -> float:
+        """Gradient-equivalents so far; a Hessian product counts as two."""
+        return self._spent[0]
+
+    @evaluations.setter
+    def evaluations(self, value: float) -> None:
+        self._spent[0] = value
 
     @property
     def plain(self) -> bool:

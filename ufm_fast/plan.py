@@ -23,17 +23,9 @@ from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.memory import available_bytes
 from ufm_fast.problem import Problem
-from ufm_fast.solvers.alternating import check_loss
 from ufm_fast.solvers.curvature import sets
+from ufm_fast.solvers.table import HISTORY, METHODS
 from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
-
-#: Vectors of the size of the parameters that each method holds at its peak beside the point and its gradient, the next point
-#: and its gradient included (`bench/memory.py` measures them).
-METHOD_VECTORS = {
-    "gd": 2, "momentum": 4, "nesterov": 5, "adam": 7, "lbfgs": 24, "newton-cg": 5, "alternating": 2, "closed-form": 1,
-}  # fmt: skip
-_LBFGS_OTHER = 4
-_LBFGS_HISTORY = 10
 
 
 @dataclass(frozen=True)
@@ -92,10 +84,11 @@ def make_plan(
 
     Arguments as in ``solve``. Errors: InputError for an unknown method, or a history below 1.
     """
-    if method != "auto" and method not in METHOD_VECTORS:
-        raise InputError(f"method must be one of auto, {', '.join(METHOD_VECTORS)}; got {method!r}")
-    if method == "alternating":
-        check_loss(problem)
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    refusal = METHODS[method].refuses(problem)
+    if refusal:
+        raise InputError(f"method {method} {refusal}")
     if history is not None and history < 1:
         raise InputError(f"history must be at least 1, got {history}")
     chosen = problem.reduction(reduce)
@@ -105,9 +98,9 @@ def make_plan(
     dtype = compute_dtype(problem.torch_dtype)
     size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
     squared = _squared(problem)
-    known = {name: number for name, number in METHOD_VECTORS.items() if name != "alternating" or squared}
+    vectors = {name: row.vectors for name, row in METHODS.items() if name != "auto" and row.refuses(problem) is None}
     coupled = 48 * sets.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
-    vectors = {**known, "lbfgs": 2 * (_LBFGS_HISTORY if history is None else history) + _LBFGS_OTHER}
+    vectors["lbfgs"] += 2 * (HISTORY if history is None else history)
     if squared and problem.freeze is None:  # their model of the squared error, and what building it takes
         vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}
     device = torch.device(problem.device)

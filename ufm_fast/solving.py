@@ -4,177 +4,163 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from ufm_fast.arguments import number, whole
 from ufm_fast.backends import make_backend
-from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
-from ufm_fast.metrics import collect, comparable, penalties
-from ufm_fast.metrics.checks import LARGEST
-from ufm_fast.metrics.pairwise import Mode as Pairwise
+from ufm_fast.measure import logit_rank, logit_spectrum, measure, usable
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.solvers.alternating import Alternating, check_loss
-from ufm_fast.solvers.auto import LBFGSThenNewton
-from ufm_fast.solvers.base import Solver, State
-from ufm_fast.solvers.first_order import Adam, GradientDescent
-from ufm_fast.solvers.lbfgs import LBFGS
+from ufm_fast.solvers.base import State
 from ufm_fast.solvers.minimise import OnLog, Run, log_spaced, minimise
-from ufm_fast.solvers.newton_cg import NewtonCG
-from ufm_fast.solvers.solution import Outcome, Solution, StepRecord
-from ufm_fast.starts import make_start
+from ufm_fast.solvers.options import SolveOptions
+from ufm_fast.solvers.solution import Effort, Outcome, Restart, Solution, StepRecord
+from ufm_fast.solvers.table import METHODS
+from ufm_fast.starts import given_start, make_start
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
 from ufm_fast.verdicts import at_saved_point, contradiction, of_closed_form
 
-#: Methods by the name that ``method=`` and ``--method`` take.
-METHODS = ("auto", "gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "alternating", "closed-form")
+__all__ = ["METHODS", "check", "solve"]
 
 #: Called with a record and a function that gives the model's Point.
 OnPoint = Callable[[StepRecord, Callable[[], Point]], None]
 
 
-def make_solver(
-    problem: Problem,
-    method: str,
-    *,
-    learning_rate: float | None = None,
-    momentum: float | None = None,
-    history: int | None = None,
-) -> Solver:
-    """The solver called ``method``. Errors: InputError for an unknown name or a parameter that the method has not."""
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    for name, value, methods in (
-        ("learning_rate", learning_rate, ("gd", "momentum", "nesterov", "adam")),
-        ("momentum", momentum, ("momentum", "nesterov")),
-        ("history", history, ("auto", "lbfgs")),
-    ):
-        if value is not None and method not in methods:
-            raise InputError(f"{name} goes with method {' or '.join(methods)}, not {method}; drop it")
-        if value is not None and not number(value, name) > 0:
-            raise InputError(f"{name} must be > 0, got {value}")
-    if history is not None:
-        whole(history, "history", 1)
-    if momentum is not None and momentum >= 1:
-        raise InputError(f"momentum must lie in (0, 1), got {momentum}")
-    beta = 0.9 if momentum is None else momentum
-    solvers: dict[str, Callable[[], Solver]] = {
-        "auto": lambda: LBFGSThenNewton(history or 10),
-        "gd": lambda: GradientDescent(learning_rate),
-        "momentum": lambda: GradientDescent(learning_rate, beta),
-        "nesterov": lambda: GradientDescent(learning_rate, beta, nesterov=True),
-        "adam": lambda: Adam(learning_rate),
-        "lbfgs": lambda: LBFGS(history or 10),
-        "newton-cg": NewtonCG,
-        "alternating": Alternating,
-        "closed-form": NewtonCG,  # evaluates its point only
-    }
-    if method == "alternating":
-        check_loss(problem)
-    return solvers[method]()
-
-
-def checked_solver(
-    problem: Problem, method: str, tol: float, max_steps: int | None = None, log_every: int | None = None,
-    learning_rate: float | None = None, momentum: float | None = None, history: int | None = None,
-) -> Solver:  # fmt: skip
-    """The solver of a method, with all options of ``solve`` that concern it checked. Errors: InputError naming the option."""
-    if not isinstance(problem, Problem):
-        raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
-    if not 0 < number(tol, "tol") < 1:
-        raise InputError(f"tol must lie in (0, 1), got {tol}")
-    if max_steps is not None:
-        whole(max_steps, "max_steps", 0)
-    if log_every is not None:
-        whole(log_every, "log_every", 1)
-    if method == "closed-form" and closed_form(problem) is None:
+def check(problem: Problem, options: SolveOptions) -> None:
+    """What ``solve`` would refuse before its first step. Errors: InputError naming the option."""
+    options.check(problem)
+    if options.method == "closed-form" and closed_form(problem) is None:
         raise InputError("method closed-form: no closed form is known for this problem; use method auto")
-    return make_solver(problem, method, learning_rate=learning_rate, momentum=momentum, history=history)
 
 
 def solve(
     problem: Problem,
+    options: SolveOptions | None = None,
     *,
-    method: str = "auto",
-    backend: str = "auto",
-    reduce: str = "auto",
-    variables: str = "balanced",
-    start: str = "spectral",
     initial: Point | None = None,
-    tol: float = 1e-10,
-    max_steps: int | None = None,
-    log_every: int | None = None,
-    learning_rate: float | None = None,
-    momentum: float | None = None,
-    history: int | None = None,
-    certificate: bool = True,
-    metrics: bool = True,
-    pairwise: Pairwise = "auto",
     on_log: OnPoint | None = None,
     on_save: OnPoint | None = None,
-    first_step: int = 0,
-    previous_evaluations: float = 0.0,
-    previous_seconds: float = 0.0,
+    spent: Effort | None = None,
+    **changes: Any,
 ) -> Solution:
     """Minimise the problem's objective and prove how good the answer is.
 
-    ``method``: 'auto' is L-BFGS with a Newton-CG finish, always iterative. ``reduce``: 'classes' (and 'auto') solves one row
-    for each class or target set, exact; 'none' one a sample. ``variables``: 'balanced' or 'raw'. ``start``: a name of STARTS,
-    or ``initial``: a Point with W, one H row for each row (or each sample), and b (``runs.foreign.read_start`` reads one
-    from a file). ``tol``: |grad| relative to
-    max(lambda_w |W| + lambda_h |H|, mu). ``log_every``: steps between log points (default: log-spaced). ``on_log(record,
+    ``options``: a SolveOptions, where all are described; or its fields as keywords, which also change one that is given:
+    ``solve(problem, method="lbfgs", start="normal", restarts=10)``. ``initial``: a Point to start from, with W, one H row for
+    each row (or each sample), b and hidden layers (``runs.foreign.read_start`` reads one from a file). ``on_log(record,
     model_point)`` is called at each log point with a function that gives the model's Point; ``on_save`` too, whenever the point
-    is worth saving: every ten seconds, at an error, and at the end before certificate and metrics. The first_step and previous_
-    arguments number a resumed run. Ctrl-C returns the point that was reached, outcome 'interrupted'.
+    is worth saving: every ten seconds, at an error, and at the end before certificate and metrics; with restarts, of each.
+    ``spent``: what earlier runs that this one continues have spent. Ctrl-C returns the point that was reached, outcome
+    'interrupted'. Returns a Solution; example: ``solve(Problem(classes=10, dim=16)).value``.
 
-    Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape.
+    Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape; InputTypeError for an
+    option that there is not.
     """
-    solver = checked_solver(problem, method, tol, max_steps, log_every, learning_rate, momentum, history)
+    options = SolveOptions.of(**changes) if options is None else replace(options, **changes)
+    check(problem, options)
+    spent = spent or Effort()
     objective = Objective(
         problem,
-        backend=make_backend(backend, problem.device, problem.torch_dtype),
-        reduce=reduce,
-        variables=variables,
+        backend=make_backend(options.backend, problem.device, problem.torch_dtype),
+        reduce=options.reduce,
+        variables=options.variables,
     )
-    objective.evaluations = previous_evaluations
-    if method == "closed-form" and not first_step and (initial is not None or start != "spectral"):
+    objective.evaluations = spent.evaluations
+    if options.method == "closed-form" and not spent.steps and (initial is not None or options.start != "spectral"):
         raise InputError(
             "a start goes with iterative methods, and the closed form has none; drop the start or choose another method"
         )
+    if initial is not None and options.restarts > 1:
+        raise InputError(f"restarts = {options.restarts} contradict a given start; drop one of them")
     theory = closed_form(problem)
     with torch.no_grad(), torch.autocast(torch.device(problem.device).type, enabled=False):
-        if method == "closed-form":
-            run = _closed_form_run(objective, theory)
-            start = "closed-form"
+        if options.method == "closed-form":
+            result = _Result(_closed_form_run(objective, theory), (), "closed-form", theory)
         else:
-            spaced = log_spaced() if log_every is None else iter(range(0, 1 << 62, log_every))
-            log, save = (_of_model(objective, callback) for callback in (on_log, on_save))
-            run = minimise(  # which lets go of the start
-                objective, solver, make_start(objective, start) if initial is None else _given_start(objective, initial),
-                tol=tol, max_steps=max_steps, log_points=spaced, on_log=log, on_save=save,
-                first_step=first_step, previous_seconds=previous_seconds,
-            )  # fmt: skip
-            start = start if initial is None else "given"
-            run = _fitted_by_bias(objective, run)
+            run, restarts = _runs(objective, options, initial, (on_log, on_save), spent)
+            start = options.start if initial is None else "given"
+            result = _Result(_fitted_by_bias(objective, run), restarts, start, theory)
         if on_save is not None:
-            on_save(_last_record(objective, run, first_step, previous_seconds), lambda: objective.to_model(run.state.point))
-        return _solution(
-            objective, run, method if method != "auto" else f"auto: {solver.name}", start, theory, certificate, metrics,
-            pairwise, first_step, previous_seconds,
-        )  # fmt: skip
+            on_save(_last_record(objective, result.run, spent), lambda: objective.to_model(result.run.state.point))
+        return _solution(objective, result, options, spent)
+
+
+_Callbacks = tuple[OnPoint | None, OnPoint | None]  # on_log, on_save
+
+
+@dataclass(frozen=True)
+class _Result:
+    run: Run
+    restarts: tuple[Restart, ...]
+    start: str
+    theory: ClosedForm | None
+
+
+def _runs(
+    objective: Objective, options: SolveOptions, initial: Point | None, callbacks: _Callbacks, spent: Effort
+) -> tuple[Run, tuple[Restart, ...]]:
+    """The best of all restarts, and a row for each of them (none of a single run)."""
+    problem, table, first = objective.problem, [], spent
+    best: Run | None = None
+    for i in range(options.restarts):
+        before = objective.evaluations
+        seed = problem.seed + i
+        if initial is None:
+            point = make_start(objective, options.start, seed=seed, scale=options.start_scale)
+        else:
+            point = given_start(objective, initial)
+        run = _run(objective, options, point, callbacks, spent)
+        del point
+        run = _at_exact_point(objective, run)
+        spent = Effort(spent.steps + run.steps, 0.0, spent.seconds + run.seconds)
+        table.append(_row(objective, run, seed, objective.evaluations - before))
+        if best is None or run.state.evaluation.value < best.state.evaluation.value:
+            best = run
+        if run.outcome is Outcome.INTERRUPTED:
+            best = replace(best, outcome=run.outcome, message=run.message)
+            break
+    assert best is not None
+    best = replace(best, steps=spent.steps - first.steps, seconds=spent.seconds - first.seconds)
+    return best, tuple(table) if options.restarts > 1 else ()
+
+
+def _run(objective: Objective, options: SolveOptions, point: Point, callbacks: _Callbacks, spent: Effort) -> Run:
+    every = options.log_every
+    log, save = (_of_model(objective, callback) for callback in callbacks)
+    return minimise(  # which lets go of the start
+        objective, METHODS[options.method].make(objective.problem, options), point,
+        tol=options.tol, max_steps=options.max_steps, on_log=log, on_save=save,
+        log_points=log_spaced() if every is None else iter(range(0, 1 << 62, every)),
+        first_step=spent.steps, previous_seconds=spent.seconds,
+    )  # fmt: skip
+
+
+def _at_exact_point(objective: Objective, run: Run) -> Run:
+    """The evaluation of the objective itself, where a solver may have stopped at one with rounded kinks."""
+    if objective.problem.kind.trunk != "relu" or not math.isfinite(run.state.evaluation.value):
+        return run
+    return replace(run, state=replace(run.state, evaluation=objective.value_and_grad(run.state.point)))
+
+
+def _row(objective: Objective, run: Run, seed: int, evaluations: float) -> Restart:
+    model, value = objective.to_model(run.state.point), run.state.evaluation.value
+    fits = math.isfinite(value) and usable(model)
+    rank = logit_rank(logit_spectrum(objective.problem, objective.rows, model)) if fits else None
+    return Restart(seed, value, run.steps, evaluations, rank, run.outcome.value)
 
 
 def _of_model(objective: Objective, callback: OnPoint | None) -> OnLog | None:
     return None if callback is None else lambda record, point: callback(record, lambda: objective.to_model(point))
 
 
-def _last_record(objective: Objective, run: Run, first_step: int, previous_seconds: float) -> StepRecord:
-    found, step, seconds = run.state.evaluation, first_step + run.steps, previous_seconds + run.seconds
+def _last_record(objective: Objective, run: Run, spent: Effort) -> StepRecord:
+    found, step, seconds = run.state.evaluation, spent.steps + run.steps, spent.seconds + run.seconds
     return StepRecord(step, found.value, found.data_value, found.gradient.norm(), objective.evaluations, seconds)
 
 
@@ -206,42 +192,11 @@ def _fitted_by_bias(objective: Objective, run: Run) -> Run:
     return replace(run, state=State(exact, objective.value_and_grad(exact)))
 
 
-def _given_start(objective: Objective, point: Point) -> Point:
-    problem, rows = objective.problem, objective.rows.number
-    if not isinstance(point, Point) or not all(isinstance(part, torch.Tensor) for part in point.parts()):
-        raise InputTypeError("initial must be a Point of torch tensors: Point(W, H, b), with torch.as_tensor around arrays")
-    if not all(t.is_floating_point() and t.dtype.itemsize >= 2 for t in point.parts()):
-        raise InputTypeError("the start's W, H and b must be floating-point tensors of 16 bits and more")
-    device = torch.device(problem.device)
-    if tuple(point.W.shape) != (problem.num_classes, problem.dim):
-        raise InputError(f"the start's W must have shape {(problem.num_classes, problem.dim)}, got {tuple(point.W.shape)}")
-    H = point.H
-    if H.ndim == 2 and H.shape[0] == problem.num_samples != rows and H.shape[1] == problem.dim:
-        # Samples with equal targets start from their mean, the point of the reduced problem with the least penalty.
-        index = problem.sample_row().to(H.device)
-        H = torch.zeros(rows, problem.dim, dtype=H.dtype, device=H.device).index_add_(0, index, H)
-        H = H / objective.rows.counts.to(H)[:, None]
-    if tuple(H.shape) != (rows, problem.dim):
-        raise InputError(f"the start's H must have shape {(rows, problem.dim)} (or a row a sample), got {tuple(H.shape)}")
-    b = point.b
-    if (b is None) != (problem.bias == "none"):
-        raise InputError(f"the start {'has no' if b is None else 'has a'} bias b but bias is {problem.bias!r}; make them agree")
-    if b is not None and tuple(b.shape) != (problem.num_classes,):
-        raise InputError(f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}")
-    if not Point(point.W, H, b).finite():
-        raise InputError("the start holds NaN or infinite values; give finite W, H and b")
-    return objective.from_model(point.W.to(device), H.to(device), None if b is None else b.to(device))
-
-
-def _solution(
-    objective: Objective, run: Run, method: str, start: str, theory: ClosedForm | None, certificate: bool, metrics: bool,
-    pairwise: Pairwise, first_step: int, previous_seconds: float,
-) -> Solution:  # fmt: skip
-    problem, model = objective.problem, objective.to_model(run.state.point)
-    # Beyond this the squares of squares overflow: a diverged point has no certificate and no metrics.
-    finite = math.isfinite(run.state.evaluation.value)
-    usable = finite and all(float(part.abs().max()) < LARGEST for part in model.parts())
-    proof = certify(problem, objective.rows, model) if certificate and usable else None
+def _solution(objective: Objective, result: _Result, options: SolveOptions, spent: Effort) -> Solution:
+    problem, run, theory, rows = objective.problem, result.run, result.theory, objective.rows
+    model, method = objective.to_model(run.state.point), options.method
+    fits = math.isfinite(run.state.evaluation.value) and usable(model)  # else there is no certificate, and no metrics
+    proof = certify(problem, rows, model) if options.certificate and fits else None
     found = at_saved_point(objective, run, model, exactly=proof is not None)
     outcome, message = run.outcome, run.message
     if method == "closed-form" and theory is not None:
@@ -254,41 +209,19 @@ def _solution(
         value=found.value,
         data_value=found.data_value,
         gradient_norm=run.state.evaluation.gradient.norm(),
-        steps=first_step + run.steps,
+        steps=spent.steps + run.steps,
         evaluations=objective.evaluations,
-        seconds=previous_seconds + run.seconds,
+        seconds=spent.seconds + run.seconds,
         outcome=outcome,
         message=message,
-        method=method,
+        method=method if method != "auto" else f"auto: {METHODS[method].make(problem, options).name}",
         backend=objective.backend.name,
         reduce=objective.reduce,
         variables=objective.variables,
-        start=start,
+        start=result.start,
         theory=theory,
         certificate=proof,
-        metrics=_measure(objective, model, pairwise) if metrics and usable else {},
+        metrics=measure(problem, rows, model, options.pairwise) if options.metrics and fits else {},
         history=run.history,
-    )
-
-
-def _measure(objective: Objective, model: Point, pairwise: Pairwise) -> dict[str, float]:
-    """Neural-collapse metrics; of multi-label data those of the rows with one label (as Li et al., arXiv 2310.15903)."""
-    problem, targets, H = objective.problem, objective.targets, model.H
-    counts, labels = objective.rows.counts.to(H.device), targets.indices
-    if targets.indptr is not None:
-        alone = targets.sizes() == 1
-        labels, H, counts = labels[targets.indptr[:-1][alone]], H[alone], counts[alone]
-    features, classes_of, weights = comparable(H, labels, counts) if labels.numel() else (None, None, None)
-    lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h)
-    return collect(
-        features,
-        model.W,
-        classes_of,
-        model.b,
-        counts=weights,
-        classes=problem.num_classes,
-        pairwise=pairwise,
-        seed=problem.seed,
-        lambda_w=lambda_w,
-        lambda_h=lambda_h,
+        restarts=result.restarts,
     )

@@ -3,49 +3,104 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ufm_fast.arguments import whole
-from ufm_fast.errors import InputError
+from ufm_fast.deep_starts import deep_start, orthonormal
+from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 
-STARTS = ("normal", "balanced", "small", "spectral")
+#: Starts that a seed changes, whatever the problem: what restarts need.
+RANDOM_STARTS = ("normal", "orthogonal", "balanced", "small")
+STARTS = (*RANDOM_STARTS, "spectral")
+DEFAULT_START = "spectral"
 #: Up to this many classes or rows the spectral start takes a dense SVD.
 _DENSE = 4096
 
 
-def make_start(objective: Objective, name: str = "spectral", *, seed: int | None = None) -> Point:
-    """Initial point in the solver's variables (B, A, b).
+def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | None = None, scale: float = 1.0) -> Point:
+    """Initial point in the solver's variables.
 
-    - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d);
-    - ``small``: the same times 1e-3, near the saddle at zero, where dynamics start in the papers' figures;
-    - ``balanced``: random, but with A'A = B'B as every critical point has (in the model lambda_w W'W = lambda_h H'H);
+    - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d). With layers all factors are normal in the
+      balanced variables (`penalties`), of variance 1/width of their input, 2/width behind a ReLU;
+    - ``orthogonal``: random factors with orthonormal rows or columns, in the balanced variables;
+    - ``small``: ``normal`` times 1e-3, near the saddle at zero, where dynamics start in the papers' figures. With layers
+      zero is a strict local minimum, and that is where it ends;
+    - ``balanced``: random, but with A'A = B'B as critical points have (lambda_w W'W = lambda_h H'H in the model); one layer;
     - ``spectral``: the balanced factors of the logits that each class would have at the minimum of a balanced problem with
       its own count (for equal counts and d >= K - 1 that is the minimiser, a simplex ETF); a random code where d < K - 1.
+      With layers each factor takes its share of the singular values of a simplex, or of an orthogonal frame (squared error,
+      ReLU), whose level has the least value on its ray.
 
-    The bias starts at zero. Errors: InputError for an unknown name.
+    All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to length one.
+    Errors: InputError for an unknown name, or ``balanced`` with layers.
     """
     if name not in STARTS:
         raise InputError(f"start must be one of {', '.join(STARTS)} or a file; got {name!r}")
-    problem, R = objective.problem, objective.rows.number
+    problem = objective.problem
     generator = torch.Generator().manual_seed(problem.seed if seed is None else whole(seed, "seed", 0, 2**63 - 1))
-    if name == "spectral":
-        B, A = _spectral(objective, generator)
+    if not objective.trunk.empty:
+        W, H, hidden = deep_start(objective, name, generator)
+    elif name == "spectral":
+        (W, H), hidden = _spectral(objective, generator), ()
     else:
-        B = torch.randn(problem.num_classes, problem.dim, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim)
-        A = torch.randn(R, problem.dim, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim)
-        if name == "balanced":
-            B, A = _balance(B, A)
-        else:
-            factor = 1e-3 if name == "small" else 1.0
-            B, A = factor * B / objective.weight_scale, factor * A / objective.row_scale.double().cpu()
+        (W, H), hidden = _random(objective, name, generator), ()
     device = torch.device(problem.device)
     bias = None if problem.bias == "none" else torch.zeros(problem.num_classes, dtype=objective.dtype, device=device)
-    return Point(B.to(objective.dtype).to(device), A.to(objective.dtype).to(device), bias)
+    start = Point(W, H, None, hidden).scale(scale).to(dtype=objective.dtype, device=device)
+    return objective.geometry.project(replace(start, b=bias))
+
+
+def given_start(objective: Objective, point: Point) -> Point:
+    """Solver variables of a model point that a user gives, with an H row for each row, or for each sample.
+
+    Errors: InputError / InputTypeError for what does not fit the problem.
+    """
+    problem, rows = objective.problem, objective.rows.number
+    if not isinstance(point, Point) or not all(isinstance(part, torch.Tensor) for part in point.parts()):
+        raise InputTypeError("initial must be a Point of torch tensors: Point(W, H, b), with torch.as_tensor around arrays")
+    if not all(t.is_floating_point() and t.dtype.itemsize >= 2 for t in point.parts()):
+        raise InputTypeError("the start's W, H and b must be floating-point tensors of 16 bits and more")
+    device = torch.device(problem.device)
+    if tuple(point.W.shape) != (problem.num_classes, problem.head_dim):
+        raise InputError(f"the start's W must have shape {(problem.num_classes, problem.head_dim)}, got {tuple(point.W.shape)}")
+    layers = [tuple(part.shape) for part in point.hidden]
+    if layers != list(problem.trunk.shapes):
+        raise InputError(f"the start's hidden layers must have shapes {list(problem.trunk.shapes)}, got {layers}")
+    H = point.H
+    if H.ndim == 2 and H.shape[0] == problem.num_samples != rows and H.shape[1] == problem.dim:
+        # Samples with equal targets start from their mean, the point of the reduced problem with the least penalty.
+        index = problem.sample_row().to(H.device)
+        H = torch.zeros(rows, problem.dim, dtype=H.dtype, device=H.device).index_add_(0, index, H)
+        H = H / objective.rows.counts.to(H)[:, None]
+    if tuple(H.shape) != (rows, problem.dim):
+        raise InputError(f"the start's H must have shape {(rows, problem.dim)} (or a row a sample), got {tuple(H.shape)}")
+    b = point.b
+    if (b is None) != (problem.bias == "none"):
+        raise InputError(f"the start {'has no' if b is None else 'has a'} bias b but bias is {problem.bias!r}; make them agree")
+    if b is not None and tuple(b.shape) != (problem.num_classes,):
+        raise InputError(f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}")
+    start = replace(point, H=H).to(device=device)
+    if not start.finite():
+        raise InputError("the start holds NaN or infinite values; give finite W, H and b")
+    return objective.geometry.project(objective.from_model(start.W, start.H, start.b, start.hidden))
+
+
+def _random(objective: Objective, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    problem, R = objective.problem, objective.rows.number
+    shapes = (problem.num_classes, problem.dim), (R, problem.dim)
+    B, A = (torch.randn(*shape, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim) for shape in shapes)
+    if name == "balanced":
+        return _balance(B, A)
+    if name == "orthogonal":
+        return orthonormal(B), orthonormal(A)
+    factor = 1e-3 if name == "small" else 1.0
+    return factor * B / objective.weight_scale, factor * A / objective.row_scale.double().cpu()
 
 
 def _balance(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +118,8 @@ def levels(objective: Objective) -> Tensor:
     """Logit gap of each row at the minimum of the balanced problem with its count, float64 (R,)."""
     problem, K = objective.problem, objective.problem.num_classes
     counts = objective.rows.counts.double()
+    if objective.geometry.curved:  # rows have length one whatever it is
+        return torch.ones_like(counts)
     # A frozen factor may have no penalty: its level is that of equal ones.
     strength = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h)) / counts.sqrt()
     if isinstance(problem.loss, SquaredError):

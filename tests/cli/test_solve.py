@@ -48,16 +48,17 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    import inspect
+    from dataclasses import asdict
 
     from ufm_fast.problem import Problem
-    from ufm_fast.solving import solve as library_solve
+    from ufm_fast.solvers.options import SolveOptions
 
-    parameters = {**inspect.signature(Problem).parameters, **inspect.signature(library_solve).parameters}
-    own = {"dim", "device", "loss"}  # a problem without flags is the command line's; the device is chosen there
+    problem = Problem(dim=3, classes=4)
+    defaults = {**{name: getattr(problem, name) for name in vars(problem)}, **asdict(SolveOptions())}
+    own = {"dim", "device", "loss", "classes"}  # a problem without flags is the command line's; the device is chosen there
     for name, flag in SETTINGS.items():
-        if name in parameters and name not in own:
-            assert flag.default == parameters[name].default, name
+        if name in defaults and name not in own:
+            assert flag.default == defaults[name], name
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

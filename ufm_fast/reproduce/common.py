@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ufm_fast import plots
+from ufm_fast.measure import collapse_metrics
 from ufm_fast.networks import LayerCollapse, Training, probe
 from ufm_fast.networks.train import BLOCK
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.runs.log import collapse_metrics
 from ufm_fast.solvers.solution import Solution, StepRecord
 from ufm_fast.solving import solve
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ufm_fast.point import Point
     from ufm_fast.problem import Problem
     from ufm_fast.runs.state import Progress
+    from ufm_fast.solvers.options import SolveOptions
     from ufm_fast.solvers.solution import Solution, StepRecord
 
 
@@ -74,21 +75,16 @@ def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
-    """Names that Problem does not know, before anything is built. ``solve`` checks the rest before its first step."""
-    from ufm_fast.objective import VARIABLES
-    from ufm_fast.solving import METHODS
-    from ufm_fast.starts import STARTS
+    """Options that contradict one another or do not exist, before anything is built."""
+    _options(config)
+    if config["max_steps"] is not None and config["max_steps"] < 1:
+        raise InputError(f"max_steps must be at least 1, got {config['max_steps']}")
 
-    choices = {
-        "method": METHODS, "variables": VARIABLES, "start": STARTS, "reduce": ("auto", "classes", "none"),
-        "pairwise": ("auto", "exact", "sampled", "none"),
-    }  # fmt: skip
-    for name, allowed in choices.items():
-        if config[name] not in allowed:
-            raise InputError(f"{name} must be one of {', '.join(allowed)}; got {config[name]!r}")
-    for name in ("max_steps", "log_every", "history"):
-        if config[name] is not None and config[name] < 1:
-            raise InputError(f"{name} must be at least 1, got {config[name]}")
+
+def _options(config: Mapping[str, Any]) -> SolveOptions:
+    from ufm_fast.solvers.options import SolveOptions
+
+    return SolveOptions.of(**{name: config[name] for name in taken_by("solve")})
 
 
 def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
@@ -98,16 +94,14 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     """
     import torch
 
-    from ufm_fast.backends import make_backend
     from ufm_fast.backends.base import compute_dtype
     from ufm_fast.memory import available_bytes
-    from ufm_fast.solving import checked_solver
+    from ufm_fast.solving import check
 
-    make_backend(config["backend"], problem.device, problem.torch_dtype)
-    names = ("method", "tol", "max_steps", "log_every", "learning_rate", "momentum", "history")
-    checked_solver(problem, **{name: config[name] for name in names})
+    check(problem, _options(config))
     rows = problem.rows(problem.reduction(config["reduce"])).number
-    entries = (problem.num_classes + rows) * problem.dim
+    hidden = sum(outputs * inputs for outputs, inputs in problem.trunk.shapes)
+    entries = problem.num_classes * problem.head_dim + rows * problem.dim + hidden
     least, free = 4 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
     if least > free:
         raise InputError(
@@ -224,15 +218,15 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
 
 
 def _arguments(job: Job) -> dict[str, Any]:
+    from ufm_fast.solvers.solution import Effort
+
     config = job.config
     return {
         **{name: config[name] for name in taken_by("solve")},
         "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
         "initial": job.start,
-        "first_step": job.progress.step,
-        "previous_evaluations": job.progress.evaluations,
-        "previous_seconds": job.progress.seconds,
+        "spent": Effort(job.progress.step, job.progress.evaluations, job.progress.seconds),
     }
 
 

@@ -11,7 +11,6 @@ from ufm_fast.runs import settings
 
 if TYPE_CHECKING:
     from ufm_fast.point import Point
-    from ufm_fast.problem import Problem
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution, StepRecord
 
@@ -62,7 +61,9 @@ class Log:
             self._write()
 
     def _measure(self, point: Point) -> dict[str, float]:
-        return collapse_metrics(self.job.problem, point, self.job.reduce) if _bounded(point) else {}
+        from ufm_fast.measure import collapse_metrics
+
+        return collapse_metrics(self.job.problem, point, self.job.reduce)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.job.run.append(record)
@@ -72,12 +73,13 @@ class Log:
         self._reached, self._unsaved = (record, point), True
 
     def _write(self) -> None:
+        from ufm_fast.measure import usable
         from ufm_fast.runs.state import Progress, save_state
 
         assert self._reached is not None
         record, point = self._reached
         model = point()
-        if _bounded(model) or not self.job.run.state_file.exists():
+        if usable(model) or not self.job.run.state_file.exists():
             progress = Progress(record.step, record.evaluations, record.seconds)
             save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
         self._unsaved = False
@@ -94,28 +96,3 @@ class Log:
         if solution.steps > self._last_step:
             names = ("value", "data_value", "gradient_norm", "evaluations", "seconds")
             self._append({"step": solution.steps, **{name: getattr(solution, name) for name in names}})
-
-
-def _bounded(point: Point) -> bool:
-    """Whether metrics take the point: beyond that a gradient descent has diverged, though its value may still be finite."""
-    from ufm_fast.metrics.checks import LARGEST
-
-    return all(float(part.abs().max()) < LARGEST for part in point.parts())
-
-
-def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
-    """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
-    from ufm_fast.metrics import ClassStatistics, RowMatrix, Sampling, nc1_pinv, nc2, nc3, nc4
-
-    rows = problem.rows(reduce)
-    if not rows.targets.single or int((problem.counts > 0).sum()) < 2:
-        return {}
-    W, device = RowMatrix.of(point.W), point.H.device
-    labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
-    means = ClassStatistics(point.H, labels, problem.num_classes, counts)
-    found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
-    if means.classes == problem.num_classes:
-        found["nc3"] = nc3(W.raw, means.sample_centred_means)
-    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
-    found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
-    return found

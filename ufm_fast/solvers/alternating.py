@@ -7,19 +7,10 @@ from torch import Tensor
 
 from ufm_fast.backends.gram import gram
 from ufm_fast.backends.sums import add_class_sums, weighted_sum
-from ufm_fast.errors import InputError
-from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.problem import Problem
 from ufm_fast.solvers.base import State, rounding
 from ufm_fast.solvers.solution import Outcome
-
-
-def check_loss(problem: Problem) -> None:
-    """InputError unless the loss is the squared error."""
-    if not isinstance(problem.loss, SquaredError):
-        raise InputError(f"method alternating goes with the squared error (mse) only, got {problem.loss.name}; use lbfgs")
 
 
 class Alternating:
@@ -36,7 +27,6 @@ class Alternating:
         self.max_steps = max_steps
 
     def init(self, objective: Objective, point: Point) -> State:
-        check_loss(objective.problem)
         return State(point, objective.value_and_grad(point))
 
     def step(self, objective: Objective, state: State) -> State:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class Outcome(str, Enum):
     """How a solve ended. ``success`` decides the command line's exit code."""
 
     CONVERGED = "converged"
+    KINK = "kink"  # stopped at a kink of the ReLU, short of a stationary point
     STALLED = "stalled"  # no step improves the value beyond rounding: as good as the dtype allows
     MAX_STEPS = "max_steps"
     DIVERGED = "diverged"
@@ -32,6 +33,27 @@ class Outcome(str, Enum):
     @property
     def success(self) -> bool:
         return self in (Outcome.CONVERGED, Outcome.STALLED)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What runs have spent: steps, gradient-equivalents, seconds."""
+
+    steps: int = 0
+    evaluations: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One of several starts: its seed, where it ended, what it took; ``rank`` of the logits (None: diverged)."""
+
+    seed: int
+    value: float
+    steps: int
+    evaluations: float
+    rank: int | None
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,9 @@ class StepRecord:
 class Solution:
     """A solved (or interrupted) problem.
 
-    ``point`` holds the model's W (K x d), b, and H with one row for each row of ``reduce`` (a class, or a sample);
-    ``lifted()`` has all N rows. ``theory`` and ``certificate`` are None where there is none.
+    ``point`` holds the model's W (K x d), b, hidden layers, and H with one row for each row of ``reduce`` (a class, or a
+    sample); ``lifted()`` has all N rows. ``restarts``: a row for each of several starts, of which this is the best.
+    ``theory`` and ``certificate`` are None where there is none.
     """
 
     problem: Problem
@@ -77,6 +100,7 @@ class Solution:
     certificate: Certificate | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[StepRecord] = field(default_factory=list)
+    restarts: tuple[Restart, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -87,7 +111,7 @@ class Solution:
         if self.reduce == "none":
             return self.point
         rows = self.problem.sample_row().to(self.point.H.device)
-        return Point(self.point.W, self.point.H.index_select(0, rows), self.point.b)
+        return replace(self.point, H=self.point.H.index_select(0, rows))
 
     def summary(self) -> dict[str, Any]:
         """The scalar results as a JSON-ready dictionary; the command line's ``--json`` prints it."""
@@ -111,4 +135,5 @@ class Solution:
             "theory": theory,
             "certificate": _NO_CERTIFICATE if self.certificate is None else self.certificate.summary(),
             "metrics": self.metrics,
+            "restarts": [asdict(row) for row in self.restarts],
         }

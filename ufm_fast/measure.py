@@ -1,0 +1,120 @@
+"""Metrics of a solution: what is measured at a model point, in one place for ``solve``, log points and the command line.
+
+The head's metrics are those of what it sees: H itself, or with layers the features behind them. A deep point also has the
+metrics of each layer's input, ``layer0/..`` of H, ``layer1/..`` of s(W_1 h), ..; the energies lambda |X|^2 of its factors,
+which are equal at every critical point; how far neighbouring factors are from balanced (linear layers); and the rank of the
+logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ufm_fast.metrics import (
+    ClassStatistics,
+    RowMatrix,
+    Sampling,
+    collect,
+    comparable,
+    nc1_pinv,
+    nc2,
+    nc3,
+    nc4,
+    penalties,
+)  # fmt: skip
+from ufm_fast.metrics.checks import LARGEST
+from ufm_fast.metrics.geometry import imbalance
+from ufm_fast.metrics.pairwise import Mode as Pairwise
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.targets import Rows
+
+#: Singular values of the logits below this share of the largest count as zero.
+RANK_TOLERANCE = 1e-4
+
+
+def usable(point: Point) -> bool:
+    """Whether metrics and certificates take the point: beyond that squares of squares overflow, though values may be finite."""
+    return all(float(part.abs().max()) < LARGEST for part in point.parts())
+
+
+def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto") -> dict[str, float]:
+    """Neural-collapse metrics of a model point; of multi-label data those of the rows with one label (as Li et al., arXiv
+    2310.15903).
+    """
+    inputs = problem.trunk.forward(model.H, model.hidden).inputs
+    labels, counts, alone = _single(rows, model.H.device)
+    deep = len(inputs) > 1
+    lambda_w, lambda_h = (None, None) if deep else penalties(problem.lambda_w, problem.lambda_h)
+
+    def of(features: Tensor, weight: Tensor | None) -> dict[str, float]:
+        H, classes_of, weights = comparable(features[alone], labels, counts) if labels.numel() else (None, None, None)
+        if H is None and weight is None:
+            return {}
+        return collect(
+            H, weight, classes_of, model.b if weight is not None else None, counts=weights, classes=problem.num_classes,
+            pairwise=pairwise, seed=problem.seed, lambda_w=lambda_w, lambda_h=lambda_h,
+        )  # fmt: skip
+
+    found = of(inputs[-1], model.W)
+    if deep:
+        for j, features in enumerate(inputs):
+            found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
+        found |= _of_factors(problem, rows, model)
+        found["logit_rank"] = float(logit_rank(logit_spectrum(problem, rows, model)))
+    return found
+
+
+def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(labels, counts, which rows) of the rows that have one label."""
+    targets, counts = rows.targets.to(device), rows.counts.to(device)
+    if targets.indptr is None:
+        return targets.indices, counts, torch.ones_like(targets.indices, dtype=torch.bool)
+    alone = targets.sizes() == 1
+    return targets.indices[targets.indptr[:-1][alone]], counts[alone], alone
+
+
+def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
+    lambdas = problem.penalties(rows)
+    found = {f"energy/{name}": value for name, value in lambdas.energies(model).items()}
+    if problem.kind.trunk == "linear":
+        factors = [*model.hidden, model.W]
+        coefficients = [*problem.hidden_penalties, problem.lambda_w]
+        before, of_before = model.H, problem.lambda_h
+        counts: Tensor | None = rows.counts.to(model.H.device)
+        for j, (X, own) in enumerate(zip(factors, coefficients, strict=True), 1):
+            found[f"balancedness{j}"] = imbalance(X, before, of_before / own, counts)[1]
+            before, of_before, counts = X.T, own, None
+    return found
+
+
+def logit_spectrum(problem: Problem, rows: Rows, model: Point) -> Tensor:
+    """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a product of rows x classes."""
+    features = problem.trunk.forward(model.H, model.hidden).features.double()
+    weighted = features * rows.counts.to(features)[:, None].sqrt()
+    R, S = (torch.linalg.qr(part, mode="r").R for part in (weighted, model.W.double()))
+    spectrum: Tensor = torch.linalg.svdvals(R @ S.T)
+    return spectrum
+
+
+def logit_rank(spectrum: Tensor) -> int:
+    """Numerical rank: singular values above RANK_TOLERANCE of the largest."""
+    return int((spectrum > RANK_TOLERANCE * spectrum[:1].clamp_min(1e-300)).sum())
+
+
+def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
+    """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
+    rows = problem.rows(reduce)
+    if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
+        return {}
+    H = problem.trunk.forward(point.H, point.hidden).features
+    W, device = RowMatrix.of(point.W), H.device
+    labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
+    means = ClassStatistics(H, labels, problem.num_classes, counts)
+    found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
+    if means.classes == problem.num_classes:
+        found["nc3"] = nc3(W.raw, means.sample_centred_means)
+    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
+    found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
+    return found
