@@ -117,3 +117,25 @@ def test_logits_near_the_end_of_float32(size, smoothing, biased):
     both = torch.full((2, 1), size)
     value = fused.linear_cross_entropy(torch.ones(1, 1), both, y[:1], label_smoothing=smoothing)
     assert float(value) == pytest.approx(math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_row_that_fits_loses_little_in_the_squared_error(dtype):
+    """By Gram matrices, whose terms are of 1e6, the loss of the first row is -9.5e-12."""
+    w, h = torch.zeros(10, 2, dtype=dtype), torch.zeros(10, 2, dtype=dtype)
+    w[0], h[0] = torch.tensor([1.0, 1e3]), torch.tensor([1 + 1e-7 - 1e3, 1.0])
+    losses = fused.linear_squared_error(h, w, torch.arange(10), reduction="none")
+    exact = 0.5 * (h.double() @ w.double().T - torch.eye(10, dtype=torch.float64)).square().sum(1)
+    torch.testing.assert_close(losses.double(), exact, rtol=1e-6, atol=0.0)
+
+
+def test_rows_that_fit_beside_a_class_mean_that_does_not():
+    """Rows by the means of their classes: one row of each class fits to rounding, the mean does not."""
+    make = torch.Generator().manual_seed(0)
+    w, y = 10 * torch.randn(4, 6, generator=make, dtype=torch.float64), torch.arange(16) // 4
+    h = torch.linalg.pinv(w).T[y] + torch.randn(16, 6, generator=make, dtype=torch.float64)
+    h[::4] = (1 + 1e-9) * torch.linalg.pinv(w).T
+    losses = fused.linear_squared_error(h, w, y, reduction="none")
+    exact = 0.5 * (h @ w.T - torch.eye(4, dtype=torch.float64)[y]).square().sum(1)
+    torch.testing.assert_close(losses, exact, rtol=1e-4, atol=0.0)
+    assert float(losses[::4].max()) < 1e-17

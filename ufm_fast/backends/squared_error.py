@@ -28,6 +28,8 @@ from ufm_fast.backends.gram import logit_products
 from ufm_fast.backends.sums import add_class_sums, class_totals
 from ufm_fast.targets import Targets
 
+_LOST = 1e5  # times the rounding of its terms: a smaller loss is formed by residuals
+
 __all__ = ["by_residuals", "hvp", "logit_products", "losses", "own_residual", "residual_sum", "value_and_grad"]
 
 
@@ -66,13 +68,32 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
 
 
 def losses(x: HeadInput) -> Tensor:
-    """1/2 |W h_r + b - e_y|^2 of each row, float64 (R,)."""
+    """1/2 |W h_r + b - e_y|^2 of each row, float64 (R,), never negative.
+
+    What Grams leave of a small one is the rounding of their terms: such rows go by their residuals, O(K d) each.
+    """
     split = _split(x)
     if split is None:
-        return gram.losses(x)
+        return _settled(x, gram.losses(x))
     near, far = split
-    value = (_losses_by_means if _many(x) else residual.losses)(_of_classes(x, near))
-    return value + gram.losses(_of_classes(x, far), targets=False) if far.numel() else value
+    mine = _of_classes(x, near)
+    value = _settled(mine, _losses_by_means(mine)) if _many(x) else residual.losses(mine)
+    return value + gram.losses(_of_classes(x, far), targets=False).clamp_min_(0.0) if far.numel() else value
+
+
+def _settled(x: HeadInput, value: Tensor) -> Tensor:
+    """The losses with those formed anew that the rounding of (|h| |W| + |b| + 1)^2 may have cost five digits."""
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():  # nothing may be read back
+        return value.clamp_min_(0.0)
+    size = torch.linalg.vector_norm(x.features, dim=1, dtype=torch.float64)
+    size = size * torch.linalg.vector_norm(x.weight, dtype=torch.float64) + 1.0
+    if x.bias is not None:
+        size += torch.linalg.vector_norm(x.bias, dtype=torch.float64)
+    lost = torch.nonzero(value < _LOST * torch.finfo(torch.float64).eps * size.square()).reshape(-1)
+    if lost.numel():
+        rows = replace(x, features=x.features[lost], targets=Targets(x.targets.indices[lost]), row_weight=x.row_weight[lost])
+        value = value.index_copy(0, lost, residual.losses(rows))
+    return value
 
 
 def residual_sum(x: HeadInput) -> Tensor:
