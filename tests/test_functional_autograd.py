@@ -99,19 +99,21 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "labels": (operators.checked_labels, (LABELS, K, -100)),
         "sets": (target_sets.checked_csr, (SETS.indptr, SETS.indices, K)),
     }
-    for loss, parameter in (("ce", 0.1), ("focal", 2.0), ("pick-all", 0.0), ("mse", 0.0)):
-        targets = (SETS.indices, SETS.indptr) if loss == "pick-all" else (CLEAN, None)
+    weighted = {"weighted": WEIGHT}
+    for name, parameter in (("ce", 0.1), ("weighted", 0.1), ("focal", 2.0), ("pick-all", 0.0), ("mse", 0.0)):
+        loss = "ce" if name == "weighted" else name
+        targets = (*((SETS.indices, SETS.indptr) if loss == "pick-all" else (CLEAN, None)), weighted.get(name))
         rows = ROWS.clone().requires_grad_()
-        calls[f"head-{loss}"] = operators.head, (h, W, b, *targets, rows, loss, parameter, [True] * 3)
-        calls[f"losses-{loss}"] = operators.head_losses, (h, W, b, *targets, loss, parameter)
-        calls[f"product-{loss}"] = (
+        calls[f"head-{name}"] = operators.head, (h, W, b, *targets, rows, loss, parameter, [True] * 3)
+        calls[f"losses-{name}"] = operators.head_losses, (h, W, b, *targets, loss, parameter)
+        calls[f"product-{name}"] = (
             operators.head_product, (*fixed, *targets, ROWS, *direction, loss, parameter, [True] * 3),
         )  # fmt: skip
-        calls[f"slopes-{loss}"] = operators.head_slopes, (*fixed, *targets, *direction, loss, parameter)
-    calls["head-frozen"] = operators.head, (h, fixed[1], None, CLEAN, None, ROWS, "ce", 0.0, [True, False, False])
+        calls[f"slopes-{name}"] = operators.head_slopes, (*fixed, *targets, *direction, loss, parameter)
+    calls["head-frozen"] = operators.head, (h, fixed[1], None, CLEAN, None, None, ROWS, "ce", 0.0, [True, False, False])
     calls["product-partial"] = (
         operators.head_product,
-        (*fixed, CLEAN, None, ROWS, direction[0], None, None, "ce", 0.0, [False, True, False]),
+        (*fixed, CLEAN, None, None, ROWS, direction[0], None, None, "ce", 0.0, [False, True, False]),
     )
     return calls
 
@@ -129,7 +131,7 @@ def test_row_weights_have_derivatives_too() -> None:
     rows = ROWS.clone().requires_grad_()
 
     def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
-        result: Tensor = operators.head(h, W, b, CLEAN, None, rows, "ce", 0.1, [True] * 3)[0]
+        result: Tensor = operators.head(h, W, b, CLEAN, None, None, rows, "ce", 0.1, [True] * 3)[0]
         return result
 
     assert torch.autograd.gradcheck(value, (h, W, b, rows))
@@ -255,7 +257,7 @@ def test_gradcheck_in_forward_mode(name: str) -> None:
     rows = ROWS.clone().requires_grad_()
 
     def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
-        result: Tensor = operators.value_and_gradients(h, W, b, CLEAN, None, rows, name, 0.0, [True] * 3)[0]
+        result: Tensor = operators.value_and_gradients(h, W, b, CLEAN, None, None, rows, name, 0.0, [True] * 3)[0]
         return result
 
     assert torch.autograd.gradcheck(value, (h, W, b, rows), check_forward_ad=True, check_backward_ad=False)
@@ -380,11 +382,12 @@ def test_autocast_casts_as_torch_does(compiled: bool) -> None:
 def test_autocast_leaves_the_sums_alone() -> None:
     """With float32 inputs given to the operator itself, autocast around it changes nothing."""
     h, W, _ = parts(torch.float32)
-    arguments = (h, W, None, CLEAN, None, ROWS, "ce", 0.1, [True, True, False])
-    plain = operators.head(*arguments)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for a, b in zip(operators.head(*arguments), plain, strict=True):
-            assert torch.equal(a, b)
+    for class_weight in (None, WEIGHT):
+        arguments = (h, W, None, CLEAN, None, class_weight, ROWS, "ce", 0.1, [True, True, False])
+        plain = operators.head(*arguments)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for a, b in zip(operators.head(*arguments), plain, strict=True):
+                assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
@@ -521,12 +524,14 @@ def test_targets_end_with_the_last_reference_to_them(loss: str) -> None:
     """What is remembered of targets hangs on their tensor and must not hold it: the collector may be off."""
     h, W, b = (x.detach() for x in parts())
     indices, indptr = (SETS.indices.clone(), SETS.indptr) if loss == "pick-all" else (CLEAN.clone(), None)
-    operators.head(h, W, b, indices.clone(), indptr, ROWS, loss, 0.0, [True] * 3)  # what torch sets up once holds its arguments
+    operators.head(
+        h, W, b, indices.clone(), indptr, None, ROWS, loss, 0.0, [True] * 3
+    )  # what torch sets up once holds its arguments
     gone = weakref.ref(indices)
     gc.disable()
     try:
         for _ in range(4):
-            operators.head(h, W, b, indices, indptr, ROWS, loss, 0.0, [True] * 3)
+            operators.head(h, W, b, indices, indptr, None, ROWS, loss, 0.0, [True] * 3)
         del indices
         assert gone() is None
     finally:

@@ -139,3 +139,40 @@ def test_rows_that_fit_beside_a_class_mean_that_does_not():
     exact = 0.5 * (h @ w.T - torch.eye(4, dtype=torch.float64)[y]).square().sum(1)
     torch.testing.assert_close(losses, exact, rtol=1e-4, atol=0.0)
     assert float(losses[::4].max()) < 1e-17
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-3), (torch.float16, 1.2e-3)])
+@pytest.mark.parametrize("smoothing", [0.9, 0.99, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_smoothing_are_rounded_once(weighted, smoothing, dtype, tolerance):
+    """Near smoothing 1 the parts of the gradient cancel: rounded one by one they leave several per cent of it."""
+    make = torch.Generator().manual_seed(0)
+    parts = [
+        (torch.randn(*shape, generator=make) * size).to(dtype)
+        for shape, size in (((256, 16), 0.3), ((20, 16), 0.1), ((20,), 0.1))
+    ]
+    y, weight = torch.randint(20, (256,), generator=make), torch.rand(20, generator=make) + 0.5 if weighted else None
+    ours, exact = ([x.to(kind).requires_grad_() for x in parts] for kind in (dtype, torch.float64))
+    loss = fused.linear_cross_entropy(ours[0], ours[1], y, linear_bias=ours[2], weight=weight, label_smoothing=smoothing)
+    dense = F.cross_entropy(
+        F.linear(*exact), y, weight=None if weight is None else weight.double(), label_smoothing=smoothing
+    )  # fmt: skip
+    for found, wanted in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(dense, exact), strict=True):
+        assert float((found.double() - wanted).norm()) <= tolerance * float(wanted.norm())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("smoothing", [0.3, 1.0])
+def test_derivatives_of_smoothing_with_class_weights(smoothing, reduction):
+    make = torch.Generator().manual_seed(1)
+    parts = [torch.randn(*shape, generator=make, dtype=torch.float64).requires_grad_() for shape in ((4, 3), (5, 3), (5,))]
+    y, weight = torch.tensor([0, 3, -100, 3]), torch.tensor([0.5, 0.0, 2.0, 1.0, -0.25], dtype=torch.float64)
+
+    def loss(h, w, b):
+        return fused.linear_cross_entropy(h, w, y, linear_bias=b, weight=weight, label_smoothing=smoothing, reduction=reduction)
+
+    torch.testing.assert_close(
+        loss(*parts), F.cross_entropy(F.linear(*parts), y, weight=weight, label_smoothing=smoothing, reduction=reduction)
+    )
+    assert torch.autograd.gradcheck(loss, parts)
+    assert torch.autograd.gradgradcheck(loss, parts)

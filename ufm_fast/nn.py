@@ -78,7 +78,7 @@ class UFM(nn.Module):
         need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
         if self.problem.torch_dtype != self._master:  # half precision rounds parameters before each product
             inputs = tuple(None if x is None else x.to(self.problem.torch_dtype) for x in inputs)  # type: ignore[assignment]
-        rows = (self.indices, self.indptr, self.row_weight)
+        rows = (self.indices, self.indptr, None, self.row_weight)
         fit: Tensor = value_and_gradients(*inputs, *rows, self._loss, self._parameter, need)[0]
         with torch.autocast(fit.device.type, enabled=False):
             value: Tensor = fit + self.penalty()

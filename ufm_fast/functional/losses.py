@@ -150,5 +150,193 @@ def linear_pick_all(
         raise InputError(f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and "
                          f"{tuple(linear_weight.shape)}")  # fmt: skip
     indptr, indices = checked_sets(target, input.shape[0], linear_weight.shape[0], input.device)
+<<<<<<< HEAD
     weights = chosen.weights(torch.ones(input.shape[0], dtype=torch.float64, device=input.device))
     return of_rows(features, matrix, bias, indices, indptr, weights, "pick-all", 0.0).to(dtype)
+=======
+    factor = torch.ones(input.shape[0], dtype=torch.float64, device=input.device)
+    loss = _reduced(features, matrix, bias, indices, indptr, factor, None, factor, reduction, "pick-all", 0.0)
+    return (_defined(loss, factor) if reduction == "mean" else loss).to(dtype)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------------
+
+
+def _prepared(tensors: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+    """Checked (features, matrix, bias) in the dtype of the products, and the dtype of the result.
+
+    Under autocast as torch's ``linear`` and ``cross_entropy``: products in autocast's dtype, the loss in float32.
+    """
+    features, matrix, bias = tensors.values()
+    checks.check_tensor(features, "input")
+    device = features.device.type
+    cast = device in _AUTOCAST and torch.is_autocast_enabled(device)
+    checks.check_floats(tensors, one_dtype=not cast)
+    checks.check_shapes(features, matrix, bias, _NAMES)
+    if not cast or any(x is not None and x.dtype == torch.float64 for x in (features, matrix, bias)):
+        checks.check_floats(tensors, one_dtype=True)
+        return features, matrix, bias, features.dtype
+    dtype = torch.get_autocast_dtype(device)
+    return features.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype), torch.float32
+
+
+def _single_label(
+    tensors: dict[str, Any], target: Tensor, class_weight: Tensor | None, reduction: str, ignore_index: int,
+    loss: str, parameter: float,
+) -> Tensor:  # fmt: skip
+    features, matrix, bias, dtype = _prepared(tensors)
+    checks.check_target(target, features.device)
+    checks.check_class_weight(class_weight, matrix)
+    checks.check_reduction(reduction)
+    if matrix.dim() != 2:
+        raise InputError(f"linear_weight must have shape (K, d), got {tuple(matrix.shape)}")
+    if target.is_floating_point():
+        raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
+    checks.check_labels_shape(target, tuple(features.shape[:-1]))
+    labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
+    factor = _row_factor(kept, class_weight, labels)
+    rows = _without_ignored(features.reshape(-1, features.shape[-1]), kept.reshape(-1))
+    labels, known = labels.reshape(-1), None if class_weight is None else kept.reshape(-1)
+
+    def reduced(how: str) -> Tensor:
+        return _reduced(rows, matrix, bias, labels, None, factor.reshape(-1), known, factor, how, loss, parameter)
+
+    values = reduced(reduction)
+    if reduction == "mean":
+        values = _defined(values, factor, known, lambda total: reduced("sum") / total)
+    return (values.reshape(target.shape) if reduction == "none" else values).to(dtype)
+
+
+def _over_heads(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, class_weight: Tensor | None,
+    reduction: str, smoothing: float,
+) -> Tensor:  # fmt: skip
+    """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as ``reduction`` says."""
+    rows = features.reshape(-1, features.shape[-1])
+    shape, (classes, *out) = labels.shape, matrix.shape[:-1]
+    heads = math.prod(out)
+    labels, kept = labels.reshape(-1, heads), kept.reshape(-1, heads)
+    factor = _row_factor(kept, class_weight, labels)
+    if heads == 1:
+        parts = [(matrix.reshape(classes, -1), None if bias is None else bias.reshape(classes))]
+    else:
+        matrices, biases = matrix.reshape(classes, heads, -1), None if bias is None else bias.reshape(classes, heads)
+        parts = [(matrices[:, j], None if biases is None else biases[:, j]) for j in range(heads)]
+
+    def of_heads(how: str, smoothing: float) -> list[Tensor]:
+        return [
+            _one_head(rows, W, b, labels[:, j], kept[:, j], factor[:, j], factor, class_weight, how, smoothing)
+            for j, (W, b) in enumerate(parts)
+        ]
+
+    values = of_heads(reduction, smoothing)
+    if reduction == "none":
+        return torch.stack(values, dim=1).reshape(shape)
+    total = values[0] if heads == 1 else torch.stack(values).sum()
+    if reduction != "mean":
+        return total
+
+    def divided(divisor: Tensor) -> Tensor:
+        """The two parts of a smoothed loss one by one, as torch divides them: infinities of two signs are NaN."""
+        parts = [(1.0 - smoothing, 0.0), (smoothing, 1.0)] if smoothing else [(1.0, 0.0)]
+        shares = [share * (torch.stack(of_heads("sum", e)).sum() / divisor) for share, e in parts]
+        return torch.stack(shares).sum()
+
+    return _defined(total, factor, None if class_weight is None else kept, divided)
+
+
+def _one_head(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, factor: Tensor,
+    everything: Tensor, class_weight: Tensor | None, reduction: str, smoothing: float,
+) -> Tensor:  # fmt: skip
+    """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
+    features, known = _without_ignored(features, kept), None if class_weight is None else kept
+    if smoothing == 1.0 and class_weight is None:
+        class_weight = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+    if smoothing == 0.0 or class_weight is None:
+        return _reduced(features, matrix, bias, labels, None, factor, known, everything, reduction, "ce", smoothing)
+    return _reduced(features, matrix, bias, labels, None, kept, known, everything, reduction, "ce", smoothing, class_weight)
+
+
+def _counted(kept: Tensor, values: Tensor) -> Tensor:
+    """The values of rows that count, and 0 for those that are ignored: 0 times infinity is NaN. ``kept`` may be NaN itself."""
+    return torch.where(kept == 0, 0.0, kept * values)
+
+
+def _row_factor(kept: Tensor, class_weight: Tensor | None, labels: Tensor) -> Tensor:
+    """w_y of rows that count, float64: an ignored row's label stands for no class; one without rows may weigh anything."""
+    return kept if class_weight is None else _counted(kept, class_weight.double()[labels])
+
+
+def _without_ignored(features: Tensor, kept: Tensor) -> Tensor:
+    """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy where there is one."""
+    if not _unseen(kept) and not bool((kept == 0).any()):
+        return features
+    return torch.where((kept != 0)[:, None], features, 0.0)
+
+
+def _unseen(x: Tensor) -> bool:
+    """Whether nothing may be read from ``x`` now: in a tracer, a transform, without data, or while a CUDA graph is captured."""
+    return blind() or type(x) is not Tensor or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _reduced(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, factor: Tensor,
+    kept: Tensor | None, everything: Tensor, reduction: str, loss: str, parameter: float, class_weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """factor_r l_r of each row, or its sum, over the sum of ``everything`` for the mean."""
+    inputs = (features, matrix, bias, indices, indptr, class_weight)
+    if reduction == "none":
+        losses: Tensor = row_losses(*inputs, loss, parameter)
+        # An ignored row contributes 0 whatever its features hold, so it must not be multiplied by 0.
+        return torch.where(factor == 0, 0, losses * factor.to(losses.dtype))
+    grad = torch.is_grad_enabled()
+    need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
+    row_weight = _normalised(factor, kept, everything, reduction)
+    value: Tensor = value_and_gradients(*inputs, row_weight, loss, parameter, need)[0]
+    return value
+
+
+def _normalised(factor: Tensor, kept: Tensor | None, everything: Tensor, reduction: str) -> Tensor:
+    """factor over the sum of ``everything``. ``kept`` comes with class weights: if theirs sum to 0, rows that count are NaN."""
+    if reduction != "mean":
+        return factor
+    total = everything.sum()
+    normalised = factor / torch.where(total == 0, 1, total)
+    return normalised if kept is None else torch.where((total == 0) & (kept != 0), math.nan, normalised)
+
+
+def _defined(
+    mean: Tensor, factor: Tensor, kept: Tensor | None = None, divided: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The mean, NaN where its divisor is zero. Over no rows the gradients stay zero, as in torch.
+
+    With class weights that sum to 0 the gradients are NaN, by their row weights, and torch's value is the sum over 0,
+    ``divided(0)``: infinite where weights have both signs.
+    """
+    total = factor.sum()
+    hidden = total.is_cuda or _unseen(total) or forward_mode()  # a look would wait for the device
+    if kept is None or divided is None or hidden or not bool((total == 0) & (kept != 0).any()):
+        return mean + torch.where(total == 0, math.nan, 0.0)
+    with torch.no_grad():
+        value = divided(total).to(mean.dtype)
+    return torch.where(total == 0, value, mean)  # 0 times the mean's gradient, NaN, is NaN
+
+
+def _of_probabilities(
+    features: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, reduction: str,
+    smoothing: float,
+) -> Tensor:  # fmt: skip
+    classes, *out = matrix.shape[:-1]
+    shape = (*features.shape[:-1], classes, *out)
+    if tuple(target.shape) != shape:
+        raise InputError(f"target of dtype {target.dtype} must hold class probabilities of shape {shape}, got "
+                         f"{tuple(target.shape)}; class indices must be integers")  # fmt: skip
+    flat = None if bias is None else bias.reshape(-1)
+    logits = torch.nn.functional.linear(features, matrix.reshape(-1, matrix.shape[-1]), flat).reshape(shape)
+    dtype = compute_dtype(logits.dtype)
+    class_weight = None if class_weight is None else class_weight.to(dtype)
+    return torch.nn.functional.cross_entropy(
+        logits.to(dtype), target.to(dtype), weight=class_weight, reduction=reduction, label_smoothing=smoothing
+    )
+>>>>>>> ccd543b (Smoothing with class weights is one loss of the operators: gradients in half precision are rounded once)

@@ -9,6 +9,7 @@
 formula:  d(value) = g . gradient  and  d(gradient . v) = Hessian v.  A third order is refused in words.
 All take the loss as its name and its one parameter (the first that its row of LOSSES names:
 smoothing of ce, gamma of focal): operators take no objects.
+Class weights come with a smoothed cross-entropy only, where they are more than a weight of its rows.
 Library users want the functions of ``ufm_fast.functional``; these names are not part of the public interface.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
 from ufm_fast.backends.base import compute_dtype
+from ufm_fast.backends.class_weights import ClassWeighted
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional.registration import (
     blind,
@@ -43,7 +45,7 @@ from ufm_fast.losses import LOSSES, Loss, make_loss, registered_name
 from ufm_fast.targets import Targets
 
 _TILED = TiledBackend()
-_HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr"
+_HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? class_weight"
 _LOSS = "str loss, float parameter"
 
 
@@ -78,14 +80,19 @@ def loss_arguments(loss: Loss) -> tuple[str, float]:
 
 def _head_input(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    row_weight: Tensor, loss: str, parameter: float,
-) -> HeadInput:  # fmt: skip
+    class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float,
+) -> tuple[Backend, HeadInput]:  # fmt: skip
+    """The head, and the backend that knows its loss."""
     targets = _targets(indices, indptr)
     # Backends may read memory directly, so what is strided or expanded is laid out first.
     bias = None if bias is None else bias.contiguous()
-    return HeadInput(
+    backend = backend_for(weight.device.type, weight.dtype)
+    if class_weight is not None:
+        backend, parameter = ClassWeighted(backend, class_weight.double(), parameter), 0.0
+    x = HeadInput(
         named_loss(loss, parameter), features.contiguous(), weight.contiguous(), bias, targets, row_weight.contiguous()
     )
+    return backend, x
 
 
 def _targets(indices: Tensor, indptr: Tensor | None) -> Targets:
@@ -182,11 +189,10 @@ checked_labels.register_vmap(one_by_one(checked_labels))
 @operator(f"({_HEAD}, Tensor row_weight, {_LOSS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)")
 def head(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
+    class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
-    x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
-    backend = backend_for(weight.device.type, weight.dtype)
+    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
     # Fresh memory, which the backend writes: zeroing a gradient first would be a pass over it for nothing.
     buffers = _zeros((features, weight, bias), need, torch.empty)
     out = Gradients(buffers[0], buffers[1], buffers[2], fresh=True)
@@ -196,7 +202,7 @@ def head(
 
 def _head_shapes(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
+    class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     value = weight.new_empty((), dtype=compute_dtype(weight.dtype))
     return (value, *_fake_gradients((features, weight, bias), need))
@@ -219,7 +225,7 @@ def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
     """upstream * gradient + Hessian @ directions; for row_weight  upstream * l + slopes along the directions."""
     saved = ctx.saved_tensors  # read once: torch.utils.checkpoint hands out what it recomputed a single time
-    *inputs, row_weight = saved[:6]
+    *inputs, row_weight = saved[:7]
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     along = [v if wanted else None for v, wanted in zip(directions, ctx.need, strict=True)]
     loss = (ctx.loss, ctx.parameter)
@@ -233,19 +239,19 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
         if any(needed):
             product = hessian_product(*_of_second_order(*inputs, row_weight), *along, *loss, needed)
             total = [_sum(a, b if w else None) for a, b, w in zip(total, product, needed, strict=True)]
-        if ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[6]:
             weight_gradient = row_slopes(*inputs, *along, *loss).to(row_weight.dtype)
-    if upstream is not None and ctx.needs_input_grad[5]:
+    if upstream is not None and ctx.needs_input_grad[6]:
         weight_gradient = _sum(weight_gradient, (upstream * row_losses(*inputs, *loss)).to(row_weight.dtype))
     total = [t if t is None else t.to(x.dtype) for t, x in zip(total, inputs, strict=False)]
-    return (*total, None, None, weight_gradient, None, None, None)
+    return (*total, None, None, None, weight_gradient, None, None, None)
 
 
 def _gradients(ctx: Any, saved: Sequence[Any], needed: list[bool]) -> Sequence[Tensor]:
     """The gradients of the forward sweep; a new sweep where it could not know that one would be needed."""
     if all(have or not wanted for have, wanted in zip(ctx.need, needed, strict=True)):
-        return saved[6:]
-    again: tuple[Tensor, ...] = value_and_gradients(*saved[:6], ctx.loss, ctx.parameter, needed)[1:]
+        return saved[7:]
+    again: tuple[Tensor, ...] = value_and_gradients(*saved[:7], ctx.loss, ctx.parameter, needed)[1:]
     return again
 
 
@@ -273,8 +279,8 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 
 def _head_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
     """<gradient, move> and Hessian @ move; for a move of row_weight the value and gradients that it weighs."""
-    *inputs, row_weight = saved[:6]
-    along, row_move, loss = _in_sums(moves[:3]), moves[5], (ctx.loss, ctx.parameter)
+    *inputs, row_weight = saved[:7]
+    along, row_move, loss = _in_sums(moves[:3]), moves[6], (ctx.loss, ctx.parameter)
     moving = [v is not None for v in along]
     total: list[Tensor | None] = [None] * 4
     if any(moving):
@@ -303,18 +309,18 @@ value_and_gradients = differentiable(head, _head_context, _head_backward, _head_
 @operator(f"({_HEAD}, {_LOSS}) -> Tensor")
 def head_losses(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    loss: str, parameter: float,
+    class_weight: Tensor | None, loss: str, parameter: float,
 ) -> Tensor:  # fmt: skip
     """l_r of each row (R,), in the dtype of sums."""
-    x = _head_input(features, weight, bias, indices, indptr, _ones(features), loss, parameter)
+    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
     if not features.shape[0]:
         return features.new_zeros(0, dtype=compute_dtype(weight.dtype))
-    return backend_for(weight.device.type, weight.dtype).losses(x).to(compute_dtype(weight.dtype))
+    return backend.losses(x).to(compute_dtype(weight.dtype))
 
 
 def _head_losses_shapes(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    loss: str, parameter: float,
+    class_weight: Tensor | None, loss: str, parameter: float,
 ) -> Tensor:  # fmt: skip
     return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
 
@@ -334,11 +340,11 @@ def _losses_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _losses_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
     inputs = ctx.saved_tensors
     if upstream is None:
-        return (None,) * 7
+        return (None,) * 8
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     gradients = value_and_gradients(*inputs, upstream, ctx.loss, ctx.parameter, needed)[1:]
     total = [g.to(x.dtype) if w else None for g, x, w in zip(gradients, inputs, needed, strict=False)]
-    return (*total, None, None, None, None)
+    return (*total, None, None, None, None, None)
 
 
 def _losses_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
@@ -358,23 +364,22 @@ row_losses = differentiable(head_losses, _losses_context, _losses_backward, _los
 )
 def head_product(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
+    class_weight: Tensor | None, row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
     loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
-    x = _head_input(features, weight, bias, indices, indptr, row_weight, loss, parameter)
+    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
     buffers, rows = _zeros((features, weight, bias), need), _active_rows(x)
     if rows is not None:
         direction = rows_of(direction, rows)
-    backend = backend_for(weight.device.type, weight.dtype)
     over_rows(rows, x, Gradients(buffers[0], buffers[1], buffers[2]), lambda x, out: backend.head_hvp(x, direction, out))
     return _filled(buffers, weight)
 
 
 def _head_product_shapes(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
+    class_weight: Tensor | None, row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
     loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     return _fake_gradients((features, weight, bias), need)
@@ -397,14 +402,15 @@ def _direction(x: HeadInput, features: Tensor | None, weight: Tensor | None, bia
 @operator(f"({_HEAD}, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}) -> Tensor")
 def head_slopes(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str, parameter: float,
+    class_weight: Tensor | None, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str,
+    parameter: float,
 ) -> Tensor:  # fmt: skip
     """Slope of each row's loss along the direction (R,):  v_h . G W + h . G v_W + G v_b  with G the logit gradient."""
-    x = _head_input(features, weight, bias, indices, indptr, _ones(features), loss, parameter)
+    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
     v = _direction(x, v_features, v_weight, v_bias)
     dtype, dim = compute_dtype(weight.dtype), features.shape[1]
     right = [x.weight.to(dtype), v.weight] if v.bias is None else [x.weight.to(dtype), v.weight, v.bias[:, None]]
-    product, _ = backend_for(weight.device.type, weight.dtype).logit_products(x, torch.cat(right, dim=1), None)
+    product, _ = backend.logit_products(x, torch.cat(right, dim=1), None)
     assert product is not None
     slopes = (v.features * product[:, :dim]).sum(1) + (x.features * product[:, dim : 2 * dim]).sum(1)
     return slopes if v.bias is None else slopes + product[:, -1]
@@ -412,7 +418,8 @@ def head_slopes(
 
 def _head_slopes_shapes(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str, parameter: float,
+    class_weight: Tensor | None, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str,
+    parameter: float,
 ) -> Tensor:  # fmt: skip
     return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
 
@@ -426,7 +433,7 @@ _THIRD = "third derivatives of a fused loss are not available; take them of the 
 def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """For derivatives in the direction, and in forward mode in row_weight, which are of the second order."""
     *tensors, ctx.loss, ctx.parameter, ctx.need = inputs
-    ctx.linear = all(refuses(x) for x in (*tensors[:3], tensors[5]))
+    ctx.linear = all(refuses(x) for x in (*tensors[:3], tensors[6]))
     keep(ctx, *(tensors if ctx.linear or forward_mode() else ()))
 
 
@@ -435,22 +442,22 @@ def _product_backward(ctx: Any, *upstream: Tensor | None) -> Any:
     if not ctx.linear:
         raise NotImplementedError(_THIRD)
     *inputs, row_weight, _, _, _ = ctx.saved_tensors
-    moving = list(ctx.needs_input_grad[6:9])
+    moving = list(ctx.needs_input_grad[7:10])
     total: list[Tensor | None] = [None] * 3
     if any(moving) and any(v is not None for v in upstream):
         along = [v if wanted else None for v, wanted in zip(upstream, ctx.need, strict=True)]
         product = hessian_product(*_of_second_order(*inputs, row_weight), *along, ctx.loss, ctx.parameter, moving)
         total = [g if wanted else None for g, wanted in zip(product, moving, strict=True)]
-    return (None,) * 6 + (*total, None, None, None)
+    return (None,) * 7 + (*total, None, None, None)
 
 
 def _of_second_order(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """What a Hessian product is taken at: derivatives in it are of the third order. The product itself tells transforms."""
     if blind() or forward_mode() or not torch.is_grad_enabled():
         return tensors
-    features, weight, bias, indices, indptr, row_weight = tensors
+    features, weight, bias, indices, indptr, class_weight, row_weight = tensors
     features, weight, bias, row_weight = (refusing(x, _THIRD) for x in (features, weight, bias, row_weight))
-    return features, weight, bias, indices, indptr, row_weight
+    return features, weight, bias, indices, indptr, class_weight, row_weight
 
 
 def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -460,10 +467,10 @@ def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tupl
     *inputs, row_weight, v_features, v_weight, v_bias = saved
     loss = (ctx.loss, ctx.parameter, ctx.need)
     total: list[Tensor | None] = [None] * 3
-    if moves[5] is not None:
-        total = list(hessian_product(*inputs, moves[5], v_features, v_weight, v_bias, *loss))
-    if any(v is not None for v in moves[6:9]):
-        more = hessian_product(*inputs, row_weight, *moves[6:9], *loss)
+    if moves[6] is not None:
+        total = list(hessian_product(*inputs, moves[6], v_features, v_weight, v_bias, *loss))
+    if any(v is not None for v in moves[7:10]):
+        more = hessian_product(*inputs, row_weight, *moves[7:10], *loss)
         total = [_sum(a, b) for a, b in zip(total, more, strict=True)]
     return _filled([t if wanted else None for t, wanted in zip(total, ctx.need, strict=True)], inputs[1])
 
@@ -477,8 +484,8 @@ def _slopes_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
     """sum_r upstream_r slope_r is the derivative along v of the sum that upstream weighs: Hessian @ v, and its gradient."""
     *inputs, v_features, v_weight, v_bias = ctx.saved_tensors
     if upstream is None:
-        return (None,) * 10
-    needed, moving = list(ctx.needs_input_grad[:3]), list(ctx.needs_input_grad[5:8])
+        return (None,) * 11
+    needed, moving = list(ctx.needs_input_grad[:3]), list(ctx.needs_input_grad[6:9])
     loss = (ctx.loss, ctx.parameter)
     total: list[Tensor | None] = [None] * 6
     if any(needed):
@@ -487,7 +494,7 @@ def _slopes_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
     if any(moving):
         gradients = value_and_gradients(*inputs, upstream, *loss, moving)[1:]
         total[3:] = [g if w else None for g, w in zip(gradients, moving, strict=True)]
-    return (*total[:3], None, None, *total[3:], None, None)
+    return (*total[:3], None, None, None, *total[3:], None, None)
 
 
 def _slopes_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
@@ -497,7 +504,7 @@ def _slopes_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tenso
             "second derivatives of single rows, both in forward mode, are not available; "
             "take one of them in reverse mode, or reduce the loss to its mean or sum first"
         )
-    slopes: Tensor = row_slopes(*saved[:5], *moves[5:8], ctx.loss, ctx.parameter)
+    slopes: Tensor = row_slopes(*saved[:6], *moves[6:9], ctx.loss, ctx.parameter)
     return slopes
 
 

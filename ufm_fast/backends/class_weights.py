@@ -1,0 +1,88 @@
+"""Label smoothing with class weights, around any backend: a cross-entropy and a term of rank one beside its sweep.
+
+For weights w (K,) and smoothing e, with t = e w / K and their sum |t| = e mean(w), the loss of a row with target y is torch's
+
+    l = ((1 - e) w_y + |t|) CE + |t| z_y - <t, z>
+
+Both parts add into the same buffers, so that a gradient in half precision is rounded once, where the parts have cancelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.base import Backend, Gradients, HeadInput, HeadResult, weighed
+from ufm_fast.backends.gram import row_blocks
+from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
+
+
+class ClassWeighted:
+    """A backend for the cross-entropy, whose rows lose l instead. ``weight`` (K,) float64, ``smoothing`` in [0, 1]."""
+
+    def __init__(self, backend: Backend, weight: Tensor, smoothing: float) -> None:
+        self.backend, self.weight, self.smoothing = backend, weight, smoothing
+        self.name = f"{backend.name}, class weights"
+
+    @property
+    def _share(self) -> Tensor:
+        return self.smoothing / self.weight.numel() * self.weight
+
+    def _factor(self, x: HeadInput) -> Tensor:
+        """What multiplies the cross-entropy of each row."""
+        return (1.0 - self.smoothing) * self.weight[x.targets.indices] + self._share.sum()
+
+    def _plain(self, x: HeadInput) -> HeadInput:
+        return replace(x, row_weight=x.row_weight.double() * self._factor(x))
+
+    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        result = self.backend.head(self._plain(x), out, statistics=statistics)
+        self._add(out, x.features, x.weight, x)
+        if out.bias is not None:
+            o = x.row_weight.double()
+            pull = class_totals(self.weight.numel(), x.targets.indices, o) * self._share.sum()
+            out.bias.add_(pull - self._share * o.sum())
+        return HeadResult(result.value + weighed(x.row_weight, self._tilt(x)), result.statistics)
+
+    def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        self.backend.head_hvp(self._plain(x), v, out)
+        self._add(out.cleared() if out.fresh else out, v.features, v.weight, x)
+
+    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        forward, backward = self.backend.logit_products(self._plain(x), right, left)
+        self._add(Gradients(forward, backward, None), left, right, x)
+        return forward, backward
+
+    def losses(self, x: HeadInput) -> Tensor:
+        return self._factor(x) * self.backend.losses(x) + self._tilt(x)
+
+    def _add(self, out: Gradients, features: Tensor | None, weight: Tensor | None, x: HeadInput) -> None:
+        """The logit gradient G of the term of rank one: adds G weight for the rows, and G' features for the classes."""
+        y, o, share = x.targets.indices, x.row_weight.double(), self._share
+        level = share.sum()
+        if out.features is not None and weight is not None:
+            middle = weighted_sum(weight, share)
+            for part in row_blocks(len(y)):
+                pull = level * weight.index_select(0, y[part]).double() - middle
+                out.features[part].add_(o[part, None] * pull)
+        if out.weight is not None and features is not None:
+            for part in row_blocks(len(y)):
+                add_class_sums(out.weight, y[part], features[part], level * o[part])
+            out.weight.sub_(torch.outer(share, weighted_sum(features, o)))
+
+    def _tilt(self, x: HeadInput) -> Tensor:
+        """|t| z_y - <t, z> of each row, float64: the target's row of W less the weighted mean of all."""
+        y, share = x.targets.indices, self._share
+        level, middle, tilt = share.sum(), weighted_sum(x.weight, share), []
+        for part in row_blocks(len(y)):
+            pull = level * x.weight.index_select(0, y[part]).double() - middle
+            tilt.append((x.features[part].double() * pull).sum(1))
+        total = torch.cat([share[:0], *tilt])
+        if x.bias is None:
+            return total
+        b = x.bias.double()
+        # Where the target is impossible (-inf), the loss is infinite already, and must not become nan here.
+        usual, spared = (level * c[y] - share @ c for c in (b, b.masked_fill(b == -torch.inf, 0.0)))
+        return total + torch.where(b[y] == -torch.inf, spared, usual)
