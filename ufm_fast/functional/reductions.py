@@ -179,19 +179,14 @@ def _one_head(
     features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: Weights, class_weight: Tensor | None,
     smoothing: float,
 ) -> Tensor:  # fmt: skip
-    """One K x d classifier. Smoothing by the backend, or, with class weights, as a rank-one term beside the sweep."""
-    features, kept = without_ignored(features, weights.kept), weights.kept
+    """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
+    features = without_ignored(features, weights.kept)
     if (class_weight is None and smoothing < 1.0) or smoothing == 0.0:
         return _reduced(features, matrix, bias, labels, None, weights, "ce", smoothing)
-    ones = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
-    w = ones if class_weight is None else class_weight.double()
-    mixed = counted(kept, (1.0 - smoothing) * weights.factor + smoothing * w.mean() * kept)
-    entropy = _reduced(features, matrix, bias, labels, None, replace(weights, factor=mixed), "ce", 0.0)
-    with torch.autocast(matrix.device.type, enabled=False):
-        share = _normalised(smoothing * kept, weights).to(entropy.dtype)
-        # An ignored row loses nothing, whatever a masked class makes of its tilt.
-        tilt = counted(kept, _tilt(features, matrix, bias, labels, w) * share)
-    return entropy + (tilt if weights.reduction == "none" else tilt.sum())
+    if class_weight is None:
+        class_weight = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+    rows = replace(weights, factor=weights.kept)
+    return _reduced(features, matrix, bias, labels, None, rows, "ce", smoothing, class_weight)
 
 
 def counted(kept: Tensor, values: Tensor) -> Tensor:
@@ -211,34 +206,20 @@ def _unseen(x: Tensor) -> bool:
     return blind() or type(x) is not Tensor or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _tilt(features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, w: Tensor) -> Tensor:
-    """mean(w) z_y - mean_k(w_k z_k) of each row (N,), through two rows of d numbers: no N x K work."""
-    dtype = compute_dtype(matrix.dtype)
-    h, level, share = features.to(dtype), w.mean().to(dtype), (w / w.shape[0]).to(dtype)
-    tilt = (h * (level * matrix.index_select(0, labels).to(dtype) - share @ matrix.to(dtype))).sum(1)
-    if bias is None:
-        return tilt
-    shift = bias.to(dtype)
-    # Where the target is impossible (-inf), the loss is infinite already, and must not become nan here; the gradient in the
-    # other classes' biases stays.
-    finite = shift.masked_fill(shift == -torch.inf, 0.0)
-    usual, spared = (level * b[labels] - share @ b for b in (shift, finite))
-    return tilt + torch.where(shift[labels] == -torch.inf, spared, usual)
-
-
 def _reduced(
     features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, weights: Weights,
-    loss: str, parameter: float,
+    loss: str, parameter: float, class_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """factor_r l_r of each row, or its sum, over the sum of all factors for the mean."""
+    inputs = (features, matrix, bias, indices, indptr, class_weight)
     if weights.reduction == "none":
-        losses: Tensor = row_losses(features, matrix, bias, indices, indptr, loss, parameter)
+        losses: Tensor = row_losses(*inputs, loss, parameter)
         # An ignored row contributes 0 whatever its features hold, so it must not be multiplied by 0.
         return torch.where(weights.factor == 0, 0, losses * weights.factor.to(losses.dtype))
     grad = torch.is_grad_enabled()
     need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
     row_weight = _normalised(weights.factor, weights)
-    value: Tensor = value_and_gradients(features, matrix, bias, indices, indptr, row_weight, loss, parameter, need)[0]
+    value: Tensor = value_and_gradients(*inputs, row_weight, loss, parameter, need)[0]
     return value
 
 
