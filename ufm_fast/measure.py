@@ -91,7 +91,7 @@ def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
 
 def logit_spectrum(problem: Problem, rows: Rows, model: Point) -> Tensor:
     """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a product of rows x classes."""
-    features = problem.trunk.forward(model.H, model.hidden).features.double()
+    features = problem.features(model).double()
     weighted = features * rows.counts.to(features)[:, None].sqrt()
     R, S = (torch.linalg.qr(part, mode="r").R for part in (weighted, model.W.double()))
     spectrum: Tensor = torch.linalg.svdvals(R @ S.T)
@@ -108,7 +108,7 @@ def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, f
     rows = problem.rows(reduce)
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
-    H = problem.trunk.forward(point.H, point.hidden).features
+    H = problem.features(point)
     W, device = RowMatrix.of(point.W), H.device
     labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
     means = ClassStatistics(H, labels, problem.num_classes, counts)

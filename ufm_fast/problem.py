@@ -16,6 +16,7 @@ from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
 from ufm_fast.penalties import Penalties, geometric_mean
+from ufm_fast.point import Point
 from ufm_fast.samples import DATA, Samples
 from ufm_fast.targets import Rows, TargetSets
 from ufm_fast.trunks import TRUNKS, Trunk
@@ -314,9 +315,15 @@ class Problem:
         """
         return geometric_mean((self.lambda_w, self.lambda_h, *self.hidden_penalties))
 
+    def features(self, point: Point) -> Tensor:
+        """What the head sees of a model point, R x d_(M-1): its logits are features @ W' + b."""
+        features = self.trunk.forward(point.H, point.hidden).features
+        return features if self.temperature == 1.0 else self.temperature * features
+
     def penalties(self, rows: Rows) -> Penalties:
         """lambda of each part of a model point with these rows, each of which weighs its number of samples; float64."""
-        return Penalties(self.lambda_w, (self.lambda_h * rows.counts.double())[:, None], self.lambda_b, self.hidden_penalties)
+        counts = rows.counts.to(device=self.device, dtype=torch.float64)
+        return Penalties(self.lambda_w, (self.lambda_h * counts)[:, None], self.lambda_b, self.hidden_penalties)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -88,7 +88,7 @@ class Candidate:
     def head(self) -> HeadInput:
         x = self.point
         weight = self.counts / self.problem.num_samples
-        return HeadInput(self.problem.loss, x.H, x.W, x.b, self.rows.targets.to(x.W.device), weight)
+        return HeadInput(self.problem.loss, self.problem.features(x), x.W, x.b, self.rows.targets.to(x.W.device), weight)
 
     @cached_property
     def value(self) -> float:
@@ -97,17 +97,13 @@ class Candidate:
 
     @property
     def penalty(self) -> float:
-        problem, x = self.problem, self.point
-        total = problem.lambda_w * x.W.square().sum() + problem.lambda_h * (self.counts @ x.H.square().sum(1))
-        if x.b is not None:
-            total = total + problem.lambda_b * x.b.square().sum()
-        return 0.5 * float(total)
+        return self.problem.penalties(self.rows).value(self.point)
 
     def norm(self, dual: Dual) -> NormBound:
         """An upper bound on |G|: exact for few classes, else but for a stated probability."""
         if self.problem.num_classes <= self.exact_classes:
             return dense_norm(dual.blocks(), self.problem.num_classes)
-        U, V = _basis(self.point.W), _basis(self.point.H * self.counts.sqrt()[:, None])
+        U, V = _basis(self.head.weight), _basis(self.head.features * self.counts.sqrt()[:, None])
         return split_norm(dual.forward, dual.adjoint, U, V, seed=self.seed)
 
     def bias_drop(self, column_sum: Tensor) -> float:
