@@ -23,6 +23,10 @@ def test_the_verdict_on_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "global minimum (certified)" in shown
     assert "classes, raw" in shown
+    assert main(["landscape", "r", "--max-products", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "not converged; give more --max-products" in shown
+    assert "too few products to say" in shown
 
 
 def test_a_run_that_has_not_converged_is_not_critical(capsys: pytest.CaptureFixture[str]) -> None:

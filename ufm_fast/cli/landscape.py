@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +61,14 @@ def _saved_point(run: RunDirectory, variables: str) -> tuple[Objective, Point]:
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    number, certificate = report.number, found["certificate"]
+    number, certificate, bound = report.number, found["certificate"], found["lower_bound"]
     certain = f"but for probability {number(found['failure_probability'], 1)}"
+    converged = "" if found["converged"] else "  (not converged; give more --max-products)"
     rows = [
         ("classification", found["classification"]),
-        (
-            "smallest eigenvalue",
-            f"{number(found['eigenvalue'], 9)}  (counts as negative below -{number(found['threshold'], 2)})",
-        ),
-        (
-            "residual",
-            number(found["residual"], 2) + ("" if found["converged"] else ": not converged; give more --max-products"),
-        ),
-        ("none below", f"{number(found['lower_bound'])}  ({certain})"),
+        ("smallest eigenvalue", f"{number(found['eigenvalue'], 9)}  (negative is below -{number(found['threshold'], 2)})"),
+        ("residual", number(found["residual"], 2) + converged),
+        ("none below", f"{number(bound)}  ({certain})" if math.isfinite(bound) else "-  (too few products to say)"),
         ("largest eigenvalue", f"{number(found['largest'])} at least"),
         ("gradient norm", f"{number(found['gradient_norm'])}  (relative {number(found['relative_gradient'], 2)})"),
         ("value", number(found["value"], 15)),
