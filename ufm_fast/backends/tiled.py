@@ -16,7 +16,7 @@ takes H then both read and write along memory, which the libraries do up to a th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -187,7 +187,10 @@ class TiledBackend:
 
     # ---- the interface ---------------------------------------------------------------------------------------------
 
-    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def head(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False, visit: Callable[[Chunk], None] | None = None
+    ) -> HeadResult:
+        """``visit`` sees every chunk before its exponentials are used up."""
         if not isinstance(x.loss, SoftmaxLoss):
             return HeadResult(squared_error.value_and_grad(_upcast(x), out.cleared()), None)
         if x.features.shape[0] == 0:
@@ -202,6 +205,8 @@ class TiledBackend:
             if c.margin is not None and statistics:
                 margins.append(c.margin)
                 masses.append(c.log_mass)
+            if visit is not None:
+                visit(c)
             spend = W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None)
             self._add_products(
                 x.loss, c, W, W, c.features, out.features, out.weight, columns, fresh=out.fresh, spend=spend

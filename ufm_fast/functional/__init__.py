@@ -6,12 +6,15 @@ on torch from 2.11 on.
 
 from ufm_fast.functional.derivatives import HeadEvaluation, HeadGradients, hvp, value_and_grad
 from ufm_fast.functional.losses import linear_cross_entropy, linear_focal_loss, linear_pick_all, linear_squared_error
+from ufm_fast.functional.row_outputs import RowOutputs, linear_cross_entropy_rows
 
 __all__ = [
     "HeadEvaluation",
     "HeadGradients",
+    "RowOutputs",
     "hvp",
     "linear_cross_entropy",
+    "linear_cross_entropy_rows",
     "linear_focal_loss",
     "linear_pick_all",
     "linear_squared_error",

@@ -44,8 +44,8 @@ from ufm_fast.functional.rows import over_rows, rows_of, rows_with_weight
 from ufm_fast.losses import LOSSES, Loss, make_loss, registered_name
 from ufm_fast.targets import Targets
 
-_TILED = TiledBackend()
-_HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? class_weight"
+TILED = TiledBackend()
+HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? class_weight"
 _LOSS = "str loss, float parameter"
 
 
@@ -56,7 +56,7 @@ def backend_for(device_type: str, dtype: torch.dtype) -> Backend:
     All dtypes share one ``TiledBackend`` and so the one buffer that it keeps.
     """
     backend = make_backend("auto", device_type, dtype)
-    return _TILED if isinstance(backend, TiledBackend) else backend
+    return TILED if isinstance(backend, TiledBackend) else backend
 
 
 def named_loss(name: str, parameter: float) -> Loss:
@@ -78,7 +78,7 @@ def loss_arguments(loss: Loss) -> tuple[str, float]:
     return name, parameter
 
 
-def _head_input(
+def head_input(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
     class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float,
 ) -> tuple[Backend, HeadInput]:  # fmt: skip
@@ -117,7 +117,7 @@ def _targets(indices: Tensor, indptr: Tensor | None) -> Targets:
     return targets
 
 
-def _zeros(
+def zeros_for(
     likes: Sequence[Tensor | None], need: Sequence[bool], create: Callable[..., Tensor] = torch.zeros
 ) -> list[Tensor | None]:
     """A buffer (zero, or as ``create`` makes it) in the dtype of sums for each tensor whose derivative is needed."""
@@ -127,13 +127,13 @@ def _zeros(
     ]
 
 
-def _filled(buffers: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+def filled(buffers: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
     """Operators cannot return None: an empty tensor stands for a derivative that was not asked for."""
     absent = [like.new_empty(0, dtype=compute_dtype(like.dtype)) for _ in buffers]
     return tuple(other if buffer is None else buffer for buffer, other in zip(buffers, absent, strict=True))
 
 
-def _fake_gradients(likes: Sequence[Tensor | None], need: Sequence[bool]) -> tuple[Tensor, ...]:
+def fake_gradients(likes: Sequence[Tensor | None], need: Sequence[bool]) -> tuple[Tensor, ...]:
     like = likes[0]
     assert like is not None
     dtype = compute_dtype(like.dtype)
@@ -186,18 +186,18 @@ checked_labels.register_vmap(one_by_one(checked_labels))
 # ---- value and gradients in one sweep ----------------------------------------------------------------------------
 
 
-@operator(f"({_HEAD}, Tensor row_weight, {_LOSS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)")
+@operator(f"({HEAD}, Tensor row_weight, {_LOSS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)")
 def head(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
     class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
-    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
+    backend, x = head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
     # Fresh memory, which the backend writes: zeroing a gradient first would be a pass over it for nothing.
-    buffers = _zeros((features, weight, bias), need, torch.empty)
+    buffers = zeros_for((features, weight, bias), need, torch.empty)
     out = Gradients(buffers[0], buffers[1], buffers[2], fresh=True)
-    value = over_rows(_active_rows(x), x, out, lambda x, out: backend.head(x, out).value)
-    return (value.to(compute_dtype(weight.dtype)), *_filled(buffers, weight))
+    value = over_rows(active_rows(x), x, out, lambda x, out: backend.head(x, out).value)
+    return (value.to(compute_dtype(weight.dtype)), *filled(buffers, weight))
 
 
 def _head_shapes(
@@ -205,13 +205,13 @@ def _head_shapes(
     class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     value = weight.new_empty((), dtype=compute_dtype(weight.dtype))
-    return (value, *_fake_gradients((features, weight, bias), need))
+    return (value, *fake_gradients((features, weight, bias), need))
 
 
 head.register_fake(_head_shapes)
 
 
-def _active_rows(x: HeadInput) -> Tensor | None:
+def active_rows(x: HeadInput) -> Tensor | None:
     """Rows with a weight, where others can be left out: on the CPU, for a GPU would wait for the count."""
     return rows_with_weight(x) if x.row_weight.device.type == "cpu" else None
 
@@ -224,7 +224,11 @@ def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None) -> tuple[Any, ...]:
     """upstream * gradient + Hessian @ directions; for row_weight  upstream * l + slopes along the directions."""
-    saved = ctx.saved_tensors  # read once: torch.utils.checkpoint hands out what it recomputed a single time
+    return head_rule(ctx, ctx.saved_tensors, upstream, directions)
+
+
+def head_rule(ctx: Any, saved: Sequence[Any], upstream: Tensor | None, directions: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """``saved``: read once, for torch.utils.checkpoint hands out what it recomputed a single time."""
     *inputs, row_weight = saved[:7]
     needed = [bool(flag) for flag in ctx.needs_input_grad[:3]]
     along = [v if wanted else None for v, wanted in zip(directions, ctx.need, strict=True)]
@@ -238,11 +242,11 @@ def _head_backward(ctx: Any, upstream: Tensor | None, *directions: Tensor | None
     if any(v is not None for v in along):
         if any(needed):
             product = hessian_product(*_of_second_order(*inputs, row_weight), *along, *loss, needed)
-            total = [_sum(a, b if w else None) for a, b, w in zip(total, product, needed, strict=True)]
+            total = [summed(a, b if w else None) for a, b, w in zip(total, product, needed, strict=True)]
         if ctx.needs_input_grad[6]:
             weight_gradient = row_slopes(*inputs, *along, *loss).to(row_weight.dtype)
     if upstream is not None and ctx.needs_input_grad[6]:
-        weight_gradient = _sum(weight_gradient, (upstream * row_losses(*inputs, *loss)).to(row_weight.dtype))
+        weight_gradient = summed(weight_gradient, (upstream * row_losses(*inputs, *loss)).to(row_weight.dtype))
     total = [t if t is None else t.to(x.dtype) for t, x in zip(total, inputs, strict=False)]
     return (*total, None, None, None, weight_gradient, None, None, None)
 
@@ -271,16 +275,16 @@ def _scaled(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
     return gradient.mul_(upstream)
 
 
-def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+def summed(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     if left is None or right is None:
         return right if left is None else left
     return left + right
 
 
-def _head_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
+def head_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor | None, ...]:
     """<gradient, move> and Hessian @ move; for a move of row_weight the value and gradients that it weighs."""
     *inputs, row_weight = saved[:7]
-    along, row_move, loss = _in_sums(moves[:3]), moves[6], (ctx.loss, ctx.parameter)
+    along, row_move, loss = in_sums(moves[:3]), moves[6], (ctx.loss, ctx.parameter)
     moving = [v is not None for v in along]
     total: list[Tensor | None] = [None] * 4
     if any(moving):
@@ -291,28 +295,28 @@ def _head_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[T
             total[1:] = hessian_product(*inputs, row_weight, *along, *loss, ctx.need)
     if row_move is not None:
         weighed = value_and_gradients(*inputs, row_move, *loss, ctx.need)
-        total = [_sum(have, more) for have, more in zip(total, weighed, strict=True)]
-    return total[0], *_filled([t if wanted else None for t, wanted in zip(total[1:], ctx.need, strict=True)], inputs[1])
+        total = [summed(have, more) for have, more in zip(total, weighed, strict=True)]
+    return total[0], *filled([t if wanted else None for t, wanted in zip(total[1:], ctx.need, strict=True)], inputs[1])
 
 
-def _in_sums(moves: Sequence[Tensor | None]) -> list[Tensor | None]:
+def in_sums(moves: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Tangents, which have the dtype of what moves, in the dtype of sums."""
     return [v if v is None else v.to(compute_dtype(v.dtype)) for v in moves]
 
 
-value_and_gradients = differentiable(head, _head_context, _head_backward, _head_tangents)
+value_and_gradients = differentiable(head, _head_context, _head_backward, head_tangents)
 
 
 # ---- the loss of each row ----------------------------------------------------------------------------------------
 
 
-@operator(f"({_HEAD}, {_LOSS}) -> Tensor")
+@operator(f"({HEAD}, {_LOSS}) -> Tensor")
 def head_losses(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
     class_weight: Tensor | None, loss: str, parameter: float,
 ) -> Tensor:  # fmt: skip
     """l_r of each row (R,), in the dtype of sums."""
-    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
+    backend, x = head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
     if not features.shape[0]:
         return features.new_zeros(0, dtype=compute_dtype(weight.dtype))
     return backend.losses(x).to(compute_dtype(weight.dtype))
@@ -348,7 +352,7 @@ def _losses_backward(ctx: Any, upstream: Tensor | None) -> tuple[Any, ...]:
 
 
 def _losses_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> Tensor:
-    slopes: Tensor = row_slopes(*saved, *_in_sums(moves[:3]), ctx.loss, ctx.parameter)
+    slopes: Tensor = row_slopes(*saved, *in_sums(moves[:3]), ctx.loss, ctx.parameter)
     return slopes
 
 
@@ -359,7 +363,7 @@ row_losses = differentiable(head_losses, _losses_context, _losses_backward, _los
 
 
 @operator(
-    f"({_HEAD}, Tensor row_weight, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}, bool[] need)"
+    f"({HEAD}, Tensor row_weight, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}, bool[] need)"
     " -> (Tensor, Tensor, Tensor)"
 )
 def head_product(
@@ -368,13 +372,13 @@ def head_product(
     loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
-    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
+    backend, x = head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
-    buffers, rows = _zeros((features, weight, bias), need), _active_rows(x)
+    buffers, rows = zeros_for((features, weight, bias), need), active_rows(x)
     if rows is not None:
         direction = rows_of(direction, rows)
     over_rows(rows, x, Gradients(buffers[0], buffers[1], buffers[2]), lambda x, out: backend.head_hvp(x, direction, out))
-    return _filled(buffers, weight)
+    return filled(buffers, weight)
 
 
 def _head_product_shapes(
@@ -382,7 +386,7 @@ def _head_product_shapes(
     class_weight: Tensor | None, row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
     loss: str, parameter: float, need: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    return _fake_gradients((features, weight, bias), need)
+    return fake_gradients((features, weight, bias), need)
 
 
 head_product.register_fake(_head_product_shapes)
@@ -392,21 +396,21 @@ def _direction(x: HeadInput, features: Tensor | None, weight: Tensor | None, bia
     """A direction at ``x`` in its dtype of sums, with zeros for parts that do not move."""
     features, weight, bias = (
         v.contiguous() if v is not None else zeros
-        for v, zeros in zip((features, weight, bias), _zeros((x.features, x.weight, x.bias), [True] * 3), strict=True)
+        for v, zeros in zip((features, weight, bias), zeros_for((x.features, x.weight, x.bias), [True] * 3), strict=True)
     )
     assert features is not None
     assert weight is not None
     return HeadInput(x.loss, features, weight, bias, x.targets, x.row_weight)
 
 
-@operator(f"({_HEAD}, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}) -> Tensor")
+@operator(f"({HEAD}, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}) -> Tensor")
 def head_slopes(
     features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
     class_weight: Tensor | None, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str,
     parameter: float,
 ) -> Tensor:  # fmt: skip
     """Slope of each row's loss along the direction (R,):  v_h . G W + h . G v_W + G v_b  with G the logit gradient."""
-    backend, x = _head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
+    backend, x = head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
     v = _direction(x, v_features, v_weight, v_bias)
     dtype, dim = compute_dtype(weight.dtype), features.shape[1]
     right = [x.weight.to(dtype), v.weight] if v.bias is None else [x.weight.to(dtype), v.weight, v.bias[:, None]]
@@ -471,8 +475,8 @@ def _product_tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tupl
         total = list(hessian_product(*inputs, moves[6], v_features, v_weight, v_bias, *loss))
     if any(v is not None for v in moves[7:10]):
         more = hessian_product(*inputs, row_weight, *moves[7:10], *loss)
-        total = [_sum(a, b) for a, b in zip(total, more, strict=True)]
-    return _filled([t if wanted else None for t, wanted in zip(total, ctx.need, strict=True)], inputs[1])
+        total = [summed(a, b) for a, b in zip(total, more, strict=True)]
+    return filled([t if wanted else None for t, wanted in zip(total, ctx.need, strict=True)], inputs[1])
 
 
 def _slopes_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -134,7 +134,7 @@ def of_rows(
     values = reduced(weights)
     if weights.reduction != "mean":
         return values
-    return _defined(values, weights, lambda total: reduced(replace(weights, reduction="sum")) / total)
+    return defined(values, weights, lambda total: reduced(replace(weights, reduction="sum")) / total)
 
 
 def over_heads(
@@ -172,7 +172,7 @@ def over_heads(
         shares = [share * (torch.stack(of_heads(summed, e)).sum() / divisor) for share, e in parts]
         return torch.stack(shares).sum()
 
-    return _defined(total, weights, divided)
+    return defined(total, weights, divided)
 
 
 def _one_head(
@@ -218,21 +218,21 @@ def _reduced(
         return torch.where(weights.factor == 0, 0, losses * weights.factor.to(losses.dtype))
     grad = torch.is_grad_enabled()
     need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
-    row_weight = _normalised(weights.factor, weights)
+    row_weight = normalised(weights.factor, weights)
     value: Tensor = value_and_gradients(*inputs, row_weight, loss, parameter, need)[0]
     return value
 
 
-def _normalised(factor: Tensor, weights: Weights) -> Tensor:
+def normalised(factor: Tensor, weights: Weights) -> Tensor:
     """factor over the sum of all. Where weights that are uneven sum to 0, rows that count are NaN."""
     if weights.reduction != "mean":
         return factor
     total = weights.total.sum()
-    normalised = factor / torch.where(total == 0, 1, total)
-    return torch.where((total == 0) & (weights.kept != 0), math.nan, normalised) if weights.uneven else normalised
+    shares = factor / torch.where(total == 0, 1, total)
+    return torch.where((total == 0) & (weights.kept != 0), math.nan, shares) if weights.uneven else shares
 
 
-def _defined(mean: Tensor, weights: Weights, divided: Callable[[Tensor], Tensor]) -> Tensor:
+def defined(mean: Tensor, weights: Weights, divided: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean, NaN where its divisor is zero. Over no rows the gradients stay zero, as in torch.
 
     With weights that sum to 0 the gradients are NaN, by their row weights, and torch's value is the sum over 0,
