@@ -102,6 +102,7 @@ def definitions(features, weight, labels, bias, lambda_w, lambda_h):
     within, between = scatter.T @ scatter / N, M_s.T @ M_s / K
     frame, frame_means = np.eye(len(W)) / np.sqrt(LONG(len(W))), np.eye(K) / np.sqrt(LONG(K))
     duality = (P * M_s).sum(1) / np.sqrt((P * P).sum(1) * (M_s * M_s).sum(1))
+    uncentred = (P * M).sum(1) / np.sqrt((P * P).sum(1) * (M * M).sum(1))
     squares = ((means[:, None] - means) ** 2).sum(2)
     pairs = ~np.eye(K, dtype=bool)
     predicted = (H @ W.T + b).argmax(1)
@@ -120,9 +121,11 @@ def definitions(features, weight, labels, bias, lambda_w, lambda_h):
         "nc3": distance(P @ M_s.T, etf(K)),
         "nc3_centred": distance((P - P.mean(0)) @ M_s.T, etf(K)),
         "nc3_uncentred": distance(P @ M.T, etf(K)),
+        "nc3_frame": distance(P @ M.T, frame_means),
         "nc3_papyan": norm(P / norm(P) - M_c / norm(M_c)) ** 2,
         "self_duality_gap": (1 - duality).mean(),
         "self_duality_cosine": duality.mean(),
+        "self_duality_gap_uncentred": (1 - uncentred).mean(),
         "self_duality_variance": duality.var(ddof=1),
         "nc_bias": norm(W @ mu_samples + b),
         **of_rows("classifier", W),

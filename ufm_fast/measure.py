@@ -8,6 +8,8 @@ logits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,9 +31,11 @@ from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
+from ufm_fast.theory.separation import predicted_frame
 
 #: Singular values of the logits below this share of the largest count as zero.
 RANK_TOLERANCE = 1e-4
+_LOST = 4 * torch.finfo(torch.float64).eps
 
 
 def usable(point: Point) -> bool:
@@ -39,10 +43,20 @@ def usable(point: Point) -> bool:
     return all(float(part.abs().max()) < LARGEST for part in point.parts())
 
 
-def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto") -> dict[str, float]:
+def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
+    """Whether all factors are zero but for rounding: their penalty is lost in the value, and directions mean nothing."""
+    if problem.freeze is not None or problem.constraint != "none":
+        return False
+    return 0.5 * sum(problem.penalties(rows).energies(model).values()) <= _LOST * value
+
+
+def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto", value: float = 0.0) -> dict[str, float]:
     """Neural-collapse metrics of a model point; of multi-label data those of the rows with one label (as Li et al., arXiv
-    2310.15903).
+    2310.15903). Where all factors are zero but for rounding beside ``value``, the metrics are those of zero: directions
+    are nan.
     """
+    gone = vanished(problem, rows, model, value)
+    model = model.zeros() if gone else model
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
     labels, counts, alone = _single(rows, model.H.device)
     deep = len(inputs) > 1
@@ -63,7 +77,7 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
             found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
         found |= _of_factors(problem, rows, model)
         found["logit_rank"] = float(logit_rank(logit_spectrum(problem, rows, model)))
-    return found
+    return found | ({"nc4": math.nan} if gone and "nc4" in found else {})
 
 
 def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,18 +117,31 @@ def logit_rank(spectrum: Tensor) -> int:
     return int((spectrum > RANK_TOLERANCE * spectrum[:1].clamp_min(1e-300)).sum())
 
 
-def collapse_metrics(problem: Problem, point: Point, reduce: str) -> dict[str, float]:
-    """NC1-NC4 of a point, of cost O((K + R) d^2). Empty for several targets a row, where classes have no means."""
+def collapse_metrics(problem: Problem, point: Point, reduce: str, value: float = 0.0) -> dict[str, float]:
+    """NC1-NC4 of a point, of cost O((K + R) d^2), NC2 and NC3 against the frame that theory predicts.
+
+    Empty for several targets a row, where classes have no means, and where all factors are zero beside ``value``.
+    """
     rows = problem.rows(reduce)
+    if vanished(problem, rows, point, value):
+        return {}
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
     H = problem.features(point)
     W, device = RowMatrix.of(point.W), H.device
     labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
     means = ClassStatistics(H, labels, problem.num_classes, counts)
-    found = {"nc1_pinv": nc1_pinv(means), "nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
-    if means.classes == problem.num_classes:
-        found["nc3"] = nc3(W.raw, means.sample_centred_means)
+    found = {"nc1_pinv": nc1_pinv(means), **_of_frame(problem, W, means)}
     # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
     found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
     return found
+
+
+def _of_frame(problem: Problem, W: RowMatrix, means: ClassStatistics) -> dict[str, float]:
+    """NC2 and NC3 against the frame that theory predicts, by the names of ``METRICS``."""
+    every = means.classes == problem.num_classes
+    if predicted_frame(problem.kind) == "orthogonal":
+        found = {"nc2_classifier_frame": nc2(W.raw, frame=True), "nc2_means_frame": nc2(means.raw_means, frame=True)}
+        return found | ({"nc3_frame": nc3(W.raw, means.raw_means, frame=True)} if every else {})
+    found = {"nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
+    return found | ({"nc3": nc3(W.raw, means.sample_centred_means)} if every else {})

@@ -26,6 +26,7 @@ from ufm_fast.problem import Problem
 from ufm_fast.solvers.curvature import sets
 from ufm_fast.solvers.table import HISTORY, METHODS
 from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
+from ufm_fast.theory.separation import held_together
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make_plan(
         flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
         certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
     )  # fmt: skip
-    plan.notes.extend(_notes(plan, reduced, method))
+    plan.notes.extend([*filter(None, [held_together(problem)]), *_notes(plan, reduced, method)])
     return plan
 
 

@@ -35,6 +35,9 @@ _LABELS = {
     "nc2_classifier": "NC2  classifier",
     "nc2_means": "NC2  class means",
     "nc3": "NC3  self-duality",
+    "nc2_classifier_frame": "NC2  classifier, orthogonal frame",
+    "nc2_means_frame": "NC2  class means, orthogonal frame",
+    "nc3_frame": "NC3  self-duality, orthogonal frame",
     "nc4": "NC4  share predicted unlike the nearest mean",
 }
 #: One colour for one quantity, in every figure.
@@ -254,16 +257,19 @@ def spectrum(ax: Axes, matrices: Mapping[str, Any]) -> Axes:
     return ax
 
 
-def cosine_histogram(ax: Axes, matrices: Mapping[str, Any], *, pairs: int = _PAIRS, seed: int = 0) -> Axes:
-    """Cosines of pairs of rows about their mean row; random pairs where there are many.
+def cosine_histogram(
+    ax: Axes, matrices: Mapping[str, Any], *, pairs: int = _PAIRS, seed: int = 0, centred: bool = True
+) -> Axes:
+    """Cosines of pairs of rows, about their mean row or not; random pairs where there are many.
 
-    Lines show the simplex's -1/(K-1) and, where K rows are too many for a simplex in R^d, Welch's bound on the largest.
+    Lines show the simplex's -1/(K-1) and, where K rows are too many for a simplex in R^d, Welch's bound on the largest;
+    without centring the orthogonal frame's 0.
     """
-    found = {label: pair_cosines(_rows(matrix), pairs, seed) for label, matrix in matrices.items()}
+    found = {label: pair_cosines(_rows(matrix), pairs, seed, centred) for label, matrix in matrices.items()}
     K, d = max(_rows(matrix).shape for matrix in matrices.values())
-    ideal = -1.0 / (K - 1)
-    lines = {f"$-1/(K-1) = {ideal:.4g}$": ideal}
-    if d < K - 1:
+    ideal = -1.0 / (K - 1) if centred else 0.0
+    lines = {f"$-1/(K-1) = {ideal:.4g}$" if centred else "orthogonal": ideal}
+    if d < K - 1 and centred:
         welch = math.sqrt((K - d) / (d * (K - 1)))
         lines[f"Welch's bound = {welch:.4g}"] = welch
     everything = np.concatenate([*found.values(), list(lines.values())])
@@ -275,16 +281,18 @@ def cosine_histogram(ax: Axes, matrices: Mapping[str, Any], *, pairs: int = _PAI
         ax.hist(values, bins=bins, color=COLOURS[index], label=label, **filled)  # type: ignore[arg-type]
     for (label, place), style in zip(lines.items(), ("--", ":"), strict=False):
         ax.axvline(place, color="0.2", linestyle=style, linewidth=1.2, label=label)
-    ax.set_xlabel("cosine of a pair of classes, centred")
+    ax.set_xlabel("cosine of a pair of classes" + ", centred" * centred)
     ax.set_ylabel("pairs")
     _plain(ax)
     ax.legend(frameon=False, fontsize="small")
     return ax
 
 
-def pair_cosines(rows: Tensor, pairs: int = _PAIRS, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Cosines of all pairs of centred rows, or of ``pairs`` random ones where there are more."""
-    unit = _unit(rows - rows.mean(0))
+def pair_cosines(
+    rows: Tensor, pairs: int = _PAIRS, seed: int = 0, centred: bool = True
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Cosines of all pairs of (centred) rows, or of ``pairs`` random ones where there are more."""
+    unit = _unit(rows - rows.mean(0) if centred else rows)
     K = unit.shape[0]
     if K * (K - 1) // 2 <= pairs:  # noqa: SIM300
         first, second = torch.triu_indices(K, K, 1)

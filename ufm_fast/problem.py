@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -69,6 +70,9 @@ class Problem:
     tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or 'free'. ``freeze``: 'w' or 'h' keeps that factor at its initial
     value. ``loss``: a name of LOSSES or a loss object; ``smoothing`` and ``gamma`` are its parameters. ``dtype``: 'float64',
     'float32' or 'bfloat16'.
+
+    Penalties that are left out are 5e-4, or, where classes or samples are so many that this would hold all classes
+    together, half of the most that does not: (1 - smoothing) / (2 sqrt(K N)), to two digits.
 
     Layers: ``dim`` is d_0 and the default of all widths; ``widths`` is one number for d_1 .. d_(M-1), or all of
     d_0 .. d_(M-1). ``lambda_hidden``: one number, or one for each of W_1 .. W_(M-1); by default lambda_w.
@@ -240,7 +244,7 @@ class Problem:
         self._set("temperature", temperature)
         for name in ("lambda_w", "lambda_h"):
             if getattr(self, name) is None:
-                self._set(name, 5e-4 if self.constraint == "none" else 0.0)
+                self._set(name, self._default_penalty())
         for name in ("lambda_w", "lambda_h", "lambda_b"):
             value = number(getattr(self, name), name)
             if value < 0:
@@ -258,6 +262,13 @@ class Problem:
             if getattr(self, name) == 0 and self.freeze != frozen:
                 raise InputError(f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or freeze {frozen}")
         self._check_bias()
+
+    def _default_penalty(self) -> float:
+        """5e-4, and at most half of what holds balanced classes together, c = K sqrt(n) mu = 1 - smoothing, to two digits."""
+        if self.constraint != "none":
+            return 0.0
+        half = 0.5 * (1.0 - self.loss.smoothing) / math.sqrt(self.classes * self.num_samples)
+        return min(5e-4, float(f"{half:.1e}")) if self.layers == 1 else 5e-4
 
     def _check_bias(self) -> None:
         if self.bias == "penalised" and self.lambda_b == 0:

@@ -24,7 +24,7 @@ from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import given_start, make_start
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
-from ufm_fast.verdicts import at_saved_point, contradiction, of_closed_form
+from ufm_fast.verdicts import at_saved_point, contradiction, notes, of_closed_form
 
 __all__ = ["METHODS", "check", "solve"]
 
@@ -221,7 +221,8 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         start=result.start,
         theory=theory,
         certificate=proof,
-        metrics=measure(problem, rows, model, options.pairwise) if options.metrics and fits else {},
+        metrics=measure(problem, rows, model, options.pairwise, found.value) if options.metrics and fits else {},
+        notes=notes(problem, theory, proof, outcome, found.value),
         history=run.history,
         restarts=result.restarts,
     )

@@ -18,10 +18,12 @@ import torch
 from ufm_fast.errors import Contradiction
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
+from ufm_fast.problem import Problem
 from ufm_fast.solvers.minimise import Run
 from ufm_fast.solvers.solution import Outcome
 from ufm_fast.theory import ClosedForm
 from ufm_fast.theory.certificates import Certificate
+from ufm_fast.theory.separation import held_together
 
 #: Relative; values in float64 of equal minima differ by less.
 AGREEMENT = 1e-9
@@ -59,3 +61,32 @@ def contradiction(objective: Objective, theory: ClosedForm | None, value: float)
     words = f"the value lies below the closed form {theory.value:.15g}, which is wrong here: please report it"
     warnings.warn(words, Contradiction, stacklevel=3)
     return words
+
+
+def notes(
+    problem: Problem, theory: ClosedForm | None, certificate: Certificate | None, outcome: Outcome, value: float
+) -> list[str]:
+    """What a user should know of a solution and could not tell from its numbers."""
+    said = [held_together(problem), _empty_classes(problem)]
+    reached = theory is not None and abs(value - theory.value) <= 1e-6 * abs(theory.value)
+    if outcome.success and not reached and certificate is not None and certificate.kind != "none":
+        said.append("" if certificate.certified else _not_proved(problem, certificate))
+    return [words for words in said if words]
+
+
+def _empty_classes(problem: Problem) -> str:
+    empty = torch.nonzero(problem.counts == 0).reshape(-1).tolist()
+    if not empty:
+        return ""
+    if empty == [0]:
+        return "class 0 has no samples and every other class has: labels that begin at 1 must be numbered from 0"
+    some = ", ".join(map(str, empty[:5])) + (", .." if len(empty) > 5 else "")
+    return f"{len(empty):,} of {problem.num_classes:,} classes have no samples: {some}"
+
+
+def _not_proved(problem: Problem, certificate: Certificate) -> str:
+    narrow = problem.dim < problem.num_classes - 1
+    if problem.layers == 1 and problem.loss.convex and not narrow:
+        return f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself above it; lower tol, or go on"
+    why = "d < K - 1" if narrow else "several layers" if problem.layers > 1 else f"the loss {problem.loss.name} is not convex"
+    return f"local minimum; the bound is not tight here ({why})"

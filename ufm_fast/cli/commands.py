@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +146,15 @@ def _list_paths(title: str, paths: list[Path]) -> None:
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     from ufm_fast.metrics import collect, comparable, penalties
+    from ufm_fast.runs.figures import is_zero
     from ufm_fast.runs.foreign import read_head
 
     head = read_head(source, "source")
-    config = RunDirectory.open(source).config if os.path.isdir(source) else {}
+    run = RunDirectory.open(source) if os.path.isdir(source) else None
+    config = run.config if run else {}
     lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
+    if run and is_zero(run.summary or {}):
+        head = replace(head, W=None if head.W is None else head.W * 0, H=None if head.H is None else head.H * 0)
     H, labels, counts = comparable(head.H, head.labels, head.counts)
     found = collect(
         H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import StepRecord
 
-#: Metrics of the final table: one for each of NC1-NC4; all of them are in summary.json.
+#: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are in summary.json.
 _SHOWN = ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "nc4", "balancedness_relative")
+_SHOWN_ORTHOGONAL = (
+    "nc1_pinv", "nc2_classifier_frame", "nc2_means_frame", "nc3_frame", "nc4", "balancedness_relative",
+)  # fmt: skip
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -85,13 +89,18 @@ def result_table(summary: Mapping[str, Any], title: str) -> Table:
     table = Table(title=Text(printable(title)), title_justify="left", show_header=False, title_style="bold")
     table.add_column(style="dim")
     table.add_column()
-    for name, text in (*_result_rows(summary), *_metric_rows(summary["metrics"])):
+    for name, text in (*_result_rows(summary), *_metric_rows(summary)):
         table.add_row(name, text)
     return table
 
 
 def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "outcome", f"{summary['outcome']}  ({summary['message']})" if summary["message"] else str(summary["outcome"])
+    yield "problem", _problem(summary)
+    outcome = f"{summary['outcome']}  ({summary['message']})" if summary["message"] else str(summary["outcome"])
+    colour = _colour(summary)
+    yield "outcome", f"[{colour}]{escape(outcome)}[/]" if colour else escape(outcome)
+    for words in summary.get("notes", []):
+        yield "note", f"[yellow]{escape(words)}[/]"
     yield "value", number(summary["value"], 15)
     theory, certificate = summary["theory"], summary["certificate"]
     if theory is not None:
@@ -110,14 +119,33 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _certificate(certificate: Mapping[str, Any]) -> str:
     if certificate["kind"] == "none":
-        return "none"
+        return escape(f"none ({certificate['reason']})") if certificate.get("reason") else "none"
     state = "globally optimal" if certificate["certified"] else "not certified"
     gap = number(certificate.get("relative_gap"))
     return f"{state}: relative gap {gap} ({certificate['kind']})"
 
 
-def _metric_rows(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    for name in _SHOWN:
+def _problem(summary: Mapping[str, Any]) -> str:
+    empty = summary.get("empty_classes")
+    without = f" ({empty:,} without samples)" if empty else ""
+    sizes = (("K", f"{summary['classes']:,}{without}"), ("N", f"{summary['samples']:,}"), ("d", f"{summary['dim']:,}"))
+    return ", ".join(f"{name} = {text}" for name, text in sizes)
+
+
+def _colour(summary: Mapping[str, Any]) -> str:
+    """Green for a minimum that is proved or known, yellow for an end that may lie far from it, red for none."""
+    if summary["outcome"] not in ("converged", "stalled"):
+        return "red"
+    theory, certificate = summary["theory"], summary["certificate"]
+    known = theory is not None and abs(summary["value"] - theory["value"]) <= 1e-6 * abs(theory["value"])
+    if known or certificate["certified"]:
+        return "green"
+    return "" if certificate["kind"] == "none" and summary["outcome"] == "converged" else "yellow"
+
+
+def _metric_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    metrics = summary["metrics"]
+    for name in _SHOWN_ORTHOGONAL if summary.get("frame") == "orthogonal" else _SHOWN:
         if name in metrics:
             yield name, number(metrics[name])
 

@@ -11,7 +11,7 @@ from ufm_fast.metrics.pairwise import Estimate
 
 PAPYAN, ZHU, ZHOU = "arXiv 2008.08186", "arXiv 2105.02375", "arXiv 2210.02192"
 YARAS, DANG, GNC = "arXiv 2209.09211", "arXiv 2301.00437", "arXiv 2310.05351"
-LINGUISTIC, TIRER, GALANTI = "arXiv 2405.17767", "arXiv 2210.16658", "arXiv 2112.15121"
+TIRER_FRAME, LINGUISTIC, TIRER, GALANTI = "arXiv 2202.08087", "arXiv 2405.17767", "arXiv 2210.16658", "arXiv 2112.15121"
 
 MEANS = frozenset({"features"})
 CLASSIFIER = frozenset({"weight"})
@@ -145,6 +145,13 @@ _NC3 = {
         BOTH,
         lambda x: collapse.nc3(x.head, x.statistics.raw_means),
     ),
+    "nc3_frame": Metric(
+        "distance of classifier times class means to an orthogonal frame",
+        "|W M'/|W M'| - I/sqrt(K)|, rows of M are mu_k",
+        DANG,
+        BOTH,
+        lambda x: collapse.nc3(x.head, x.statistics.raw_means, frame=True),
+    ),
     "nc3_papyan": Metric(
         "distance of normalised classifier and class means (self-duality)",
         "|W/|W| - M/|M||^2, rows of M are mu_k - mu_C",
@@ -165,6 +172,13 @@ _NC3 = {
         LINGUISTIC,
         BOTH,
         lambda x: 1 - x.duality[0],
+    ),
+    "self_duality_gap_uncentred": Metric(
+        "angle between classifier and class means, nothing subtracted",
+        "mean_k (1 - cos(w_k, mu_k))",
+        TIRER_FRAME,
+        BOTH,
+        lambda x: geometry.self_duality(x.head, x.statistics.raw_means)[0],
     ),
     "self_duality_variance": Metric(
         "variance of that cosine (uniform duality)",

@@ -71,13 +71,16 @@ def nc2(matrix: View, *, frame: bool = False) -> float:
     return _deviation(matrix, matrix, frame)
 
 
-def nc3(classifier: View, means: View) -> float:
-    """Distance of the normalised W M' to the simplex ETF: NC3 = |X/|X| - E| with X = W M', E as for `nc2`.
+def nc3(classifier: View, means: View, *, frame: bool = False) -> float:
+    """Distance of the normalised W M' to the simplex ETF, or to an orthogonal frame.
+
+    NC3 = |X/|X| - E| with X = W M', E as for `nc2`; at a minimum of the squared error without a bias, whose
+    frame is orthogonal, nothing is centred.
 
     classifier, means: K x d. M about the sample mean and W as it stands: Zhu et al., arXiv 2105.02375; W centred too:
     Zhou et al., arXiv 2210.02192; neither centred: Yaras et al., arXiv 2209.09211.
     """
-    return _deviation(classifier, means, False)
+    return _deviation(classifier, means, frame)
 
 
 def nc3_papyan(classifier: View, means: View) -> float:

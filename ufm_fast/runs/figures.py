@@ -39,14 +39,16 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
         raise InputError(f"run: {run.path} holds no state to draw; solve it first")
     head = state_head(load_state(run)[0])
     figures = {"convergence": _convergence(records, run.summary or {})}
-    if any("nc2_classifier" in record for record in records):
+    if any("nc1_pinv" in record for record in records):
         figures["collapse"] = plots.new_figure(5.6, 4.0)
         plots.collapse_metrics(figures["collapse"].subplots(), records)
     assert head.W is not None
     matrices = {"classifier": head.W}
     if head.H is not None and head.labels is not None:
         matrices["class means"] = class_means(head.H, head.labels)
-    figures |= {"gram": _gram(matrices), "geometry": _geometry(matrices)}
+    if not is_zero(run.summary or {}):
+        centred = (run.summary or {}).get("frame") != "orthogonal"
+        figures |= {"gram": _gram(matrices, centred), "geometry": _geometry(matrices, centred)}
     return figures
 
 
@@ -58,6 +60,12 @@ def _save(figures: dict[str, Figure], folder: Path, name: str) -> list[Path]:
         raise InputError(f"{name}: can't write to {folder} ({error.strerror or error}); mend its permissions") from error
     sweep(folder)
     return [path for stem, figure in figures.items() for path in plots.save(figure, folder, stem)]
+
+
+def is_zero(summary: dict[str, Any]) -> bool:
+    """Whether W was zero but for rounding, so that its directions are undefined: there is no geometry to draw."""
+    metrics = summary.get("metrics") or {}
+    return "nc2_classifier" in metrics and metrics["nc2_classifier"] is None
 
 
 def log_of(run: RunDirectory) -> list[dict[str, Any]]:
@@ -109,7 +117,9 @@ def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:
     records = log_of(run)
     reference, _ = reference_value(records, run.summary or {})
     scale = abs(reference) or 1.0
-    return [{**record, "gap": None if record["value"] is None else (record["value"] - reference) / scale} for record in records]
+    # NC2 and NC3 are logged against the frame that theory predicts; either is shown under the one name.
+    plain = [{name.removesuffix("_frame"): value for name, value in record.items()} for record in records]
+    return [{**record, "gap": None if record["value"] is None else (record["value"] - reference) / scale} for record in plain]
 
 
 def _group_labels(groups: list[list[RunDirectory]]) -> list[str]:
@@ -160,24 +170,25 @@ def _convergence(records: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     return figure
 
 
-def _gram(matrices: dict[str, Tensor]) -> Any:
+def _gram(matrices: dict[str, Tensor], centred: bool) -> Any:
+    matrices = {name: rows - rows.mean(0) if centred else rows for name, rows in matrices.items()}
     W, means = matrices["classifier"], matrices.get("class means")
     # The cross cosines pair class k with class k: only where no class is empty.
     paired = means is not None and means.shape == W.shape
-    panels: list[tuple[str, Any, Any]] = [("classifier", W - W.mean(0), None)]
+    panels: list[tuple[str, Any, Any]] = [("classifier", W, None)]
     if means is not None:
-        panels.append(("class means", means - means.mean(0), None))
+        panels.append(("class means", means, None))
     if paired and means is not None:
-        panels.append(("classifier and means", W - W.mean(0), means - means.mean(0)))
+        panels.append(("classifier and means", W, means))
     figure = plots.new_figure(4.2 * len(panels), 3.7)
     for ax, (title, left, right) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         plots.gram_heatmap(ax, left, right, title=title)
     return figure
 
 
-def _geometry(matrices: dict[str, Tensor]) -> Any:
+def _geometry(matrices: dict[str, Tensor], centred: bool) -> Any:
     figure = plots.new_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2)
     plots.spectrum(left, matrices)
-    plots.cosine_histogram(right, matrices)
+    plots.cosine_histogram(right, matrices, centred=centred)
     return figure

@@ -59,7 +59,7 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     config["device"], note = settings.pick_device(config["device"])
     problem = settings.build_problem(config)
     check_solvable(problem, config)
-    config["classes"] = problem.num_classes
+    config |= {"classes": problem.num_classes, "lambda_w": problem.lambda_w, "lambda_h": problem.lambda_h}
     hashes = settings.hashes(config, problem)
     path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{hashes[0][:8]}"
     refuse_occupied(path, *hashes)

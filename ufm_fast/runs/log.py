@@ -45,7 +45,7 @@ class Log:
         self._begin()
         usable = math.isfinite(record.value)
         if record.step > self._last_step:
-            metrics = self._measure(point()) if self._metrics and usable else {}
+            metrics = self._measure(point(), record.value) if self._metrics and usable else {}
             self._append({**asdict(record), **metrics})
         if usable:
             self._reach(record, point)
@@ -60,10 +60,10 @@ class Log:
             self._reach(record, point)
             self._write()
 
-    def _measure(self, point: Point) -> dict[str, float]:
+    def _measure(self, point: Point, value: float) -> dict[str, float]:
         from ufm_fast.measure import collapse_metrics
 
-        return collapse_metrics(self.job.problem, point, self.job.reduce)
+        return collapse_metrics(self.job.problem, point, self.job.reduce, value)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.job.run.append(record)

@@ -48,8 +48,9 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
         _check_layer(layer)
         lay_over(config, layer)
     config["preset"] = preset
-    if config["constraint"] != "none":  # rows of fixed length have no penalty unless one is asked for, and refused
-        config |= {name: 0.0 for name in ("lambda_w", "lambda_h") if not any(name in layer for layer in layers)}
+    for name in ("lambda_w", "lambda_h"):
+        if not any(name in layer for layer in layers):
+            config[name] = None  # which Problem scales with classes and samples
     if all(config[name] is None for name in DATA):
         config["per_class"] = 10
     if config["per_class"] is not None and config["classes"] is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
+from ufm_fast.theory.separation import predicted_frame
 
 if TYPE_CHECKING:
     from ufm_fast.theory import ClosedForm
@@ -78,7 +79,7 @@ class Solution:
 
     ``point`` holds the model's W (K x d), b, hidden layers, and H with one row for each row of ``reduce`` (a class, or a
     sample); ``lifted()`` has all N rows. ``restarts``: a row for each of several starts, of which this is the best.
-    ``theory`` and ``certificate`` are None where there is none.
+    ``theory`` and ``certificate`` are None where there is none. ``notes``: what the numbers do not tell, in words.
     """
 
     problem: Problem
@@ -101,6 +102,7 @@ class Solution:
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[StepRecord] = field(default_factory=list)
     restarts: tuple[Restart, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     @property
     def success(self) -> bool:
@@ -136,4 +138,10 @@ class Solution:
             "certificate": _NO_CERTIFICATE if self.certificate is None else self.certificate.summary(),
             "metrics": self.metrics,
             "restarts": [asdict(row) for row in self.restarts],
+            "classes": self.problem.num_classes,
+            "samples": self.problem.num_samples,
+            "dim": self.problem.dim,
+            "frame": predicted_frame(self.problem.kind),
+            "empty_classes": int((self.problem.counts == 0).sum()),
+            "notes": self.notes,
         }
