@@ -144,6 +144,8 @@ CASES = {
     "mse d<K-1, free": make("mse", counts=(5,) * 5, dim=2, bias=FREE),
     "mse d<K-1, penalised": make("mse", counts=(5,) * 5, dim=2, bias=PENALISED, lambda_b=0.2),
     "mse bias, collapsed": make("mse", counts=(5,) * 5, dim=2, bias=PENALISED, lambda_b=0.2, lam=(0.5, 0.5)),
+    "mse imbalanced, d=1, free": make("mse", counts=(9, 4, 4, 1), dim=1, bias=FREE),
+    "mse imbalanced, empty, d=2, free": make("mse", counts=(9, 4, 0, 1, 7, 7), dim=2, bias=FREE),
     "mse imbalanced, free": make("mse", counts=(9, 4, 4, 1), bias=FREE),
     "mse imbalanced, penalised": make("mse", counts=(9, 4, 4, 1), bias=PENALISED, lambda_b=0.1),
     "mse imbalanced, empty, penalised": make("mse", counts=(9, 4, 0, 1, 4), bias=PENALISED, lambda_b=0.01),
@@ -461,7 +463,7 @@ def test_formulas_say_where_they_do_not_apply():
         assert theory.closed_form(make(name, counts=(5,) * 4, dim=2, lam=(1e-3, 1e-3))) is None
     assert theory.closed_form(make(counts=(5, 4, 3))) is None
     assert theory.closed_form(make("focal", counts=(5, 5, 3), gamma=2.0)) is None
-    assert theory.closed_form(make("mse", counts=(5, 4, 3), dim=1, bias=FREE)) is None
+    assert theory.closed_form(make("mse", counts=(5, 4, 3), dim=1, bias=PENALISED, lambda_b=0.1)) is None
     assert theory.closed_form(make("pick-all", counts=(1,) * 3, sets=sets_of(3, {2: 3})[:-1])) is None
     assert theory.closed_form(make(counts=(9, 1, 9, 1), dim=2)) is None
     for change in ({"freeze": "w"}, {"freeze": "h", "lambda_h": 0.0}):

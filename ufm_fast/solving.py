@@ -175,7 +175,8 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
     if b is None and problem.bias != "none":
         b = torch.zeros(problem.num_classes, dtype=torch.float64)
     device = torch.device(problem.device)
-    x = objective.from_model(W.to(device), H.to(device), None if b is None else b.to(device))
+    hidden = [V.to(device) for V in theory.hidden()]
+    x = objective.from_model(W.to(device), H.to(device), None if b is None else b.to(device), hidden)
     found = objective.value_and_grad(x)
     return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
 

@@ -48,8 +48,20 @@ def class_means(balanced: Tensor, counts: Tensor) -> Tensor:
     return torch.where(roots > 0, 1 / roots, 0.0)[:, None] * balanced
 
 
+class Logits:
+    """A spectrum of logits that a minimiser can be built from."""
+
+    def point(self) -> Parameters:
+        """W, class means (or features of target sets), b."""
+        raise NotImplementedError
+
+    def hidden(self) -> tuple[Tensor, ...]:
+        """The hidden layers W_1 .. W_(M-1); none of one layer."""
+        return ()
+
+
 @dataclass(frozen=True, eq=False)
-class GroupedLogits:
+class GroupedLogits(Logits):
     """Weighted logits of classes that come in groups of equal counts (G groups, in ascending order of count).
 
     `within`: the singular value of each group's zero-sum vectors; `shared`: r more singular values, whose vectors
@@ -87,7 +99,7 @@ class GroupedLogits:
 
 
 @dataclass(frozen=True, eq=False)
-class OrthogonalFrame:
+class OrthogonalFrame(Logits):
     """Weighted logits `sigma[j]` at the classes `kept[j]` and zero elsewhere: an axis for each class that is kept."""
 
     dim: int
@@ -105,7 +117,7 @@ class OrthogonalFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class TagAverages:
+class TagAverages(Logits):
     """Logits slopes[m] (1_S - m/K) of a label set S of size m, in compressed rows; `sigma`: their singular value."""
 
     classes: int
@@ -132,15 +144,12 @@ class TagAverages:
 
 
 @dataclass(frozen=True, eq=False)
-class RowsOfClasses:
+class RowsOfClasses(Logits):
     """A row of features for each target set of one label, taken from the class means of `logits`."""
 
-    logits: GroupedLogits | OrthogonalFrame | TagAverages | RowsOfClasses
+    logits: Logits
     classes: Tensor
 
     def point(self) -> Parameters:
         classifier, means, bias = self.logits.point()
         return classifier, means[self.classes], bias
-
-
-Logits = GroupedLogits | OrthogonalFrame | TagAverages | RowsOfClasses

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ufm_fast.problem import LEAST_PENALTY, Kind, Problem
 from ufm_fast.theory.forms import closed_form
-from ufm_fast.theory.tables import plain
+from ufm_fast.theory.tables import layered, plain
 
 _SIMPLEX, _ORTHOGONAL = "simplex", "orthogonal"
 #: Kinds whose balanced minimiser is known to be which frame; the norms differ where classes do.
@@ -23,6 +23,8 @@ FRAMES = [
     (plain("ce", "focal", "pick-all"), _SIMPLEX),
     (plain("mse", bias=("penalised", "free")), _SIMPLEX),
     (plain("mse", bias=("none",)), _ORTHOGONAL),
+    (layered("mse", trunks=("linear", "relu"), bias=("none",)), _ORTHOGONAL),
+    (layered("mse", bias=("free",)), _SIMPLEX),
 ]
 _grouped = plain("ce", "mse", "pick-all")
 _apart = plain("mse", bias=("none",))

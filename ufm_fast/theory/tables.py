@@ -26,6 +26,16 @@ def plain(*losses: str, bias: Sequence[str] = BIASES, frozen: Sequence[str | Non
     return serves
 
 
+def layered(*losses: str, trunks: Sequence[str] = ("linear",), bias: Sequence[str] = BIASES) -> Serves:
+    """Serves the model with hidden layers of the trunks named, without constraints and with nothing frozen."""
+
+    def serves(kind: Kind) -> bool:
+        same = kind.trunk in trunks and kind.geometry == "none" and kind.frozen is None
+        return same and kind.loss in losses and kind.bias in bias
+
+    return serves
+
+
 def lookup(table: Sequence[tuple[Serves, Row]], kind: Kind) -> Row | None:
     """The row that serves ``kind``, or None. Rows of one table serve different kinds (`tests/test_tables.py`)."""
     return next((row for serves, row in table if serves(kind)), None)

@@ -30,6 +30,10 @@ class ClosedForm:
         """
         return self.logits.point()
 
+    def hidden(self) -> tuple[Tensor, ...]:
+        """The minimiser's hidden layers W_1 .. W_(M-1); none of one layer."""
+        return self.logits.hidden()
+
 
 #: Relative gap up to which a value that was found by iteration counts as the minimum.
 PROVED = 1e-10

@@ -12,6 +12,7 @@ from torch import Tensor
 from ufm_fast.problem import Problem
 from ufm_fast.theory.arguments import bias_penalty, nuclear_coefficient
 from ufm_fast.theory.forms.base import ClosedForm, class_counts, grouped, proved
+from ufm_fast.theory.forms.layers import spectral_mse
 from ufm_fast.theory.frames import OrthogonalFrame
 from ufm_fast.theory.squared_error import (
     BiasedSpectrum,
@@ -34,13 +35,15 @@ def bias_free_mse(problem: Problem) -> ClosedForm:
 
 
 def biased_mse(problem: Problem) -> ClosedForm | None:
-    """With a bias: balanced classes, or d no less than the minimiser's rank."""
+    """With a bias: balanced classes, a free bias, or d no less than the minimiser's rank."""
     values, sizes = torch.unique(class_counts(problem), return_counts=True)
     if len(values) == 1:
         return _balanced_mse(problem, int(values[0]))
-    form = _imbalanced_mse(problem, values, sizes)
-    alone = problem.bias == "free" and int((problem.counts > 0).sum()) == 1  # the bias alone fits it, whatever rounding says
-    return replace(form, value=0.0) if alone and form is not None else form
+    if problem.bias == "penalised":
+        return _imbalanced_mse(problem, values, sizes)
+    form = spectral_mse(problem)
+    alone = int((problem.counts > 0).sum()) == 1  # the bias alone fits it, whatever rounding says
+    return replace(form, value=0.0) if alone else form
 
 
 def _balanced_mse(problem: Problem, n: int) -> ClosedForm:
