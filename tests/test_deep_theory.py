@@ -154,3 +154,26 @@ def test_closed_forms_with_layers(counts, layers, widths, free):
 def test_kinds_without_a_proof_have_none():
     for change in ({"activation": "relu"}, {"loss": "ce"}, {"loss": "mse", "bias": "penalised", "lambda_b": 0.1}):
         assert closed_form(Problem(**{"classes": 4, "dim": 6, "layers": 2, "loss": "mse", **change})) is None
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize(
+    "case",
+    [{"loss": "ce"}, {"loss": "ce", "smoothing": 0.1, "bias": "free"}, {"loss": "focal"}, {"loss": "pick-all"},
+     {"loss": "mse"}, {"loss": "mse", "bias": "free"}, {"loss": "mse", "bias": "penalised", "lambda_b": 0.1}],
+)  # fmt: skip
+def test_certificates_with_layers_bound_every_value_found(activation, case):
+    problem = Problem(counts=[5, 5, 2, 2, 1], dim=8, layers=2, activation=activation, lambda_w=2e-3, lambda_h=1e-3, **case)
+    found = [solve(problem, start="normal", metrics=False, max_steps=steps) for steps in (0, 5, 60)]
+    least = min(solution.value for solution in found)
+    for solution in found:
+        assert solution.certificate.kind == "exact"
+        assert 0 <= solution.certificate.lower_bound <= least * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_minima_with_layers_are_certified_where_that_is_proved_and_called_local_elsewhere(loss):
+    problem = Problem(classes=4, per_class=5, dim=8, layers=2, loss=loss, lambda_w=2e-3, lambda_h=1e-3)
+    found = solve(problem, start="orthogonal", metrics=False)
+    assert found.certificate.certified == (loss == "mse")
+    assert found.notes == ([] if loss == "mse" else ["local minimum; the bound is not tight here (several layers)"])

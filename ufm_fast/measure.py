@@ -9,6 +9,7 @@ logits.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
     """Whether all factors are zero but for rounding: their penalty is lost in the value, and directions mean nothing."""
     if problem.freeze is not None or problem.constraint != "none":
         return False
+    rows = replace(rows, counts=rows.counts.to(model.H.device))
     return 0.5 * sum(problem.penalties(rows).energies(model).values()) <= _LOST * value
 
 

@@ -88,5 +88,5 @@ def _not_proved(problem: Problem, certificate: Certificate) -> str:
     narrow = problem.dim < problem.num_classes - 1
     if problem.layers == 1 and problem.loss.convex and not narrow:
         return f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself above it; lower tol, or go on"
-    why = "d < K - 1" if narrow else "several layers" if problem.layers > 1 else f"the loss {problem.loss.name} is not convex"
+    why = "several layers" if problem.layers > 1 else "d < K - 1" if narrow else f"the loss {problem.loss.name} is not convex"
     return f"local minimum; the bound is not tight here ({why})"

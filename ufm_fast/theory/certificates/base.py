@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
 from ufm_fast.theory.certificates.operator_norm import NormBound, dense_norm, split_norm
+from ufm_fast.theory.deep import chord
 
 #: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
 EXACT_CLASSES = 4096
@@ -97,7 +98,18 @@ class Candidate:
 
     @property
     def penalty(self) -> float:
-        return self.problem.penalties(self.rows).value(self.point)
+        return self.problem.penalties(replace(self.rows, counts=self.counts)).value(self.point)
+
+    @cached_property
+    def mu(self) -> float:
+        """The price of the nuclear norm of D^1/2 Z: of one layer mu, with layers the least that it can be (`deep.chord`)."""
+        problem = self.problem
+        return problem.mu if problem.layers == 1 else chord(self.value, problem.mu, 1 + problem.layers)
+
+    def proof(self, bound: float, norm: NormBound) -> Proof:
+        """The proof of a bound from dual rows of this norm."""
+        ratio = norm.value / self.problem.mu if self.problem.layers == 1 else None
+        return Proof(bound, ratio, norm.failure_probability)
 
     def norm(self, dual: Dual) -> NormBound:
         """An upper bound on |G|: exact for few classes, else but for a stated probability."""

@@ -29,12 +29,12 @@ from ufm_fast.theory.focal import Rise, phi
 
 def unbiased_focal(candidate: Candidate) -> Proof:
     """The bound without a bias: rows may change their signs, and theta may exceed 1."""
-    mu, dual = candidate.problem.mu, SignedDual(candidate)
+    mu, dual = candidate.mu, SignedDual(candidate)
     norm = candidate.norm(dual)
     bound = dual.lower_bound(theta(norm, mu))
     if 0.0 < norm.value < mu:
         bound = max(bound, dual.lower_bound(mu / norm.value))
-    return Proof(bound, norm.value / mu, norm.failure_probability)
+    return candidate.proof(bound, norm)
 
 
 def biased_focal(candidate: Candidate) -> Proof:
@@ -48,7 +48,7 @@ def biased_focal(candidate: Candidate) -> Proof:
         bound = max(bound, balanced_bound(problem.loss, len(counts), int(counts[0]), problem.mu))
     if len(counts) <= MOST_CLASSES:
         bound = following_bound(problem, candidate.rows, candidate.point, candidate.value, known=bound)
-    return Proof(bound, norm.value / problem.mu, norm.failure_probability)
+    return candidate.proof(bound, norm)
 
 
 class _FocalRows(SoftmaxDual):

@@ -25,8 +25,7 @@ def softmax(candidate: Candidate) -> Proof:
     """The bound of cross-entropy and pick-all, any bias."""
     dual = SoftmaxDual(candidate)
     norm = candidate.norm(dual)
-    bound = dual.lower_bound(theta(norm, candidate.problem.mu))
-    return Proof(bound, norm.value / candidate.problem.mu, norm.failure_probability)
+    return candidate.proof(dual.lower_bound(theta(norm, candidate.mu)), norm)
 
 
 class SoftmaxDual:

@@ -19,7 +19,8 @@ from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.problem import Problem
 from ufm_fast.theory.arguments import bias_penalty
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
-from ufm_fast.theory.squared_error import mse_bound
+from ufm_fast.theory.deep import layered_mse
+from ufm_fast.theory.squared_error import ROUNDING, mse_bound
 
 _TIGHT = 1e-10  # relative gap at which no better dual rows are looked for
 
@@ -31,7 +32,22 @@ def squares(candidate: Candidate) -> Proof:
     bound = dual.lower_bound(theta(norm, problem.mu))
     if candidate.value - bound > _TIGHT * candidate.value and _rank_fits(problem):
         bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem)))
-    return Proof(bound, norm.value / problem.mu, norm.failure_probability)
+    return candidate.proof(bound, norm)
+
+
+def layered_squares(candidate: Candidate) -> Proof:
+    """The bound with linear layers and no bias or a free one: the minimum itself, which is known."""
+    problem = candidate.problem
+    free, factors = problem.bias == "free", 1 + problem.layers
+    least = layered_mse(problem.counts, min(problem.trunk.widths), problem.mu, factors, free_bias=free)
+    return Proof(least.value * (1.0 - ROUNDING))
+
+
+def chord_squares(candidate: Candidate) -> Proof:
+    """The bound of any layers: one layer's, at the least price of the nuclear norm."""
+    dual = SquaredDual(candidate)
+    norm = candidate.norm(dual)
+    return candidate.proof(dual.lower_bound(theta(norm, candidate.mu)), norm)
 
 
 def _rank_fits(problem: Problem) -> bool:

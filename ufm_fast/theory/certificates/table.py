@@ -7,6 +7,8 @@ G having rows (sqrt(n_r)/N) g_r, gives a bound; each loss has its own (`softmax`
 penalised bias takes theta^2 |sum_r n_r g_r / N|^2 / (2 lambda_b) off it; a free one needs sum_r n_r g_r = 0
 exactly. With a frozen factor the problem in the other is strongly convex (`frozen`). Weak duality; Zhu et
 al., arXiv 2105.02375, for the spectral criterion |G| <= mu; the rest is our derivation. Always in float64.
+With layers the squared error's minimum is known, and other bounds take the price that any layers leave to
+the nuclear norm (`deep.chord`): they hold for every depth and activation, and are not tight.
 
 A certifier proves nothing of a kind of problem that it was not derived for: cross-entropy's bound of
 another softmax loss can lie above that loss's value. So CERTIFIERS is looked up by the problem's kind, and
@@ -27,8 +29,8 @@ from ufm_fast.theory.certificates.base import EXACT_CLASSES, Candidate, Certific
 from ufm_fast.theory.certificates.focal import biased_focal, unbiased_focal
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
-from ufm_fast.theory.certificates.squares import squares
-from ufm_fast.theory.tables import Serves, in_words, lookup, plain
+from ufm_fast.theory.certificates.squares import chord_squares, layered_squares, squares
+from ufm_fast.theory.tables import Serves, in_words, layered, lookup, plain
 
 #: Which certifier serves which kind of problem.
 CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
@@ -37,6 +39,11 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (plain("focal", bias=("penalised", "free")), biased_focal),
     (plain("mse"), squares),
     (plain("ce", "pick-all", "mse", bias=("none", "penalised"), frozen=("w", "h")), frozen),
+    (layered("mse", bias=("none", "free")), layered_squares),
+    (layered("mse", bias=("penalised",)), chord_squares),
+    (layered("mse", trunks=("relu",)), chord_squares),
+    (layered("ce", "pick-all", trunks=("linear", "relu")), softmax),
+    (layered("focal", trunks=("linear", "relu"), bias=("none",)), unbiased_focal),
 ]
 
 
