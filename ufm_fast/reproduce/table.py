@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from ufm_fast.reproduce import harun2025, li2023, rangamani2023, tirer2022, yaras2022, zhou2022, zhu2021
+from ufm_fast.reproduce import (
+    dang2023,
+    garrod2024,
+    harun2025,
+    jiang2023,
+    li2023,
+    rangamani2023,
+    sukenik2024,
+    tirer2022,
+    yaras2022,
+    zhou2022,
+    zhu2021,
+)
 from ufm_fast.reproduce.claim import Claim
 
-_PAPERS = (tirer2022, zhu2021, zhou2022, yaras2022, li2023, rangamani2023, harun2025)
+_PAPERS = (
+    tirer2022, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, li2023, rangamani2023, harun2025,
+)  # fmt: skip
 
 #: Every claim by its name.
 CLAIMS: dict[str, Claim] = {row.name: row for paper in _PAPERS for row in paper.ROWS}
