@@ -4,7 +4,8 @@
     OUT/NAME/NAME.csv              what it shows
     OUT/NAME/verdict.json          measured, theory, deviation, state; written last, so a row that has one is finished
 
-A second call skips finished rows of the same setting and version, and takes their verdicts from the file.
+A second call skips finished rows of the same setting and version, and takes their verdicts from the file; one that failed is
+measured anew.
 """
 
 from __future__ import annotations
@@ -92,10 +93,10 @@ def _writable(out: Path) -> None:
 
 
 def _earlier(claim: Claim, out: Path, quick: bool) -> Verdict | None:
-    """The verdict of an earlier call, if it was of this very row."""
+    """The verdict of an earlier call, if it was of this very row and did not fail."""
     try:
         found = json.loads((out / claim.name / "verdict.json").read_text(encoding="utf-8"))
-        if found.pop("stamp") != _stamp(claim, quick):
+        if found.pop("stamp") != _stamp(claim, quick) or found["state"] == FAIL:
             return None
         found.pop("environment")
         return Verdict(**{**found, "quantities": tuple(found["quantities"]), "earlier": True})

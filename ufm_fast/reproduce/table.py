@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from ufm_fast.reproduce import (
     dang2023,
+    fang2021,
     garrod2024,
     harun2025,
+    hongling2023,
     jiang2023,
     li2023,
     rangamani2023,
     sukenik2024,
+    thrampoulidis2022,
     tirer2022,
     yaras2022,
     zhou2022,
@@ -18,7 +21,8 @@ from ufm_fast.reproduce import (
 from ufm_fast.reproduce.claim import Claim
 
 _PAPERS = (
-    tirer2022, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, li2023, rangamani2023, harun2025,
+    tirer2022, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, fang2021, hongling2023,
+    thrampoulidis2022, li2023, rangamani2023, harun2025,
 )  # fmt: skip
 
 #: Every claim by its name.
