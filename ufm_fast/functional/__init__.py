@@ -7,6 +7,7 @@ on torch from 2.11 on.
 from ufm_fast.functional.derivatives import HeadEvaluation, HeadGradients, hvp, value_and_grad
 from ufm_fast.functional.losses import linear_cross_entropy, linear_focal_loss, linear_pick_all, linear_squared_error
 from ufm_fast.functional.row_outputs import RowOutputs, linear_cross_entropy_rows
+from ufm_fast.functional.soft_targets import linear_soft_cross_entropy
 
 __all__ = [
     "HeadEvaluation",
@@ -17,6 +18,7 @@ __all__ = [
     "linear_cross_entropy_rows",
     "linear_focal_loss",
     "linear_pick_all",
+    "linear_soft_cross_entropy",
     "linear_squared_error",
     "value_and_grad",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ufm_fast.errors import InputError
 from ufm_fast.functional import checks
+from ufm_fast.functional.accumulation import checked_buffers
 from ufm_fast.functional.operators import checked_labels
 from ufm_fast.functional.reductions import Reduction, of_probabilities, of_rows, over_heads, prepared, single_label
 from ufm_fast.functional.target_sets import checked_sets
@@ -31,6 +33,7 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     divisor: float | Tensor | None = None,
     logit_scale: float | Tensor | None = None,
+    main_grad: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
     """Cross-entropy of ``linear(input, linear_weight, linear_bias)`` without holding the logits.
 
@@ -56,6 +59,8 @@ def linear_cross_entropy(
     count, of samples times classes; a row of weight 0 may hold anything. ``divisor``, a number or a tensor of one: the result
     is the sum of the row losses over it for both 'mean' and 'sum', so that the parts of a batch add up under gradient
     accumulation. ``logit_scale``, a number or a tensor of one, differentiable: z = logit_scale (W h + b).
+    ``main_grad``: buffers in the dtype of sums (float32 for half precision) for linear_weight and linear_bias; the backward
+    adds their gradients there, and they have no ``.grad``. With 'mean' and 'sum', one head, and class indices.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
     dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient. All of input, linear_weight and
@@ -66,6 +71,9 @@ def linear_cross_entropy(
     checks.check_target(target, input.device, differentiable=True)
     shape = (*input.shape[:-1], *linear_weight.shape[1:-1])
     chosen = Reduction.checked(reduction, linear_weight, shape, weight, sample_weight, divisor)
+    chosen = replace(chosen, into=checked_buffers(main_grad, linear_weight, linear_bias))
+    if chosen.into is not None and (reduction == "none" or target.is_floating_point()):
+        raise InputError("main_grad goes with class indices and reduction 'mean' or 'sum'; leave it out")
     smoothing = checks.check_smoothing(label_smoothing)
     checks.check_options(options)
     if target.is_floating_point():

@@ -17,6 +17,7 @@ from torch import Tensor
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
+from ufm_fast.functional.accumulation import MainGrad, accumulating_value
 from ufm_fast.functional.operators import checked_labels, row_losses, value_and_gradients
 from ufm_fast.functional.registration import blind, forward_mode
 
@@ -37,6 +38,7 @@ class Weights:
     total: Tensor
     uneven: bool
     reduction: str
+    into: MainGrad | None = None
 
     def view(self, *shape: int) -> Weights:
         return replace(self, kept=self.kept.reshape(shape), factor=self.factor.reshape(shape))
@@ -53,6 +55,7 @@ class Reduction:
     class_weight: Tensor | None = None
     sample_weight: Tensor | None = None
     divisor: float | Tensor | None = None
+    into: MainGrad | None = None
 
     @classmethod
     def checked(
@@ -76,7 +79,7 @@ class Reduction:
         if class_weight is not None and labels is not None:
             # An ignored row's label stands for no class; one without rows may weigh anything.
             factor = counted(kept, kept * class_weight.double()[labels])
-        return Weights(kept, factor, factor, class_weight is not None or self.sample_weight is not None, how)
+        return Weights(kept, factor, factor, class_weight is not None or self.sample_weight is not None, how, self.into)
 
 
 def prepared(tensors: dict[str, Any], logit_scale: object = None) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
@@ -128,13 +131,12 @@ def of_rows(
     """The losses of rows as ``weights`` reduces them, NaN for a mean that is not defined."""
     features = without_ignored(features, weights.kept)
 
-    def reduced(weights: Weights) -> Tensor:
-        return _reduced(features, matrix, bias, indices, indptr, weights, loss, parameter)
-
-    values = reduced(weights)
+    rows = (features, matrix, bias, indices, indptr)
+    values = reduced(*rows, weights, loss, parameter)
     if weights.reduction != "mean":
         return values
-    return defined(values, weights, lambda total: reduced(replace(weights, reduction="sum")) / total)
+    summed = replace(weights, reduction="sum")
+    return defined(values, weights, lambda total: reduced(*rows, summed, loss, parameter) / total)
 
 
 def over_heads(
@@ -182,11 +184,11 @@ def _one_head(
     """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
     features = without_ignored(features, weights.kept)
     if (class_weight is None and smoothing < 1.0) or smoothing == 0.0:
-        return _reduced(features, matrix, bias, labels, None, weights, "ce", smoothing)
+        return reduced(features, matrix, bias, labels, None, weights, "ce", smoothing)
     if class_weight is None:
         class_weight = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
     rows = replace(weights, factor=weights.kept)
-    return _reduced(features, matrix, bias, labels, None, rows, "ce", smoothing, class_weight)
+    return reduced(features, matrix, bias, labels, None, rows, "ce", smoothing, class_weight)
 
 
 def counted(kept: Tensor, values: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def _unseen(x: Tensor) -> bool:
     return blind() or type(x) is not Tensor or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _reduced(
+def reduced(
     features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, weights: Weights,
     loss: str, parameter: float, class_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
@@ -219,6 +221,8 @@ def _reduced(
     grad = torch.is_grad_enabled()
     need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
     row_weight = normalised(weights.factor, weights)
+    if weights.into is not None:
+        return accumulating_value(inputs, row_weight, loss, parameter, need, weights.into)
     value: Tensor = value_and_gradients(*inputs, row_weight, loss, parameter, need)[0]
     return value
 
