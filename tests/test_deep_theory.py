@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ufm_fast import Problem, solve
 from ufm_fast.theory import biased_mse_minimum, ce_minimum, closed_form, mse_minimum
-from ufm_fast.theory.deep import ce_bound, chord, code_value, codes_of, layered_mse, mse_bound, profile
+from ufm_fast.theory.codes import codes_of
+from ufm_fast.theory.deep import ce_bound, chord, deep_code_value, layered_mse, mse_bound, profile
 
 LAMBDA = 5e-4
 DANG = [
@@ -83,7 +84,7 @@ def test_one_layer_is_the_plain_model():
         assert layered_mse(counts, width, mu, 2).value == pytest.approx(mse_minimum(counts, width, 3e-2, 5e-2), rel=1e-14)
     least = biased_mse_minimum(counts[:4], 3e-2, 5e-2, 0.0)
     assert layered_mse(counts, 9, mu, 2, free_bias=True).value == pytest.approx(least, rel=1e-13)
-    assert code_value(codes_of(6)[0], 3, 1e-2, 2) == pytest.approx(ce_minimum(6, 3, 1e-2, 1e-2), rel=1e-12)
+    assert deep_code_value(codes_of(6)[0], 3, 1e-2, 2) == pytest.approx(ce_minimum(6, 3, 1e-2, 1e-2), rel=1e-12)
 
 
 def test_the_profile_is_the_least_of_a_grid():
@@ -106,7 +107,7 @@ CODES = [
 
 @pytest.mark.parametrize(("classes", "layers", "n", "mu", "value"), CODES)
 def test_the_lowest_code_of_cross_entropy(classes, layers, n, mu, value):
-    values = {code.name: code_value(code, n, mu, layers + 1) for code in codes_of(classes)}
+    values = {code.name: deep_code_value(code, n, mu, layers + 1) for code in codes_of(classes)}
     assert min(values.values()) == pytest.approx(value, rel=2e-11)
     assert ce_bound(classes, n, mu, layers + 1) <= value * (1 + 1e-11)
 

@@ -212,6 +212,15 @@ class Objective:
         other._last = None
         return other
 
+    def tempered(self, temperature: float) -> Objective:
+        """The same objective on spheres at another temperature."""
+        other = copy.copy(self)
+        other.problem = replace(self.problem, temperature=temperature)
+        other.logit_scale = self.logit_scale * (temperature / self.problem.temperature)
+        other._logit_even = bool((other.logit_scale == 1).all())
+        other._last = None
+        return other
+
     def _pass(self, x: Point) -> _Pass:
         """What the last evaluation left, if it was at x; else x is evaluated, which is not counted."""
         if self._last is None or self._last.x is not x:

@@ -142,10 +142,10 @@ def _run(objective: Objective, options: SolveOptions, point: Point, callbacks: _
 
 
 def _at_exact_point(objective: Objective, run: Run) -> Run:
-    """The evaluation of the objective itself, where a solver may have stopped at one with rounded kinks."""
-    if objective.problem.kind.trunk != "relu" or not math.isfinite(run.state.evaluation.value):
+    """The evaluation of the objective itself, where a solver stopped at an easier one."""
+    if not run.state.provisional:
         return run
-    return replace(run, state=replace(run.state, evaluation=objective.value_and_grad(run.state.point)))
+    return replace(run, state=State(run.state.point, objective.value_and_grad(run.state.point)))
 
 
 def _row(objective: Objective, run: Run, seed: int, evaluations: float) -> Restart:

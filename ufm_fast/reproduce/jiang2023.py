@@ -12,13 +12,11 @@ from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
 from ufm_fast.reproduce.common import Rows, figure
 from ufm_fast.solving import solve
+from ufm_fast.theory.codes import Code, known_code
 
 PAPER = "Jiang et al., ICML 2024, arXiv 2310.05351"
-#: (d, K) -> inner products of a codeword with the others, and how many have each.
-CODES: dict[tuple[int, int], dict[float, int]] = {
-    (3, 12): {5**-0.5: 5, -(5**-0.5): 5, -1.0: 1}, (5, 16): {1 / 5: 10, -3 / 5: 5}, (6, 27): {1 / 4: 16, -1 / 2: 10},
-    (7, 56): {1 / 3: 27, -1 / 3: 27, -1.0: 1}, (8, 240): {0.5: 56, 0.0: 126, -0.5: 56, -1.0: 1},
-}  # fmt: skip
+_SIZES = ((3, 12), (5, 16), (6, 27), (7, 56), (8, 240))
+CODES: dict[tuple[int, int], Code] = {(d, K): code for d, K in _SIZES if (code := known_code(K, d))}
 TEMPERATURE = 10.0
 #: What the authors' notebook prints as the optimum of 100 classes in 10 dimensions.
 PRINTED = 0.61416
@@ -28,12 +26,6 @@ def sphere(K: int, d: int, temperature: float) -> Problem:
     """Unit rows, one a class."""
     settings: dict[str, Any] = {"lambda_w": 0.0, "lambda_h": 0.0, "constraint": "sphere", "temperature": temperature}
     return Problem(loss="ce", classes=K, per_class=1, dim=d, **settings)
-
-
-def code_value(code: dict[float, int], temperature: float) -> float:
-    """log(1 + sum_j m_j exp(-t (1 - c_j))): the loss of a code whose words see one another alike."""
-    off = sum(m * torch.exp(torch.tensor(-temperature * (1 - c), dtype=torch.float64)) for c, m in code.items())
-    return float(torch.log1p(torch.as_tensor(off)))
 
 
 def margin(point: Point) -> float:
@@ -56,7 +48,7 @@ def _codes(quick: bool) -> Evidence:
         found = margin(solution.point)
         numbers |= {f"value, ({d}, {K})": solution.value, f"one-vs-rest, ({d}, {K})": found}
         rows += [{"d": d, "K": K, "seed": r.seed, "value": r.value, "evaluations": r.evaluations} for r in solution.restarts]
-        ax.plot([K] * 2, [found, 1 - max(code)], "o-", color=plots.COLOURS[0])
+        ax.plot([K] * 2, [found, 1 - max(code.cosines)], "o-", color=plots.COLOURS[0])
     ax.set(xscale="log", xlabel="classes K", ylabel="one-vs-rest distance")
     return Evidence(numbers, rows, drawn)
 
@@ -81,8 +73,8 @@ def _quantities() -> tuple[Quantity, ...]:
     found: list[Quantity] = []
     for (d, K), code in CODES.items():
         quick = K <= 56
-        found.append(Quantity(f"value, ({d}, {K})", code_value(code, TEMPERATURE), 1e-9, quick=quick))
-        found.append(Quantity(f"one-vs-rest, ({d}, {K})", 1 - max(code), 1e-8, quick=quick))
+        found.append(Quantity(f"value, ({d}, {K})", code.value(TEMPERATURE), 1e-9, quick=quick))
+        found.append(Quantity(f"one-vs-rest, ({d}, {K})", 1 - max(code.cosines), 1e-8, quick=quick))
     return tuple(found)
 
 

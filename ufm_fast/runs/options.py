@@ -70,7 +70,7 @@ _ROWS = (
     Setting("seed", int, 0, "Seed of the start and of sampled metrics"),
     Setting(
         "method", str, "auto",
-        "auto | gd | momentum | nesterov | adam | lbfgs | newton-cg | alternating | closed-form", "solve", resume=True,
+        "auto | gd | momentum | nesterov | adam | lbfgs | cg | newton-cg | alternating | closed-form", "solve", resume=True,
     ),
     Setting("backend", str, "auto", "auto | reference | tiled | triton", "solve", resume=True),
     Setting("reduce", str, "auto", "Rows to solve on: classes (exact class means) | none (every sample) | auto", "solve"),

@@ -14,13 +14,16 @@ from ufm_fast.solvers.solution import Outcome
 
 @dataclass(frozen=True)
 class State:
-    """Where a solver stands. ``memory`` is the solver's own; ``outcome`` is set when it cannot go on."""
+    """Where a solver stands. ``memory`` is the solver's own; ``outcome`` is set when it cannot go on. ``provisional``: the
+    evaluation is of an easier objective, on the way to the one that is asked for, and decides nothing.
+    """
 
     point: Point
     evaluation: Evaluation
     memory: Any = None
     outcome: Outcome | None = None
     message: str = ""
+    provisional: bool = False
 
 
 class Solver(Protocol):

@@ -101,7 +101,7 @@ def minimise(
             size = state.evaluation.gradient.norm()
             progress = progress.update(objective, state.evaluation, size)
             ended = _verdict(objective, state, size, tol)
-            if ended is None and progress.idle > max(200, steps // 4):
+            if ended is None and not state.provisional and progress.idle > max(200, steps // 4):
                 progress = Progress()
                 if _at_rounding(objective, state, size):
                     ended = Outcome.STALLED, "neither value nor gradient fall beyond rounding any more"
@@ -129,6 +129,8 @@ def minimise(
 def _verdict(objective: Objective, state: State, size: float, tol: float) -> tuple[Outcome, str] | None:
     if not math.isfinite(size) or not math.isfinite(state.evaluation.value):
         return Outcome.DIVERGED, "value or gradient is not finite; lower learning_rate or change the start"
+    if state.provisional:
+        return None
     if size <= tol * objective.gradient_scale(state.point):
         return Outcome.CONVERGED, "the gradient is within tol"
     if size <= gradient_floor(objective, state.point):

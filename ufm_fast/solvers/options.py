@@ -24,8 +24,8 @@ _LEAST = {"max_steps": 0, "log_every": 1, "history": 1, "restarts": 1}
 class SolveOptions:
     """Options of ``solve``.
 
-    - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its kinks rounded ever less),
-      always iterative.
+    - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its kinks
+      rounded ever less; on spheres, through other temperatures), always iterative.
     - ``backend``: 'auto', 'reference', 'tiled' or 'triton'.
     - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none' one a sample.
     - ``variables``: 'balanced' or 'raw' (`Objective`).

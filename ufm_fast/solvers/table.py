@@ -15,10 +15,11 @@ from ufm_fast.problem import Problem
 from ufm_fast.solvers.alternating import Alternating
 from ufm_fast.solvers.auto import LBFGSThenNewton
 from ufm_fast.solvers.base import Solver
+from ufm_fast.solvers.conjugate_gradient import ConjugateGradient
 from ufm_fast.solvers.first_order import Adam, GradientDescent
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.newton_cg import NewtonCG
-from ufm_fast.solvers.rounding import RoundedReLU
+from ufm_fast.solvers.staged import RoundedReLU, Tempered, temperatures
 
 if TYPE_CHECKING:
     from ufm_fast.solvers.options import SolveOptions
@@ -43,9 +44,13 @@ class SolverSpec:
 
 
 def _auto(problem: Problem, options: SolveOptions) -> Solver:
-    """L-BFGS with a Newton-CG finish; of the ReLU, through ever less rounded kinks."""
+    """L-BFGS with a Newton-CG finish; of the ReLU through ever less rounded kinks, on spheres through other temperatures."""
     history = options.history or HISTORY
-    return RoundedReLU(history, options.tol) if problem.activation == "relu" else LBFGSThenNewton(history)
+    if problem.activation == "relu":
+        return RoundedReLU(history, options.tol)
+    solver = LBFGSThenNewton(history)
+    tempered = problem.constraint == "sphere" and temperatures(problem)
+    return Tempered(history, solver, options.tol) if tempered else solver
 
 
 def _descent(*, momentum: bool = False, nesterov: bool = False) -> Callable[[Problem, SolveOptions], Solver]:
@@ -72,6 +77,7 @@ METHODS: dict[str, SolverSpec] = {
     "nesterov": SolverSpec(_descent(momentum=True, nesterov=True), 5, (*_OF_RATE, "momentum")),
     "adam": SolverSpec(lambda problem, options: Adam(options.learning_rate), 7, _OF_RATE),
     "lbfgs": SolverSpec(lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)),
+    "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 5),
     "newton-cg": SolverSpec(lambda problem, options: NewtonCG(), 5),
     "alternating": SolverSpec(lambda problem, options: Alternating(), 2, (), _needs_squares),
     "closed-form": SolverSpec(lambda problem, options: NewtonCG(), 1),  # evaluates its point only

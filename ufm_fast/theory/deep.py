@@ -22,7 +22,7 @@ penalty, whose chord turns the one-layer duals into bounds (`chord`). P = 2 is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufm_fast.theory.arguments import check_counts, check_integer, check_positive
+from ufm_fast.theory.codes import Code
 from ufm_fast.theory.convex import Array, golden_section
 from ufm_fast.theory.frames import simplex_frame
 from ufm_fast.theory.squared_error import BiasedSpectrum
@@ -157,42 +158,7 @@ def _centred(n: Tensor) -> tuple[Array, Vectors]:
 # ---- cross-entropy: codes ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Code:
-    """K unit vectors of R^r, a tight frame that looks alike from each: ``cosines`` c_j of a pair, and how many have each."""
-
-    name: str
-    classes: int
-    rank: int
-    cosines: Mapping[float, int]
-
-
-def simplex_code(classes: int) -> Code:
-    """The simplex: deep neural collapse."""
-    return Code("simplex (deep neural collapse)", classes, classes - 1, {-1.0 / (classes - 1): classes - 1})
-
-
-def cross_polytope(classes: int) -> Code | None:
-    """Pairs of opposite vectors on K/2 axes; None for odd K."""
-    return None if classes % 2 or classes < 4 else Code("cross-polytope", classes, classes // 2, {-1.0: 1, 0.0: classes - 2})
-
-
-_CODES = (
-    Code("Petersen code", 10, 4, {-2 / 3: 3, 1 / 6: 6}),
-    Code("icosahedron", 12, 3, {-1.0: 1, 5**-0.5: 5, -(5**-0.5): 5}),
-    Code("sharp code (5, 16)", 16, 5, {-3 / 5: 5, 1 / 5: 10}),
-    Code("sharp code (6, 27)", 27, 6, {-1 / 2: 10, 1 / 4: 16}),
-    Code("sharp code (7, 56)", 56, 7, {-1.0: 1, -1 / 3: 27, 1 / 3: 27}),
-)
-
-
-def codes_of(classes: int) -> list[Code]:
-    """Every code for K classes that is known here, the simplex first."""
-    found = [simplex_code(classes), cross_polytope(classes), *(code for code in _CODES if code.classes == classes)]
-    return [code for code in found if code is not None]
-
-
-def code_value(code: Code, per_class: int, mu: float, factors: int) -> float:
+def deep_code_value(code: Code, per_class: int, mu: float, factors: int) -> float:
     """Cross-entropy of the best logits a <u_k, u_l> of a code with linear layers of width >= r; balanced, no bias needed.
 
     min over a >= 0 of log(1 + sum_j m_j exp(-a (1 - c_j))) + (P/2) mu r (a sqrt(n) K/r)^(2/P)

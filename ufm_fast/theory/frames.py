@@ -153,3 +153,23 @@ class RowsOfClasses(Logits):
     def point(self) -> Parameters:
         classifier, means, bias = self.logits.point()
         return classifier, means[self.classes], bias
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSimplex(Logits):
+    """W a simplex of unit rows; each class mean along its row, tilted out of their span until the logit gap is ``gap``."""
+
+    classes: int
+    dim: int
+    temperature: float
+    gap: float
+
+    def point(self) -> Parameters:
+        """(W, class means, None)."""
+        K = self.classes
+        W = simplex_frame(K, self.dim) * math.sqrt(K / (K - 1))
+        along = min(self.gap * (K - 1) / (self.temperature * K), 1.0)
+        H = along * W
+        if along < 1.0:  # the frame's last column is free: d >= K
+            H[:, K - 1] = math.sqrt(1.0 - along * along)
+        return W, H, None

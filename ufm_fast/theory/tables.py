@@ -36,6 +36,11 @@ def layered(*losses: str, trunks: Sequence[str] = ("linear",), bias: Sequence[st
     return serves
 
 
+def sphere(kind: Kind) -> bool:
+    """Serves cross-entropy (with smoothing) of unit rows."""
+    return kind == Kind("none", "sphere", "ce", "none", None)
+
+
 def lookup(table: Sequence[tuple[Serves, Row]], kind: Kind) -> Row | None:
     """The row that serves ``kind``, or None. Rows of one table serve different kinds (`tests/test_tables.py`)."""
     return next((row for serves, row in table if serves(kind)), None)

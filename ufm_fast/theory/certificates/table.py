@@ -29,8 +29,9 @@ from ufm_fast.theory.certificates.base import EXACT_CLASSES, Candidate, Certific
 from ufm_fast.theory.certificates.focal import biased_focal, unbiased_focal
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
+from ufm_fast.theory.certificates.spheres import spheres
 from ufm_fast.theory.certificates.squares import chord_squares, layered_squares, squares
-from ufm_fast.theory.tables import Serves, in_words, layered, lookup, plain
+from ufm_fast.theory.tables import Serves, in_words, layered, lookup, plain, sphere
 
 #: Which certifier serves which kind of problem.
 CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
@@ -38,6 +39,7 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (plain("focal", bias=("none",)), unbiased_focal),
     (plain("focal", bias=("penalised", "free")), biased_focal),
     (plain("mse"), squares),
+    (sphere, spheres),
     (plain("ce", "pick-all", "mse", bias=("none", "penalised"), frozen=("w", "h")), frozen),
     (layered("mse", bias=("none", "free")), layered_squares),
     (layered("mse", bias=("penalised",)), chord_squares),

@@ -1,0 +1,75 @@
+"""The certificate on spheres: a bound on sum_r (n_r/N) l(t W h_r, y_r) over all unit rows of W and H, in any dimension.
+
+The loss is convex in the logits Z = t H W', so with G its gradient there, fit(Z') >= fit(Z) + <G, Z' - Z>. For any positive
+a_k and c_r, unit rows give <G, t H' W''> >= -t |C^-1/2 G A^-1/2| |C^1/2 H'|_F |A^1/2 W'|_F, hence
+
+    LB = fit - <G, Z> - t |C^-1/2 G A^-1/2| sqrt(sum_k a_k  sum_r c_r).
+
+It is tight at a minimum with a_k = -<w_k, dfit/dw_k> and c_r = -<h_r, dfit/dh_r>, what holds the rows at their length, for
+then a_k w_k = -t (G'H)_k; these are positive at minima. Where one is not, all are taken equal. (Our derivation.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ufm_fast.theory.certificates.base import Candidate, Proof
+from ufm_fast.theory.certificates.operator_norm import NormBound
+from ufm_fast.theory.certificates.softmax import SoftmaxDual
+
+
+def spheres(candidate: Candidate) -> Proof:
+    """The bound at a point of unit rows; its ratio is the norm's, 1 at a minimum."""
+    dual = _SphereDual(candidate)
+    fit, product = candidate.value, dual.inner_product
+    best, ratio, failure = -math.inf, None, 0.0
+    for a, c in dual.multipliers():
+        dual.scale(a, c)
+        norm: NormBound = candidate.norm(dual)
+        reach = norm.value * math.sqrt(float(a.sum()) * float(c.sum()))
+        if fit - product - reach > best:
+            best, failure = fit - product - reach, norm.failure_probability
+            ratio = reach / -product if product < 0 else None
+    return Proof(best, ratio, failure)
+
+
+class _SphereDual:
+    """C^-1/2 G A^-1/2 for the row-weighted logit gradient G; t is in its features."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        inner = SoftmaxDual(candidate)
+        inner.root = candidate.head.row_weight  # G itself: rows (n_r / N) g_r
+        self.inner, self.head = inner, candidate.head
+        t = candidate.problem.temperature
+        pulled = inner.adjoint(self.head.features)  # t G'H, K x d
+        self.along_w = -(pulled * self.head.weight).sum(1)
+        self.along_h = -(inner.forward(self.head.weight) * self.head.features).sum(1)
+        self.inner_product = -float(self.along_w.sum())
+        self.temperature = t
+        self.scale(torch.ones_like(self.along_w), torch.ones_like(self.along_h))
+
+    def multipliers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(a, c) to try: what holds the rows, where all of it is positive; all equal."""
+        if float(self.along_w.min()) > 0 and float(self.along_h.min()) > 0:
+            yield self.along_w, self.along_h
+        else:
+            yield torch.ones_like(self.along_w), torch.ones_like(self.along_h)
+
+    def scale(self, a: Tensor, c: Tensor) -> None:
+        self.columns, self.rows = a.rsqrt(), self.temperature * c.rsqrt()
+
+    def blocks(self) -> Iterator[Tensor]:
+        start = 0
+        for block in self.inner.blocks():
+            yield block * self.rows[start : start + block.shape[0], None] * self.columns
+            start += block.shape[0]
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.inner.forward(self.columns[:, None] * X) * self.rows[:, None]
+
+    def adjoint(self, Y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.rows[:, None] * Y) * self.columns[:, None]

@@ -1,0 +1,24 @@
+"""Closed forms on spheres: balanced classes with d >= K - 1 (arXiv 2209.09211)."""
+
+from __future__ import annotations
+
+import math
+
+from ufm_fast.problem import Problem
+from ufm_fast.theory.forms.base import ClosedForm
+from ufm_fast.theory.frames import UnitSimplex
+from ufm_fast.theory.softmax import normalised_ce_minimum
+
+
+def sphere_ce(problem: Problem) -> ClosedForm | None:
+    """f* = log(1 + (K-1) e^-a) + smoothing (K-1) a / K, a the largest gap t K/(K-1) or the one that smoothing wants."""
+    counts, K = problem.counts, problem.num_classes
+    if not bool((counts == counts[0]).all()):
+        return None
+    smoothing, t = problem.loss.smoothing, problem.temperature
+    value = normalised_ce_minimum(K, t, problem.dim, smoothing)
+    if value is None:
+        return None
+    wanted = math.log1p(K * (1 / smoothing - 1)) if smoothing else math.inf
+    form = UnitSimplex(K, problem.dim, t, min(t * K / (K - 1), wanted))
+    return ClosedForm(value, "cross-entropy on spheres, simplex (arXiv 2209.09211)", False, form)
