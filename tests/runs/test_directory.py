@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from ufm_fast.errors import InputError
+from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory, is_run
 from ufm_fast.runs.files import WriteError, atomic, config_hash, json_ready, read_json, write_text
+from ufm_fast.runs.state import load_state
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"loss": "ce", "tol": 1e-9, "counts": None}
@@ -202,3 +205,50 @@ def test_truncating_keeps_the_steps_that_the_state_has_seen(tmp_path: Path) -> N
     run.truncate_log(2)
     run.append({"step": 4})
     assert [record["step"] for record in run.records()] == [0, 1, 2, 4]
+
+
+# ---- damaged files ----------------------------------------------------------------------------------------------------
+
+
+def test_steps_and_numbers_that_no_float_holds_are_no_log(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    for text in (
+        '{"step": 123456789012345678901234567890}',
+        '{"step": -1}',
+        '{"step": 0, "value": 1' + "0" * 400 + "}",
+        "[" * 10**5,
+    ):
+        (run.path / "metrics.jsonl").write_text(text + "\n")
+        with pytest.raises(InputError, match="line 1 of"):
+            run.records()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"theory": 3}, {"theory": {"value": "x"}}, {"certificate": [1]}, {"certificate": {"lower_bound": []}},
+        {"metrics": 1}, {"tol": "x"}, {"steps": "3"}, {"outcome": 1}, {"method": None},
+    ],
+)  # fmt: skip
+def test_a_summary_that_is_none_of_ours_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    run.write_summary({"outcome": "converged", "method": "auto", "steps": 3, "tol": 1e-9, "theory": None, **change})
+    with pytest.raises(InputError, match="damaged"):
+        run.summary  # noqa: B018
+
+
+def test_deep_nesting_and_pipes_are_words(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    for name, text in (("config.json", '{"a":' * 10**5), ("summary.json", "[" * 10**5)):
+        (run.path / name).write_text(text)
+        with pytest.raises(InputError, match=name):
+            read_json(run.path / name, "run")
+    Path("deep.toml").write_text("a = " + "[" * 10**5)
+    with pytest.raises(InputError, match=r"deep\.toml"):
+        settings.read_toml(Path("deep.toml"))
+    for name in ("config.json", "metrics.jsonl", "state.safetensors"):
+        (run.path / name).unlink(missing_ok=True)
+        os.mkfifo(run.path / name)
+    for read in (lambda: RunDirectory.open(run.path), run.records, lambda: load_state(run)):
+        with pytest.raises(InputError, match="is not a file"):
+            read()

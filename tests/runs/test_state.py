@@ -14,7 +14,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import LOCK, RunDirectory
 from ufm_fast.runs.foreign import read_head, read_tensors
-from ufm_fast.runs.state import Progress, data_arguments, load_state, save_state, state_head
+from ufm_fast.runs.state import Progress, data_arguments, load_state, read_safetensors, save_state, state_head
 from ufm_fast.targets import TargetSets
 
 
@@ -126,7 +126,95 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
         "step",
         "evaluations",
         "seconds",
+        "activation",
+        "checksum",
     }
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
         read_tensors(tmp_path / "x.pt", "source")
+
+
+def _written(tmp_path: Path, **settings: object) -> tuple[RunDirectory, Problem]:
+    problem = Problem(**{**PROBLEMS["labels"], **settings})
+    run = make(tmp_path / "r")
+    save_state(run, problem, point(problem), "classes", Progress(3))
+    return run, problem
+
+
+@pytest.mark.parametrize("name", ["W", "H", "labels"])
+def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
+    run, _ = _written(tmp_path)
+    content = bytearray(run.state_file.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + size])[name]["data_offsets"]
+    content[8 + size + (end - 1 if name != "labels" else begin)] ^= 1
+    run.state_file.write_bytes(content)
+    for path in (run.path, run.state_file):
+        with pytest.raises(InputError, match="not those that were written"):
+            read_head(path, "x")
+
+
+def test_a_state_without_a_checksum_is_that_of_an_older_version(tmp_path: Path) -> None:
+    run, _ = _written(tmp_path)
+    tensors, metadata = read_safetensors(run.state_file, "x")
+    save_file({**tensors, "W": tensors["W"] + 1}, run.state_file, {k: v for k, v in metadata.items() if k != "checksum"})
+    assert load_state(run)[1].step == 3
+
+
+SETS = PROBLEMS["target sets"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "change"),
+    [
+        ({}, "W", lambda x: x[:, :0].clone()),
+        ({}, "W", lambda x: x[:0].clone()),
+        ({}, "labels", lambda x: x + 1),
+        ({}, "labels", lambda x: x - 1),
+        ({}, "labels", lambda x: x.double()),
+        ({}, "row_counts", lambda x: x[:-1].clone()),
+        (SETS, "row_indices", lambda x: None),
+        (SETS, "row_indices", lambda x: x[:0].clone()),
+        (SETS, "row_indices", lambda x: x + 9),
+        (SETS, "row_indptr", lambda x: x.flip(0).contiguous()),
+        (SETS, "row_indptr", lambda x: x + 1),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(settings: dict, name: str, change: object, tmp_path: Path) -> None:
+    run, _ = _written(tmp_path, **({"labels": None, **settings} if settings else {}))
+    tensors, metadata = read_safetensors(run.state_file, "x")
+    del metadata["checksum"]
+    changed = change(tensors.pop(name))
+    save_file({**tensors, **({} if changed is None else {name: changed})}, run.state_file, metadata)
+    with pytest.raises(InputError, match=r"do not fit|not a state"):
+        load_state(run)
+    with pytest.raises(InputError, match=r"do not fit|not a state|lacks"):
+        read_head(run.state_file, "x")
+
+
+def test_target_sets_that_were_damaged_are_refused(tmp_path: Path) -> None:
+    run, _ = _written(tmp_path, labels=None, **SETS)
+    tensors = load_state(run)[0]
+    for name in ("target_indices", "target_indptr", "target_counts"):
+        with pytest.raises(InputError, match="damaged"):
+            data_arguments(
+                {key: value for key, value in tensors.items() if key != name or name == "target_indptr"}
+                | ({"target_indptr": tensors["target_indptr"][:-1]} if name == "target_indptr" else {})
+            )
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_layers_are_saved_and_the_head_sees_what_they_make(activation: str, tmp_path: Path) -> None:
+    problem = Problem(classes=3, dim=4, per_class=2, layers=3, widths=[4, 6, 5], activation=activation)
+    generator = torch.Generator().manual_seed(0)
+    W, H, first, second = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 5), (3, 4), (6, 4), (5, 6))
+    )
+    run = make(tmp_path / "r")
+    run.config["activation"] = activation
+    save_state(run, problem, Point(W, H, None, (first, second)), "classes", Progress())
+    again = Point.of(load_state(run)[0])
+    assert all(torch.equal(a, b) for a, b in zip(again.parts(), (W, H, first, second), strict=True))
+    s = torch.relu if activation == "relu" else (lambda x: x)
+    head = read_head(run.state_file, "x")
+    assert torch.allclose(head.H, s(s(H @ first.T) @ second.T), rtol=1e-14)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ufm_fast.doctor import environment
@@ -27,8 +26,8 @@ from ufm_fast.networks.models import Architecture
 from ufm_fast.networks.probe import probe
 from ufm_fast.networks.train import BLOCK, Options, Training
 from ufm_fast.runs.directory import RunDirectory, refuse_occupied
-from ufm_fast.runs.files import atomic, config_hash
-from ufm_fast.runs.state import read_safetensors
+from ufm_fast.runs.files import config_hash
+from ufm_fast.runs.state import Progress, read_safetensors, write_state
 from ufm_fast.solvers.minimise import log_spaced
 
 KIND = "network"
@@ -172,12 +171,7 @@ class _Log:
     @torch.no_grad()
     def save(self) -> None:
         tensors = {**self.training.state(), **_head(self.training)}
-        metadata = {
-            "format": "ufm-fast-state", "reduce": "none", "step": str(self.training.step), "evaluations": "0",
-            "seconds": repr(self.seconds()),
-        }  # fmt: skip
-        with self.run.run.alone(), atomic(self.run.run.state_file) as temporary:
-            save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+        write_state(self.run.run, tensors, Progress(self.training.step, 0, self.seconds()), "none")
         self._saved = time.monotonic()
 
 

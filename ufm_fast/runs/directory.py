@@ -208,7 +208,13 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """What the last solve ended with; None where none has ended."""
         path = self.path / "summary.json"
-        return read_json(path, "run") if path.exists() else None
+        if not path.exists():
+            return None
+        content = read_json(path, "run")
+        wrong = _wrong_in_summary(content)
+        if wrong:
+            raise InputError(f"run: {wrong} in {path} is none of ufm-fast; the file was damaged, remove it and resume the run")
+        return content
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with self.alone():
@@ -297,6 +303,21 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
+
+
+def _wrong_in_summary(content: Mapping[str, Any]) -> str:
+    """The first entry that is not what a solve or a training writes, of those that are read again; "" where there is none."""
+    parts = {name: content.get(name) or {} for name in ("theory", "certificate", "metrics")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            return name
+    numbers = {name: content.get(name) for name in ("value", "tol", "steps")}
+    numbers |= {"theory": parts["theory"].get("value"), "certificate": parts["certificate"].get("lower_bound")}
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            return name
+    words = {name: content.get(name, "") for name in ("outcome", "method", "message")}
+    return next((name for name, value in words.items() if not isinstance(value, str)), "")
 
 
 def _is_record(content: Any) -> bool:

@@ -32,12 +32,12 @@ def are_drawn(run: RunDirectory) -> bool:
 
 def make_figures(run: RunDirectory) -> dict[str, Figure]:
     """The figures of a run by name, "geometry" last: where that is saved, so are the others."""
-    from ufm_fast.runs.state import load_state, state_head
+    from ufm_fast.runs.state import run_head
 
     records = log_of(run)
     if not run.state_file.exists():
         raise InputError(f"run: {run.path} holds no state to draw; solve it first")
-    head = state_head(load_state(run)[0])
+    head = run_head(run)
     figures = {"convergence": _convergence(records, run.summary or {})}
     if any("nc1_pinv" in record for record in records):
         figures["collapse"] = plots.new_figure(5.6, 4.0)

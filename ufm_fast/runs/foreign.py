@@ -5,7 +5,10 @@ Nothing is ever unpickled. os.path asks whether a file is there: Path.is_dir and
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,12 @@ from torch import Tensor
 from ufm_fast.arguments import MOST, integers
 from ufm_fast.datasets import load_npy
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.memory import available_bytes
 from ufm_fast.metrics.checks import check_matrix, check_vector
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import RunDirectory
-from ufm_fast.runs.state import Head, Tensors, check_state, computable, load_state, read_safetensors, state_head
+from ufm_fast.runs.state import Head, Tensors, check_state, computable, read_safetensors, run_head, state_head
 from ufm_fast.samples import MOST_CLASSES
 from ufm_fast.targets import Targets, TargetSets, check_labels
 
@@ -60,14 +64,19 @@ def _whole_numbers(words: list[Any], name: str) -> list[int]:
 
 def read_tensors(path: Path, name: str) -> Tensors:
     """All arrays of a .npz or .safetensors file. Errors: InputError naming ``name`` and the mend."""
+    return _read(path, name)[0]
+
+
+def _read(path: Path, name: str) -> tuple[Tensors, Mapping[str, str]]:
+    """Arrays and metadata of a file."""
     if os.path.isdir(path):
         path = path / "state.safetensors"
     if not os.path.isfile(path):
         raise InputError(f"{name}: there is no file {path}; give a .npz or .safetensors file, or a run directory")
     if path.suffix == ".safetensors":
-        return read_safetensors(path, name)[0]
+        return read_safetensors(path, name)
     if path.suffix == ".npz":
-        return read_npz(path, name)
+        return read_npz(path, name), {}
     raise InputError(f"{name}: {path} must end in .npz or .safetensors; save it with numpy.savez or safetensors")
 
 
@@ -76,14 +85,35 @@ def read_npz(path: Path, name: str) -> Tensors:
     try:
         # Opened here: numpy leaves its own file open where the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            _check_size(content, path, name)
             arrays = {key: content[key] for key in content.files}
+    except InputError:
+        raise
     except Exception as error:  # zip, zlib and numpy's parser raise whatever a damaged file leads them to
         raise InputError(f"{name}: {path} is not a readable .npz file ({error}); write it with numpy.savez") from error
+    foreign = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if foreign:
+        raise InputError(f"{name}: {foreign[0]} in {path} is no array; write the file with numpy.savez")
     try:
         native = {key: array.astype(array.dtype.newbyteorder("="), order="C", copy=False) for key, array in arrays.items()}
         return {key: torch.from_numpy(array) for key, array in native.items()}
     except TypeError as error:
         raise InputError(f"{name}: {path} holds an array that is no array of numbers torch knows ({error})") from error
+
+
+def _check_size(content: Any, path: Path, name: str) -> None:
+    """Errors: InputError where the headers promise more than memory has: a few kilobytes may unpack to gigabytes."""
+    needed = 0
+    for member in content.zip.namelist():
+        if member.endswith(".npy"):
+            with content.zip.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                needed += math.prod(shape) * dtype.itemsize
+    free = available_bytes(torch.device("cpu"))
+    if needed > free:
+        raise InputError(f"{name}: {path} unpacks to {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; give fewer rows")
 
 
 def read_target_sets(path: Path, classes: int | None) -> TargetSets:
@@ -108,11 +138,11 @@ def read_head(path: Path, name: str) -> Head:
     Errors: InputError naming the array, as the file names it, and what is allowed.
     """
     if os.path.isdir(path):
-        return state_head(load_state(RunDirectory.open(path, name))[0])
-    tensors = read_tensors(path, name)
+        return run_head(RunDirectory.open(path, name))
+    tensors, metadata = _read(path, name)
     if "row_counts" in tensors:
-        check_state(tensors, path, name)
-        return state_head(tensors)
+        check_state(tensors, metadata, path, name)
+        return state_head(tensors, metadata.get("activation", "linear"))
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:
         raise InputError(f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)")
@@ -153,16 +183,18 @@ def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto")
     not matter: it is where a solve starts.
     Errors: InputError for a missing or foreign file, and for rows of other classes than the problem's.
     """
-    tensors = read_tensors(path, "start-from")
+    tensors, metadata = _read(path, "start-from")
     missing = [key for key in ("W", "H") if key not in tensors]
     if missing:
         raise InputError(f"start-from: {path} lacks {' and '.join(missing)}; it must hold W (K x d) and H (rows x d)")
     if "row_counts" in tensors:
-        check_state(tensors, path, "start-from")
-    point = Point(tensors["W"], tensors["H"], tensors.get("b"))
-    for name, part in zip(("W", "H", "b"), point.parts(), strict=False):
+        check_state(tensors, metadata, path, "start-from")
+    point = Point.of(tensors)
+    for name, part in point.named().items():
         if not computable(part):
             raise InputTypeError(f"start-from: {name} in {path} must be floating numbers, got {part.dtype}; save it as float64")
+        if problem is not None and bool((part.abs() > torch.finfo(problem.torch_dtype).max).logical_and(part.isfinite()).any()):
+            raise InputError(f"start-from: {name} in {path} has entries beyond what {problem.dtype} holds; use --dtype float64")
     if problem is None or point.H.ndim != 2:
         return point
     there, here = _row_targets(tensors, path), problem.rows(problem.reduction(reduce)).targets
@@ -170,7 +202,7 @@ def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto")
         here = problem.rows("none").targets
     if there is None or there.rows != here.rows:  # then the shape is what ``solve`` refuses
         return point
-    return Point(point.W, point.H[_matching(there, here, path)], point.b)
+    return replace(point, H=point.H[_matching(there, here, path)])
 
 
 def _row_targets(tensors: Tensors, path: Path) -> Targets | None:

@@ -144,13 +144,20 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     if saved is None:
         return Job(problem, config, run, _start(problem, config), Progress(), notes, fresh=False, stamp=stamp)
     tensors, progress, reduce = saved
-    shapes = tuple(tensors["W"].shape), (tensors["H"].shape[0], tensors["H"].shape[1])
-    if shapes != ((problem.num_classes, problem.dim), (problem.rows(reduce).number, problem.dim)):
+    point = Point.of(tensors)
+    if not _fits(point, problem, reduce):
         raise InputError(f"resume: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
     # The closed form starts nowhere.
-    given_start = None if config["method"] == "closed-form" else Point(tensors["W"], tensors["H"], tensors.get("b"))
-    start = None if given_start is None else given_start.to(device=problem.device)
+    start = None if config["method"] == "closed-form" else point.to(device=problem.device)
     return Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
+
+
+def _fits(point: Point, problem: Problem, reduce: str) -> bool:
+    """Whether a saved point is one of the problem, in its shapes and its bias."""
+    rows = problem.rows(reduce).number
+    shapes = [(problem.num_classes, problem.head_dim), (rows, problem.dim), *problem.trunk.shapes]
+    found = [tuple(part.shape) for part in (point.W, point.H, *point.hidden)]
+    return found == shapes and (point.b is None) == (problem.bias == "none")
 
 
 def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
@@ -168,6 +175,8 @@ def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
     """
     summary = run.summary
     if summary is None or summary.get("outcome") not in ("converged", "stalled") or summary.get("steps") != step:
+        return False
+    if "method" not in summary:
         return False
     if summary.get("method") == "closed-form":
         return bool(config["method"] == "closed-form")

@@ -87,7 +87,7 @@ def read_toml(path: Path) -> Config:
         content = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config: can't read {path} ({error.strerror}); give a TOML file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"config: {path} is not valid TOML ({error})") from error
     settings: Config = {}
     for key, value in content.items():

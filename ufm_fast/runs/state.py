@@ -1,7 +1,14 @@
-"""The state of a run on disk: W, H, b and the data, in a safetensors file that serves alone."""
+"""The state of a run on disk: the point (W, H, b, hidden layers) and the data, in a safetensors file that serves alone.
+
+Its metadata say how far the run had come, and hold a checksum of the tensors, which is checked where there is one: a
+flipped bit of a disk would pass for a number.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ufm_fast.arguments import INTEGERS
 from ufm_fast.errors import InputError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import atomic
 from ufm_fast.targets import TargetSets
+from ufm_fast.trunks import TRUNKS, Trunk
+
+FORMAT = "ufm-fast-state"
 
 Tensors = dict[str, Tensor]
 
@@ -46,11 +57,9 @@ class Head:
 
 
 def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, progress: Progress) -> None:
-    """Write W, H (a row for each row of ``reduce``), b and the data, so that the file serves alone."""
+    """Write the point (H has a row for each row of ``reduce``) and the data."""
     rows = problem.rows(reduce)
-    tensors: Tensors = {"W": point.W, "H": point.H, "counts": problem.counts, "row_counts": rows.counts}
-    if point.b is not None:
-        tensors["b"] = point.b
+    tensors: Tensors = {**point.named(), "counts": problem.counts, "row_counts": rows.counts}
     if problem.target_sets is not None:
         sets = problem.target_sets
         tensors |= {"target_indptr": sets.indptr, "target_indices": sets.indices, "target_counts": sets.counts}
@@ -61,22 +70,42 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
         tensors["labels"] = rows.targets.indices
         if problem.samples.given_labels is not None:
             tensors["sample_labels"] = problem.samples.given_labels
+    write_state(run, tensors, progress, reduce, problem.activation)
+
+
+def write_state(run: RunDirectory, tensors: Tensors, progress: Progress, reduce: str, activation: str = "linear") -> None:
+    """Write any tensors as a run's state. Errors: WriteError; the state before is kept."""
+    storages: set[int] = set()
+    stored: Tensors = {}
+    for name, tensor in tensors.items():
+        kept = tensor.detach().cpu().contiguous()
+        place = kept.untyped_storage().data_ptr()
+        stored[name] = kept.clone() if place in storages else kept  # safetensors refuses tensors that share memory
+        storages.add(place)
     metadata = {
-        "format": "ufm-fast-state", "reduce": reduce, "step": str(progress.step),
-        "evaluations": repr(progress.evaluations), "seconds": repr(progress.seconds),
+        "format": FORMAT, "reduce": reduce, "step": str(progress.step), "evaluations": repr(progress.evaluations),
+        "seconds": repr(progress.seconds), "activation": activation, "checksum": checksum(stored),
     }  # fmt: skip
     with run.alone(), atomic(run.state_file) as temporary:
-        # A copy of each: safetensors refuses tensors that share memory.
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary, metadata)
+        save_file(stored, temporary, metadata)
+
+
+def checksum(tensors: Tensors) -> str:
+    """SHA-256 of names and bytes, in the order of the names."""
+    text = hashlib.sha256()
+    for name in sorted(tensors):
+        text.update(name.encode())
+        text.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return text.hexdigest()
 
 
 def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
     """Tensors, progress and ``reduce`` of a run's state. Errors: InputError for a missing or foreign file."""
     tensors, metadata = read_safetensors(run.state_file, "run")
     missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
-    if metadata.get("format") != "ufm-fast-state" or missing:
+    if metadata.get("format") != FORMAT or missing:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
-    check_state(tensors, run.state_file)
+    check_state(tensors, metadata, run.state_file)
     try:
         progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]))
         return tensors, progress, metadata["reduce"]
@@ -85,35 +114,65 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
 
 
 def data_arguments(tensors: Tensors) -> dict[str, Any]:
-    """The data of a saved state as keyword arguments of Problem."""
+    """The data of a saved state as keyword arguments of Problem. Errors: InputError where they were damaged."""
     if "target_indptr" in tensors:
         keys = ("target_indptr", "target_indices", "target_counts")
-        return {"target_sets": TargetSets(*(tensors[key] for key in keys))}
+        try:
+            indptr, indices, counts = (tensors[key] for key in keys)
+            return {"target_sets": TargetSets.create(indptr, indices, tensors["W"].shape[0], counts)}
+        except (KeyError, InputError) as error:
+            raise InputError(f"resume: the state's target sets are damaged ({error}); solve it anew") from error
     if "sample_labels" in tensors:
         return {"labels": tensors["sample_labels"]}
     return {"counts": tensors["counts"]}
 
 
-def check_state(tensors: Tensors, path: Path, name: str = "run") -> None:
-    """Errors: InputError for a state whose tensors are missing or do not fit one another, or that is not finite."""
-    W, H, counts = (tensors.get(key) for key in ("W", "H", "row_counts"))
-    b, labels = tensors.get("b"), tensors.get("row_indptr", tensors.get("labels"))
-    fits = (
-        W is not None and H is not None and counts is not None and labels is not None
-        and W.ndim == H.ndim == 2 and W.shape[1] == H.shape[1] and counts.shape == H.shape[:1]
-        and labels.shape == (H.shape[0] + ("row_indptr" in tensors),) and (b is None or b.shape == W.shape[:1])
-        and all(computable(x) for x in (W, H, b) if x is not None)
-        and ("row_indptr" not in tensors or "row_indices" in tensors)
-    )  # fmt: skip
-    if not fits:
+def check_state(tensors: Tensors, metadata: Mapping[str, str], path: Path, name: str = "run") -> None:
+    """Errors: InputError for tensors that are missing, do not fit one another, are not finite, or are not those written."""
+    if not (_point_fits(tensors) and _rows_fit(tensors)):
         raise InputError(f"{name}: the tensors in {path} are missing or do not fit one another; the file was damaged")
-    if not all(bool(torch.isfinite(x).all()) for x in (W, H, b) if x is not None):
+    if not Point.of(tensors).finite():
         raise InputError(f"{name}: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
+    if metadata.get("checksum", written := checksum(tensors)) != written:
+        raise InputError(f"{name}: the numbers in {path} are not those that were written; the file was damaged, solve it anew")
 
 
-def state_head(tensors: Tensors) -> Head:
-    """The classifier and single-label rows of a saved state."""
+def _point_fits(tensors: Tensors) -> bool:
+    """Whether W, H, b and the hidden layers are there, of a dtype that computes, and each has the width of the one before."""
+    if "W" not in tensors or "H" not in tensors:
+        return False
+    point = Point.of(tensors)
+    matrices = (point.H, *point.hidden, point.W)
+    if not all(computable(x) for x in point.parts()) or any(x.ndim != 2 or not x.numel() for x in matrices):
+        return False
+    widths = [point.H.shape[1], *(W.shape[0] for W in point.hidden)]
+    fits = all(W.shape[1] == width for W, width in zip((*point.hidden, point.W), widths, strict=True))
+    return fits and (point.b is None or point.b.shape == point.W.shape[:1])
+
+
+def _rows_fit(tensors: Tensors) -> bool:
+    """Whether each row of H has its number of samples, and a label or a set of labels among the classes."""
+    classes, rows = tensors["W"].shape[0], tensors["H"].shape[0]
+    counts, indptr = tensors.get("row_counts"), tensors.get("row_indptr")
+    labels = tensors.get("labels" if indptr is None else "row_indices")
+    if counts is None or counts.shape != (rows,) or labels is None or labels.dtype not in INTEGERS or labels.ndim != 1:
+        return False
+    if indptr is not None:
+        if indptr.shape != (rows + 1,) or indptr.dtype != torch.int64 or bool((torch.diff(indptr) < 1).any()):
+            return False
+        if int(indptr[0]) != 0 or int(indptr[-1]) != labels.numel():
+            return False
+    elif labels.shape != (rows,):
+        return False
+    return labels.numel() > 0 and int(labels.min()) >= 0 and int(labels.max()) < classes
+
+
+def state_head(tensors: Tensors, activation: str = "linear") -> Head:
+    """The classifier of a saved state, and what it sees of the rows with a single label."""
     W, H, b, counts = tensors["W"], tensors["H"], tensors.get("b"), tensors["row_counts"]
+    hidden = Point.of(tensors).hidden
+    widths = (H.shape[1], *(layer.shape[0] for layer in hidden))
+    H = Trunk(widths, TRUNKS[activation]()).forward(H, hidden).features
     if "row_indptr" not in tensors:
         return Head(W, H, b, tensors["labels"], counts)
     pointer = tensors["row_indptr"]
@@ -124,7 +183,15 @@ def state_head(tensors: Tensors) -> Head:
     return Head(W, H[single], b, labels, counts[single], H.shape[0] - single.numel())
 
 
+def run_head(run: RunDirectory) -> Head:
+    """The head of a run's state."""
+    return state_head(load_state(run)[0], run.config.get("activation", "linear"))
+
+
 def read_safetensors(path: Path, name: str) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata. Errors: InputError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{name}: {path} is not a file; remove it")  # a pipe would be waited for
     try:
         with safe_open(path, framework="pt") as content:
             return {key: content.get_tensor(key) for key in content.keys()}, content.metadata() or {}  # noqa: SIM118
