@@ -114,6 +114,29 @@ def test_a_scale_is_differentiable_and_reaches_the_bias() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("cap", [1.5, 30.0])
+def test_capped_logits_equal_dense_torch_to_second_order_and_in_a_full_graph(cap: float) -> None:
+    options: dict[str, Any] = {"weight": CLASSES, "sample_weight": SAMPLES.abs(), "softcap": cap, "logit_scale": 2.0}
+
+    def loss(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, **options)
+
+    h, W, b = head()
+    rows = F.cross_entropy(cap * torch.tanh(2.0 * F.linear(h, W, b) / cap), LABELS, weight=CLASSES, reduction="none")
+    weights = CLASSES[LABELS.clamp_min(0)] * KEPT * SAMPLES.abs()
+    expected = (rows * SAMPLES.abs()).sum() / weights.sum()
+    gradients = torch.autograd.grad(expected, (h, W, b))
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        found = function(h, W, b)
+        torch.testing.assert_close(found, expected)
+        for mine, theirs in zip(torch.autograd.grad(found, (h, W, b)), gradients, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert torch.autograd.gradgradcheck(loss, head())
+    each = fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, reduction="none", softcap=cap, logit_scale=2.0)
+    assert torch.autograd.gradcheck(lambda h: fused.linear_cross_entropy(h, W, LABELS, reduction="none", softcap=cap), (h,))
+    torch.testing.assert_close(each * CLASSES[LABELS.clamp_min(0)], rows)
+
+
 def test_probabilities_take_weights_and_divisors() -> None:
     h, W, b = head()
     P = torch.softmax(torch.randn(N, K, generator=torch.Generator().manual_seed(2), dtype=torch.float64), 1)
@@ -172,6 +195,8 @@ def test_the_module_hands_them_on() -> None:
         ({"divisor": 0}, InputError, "divisor must be a positive number, got 0"),
         ({"divisor": torch.ones(2)}, InputError, "divisor must be a number or a real tensor of one"),
         ({"divisor": 2, "reduction": "none"}, InputError, "divisor divides the sum"),
+        ({"softcap": 0.0}, InputError, "softcap must be a positive number"),
+        ({"softcap": 3.0, "label_smoothing": 0.1}, InputError, "softcap goes with class indices"),
         ({"logit_scale": float("inf")}, InputError, "logit_scale must be a finite number"),
         ({"logit_scale": "warm"}, InputTypeError, "logit_scale must be a number"),
     ],

@@ -138,6 +138,15 @@ def check_logit_scale(logit_scale: object, device: torch.device) -> float | Tens
     return value
 
 
+def check_softcap(softcap: object) -> float | None:
+    if softcap is None:
+        return None
+    value = real(softcap, "softcap")
+    if not 0.0 < value < math.inf:
+        raise InputError(f"softcap must be a positive number, got {softcap}")
+    return value
+
+
 def _scalar(value: Tensor, name: str, device: torch.device) -> Tensor:
     check_tensor(value, name)
     if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:

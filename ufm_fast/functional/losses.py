@@ -33,6 +33,7 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     divisor: float | Tensor | None = None,
     logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
     main_grad: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
     """Cross-entropy of ``linear(input, linear_weight, linear_bias)`` without holding the logits.
@@ -59,6 +60,7 @@ def linear_cross_entropy(
     count, of samples times classes; a row of weight 0 may hold anything. ``divisor``, a number or a tensor of one: the result
     is the sum of the row losses over it for both 'mean' and 'sum', so that the parts of a batch add up under gradient
     accumulation. ``logit_scale``, a number or a tensor of one, differentiable: z = logit_scale (W h + b).
+    ``softcap`` c: the logits are c tanh(z / c), without smoothing; by torch's products on every device.
     ``main_grad``: buffers in the dtype of sums (float32 for half precision) for linear_weight and linear_bias; the backward
     adds their gradients there, and they have no ``.grad``. With 'mean' and 'sum', one head, and class indices.
 
@@ -75,6 +77,9 @@ def linear_cross_entropy(
     if chosen.into is not None and (reduction == "none" or target.is_floating_point()):
         raise InputError("main_grad goes with class indices and reduction 'mean' or 'sum'; leave it out")
     smoothing = checks.check_smoothing(label_smoothing)
+    cap = checks.check_softcap(softcap)
+    if cap is not None and (smoothing or target.is_floating_point()):
+        raise InputError("softcap goes with class indices and without label_smoothing; leave one of them out")
     checks.check_options(options)
     if target.is_floating_point():
         if ignore_index is not None:
@@ -83,7 +88,7 @@ def linear_cross_entropy(
     checks.check_labels_shape(target, shape)
     ignore = -100 if ignore_index is None else checks.check_ignore_index(ignore_index)
     labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
-    return over_heads(features, matrix, bias, labels, kept, chosen, smoothing).to(dtype)
+    return over_heads(features, matrix, bias, labels, kept, chosen, smoothing, cap).to(dtype)
 
 
 def linear_focal_loss(

@@ -26,6 +26,7 @@ from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.class_weights import ClassWeighted
+from ufm_fast.backends.softcap import SoftcapBackend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional.registration import (
     blind,
@@ -47,6 +48,7 @@ from ufm_fast.targets import Targets
 TILED = TiledBackend()
 HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? class_weight"
 _LOSS = "str loss, float parameter"
+SOFTCAP = "ce-softcap"  # the cross-entropy of capped logits, with the cap for its parameter: no loss of the solver's table
 
 
 @functools.lru_cache(maxsize=8)
@@ -87,6 +89,8 @@ def head_input(
     # Backends may read memory directly, so what is strided or expanded is laid out first.
     bias = None if bias is None else bias.contiguous()
     backend = backend_for(weight.device.type, weight.dtype)
+    if loss == SOFTCAP:
+        backend, loss, parameter = SoftcapBackend(parameter), "ce", 0.0
     if class_weight is not None:
         backend, parameter = ClassWeighted(backend, class_weight.double(), parameter), 0.0
     x = HeadInput(

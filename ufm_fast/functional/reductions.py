@@ -18,7 +18,7 @@ from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
 from ufm_fast.functional.accumulation import MainGrad, accumulating_value
-from ufm_fast.functional.operators import checked_labels, row_losses, value_and_gradients
+from ufm_fast.functional.operators import SOFTCAP, checked_labels, row_losses, value_and_gradients
 from ufm_fast.functional.registration import blind, forward_mode
 
 # Asked once: torch 2.11 can't trace the question.
@@ -140,8 +140,9 @@ def of_rows(
 
 
 def over_heads(
-    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, chosen: Reduction, smoothing: float
-) -> Tensor:
+    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, chosen: Reduction, smoothing: float,
+    softcap: float | None = None,
+) -> Tensor:  # fmt: skip
     """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as ``chosen`` says."""
     rows = features.reshape(-1, features.shape[-1])
     shape, (classes, *out) = labels.shape, matrix.shape[:-1]
@@ -156,7 +157,7 @@ def over_heads(
 
     def of_heads(weights: Weights, smoothing: float) -> list[Tensor]:
         return [
-            _one_head(rows, W, b, labels[:, j], weights.head(j), chosen.class_weight, smoothing)
+            _one_head(rows, W, b, labels[:, j], weights.head(j), chosen.class_weight, smoothing, softcap)
             for j, (W, b) in enumerate(parts)
         ]
 
@@ -179,10 +180,12 @@ def over_heads(
 
 def _one_head(
     features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: Weights, class_weight: Tensor | None,
-    smoothing: float,
+    smoothing: float, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
     features = without_ignored(features, weights.kept)
+    if softcap is not None:
+        return reduced(features, matrix, bias, labels, None, weights, SOFTCAP, softcap)
     if (class_weight is None and smoothing < 1.0) or smoothing == 0.0:
         return reduced(features, matrix, bias, labels, None, weights, "ce", smoothing)
     if class_weight is None:
