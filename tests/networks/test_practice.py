@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from ufm_fast.errors import InputError
-from ufm_fast.networks import Architecture, load
+from ufm_fast.networks import Architecture, Options, Training, load
+from ufm_fast.networks.overlay import Tail, balanced_penalty, compare, penalty_at_gap, tail_of
 from ufm_fast.networks.switch import OPTIONS, VARIANTS, switches
 from ufm_fast.networks.tags import tag_average
+from ufm_fast.problem import Problem
+from ufm_fast.solving import solve
 
 
 def test_least_squares_rows_start_below_random_ones():
@@ -45,3 +48,35 @@ def test_a_tag_wise_average_is_recognised_with_its_scale():
     assert noisy.cosine < 0.99
     with pytest.raises(InputError, match="on its own"):
         tag_average(features[5:], labels[singles.numel() :].repeat(2, 1)[: len(features) - 5])
+
+
+def _tail_at_a_minimum() -> tuple[Tail, float, float]:
+    """The extended model's own minimum, found by the solver, as a tail."""
+    decay, lambda_h, counts = 5e-3, 5e-3, torch.tensor([50] * 4)
+    settings = {"lambda_w": decay, "lambda_h": lambda_h, "lambda_hidden": decay}
+    x = solve(Problem(loss="mse", counts=counts, dim=12, layers=2, activation="relu", **settings), start="normal").point
+    return Tail(x.W, x.hidden[0], x.H, torch.arange(4), counts), decay, lambda_h
+
+
+def test_both_matchings_find_the_penalty_of_a_minimum_and_predict_all_its_numbers():
+    tail, decay, lambda_h = _tail_at_a_minimum()
+    assert balanced_penalty(tail, decay) == pytest.approx(lambda_h, rel=1e-6)
+    assert penalty_at_gap(tail, decay) == pytest.approx(lambda_h, rel=1e-6)
+    for row in compare(tail, decay):
+        assert row["balance"] == pytest.approx(row["measured"], rel=1e-6, abs=1e-8)
+        assert row["gap"] == pytest.approx(row["measured"], rel=1e-6, abs=1e-8)
+    found = tail.collapse()
+    assert all(value < 1e-6 for name, value in found.items() if "nc2" in name or "nc3" in name)
+
+
+def test_the_tail_of_a_network_gives_its_logits():
+    architecture = Architecture(widths=(9, 7), unbiased=2)
+    training = Training(load("digits"), Options(architecture=architecture, loss="mse", steps=5)).run()
+    tail, images = tail_of(training), training.data.train.images
+    logits = (tail.h @ tail.W1.T).clamp_min(0) @ tail.W2.T
+    torch.testing.assert_close(logits.float(), training.network(images).detach(), rtol=1e-4, atol=1e-5)
+    assert tail.numbers()["data loss"] == pytest.approx(training.evaluate("train")["loss"], rel=1e-4)
+    with pytest.raises(InputError, match="unbiased=2"):
+        tail_of(Training(load("digits"), Options(loss="mse")))
+    with pytest.raises(InputError, match="train longer"):
+        penalty_at_gap(tail, 5e-4)

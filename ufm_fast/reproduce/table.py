@@ -14,6 +14,7 @@ from ufm_fast.reproduce import (
     sukenik2024,
     thrampoulidis2022,
     tirer2022,
+    tirer2022_network,
     yaras2022,
     zhou2022,
     zhu2021,
@@ -21,8 +22,8 @@ from ufm_fast.reproduce import (
 from ufm_fast.reproduce.claim import Claim
 
 _PAPERS = (
-    tirer2022, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, fang2021, hongling2023,
-    thrampoulidis2022, li2023, rangamani2023, harun2025,
+    tirer2022, tirer2022_network, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, fang2021,
+    hongling2023, thrampoulidis2022, li2023, rangamani2023, harun2025,
 )  # fmt: skip
 
 #: Every claim by its name.
