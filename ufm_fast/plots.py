@@ -288,6 +288,31 @@ def cosine_histogram(
     return ax
 
 
+def against_frequency(axes: Sequence[Axes], table: Mapping[str, Any]) -> Sequence[Axes]:
+    """Norms, cosines and loss of classes against their number of samples, on three axes.
+
+    ``table``: a column, one entry a group, for each of count, classifier_norm, mean_norm, classifier_cosine, self_duality,
+    loss.
+    """
+    norms, cosines, losses = axes
+    for ax, names, label in (
+        (norms, {"classifier_norm": "classifier", "mean_norm": "class mean"}, "norm"),
+        (cosines, {"classifier_cosine": "two rows of equal count", "self_duality": "row and class mean"}, "cosine"),
+        (losses, {"loss": "loss"}, "loss of a sample"),
+    ):
+        for colour, (name, text) in zip(COLOURS, names.items(), strict=False):
+            seen = (table["count"] > 0) & np.isfinite(table[name])
+            ax.plot(table["count"][seen], table[name][seen], ".-", color=colour, label=text, markersize=4, linewidth=1)
+        if bool((table["count"] > 0).any()):
+            ax.set_xscale("log")
+        ax.set_xlabel("samples of the class")
+        ax.set_ylabel(label)
+        if len(names) > 1:
+            ax.legend(frameon=False, fontsize="small")
+        _plain(ax)
+    return axes
+
+
 def pair_cosines(
     rows: Tensor, pairs: int = _PAIRS, seed: int = 0, centred: bool = True
 ) -> np.ndarray[Any, np.dtype[np.float64]]:

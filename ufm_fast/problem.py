@@ -25,7 +25,7 @@ from ufm_fast.trunks import TRUNKS, Trunk
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 BIASES = ("none", "penalised", "free")
 FREEZES = (None, "w", "h")
-REDUCTIONS = ("auto", "classes", "none")
+REDUCTIONS = ("auto", "classes", "none", "groups")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
 MOST_DIM, MOST_LAYERS = 2**31 - 1, 1000
 #: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a little less than 1e30.
@@ -62,6 +62,7 @@ class Problem:
 
     - ``per_class``: n samples of each of the K classes;
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
+    - ``groups``: pairs (classes, samples of each), or the words '10:500,90:50';
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
     - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``).
 
@@ -112,6 +113,7 @@ class Problem:
         classes: int | None = None,
         per_class: int | None = None,
         counts: Any = None,
+        groups: Any = None,
         labels: Any = None,
         target_sets: TargetSets | None = None,
         samples: Samples | None = None,
@@ -356,8 +358,8 @@ class Problem:
         return self.samples.labels
 
     def reduction(self, reduce: str = "auto") -> str:
-        """What ``reduce`` means here, 'classes' or 'none'. Frozen features are given one a sample, and merging would change
-        them: 'auto' is 'none' there, and 'classes' otherwise. Errors: InputError for another name, or 'classes' there.
+        """What ``reduce`` means here: itself, or for 'auto' 'classes', and 'none' where frozen features are given one a sample,
+        which merging would change. Errors: InputError for another name, or 'classes' there.
         """
         if reduce not in REDUCTIONS:
             raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")

@@ -1,7 +1,8 @@
 """Samples: which classes the N samples belong to, and the rows that stand for them. Nothing here knows what is minimised.
 
-Data come as a number a class, as counts, as labels or as target sets; a Samples is made of one of them, checked once, and
-never changes, so that what is derived (labels of all samples, distinct target sets, rows) is worked out once and kept.
+Data come as a number a class, as counts, as groups of equal counts, as labels or as target sets; a Samples is made of one of
+them, checked once, and never changes, so that what is derived (labels of all samples, distinct target sets, rows) is worked
+out once and kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import MOST, integers, whole
+from ufm_fast.class_groups import ClassGroups
 from ufm_fast.datasets import load_labels
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
@@ -22,7 +24,7 @@ from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
 REDUCTIONS = ("classes", "none")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
 MOST_CLASSES = 2**28
-DATA = ("labels", "per_class", "target_sets", "counts")
+DATA = ("labels", "per_class", "target_sets", "counts", "groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ class Samples:
         """
         given = {name: data[name] for name in DATA if data.get(name) is not None}
         if len(given) > 1:
-            raise InputError(f"give one of per_class, counts, labels, target_sets; got {' and '.join(given)}")
+            raise InputError(f"give one of per_class, counts, labels, target_sets, groups; got {' and '.join(given)}")
         if classes is not None:
             classes = whole(classes, "classes", 2, MOST_CLASSES)
         if "target_sets" in given:
@@ -56,6 +58,8 @@ class Samples:
             return cls._of_labels(classes, given["labels"])
         if "counts" in given:
             return cls._of_counts(classes, given["counts"])
+        if "groups" in given:
+            return cls._of_groups(classes, given["groups"])
         return cls._of_per_class(classes, given.get("per_class", 1))
 
     @classmethod
@@ -93,6 +97,15 @@ class Samples:
         return cls(counts.numel(), counts, {"counts": counts})
 
     @classmethod
+    def _of_groups(cls, classes: int | None, values: Any) -> Samples:
+        groups = ClassGroups.of_words(values) if isinstance(values, str) else ClassGroups.of_pairs(values)
+        if groups.classes > MOST_CLASSES:
+            raise InputError(f"groups must hold at most {MOST_CLASSES} classes, got {groups.classes}; use groups.group_minimum")
+        if classes not in (None, groups.classes):
+            raise InputError(f"groups has {groups.classes} classes but classes is {classes}; make them agree")
+        return cls(groups.classes, groups.expanded(), {"groups": groups.runs})
+
+    @classmethod
     def _of_sets(cls, classes: int | None, sets: Any) -> Samples:
         if not isinstance(sets, TargetSets):
             raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
@@ -104,6 +117,12 @@ class Samples:
         rows = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), torch.diff(sets.indptr))
         counts = torch.zeros(classes, dtype=torch.int64, device="cpu").index_add_(0, sets.indices, sets.counts[rows])
         return cls(classes, counts, {"target_sets": sets}, None, sets)
+
+    @cached_property
+    def groups(self) -> ClassGroups:
+        """The classes grouped by their counts."""
+        given = self.given.get("groups")
+        return ClassGroups.of_counts(self.counts) if given is None else ClassGroups.of_pairs(given)
 
     def with_classes(self, classes: int | None) -> Samples:
         """The same data with another number of classes. Errors: as ``create``."""

@@ -11,6 +11,8 @@ import torch
 
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError
+from ufm_fast.groups.choice import by_groups, minimise_groups
+from ufm_fast.groups.lifting import lifted_solution
 from ufm_fast.losses import SquaredError
 from ufm_fast.measure import logit_rank, logit_spectrum, measure, usable
 from ufm_fast.objective import Objective
@@ -65,6 +67,9 @@ def solve(
     options = SolveOptions.of(**changes) if options is None else replace(options, **changes)
     check(problem, options)
     spent = spent or Effort()
+    if by_groups(problem, options, begun=initial is not None or spent.steps > 0):
+        best = minimise_groups(problem, options.tol)
+        return lifted_solution(problem, best, certificate=options.certificate, metrics=options.metrics)
     objective = Objective(
         problem,
         backend=make_backend(options.backend, problem.device, problem.torch_dtype),

@@ -21,6 +21,7 @@ from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import WriteError, first_line
 
 if TYPE_CHECKING:
+    from ufm_fast.groups import GroupMinimum
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution
 
@@ -37,6 +38,8 @@ def solve(
         job = _job(given, file, out, resume)
         if isinstance(job, RunDirectory):
             return _already_finished(job, json=json, silent=silent, plots=plots)
+        if job.grouped:
+            return _solve_groups(job, json=json, quiet=quiet, plots=plots)
         try:
             solution = _executed(job, silent=silent)
         except KeyboardInterrupt:
@@ -60,6 +63,21 @@ def solve(
     if not solution.success and not silent:
         report.note(_how_to_go_on(solution, job.config["method"], job.run))
     return OK if solution.success else NOT_CONVERGED
+
+
+def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
+    from ufm_fast.runs import job as runs
+
+    summary = {**runs.execute_groups(job), "run": str(job.run.path), "config": job.config}
+    if json:
+        report.print_json(summary)
+    elif not quiet:
+        for note in job.notes:
+            report.note(note)
+        Console().print(report.result_table(summary, str(job.run.path)))
+    if plots:
+        _draw(job.run, silent=json or quiet)
+    return OK
 
 
 def _job(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None) -> Job | RunDirectory:
@@ -146,9 +164,15 @@ def _list_paths(title: str, paths: list[Path]) -> None:
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
     from ufm_fast.metrics import collect, comparable, penalties
+    from ufm_fast.runs.directory import is_run
     from ufm_fast.runs.figures import is_zero
     from ufm_fast.runs.foreign import read_head
+    from ufm_fast.runs.grouped import load_groups
 
+    grouped = load_groups(RunDirectory.open(source)) if is_run(source) else None
+    if grouped is not None:
+        _grouped_metrics(source, grouped, json=json)
+        return
     head = read_head(source, "source")
     run = RunDirectory.open(source) if os.path.isdir(source) else None
     config = run.config if run else {}
@@ -168,15 +192,34 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
         print(f"{head.skipped} rows with several targets have no class; metrics of means are over the other rows")
 
 
+def _grouped_metrics(source: Path, grouped: GroupMinimum, *, json: bool) -> None:
+    from ufm_fast.groups import group_metrics
+
+    found = group_metrics(grouped)
+    if json:
+        report.print_json({"source": str(source), "skipped_rows": 0, "metrics": found})
+    else:
+        Console().print(report.metrics_table(found))
+
+
 def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
+    from ufm_fast.groups.planning import make_group_plan
     from ufm_fast.plan import make_plan
-    from ufm_fast.runs.job import check_choices
+    from ufm_fast.runs.job import check_choices, on_groups
 
     config = settings.resolve(given, file)
     check_choices(config)
     config["device"], _ = settings.pick_device(config["device"])
+    problem = settings.build_problem(config)
+    if on_groups(problem, config):
+        planned = make_group_plan(problem)
+        if json:
+            report.print_json(planned.summary())
+        else:
+            Console().print(report.group_plan_table(planned))
+        return
     names = ("reduce", "method", "history", "certificate")
-    made = make_plan(settings.build_problem(config), **{name: config[name] for name in names})
+    made = make_plan(problem, **{name: config[name] for name in names})
     if json:
         report.print_json(made.summary())
     else:

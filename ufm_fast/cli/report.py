@@ -19,6 +19,7 @@ from ufm_fast.cli.terminal import printable
 from ufm_fast.runs.files import json_ready
 
 if TYPE_CHECKING:
+    from ufm_fast.groups.planning import GroupPlan
     from ufm_fast.plan import Plan
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import StepRecord
@@ -111,6 +112,9 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "theory", "no closed form for this problem"
     yield "certificate", _certificate(certificate)
     yield "gradient norm", number(summary["gradient_norm"])
+    if "groups" in summary:
+        groups = summary["groups"]
+        yield "groups", f"{groups['counts']} distinct counts, {groups['collapsed']} of them collapsed; rank {groups['rank']}"
     yield "steps, evaluations", f"{summary['steps']}, {summary['evaluations']:g}"
     yield "seconds", f"{summary['seconds']:.2f}"
     yield "method, backend", f"{summary['method']}, {summary['backend']}"
@@ -171,6 +175,22 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.{digits}g}"
+
+
+def group_plan_table(plan: GroupPlan) -> Table:
+    """The table of ``ufm-fast plan`` for a solve on groups."""
+    from ufm_fast.plan import readable
+
+    table = Table(title="solved on groups of equal counts", title_justify="left", show_header=False)
+    for name, text in (
+        ("samples, classes, dim", f"{plan.samples:,}, {plan.classes:,}, {plan.dim:,}"),
+        ("groups", f"{plan.groups:,} distinct counts, so {plan.groups + plan.groups**2:,} numbers"),
+        ("rank of the minimiser", f"{plan.most_rank:,} at most; dim must hold it"),
+        ("memory", f"{readable(plan.memory)}, {readable(plan.free)} free"),
+        ("seconds", f"about {plan.seconds:.2g}"),
+    ):
+        table.add_row(name, text)
+    return table
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:

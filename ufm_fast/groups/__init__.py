@@ -1,6 +1,6 @@
 """Exact minima of classes in groups of equal counts, at any number of classes."""
 
-from ufm_fast.groups.classes import ClassGroups
+from ufm_fast.class_groups import ClassGroups
 from ufm_fast.groups.geometry import GROUP_METRICS, Blocks, Geometry, group_metrics
 from ufm_fast.groups.minimum import GroupMinimum, check_groupable, group_minimum
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ufm_fast.groups.classes import Array
+from ufm_fast.class_groups import Array
 from ufm_fast.groups.softmax import Probabilities, SoftmaxTerm
 
 _EPS = float(np.finfo(np.float64).eps)

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ufm_fast.groups.classes import Array
+from ufm_fast.class_groups import Array
 from ufm_fast.groups.minimum import GroupMinimum
 from ufm_fast.theory.frames import scales
 
@@ -145,15 +145,26 @@ class Geometry:
         return self.means.about(self.share)
 
     @cached_property
-    def duality(self) -> tuple[float, float]:
-        """Mean of 1 - cos(w_k, mu_k - mu_G), and the unbiased variance of the cosine."""
+    def _duality_gaps(self) -> Array:
+        """1 - cos(w_k, mu_k - mu_G) of a class of each group with samples, as half a squared distance of unit vectors."""
         w, m = self.head, self.sample_centred_means
         with np.errstate(divide="ignore", invalid="ignore"):
             within = (w.within / w.norms - m.within / m.norms) ** 2 * (w.sizes - 1)
             shared = ((w.shared / w.norms[:, None] - m.shared / m.norms[:, None]) ** 2).sum(1)
-        gap = (within + shared) / w.sizes / 2
-        mean = float(w.sizes @ gap) / w.count
-        return mean, float(w.sizes @ (gap - mean) ** 2) / (w.count - 1)
+        gaps: Array = (within + shared) / w.sizes / 2
+        return gaps
+
+    @property
+    def self_duality(self) -> Array:
+        """cos(w_k, mu_k - mu_G) of a class of each group with samples."""
+        return 1 - self._duality_gaps
+
+    @cached_property
+    def duality(self) -> tuple[float, float]:
+        """Mean of 1 - cos(w_k, mu_k - mu_G), and the unbiased variance of the cosine."""
+        w, gaps = self.head, self._duality_gaps
+        mean = float(w.sizes @ gaps) / w.count
+        return mean, float(w.sizes @ (gaps - mean) ** 2) / (w.count - 1)
 
     @cached_property
     def nc_bias(self) -> float:

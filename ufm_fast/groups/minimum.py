@@ -24,16 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.class_groups import Array, ClassGroups
 from ufm_fast.errors import InputError
-from ufm_fast.groups.classes import Array, ClassGroups
 from ufm_fast.groups.path import GroupPath, Reduced
 from ufm_fast.groups.softmax import SoftmaxTerm
 from ufm_fast.groups.squares import reduced_squares
-from ufm_fast.losses import CrossEntropy, Loss, SquaredError
+from ufm_fast.losses import CrossEntropy, Loss, SquaredError, registered_name
 from ufm_fast.theory.arguments import NO_BIAS, check_bias_penalty, check_integer, check_positive, nuclear_coefficient
 from ufm_fast.theory.certificates.base import Certificate, Proof, judge
 from ufm_fast.theory.frames import GroupedLogits, Parameters, scales, simplex_frame
 
+#: Losses that groups reduce, convex and alike for all classes; every other is refused.
+GROUPABLE = ("ce", "mse")
+_REFUSED = {
+    "pick-all": "its rows are sets of classes, not classes of equal count",
+    "focal": "it is not convex in the logits, so the average over classes of equal count may lie above the minimum",
+}
 TOLERANCE = 1e-10  # the relative gap that a solve aims at
 
 
@@ -201,13 +207,10 @@ def _zero_sum(members: int, size: float) -> Array:
 
 def check_groupable(loss: Loss) -> None:
     """Errors: InputError for a loss that groups do not reduce, with the reason."""
-    if isinstance(loss, CrossEntropy | SquaredError):
+    name = registered_name(loss)
+    if name in GROUPABLE:
         return
-    reason = (
-        "its rows are sets of classes, not classes of equal count"
-        if loss.multi_label
-        else "it is not convex in the logits, so the average over classes of equal count may lie above the minimum"
-    )
+    reason = _REFUSED.get(name, "it is known to be exact for " + " and ".join(GROUPABLE) + " alone")
     raise InputError(f"reduce groups does not serve the loss {loss.name}: {reason}; use reduce classes")
 
 

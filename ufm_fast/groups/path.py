@@ -25,12 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ufm_fast.class_groups import Array
 from ufm_fast.groups.bounds import dual
-from ufm_fast.groups.classes import Array
 from ufm_fast.groups.softmax import LEAST, Curvature, Logits, SoftmaxTerm
 
 FALL = 0.1  # of the smoothing e, from one Newton step to the next
-NEAR = 0.3  # a Newton decrement below this part of what the smoothing costs lets e fall
+NEAR = 0.1  # a Newton decrement below this part of what the smoothing costs lets e fall
 LARGEST_CHANGE = 4.0  # nats a step may change a logit difference by: beyond, the softmax's curvature says nothing
 FORCING = 1e-2  # residual of the linear systems, relative, in the preconditioner's norm
 LAST_FORCING = 1e-8  # the same in the last steps, whose error is what is left of the certificate's gap

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ufm_fast.groups.classes import Array, ClassGroups
+from ufm_fast.class_groups import Array, ClassGroups
 
 LEAST = 1e-300  # keeps quotients of underflowed probabilities finite
 

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from ufm_fast.groups.classes import Array, ClassGroups, Mask
+from ufm_fast.class_groups import Array, ClassGroups, Mask
 from ufm_fast.groups.path import Reduced
 from ufm_fast.theory.squared_error import ROUNDING, BiasedSpectrum
 

@@ -12,6 +12,7 @@ import numpy as np
 from ufm_fast.errors import InputError
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import atomic, sweep
+from ufm_fast.runs.grouped import group_table, load_groups
 from ufm_fast.runs.state import load_state
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
@@ -31,10 +32,7 @@ def export_run(run: RunDirectory, kind: str, out: Path | None = None) -> list[Pa
     }
     if kind not in writers:
         raise InputError(f"format must be one of {', '.join(writers)}; got {kind!r}")
-    state = {
-        key: tensor.float().numpy() if tensor.dtype.itemsize == 2 else tensor.numpy()
-        for key, tensor in load_state(run)[0].items()
-    }
+    state = _state(run)
     log = log_columns(run.records())
     if kind == "parquet":
         _need_parquet()
@@ -47,6 +45,18 @@ def export_run(run: RunDirectory, kind: str, out: Path | None = None) -> list[Pa
         return writers[kind](folder, state, log)
     except OSError as error:
         raise InputError(f"out: can't write to {folder} ({error.strerror or error}); choose another --out") from error
+
+
+def _state(run: RunDirectory) -> Arrays:
+    """The arrays of a run's state; of one that was solved on groups their numbers and a table of groups."""
+    grouped = load_groups(run) if run.state_file.exists() else None
+    if grouped is not None:
+        numbers = {"group_means": grouped.means, "group_logits": grouped.logits}
+        return {**{f"group_{name}": column for name, column in group_table(grouped).items()}, **numbers}
+    return {
+        key: tensor.float().numpy() if tensor.dtype.itemsize == 2 else tensor.numpy()
+        for key, tensor in load_state(run)[0].items()
+    }
 
 
 def log_columns(records: list[dict[str, Any]]) -> Arrays:
@@ -71,7 +81,12 @@ def _npz(folder: Path, state: Arrays, log: Arrays) -> list[Path]:
 def _tables(state: Arrays, log: Arrays) -> dict[str, Arrays]:
     """Tables of named columns: the log, and each array of the state."""
     tables = {"log": log}
+    of_groups = {key: array for key, array in state.items() if key.startswith("group_") and array.ndim == 1}
+    if of_groups:  # a row a group
+        tables["groups"] = {key.removeprefix("group_"): array for key, array in of_groups.items()}
     for key, array in state.items():
+        if key in of_groups:
+            continue
         columns = {key: array} if array.ndim == 1 else {f"{key}_{j}": array[:, j] for j in range(array.shape[1])}
         tables[key] = columns
     return tables

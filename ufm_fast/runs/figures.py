@@ -32,11 +32,17 @@ def are_drawn(run: RunDirectory) -> bool:
 
 def make_figures(run: RunDirectory) -> dict[str, Figure]:
     """The figures of a run by name, "geometry" last: where that is saved, so are the others."""
+    from ufm_fast.runs.grouped import group_table, load_groups
     from ufm_fast.runs.state import run_head
 
     records = log_of(run)
     if not run.state_file.exists():
         raise InputError(f"run: {run.path} holds no state to draw; solve it first")
+    grouped = load_groups(run)
+    if grouped is not None:
+        figure = plots.new_figure(11.4, 3.8)
+        plots.against_frequency(figure.subplots(1, 3), group_table(grouped))
+        return {"geometry": figure}
     head = run_head(run)
     figures = {"convergence": _convergence(records, run.summary or {})}
     if any("nc1_pinv" in record for record in records):

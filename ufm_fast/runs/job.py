@@ -45,6 +45,11 @@ class Job:
     def reduce(self) -> str:
         return self.problem.reduction(self.config["reduce"])
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the problem is solved on groups of classes of equal counts."""
+        return self.progress.step == 0 and on_groups(self.problem, self.config)
+
 
 # ---- a new run -------------------------------------------------------------------------------------------------------
 
@@ -74,6 +79,13 @@ def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
     return None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
 
 
+def on_groups(problem: Problem, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is solved on groups. Errors: InputError where it asks for that and can't be."""
+    from ufm_fast.groups.choice import by_groups
+
+    return by_groups(problem, _options(config), begun=config["start_from"] is not None)
+
+
 def check_choices(config: Mapping[str, Any]) -> None:
     """Options that contradict one another or do not exist, before anything is built."""
     _options(config)
@@ -99,6 +111,8 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     from ufm_fast.solving import check
 
     check(problem, _options(config))
+    if on_groups(problem, config):  # which forms neither W nor H
+        return
     rows = problem.rows(problem.reduction(config["reduce"])).number
     hidden = sum(outputs * inputs for outputs, inputs in problem.trunk.shapes)
     entries = problem.num_classes * problem.head_dim + rows * problem.dim + hidden
@@ -120,6 +134,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     configuration that is not the one the run was made with; for a smaller tol of the closed form.
     """
     from ufm_fast.point import Point
+    from ufm_fast.runs.grouped import saved_data
     from ufm_fast.runs.state import Progress, data_arguments, load_state
 
     run = RunDirectory.open(path, "resume")
@@ -127,6 +142,9 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     run.config = settings.read_saved(run.config, path)
     config = _changed(run.config, given, file)
     check_choices(config)
+    grouped = saved_data(run)
+    if grouped is not None:
+        return _resumed_groups(run, config, grouped, stamp)
     saved = load_state(run) if run.state_file.exists() else None  # there is none if it was killed before the first save
     data = settings.read_data(config) if saved is None else data_arguments(saved[0])
     _check_hash(run, data)
@@ -150,6 +168,22 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     # The closed form starts nowhere.
     start = None if config["method"] == "closed-form" else point.to(device=problem.device)
     return Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
+
+
+def _resumed_groups(
+    run: RunDirectory, config: Config, saved: tuple[dict[str, Any], int], stamp: tuple[int, ...]
+) -> Job | RunDirectory:
+    """A run that was solved on groups is finished, or solved anew: it takes seconds."""
+    from ufm_fast.runs.state import Progress
+
+    data, step = saved
+    _check_hash(run, data)
+    if finished(run, config, step):
+        return run
+    config["device"], note = settings.pick_device(config["device"])
+    problem = settings.build_problem(config, data)
+    check_solvable(problem, config)
+    return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
 
 
 def _fits(point: Point, problem: Problem, reduce: str) -> bool:
@@ -209,6 +243,23 @@ def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     """
     with job.run.locked(job.stamp):
         return _execute(job, report)
+
+
+def execute_groups(job: Job) -> dict[str, Any]:
+    """Solve a job that is ``grouped``, log and save; the summary. A refused or interrupted one leaves no run directory."""
+    from ufm_fast.runs.grouped import solve_groups
+
+    with job.run.locked(job.stamp):
+        try:
+            if not job.fresh:
+                job.run.write_config(job.config, settings.digest(job.config, job.problem))
+            summary = solve_groups(job.run, job.problem, job.config["tol"])
+        except BaseException:
+            if job.fresh:
+                job.run.discard()
+            raise
+        job.run.write_summary({**summary, "tol": job.config["tol"], "hash": job.run.hash})
+    return summary
 
 
 def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:

@@ -50,6 +50,7 @@ _ROWS = (
     Setting(
         "counts", str, None, "Samples of each class: a,b,c or a file (.npy, or text with a number a line)", "data", several=True
     ),
+    Setting("groups", str, None, "Classes of equal counts: classes:samples,... as 10:500,90:50,900:5", "data"),
     Setting("labels", str, None, "Labels: a .npy file of integers, or digits | glyphs", "data"),
     Setting("targets", str, None, "Multi-label targets: a .npz with CSR indptr, indices and optional counts", "data"),
     Setting("lambda_w", float, 5e-4, "Penalty on W, as lambda/2 |W|^2 (default 5e-4, less for very many classes)"),
@@ -73,7 +74,10 @@ _ROWS = (
         "auto | gd | momentum | nesterov | adam | lbfgs | cg | newton-cg | alternating | closed-form", "solve", resume=True,
     ),
     Setting("backend", str, "auto", "auto | reference | tiled | triton", "solve", resume=True),
-    Setting("reduce", str, "auto", "Rows to solve on: classes (exact class means) | none (every sample) | auto", "solve"),
+    Setting(
+        "reduce", str, "auto",
+        "Solve on classes (exact class means) | none (every sample) | groups (classes of equal counts alike) | auto", "solve",
+    ),
     Setting("variables", str, "balanced", "Variables the solver works in: balanced | raw", "solve"),
     Setting("start", str, "spectral", "normal | orthogonal | balanced | small | spectral", "solve"),
     Setting("start_scale", float, 1.0, "Factor on the start", "solve"),

@@ -61,7 +61,7 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
 def _check_layer(layer: Mapping[str, Any]) -> None:
     data = [name for name in DATA if layer.get(name) is not None]
     if len(data) > 1:
-        raise InputError(f"give one of per_class, counts, labels, targets; got {' and '.join(data)}")
+        raise InputError(f"give one of {', '.join(DATA)}; got {' and '.join(data)}")
     if "start" in layer and "start_from" in layer:
         raise InputError("start and start_from contradict one another; give one")
 
@@ -184,7 +184,7 @@ def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
         from ufm_fast.runs.foreign import read_counts
 
         return {"counts": read_counts(config["counts"])}
-    return {name: config[name] for name in ("labels", "per_class") if config[name] is not None}
+    return {name: config[name] for name in ("labels", "per_class", "groups") if config[name] is not None}
 
 
 # ---- the hash --------------------------------------------------------------------------------------------------------
@@ -205,7 +205,8 @@ def hashes(config: Mapping[str, Any], problem: Problem) -> list[str]:
     content = {row.name: config[row.name] for row in rows if config[row.name] != row.default}
     found = [config_hash(content | {name: value for name, value in data.items() if value is not None})]
     if not set(content) - set(_FIRST):
-        found.append(config_hash({name: config[name] for name in _FIRST} | data))
+        first = {name: value for name, value in data.items() if name in (*_FIRST, "data")}
+        found.append(config_hash({name: config[name] for name in _FIRST} | first))
     return found
 
 

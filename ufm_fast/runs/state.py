@@ -103,6 +103,8 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
     """Tensors, progress and ``reduce`` of a run's state. Errors: InputError for a missing or foreign file."""
     tensors, metadata = read_safetensors(run.state_file, "run")
     missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
+    if "runs" in tensors:
+        raise InputError(f"run: {run.path} was solved on groups and holds no W and H; solve it with --reduce classes")
     if metadata.get("format") != FORMAT or missing:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
     check_state(tensors, metadata, run.state_file)

@@ -27,7 +27,9 @@ class SolveOptions:
     - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its kinks
       rounded ever less; on spheres, through other temperatures), always iterative.
     - ``backend``: 'auto', 'reference', 'tiled' or 'triton'.
-    - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none' one a sample.
+    - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none' one a sample; 'groups' the
+      numbers of classes of equal count, exact too (`ufm_fast.groups`), which 'auto' takes beyond 4,096 classes where dim holds
+      the minimiser whatever it is.
     - ``variables``: 'balanced' or 'raw' (`Objective`).
     - ``start``: a name of STARTS; ``start_scale`` multiplies it.
     - ``restarts``: solve from so many seeds, problem.seed and on, and keep the best; needs a random start.

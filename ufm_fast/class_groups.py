@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufm_fast.arguments import MOST, whole
+from ufm_fast.arguments import MOST, integers, whole
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.theory.arguments import check_counts
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -36,7 +35,7 @@ class ClassGroups:
         """From pairs (classes, samples each). Errors: InputError for too few or too many of either."""
         runs = []
         for pair in pairs:
-            if isinstance(pair, str) or len(pair) != 2:
+            if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
                 raise InputTypeError(f"groups must be pairs (classes, samples each), got {pair!r}")
             runs.append((whole(pair[0], "groups: classes", 1), whole(pair[1], "groups: samples", 0)))
         total, samples = sum(k for k, _ in runs), sum(k * n for k, n in runs)
@@ -47,10 +46,19 @@ class ClassGroups:
         return cls(tuple(runs))
 
     @classmethod
+    def of_words(cls, text: str) -> ClassGroups:
+        """From ``classes:samples,classes:samples``. Errors: InputError for other words, and as ``of_pairs``."""
+        try:
+            pairs = [tuple(int(number) for number in word.split(":")) for word in text.split(",")]
+        except ValueError as error:
+            raise InputError(f"groups must be classes:samples,classes:samples (as 10:500,90:50), got {text!r}") from error
+        return cls.of_pairs(pairs)
+
+    @classmethod
     def of_counts(cls, counts: Sequence[int] | Tensor) -> ClassGroups:
         """From samples per class (K,). Errors: InputError for fewer than two classes, or counts that are none."""
-        values, lengths = torch.unique_consecutive(check_counts(counts), return_counts=True)
-        return cls(tuple(zip(lengths.tolist(), values.to(torch.int64).tolist(), strict=True)))
+        values, lengths = torch.unique_consecutive(integers(counts, "counts").cpu().reshape(-1), return_counts=True)
+        return cls.of_pairs(zip(lengths.tolist(), values.tolist(), strict=True))
 
     @cached_property
     def counts(self) -> Array:
