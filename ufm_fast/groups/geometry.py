@@ -144,27 +144,17 @@ class Geometry:
         """Class means about the sample mean."""
         return self.means.about(self.share)
 
-    @cached_property
-    def _duality_gaps(self) -> Array:
-        """1 - cos(w_k, mu_k - mu_G) of a class of each group with samples, as half a squared distance of unit vectors."""
-        w, m = self.head, self.sample_centred_means
-        with np.errstate(divide="ignore", invalid="ignore"):
-            within = (w.within / w.norms - m.within / m.norms) ** 2 * (w.sizes - 1)
-            shared = ((w.shared / w.norms[:, None] - m.shared / m.norms[:, None]) ** 2).sum(1)
-        gaps: Array = (within + shared) / w.sizes / 2
-        return gaps
-
     @property
     def self_duality(self) -> Array:
         """cos(w_k, mu_k - mu_G) of a class of each group with samples."""
-        return 1 - self._duality_gaps
+        return 1 - _angles(self.head, self.sample_centred_means)
 
     @cached_property
     def duality(self) -> tuple[float, float]:
         """Mean of 1 - cos(w_k, mu_k - mu_G), and the unbiased variance of the cosine."""
-        w, gaps = self.head, self._duality_gaps
-        mean = float(w.sizes @ gaps) / w.count
-        return mean, float(w.sizes @ (gaps - mean) ** 2) / (w.count - 1)
+        gaps, sizes = _angles(self.head, self.sample_centred_means), self.head.sizes
+        mean = float(sizes @ gaps) / self.head.count
+        return mean, float(sizes @ (gaps - mean) ** 2) / (self.head.count - 1)
 
     @cached_property
     def nc_bias(self) -> float:
@@ -261,8 +251,17 @@ def _nc2(rows: Blocks, target: Callable[[Array], Blocks] = _simplex) -> float:
     return _distance(rows.times(rows), target(rows.sizes))
 
 
-def _nc3(rows: Blocks, means: Blocks) -> float:
-    return _distance(rows.times(means), _simplex(rows.sizes))
+def _nc3(rows: Blocks, means: Blocks, target: Callable[[Array], Blocks] = _simplex) -> float:
+    return _distance(rows.times(means), target(rows.sizes))
+
+
+def _angles(w: Blocks, m: Blocks) -> Array:
+    """1 - cos of a class' two rows, (G,), as half a squared distance of unit vectors."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        within = (w.within / w.norms - m.within / m.norms) ** 2 * (w.sizes - 1)
+        shared = ((w.shared / w.norms[:, None] - m.shared / m.norms[:, None]) ** 2).sum(1)
+    gaps: Array = (within + shared) / w.sizes / 2
+    return gaps
 
 
 def _self_duality(rows: Blocks, means: Blocks) -> float:
@@ -303,9 +302,11 @@ GROUP_METRICS: dict[str, Callable[[Geometry], float]] = {
     "nc3": lambda g: _nc3(g.head, g.sample_centred_means),
     "nc3_centred": lambda g: _nc3(g.head.centred, g.sample_centred_means),
     "nc3_uncentred": lambda g: _nc3(g.head, g.means),
+    "nc3_frame": lambda g: _nc3(g.head, g.means, _frame),
     "nc3_papyan": lambda g: _self_duality(g.head, g.centred_means),
     "self_duality_gap": lambda g: g.duality[0],
     "self_duality_cosine": lambda g: 1 - g.duality[0],
+    "self_duality_gap_uncentred": lambda g: float(g.head.sizes @ _angles(g.head, g.means)) / g.head.count,
     "self_duality_variance": lambda g: g.duality[1],
     "nc_bias": lambda g: g.nc_bias,
     **{f"{name}_classifier": _of_classifier(measure) for name, measure in _OF_ROWS.items()},
