@@ -7,7 +7,6 @@ From the simplest to the cleverest:
     operands.py       precision modes: how a matrix is rounded or split before the tensor cores see it
     prepare.py        the kernel that rounds, splits, pads and turns them
     segments.py       sums of rows that share a class, and one dot product per row and target
-    nearest.py        largest competing logit of every row, without the logits
     off_target.py     E = exp(z - z_y) off the targets, with its row sums
     products.py       the two products of E with the parameters, epilogues fused
     one_pass.py       loss and both gradients with E never stored, for narrow features

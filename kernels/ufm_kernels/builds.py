@@ -81,29 +81,27 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
         usual = stored != "fp32"
-        for transposed, targets, step, down, exact in (
-            (False, 1, False, usual, False), (False, 32, False, usual, False), (False, 0, False, usual, False),
-            (True, 0, False, usual, False), (False, 1, True, usual, False), (False, 32, True, usual, False),
-            (True, 0, True, usual, False), (False, 0, False, False, True), (False, 1, False, False, True),
+        for transposed, targets, down, exact in (
+            (False, 1, usual, False), (False, 32, usual, False), (False, 0, usual, False), (True, 0, usual, False),
+            (False, 0, False, True), (False, 1, False, True),
         ):  # fmt: skip
-            tile = tile_of(product_name(transposed, targets, step), stored, architecture, passes)
+            tile = tile_of(product_name(transposed, targets), stored, architecture, passes)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
             right = (tile.depth, tile.columns) if down else (tile.columns, tile.depth)
             types = {
                 "A": described(stored, tile, left), "B": described(stored, tile, right),
                 "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
                 "points": "*fp32" if exact else f"*{stored}",
-                "current": "*fp32", "velocity": "*fp32", "updated": "*fp32", "settings": "*fp32",
                 "rows": "i32", "columns": "i32", "classes": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
                 "stride_points": "i32",
             }  # fmt: skip
             constants = {
                 "TRANSPOSED": transposed, "DOWN": down, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes,
-                "PAIRS": passes == 3 and not exact, "STEP": step,
+                "PAIRS": passes == 3 and not exact,
                 "FLATTEN": tile.flatten, **blocks(tile),
             }  # fmt: skip
             kind = "transposed" if transposed else f"targets={targets}"
-            name = f"product/{mode}/{kind}{'/step' if step else ''}{'/exact' if exact else ''}"
+            name = f"product/{mode}/{kind}{'/exact' if exact else ''}"
             yield Build(name, "products.product_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
 
 
@@ -158,18 +156,6 @@ def gram_builds(architecture: int) -> Iterator[Build]:
             core = "mma.sync" if wide else TENSOR_CORE[architecture]
             name = f"gram/{element}/{'float64' if wide else 'promoted'}{'/weighted' if weight else ''}"
             yield Build(name, "squared_error.gram_kernel", architecture, tile, types, constants, core)
-
-
-def nearest_builds(architecture: int) -> Iterator[Build]:
-    for element in ("bf16", "fp16", "fp32"):
-        tile = tile_of("nearest", element, architecture)
-        types = {
-            "Q": f"*{element}", "C": f"*{element}", "bias": "*fp32", "labels": "*i32", "best": "*i32",
-            "moments": "*fp32", "rows": "i32", "classes": "i32", "depth": "i32", "span": "i32", "center": "fp32",
-        }  # fmt: skip
-        constants = {"BIAS": True, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
-        name = f"nearest/{element}"
-        yield Build(name, "nearest.nearest_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
 
 
 def matvec_builds(architecture: int) -> Iterator[Build]:

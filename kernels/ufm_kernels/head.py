@@ -15,7 +15,7 @@ from .launch import on_device
 from .off_target import off_target
 from .one_pass import forward, transposed
 from .operands import Mode, empty_chunk, logit_operands, mode_named, operand, product_operand
-from .products import Step, add_finished, add_product, add_weighted_sums
+from .products import add_finished, add_product, add_weighted_sums
 from .rows import HeadResult, LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight
 from .segments import Segments, add_class_sums, target_logits
 from .squared_error import weighted_sum
@@ -76,7 +76,6 @@ def softmax_value_and_grad(
     need_weight: bool = True,
     segments: Segments | None = None,
     products: str | None = None,
-    steps: tuple[Step, Step] | None = None,
     fresh: bool = False,
 ) -> HeadResult:
     """Losses of every row; adds row_weight_i d loss_i to the gradient buffers, which the caller has pre-filled.
@@ -93,9 +92,7 @@ def softmax_value_and_grad(
         mode: a key of `operands.MODES`.
         segments: `Segments.of(labels, K)` where the caller has it already.
         products: 'triton', or 'library' for torch.mm and a separate epilogue (single-pass modes only); None: as the table
-            in `tiles` says for the device, 'triton' without one and with steps.
-        steps: momentum steps of features and weight, with their penalties, taken in the epilogues that complete the
-            gradients: no pass of their own. The gradient buffers then hold no penalty beforehand, and afterwards do.
+            in `tiles` says for the device, 'triton' without one.
         fresh: the gradient buffers hold nothing yet, not even zeros: they are written.
 
     Raises:
@@ -105,11 +102,10 @@ def softmax_value_and_grad(
     labels = as_labels(targets)
     check(features, weight, labels, row_weight, smoothing, value_fn, chunk_rows, products, chosen)
     check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight)
-    check_steps(steps, features, weight, products, need_features and need_weight)
     grad_features, grad_weight = grad_features if need_features else None, grad_weight if need_weight else None
     into = (grad_features, grad_weight, column_sums(grad_bias))
-    of_features, of_weight = who_multiplies(products, mode, features, steps)
-    write = fresh and not smoothing and steps is None  # by the library's products; all else adds
+    of_features, of_weight = who_multiplies(products, mode, features)
+    write = fresh and not smoothing  # by the library's products; all else adds
     if fresh:
         clear(
             grad_features,
@@ -127,28 +123,18 @@ def softmax_value_and_grad(
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
     every = Rows.of(z, labels, row_weight)
-
-    def target_terms() -> None:
-        own = coefficients(every, smoothing)
-        add_targets(features, labels, own, every.own, grad_weight, into[2], segments, classes)
-
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         rows, e = every.part(part), E[: len(H[part])]
         settled(rows, H[part], W, bias, e, chosen, weight_fn)
-        last = start + chunk_rows >= len(H)
-        if last and steps:  # before the product that completes dW, whose epilogue takes a step with it
-            target_terms()
         if grad_features is not None:
-            step = steps and steps[0].rows(part)
-            add_features(grad_features[part], e, V, turned, rows, smoothing, chosen, step, fresh=write)
+            add_features(grad_features[part], e, V, turned, rows, smoothing, chosen, fresh=write)
         if grad_weight is not None:
-            step = steps[1] if steps and last else None
-            add_weight(grad_weight, e, features[part], rows.factor, chosen, of_weight, step, fresh=write and start == 0)
+            add_weight(grad_weight, e, features[part], rows.factor, chosen, of_weight, fresh=write and start == 0)
         if grad_bias is not None:
             add_weighted_sums(into[2], e, rows.factor, passes=chosen.passes, classes=classes)
-    if not steps:
-        target_terms()
+    own = coefficients(every, smoothing)
+    add_targets(features, labels, own, every.own, grad_weight, into[2], segments, classes)
     if grad_bias is not None:
         grad_bias += into[2]
     return finish(every.result(value_fn), smoothing, z, mean)
@@ -220,13 +206,13 @@ def clear(*buffers: Tensor | None, but: tuple[bool, ...] = (False, False, False)
             buffer.zero_()
 
 
-def who_multiplies(products: str | None, mode: str, features: Tensor, steps: object) -> tuple[str, str]:
+def who_multiplies(products: str | None, mode: str, features: Tensor) -> tuple[str, str]:
     """'triton' or 'library' for dH and for dW; ours where torch may refuse its own.
 
     It does so under deterministic algorithms, then also in products with one vector, of smoothing and of the squared error's
     bias, and says how to allow them; and of half-precision operands with float32 results while it tunes its products.
     """
-    if products is None and features.is_cuda and steps is None:
+    if products is None and features.is_cuda:
         refused = torch.are_deterministic_algorithms_enabled() or torch.cuda.tunable.is_enabled()
         if not refused:
             return products_for(mode, features.shape[1])
@@ -259,24 +245,6 @@ def subtract_targets(out, points, labels, own):
     for t in range(labels.shape[1]):
         point = points[labels[:, t].long().clamp(0, len(points) - 1), : out.shape[1]].float()
         out.addcmul_(point, own[:, t, None], value=-1)
-
-
-def check_steps(steps: tuple[Step, Step] | None, features: Tensor, weight: Tensor, products: str, both: bool) -> None:
-    """ValueErrors about momentum steps."""
-    if steps is None:
-        return
-    if products == "library" or not both:
-        raise ValueError("steps: are taken by the triton products of both factors")
-    for step, like in zip(steps, (features, weight), strict=True):
-        state = (step.current, step.velocity, step.updated)
-        if {x.shape for x in state} != {like.shape} or not all(x.is_contiguous() for x in state):
-            raise ValueError(f"steps: current, velocity and updated must be contiguous, of shape {tuple(like.shape)}")
-        if step.updated.dtype != step.current.dtype or step.velocity.dtype != torch.float32:
-            raise ValueError("steps: velocity must be float32, and updated of the dtype of current")
-        if step.settings.dtype != torch.float32 or step.settings.shape != (3,):
-            raise ValueError("steps: settings must be three float32 numbers: penalty, momentum, rate")
-        if step.updated.data_ptr() in {x.data_ptr() for x in (step.current, step.velocity, features, weight)}:
-            raise ValueError("steps: updated must be another buffer than what the sweep still reads")
 
 
 def check_buffers(features, weight, bias, grad_features, grad_weight, grad_bias, need_features, need_weight):
@@ -321,7 +289,7 @@ def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
     return prepared if mode.passes == 1 else x
 
 
-def add_features(out, E, V, turned, rows, smoothing, mode, step=None, *, fresh=False):
+def add_features(out, E, V, turned, rows, smoothing, mode, *, fresh=False):
     """out += factor * (E V) - sum_t coefficient_t v_(y_t), by the library if `turned`, V as `product_operand`, is None.
 
     fresh: the library writes into out what else is added to it.
@@ -331,18 +299,18 @@ def add_features(out, E, V, turned, rows, smoothing, mode, step=None, *, fresh=F
         right, down = turned
         add_product(
             out, E, right, passes=mode.passes, depth=V.shape[0], down=down, factor=rows.factor, coefficient=coefficient,
-            labels=rows.labels, points=V, step=step,
+            labels=rows.labels, points=V,
         )  # fmt: skip
         return
     product = library_product(E[:, : len(V)], V[:, : out.shape[1]], out if fresh else None, fresh=fresh)
     add_finished(out, product, rows.factor, coefficient, rows.labels, V, add=not fresh)
 
 
-def add_weight(out, E, features, factor, mode, products, step=None, *, fresh=False):
+def add_weight(out, E, features, factor, mode, products, *, fresh=False):
     """out += E' (factor * H); fresh: the library writes it."""
     if products == "triton":
         X, down = product_operand(features, mode, factor)
-        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, down=down, step=step)
+        add_product(out, E, X, passes=mode.passes, depth=E.shape[0], transposed=True, down=down)
     else:
         X = operand(features, mode.products, mode.passes, factor)
         library_product(E[:, : out.shape[0]].T, X[:, : out.shape[1]], out, fresh=fresh)

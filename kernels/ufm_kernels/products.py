@@ -3,13 +3,9 @@
     dH += factor * (E W) - sum_t coefficient_t w_(y_t)          rows: samples, depth: classes
     dW += E' X,  X = factor * H                                 rows: classes, depth: the samples of the chunk
 
-With a `Step` the epilogue that completes a gradient also takes the momentum step, while its numbers are in registers.
-
 One kernel: the second takes E transposed and has neither factor nor targets. Each output element is read, added to and
 written by one program in one order, so gradients are the same bits from run to run.
 """
-
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -20,11 +16,11 @@ from .primitives import contract, corner, halves_of, tile_at
 
 @triton.jit
 def finish(
-    total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
-    classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr,
+    total, out, factor, coefficient, labels, points, row, column, rows, columns,
+    classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ADD: tl.constexpr = True,
 ):  # fmt: skip
-    """The epilogue of one block of the product: row factor, target term, accumulation, and the step if asked for."""
+    """The epilogue of one block of the product: row factor, target term and accumulation."""
     r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
     if FACTOR:
         total *= tl.load(factor + r, mask=r < rows, other=0.0)[:, None]
@@ -41,43 +37,34 @@ def finish(
     place, inside = tile_at(out, row, column, rows, columns, columns, HEIGHT, WIDTH)
     if ADD:
         total += tl.load(place, mask=inside, other=0.0)
-    if STEP:
-        here, _ = tile_at(current, row, column, rows, columns, columns, HEIGHT, WIDTH)
-        point = tl.load(here, mask=inside, other=0.0).to(tl.float32)
-        total += tl.load(settings) * point
-        moving, _ = tile_at(velocity, row, column, rows, columns, columns, HEIGHT, WIDTH)
-        speed = tl.load(settings + 1) * tl.load(moving, mask=inside, other=0.0) + total
-        tl.store(moving, speed, mask=inside)
-        there, _ = tile_at(updated, row, column, rows, columns, columns, HEIGHT, WIDTH)
-        tl.store(there, point - tl.load(settings + 2) * speed, mask=inside)
     tl.store(place, total, mask=inside)
 
 
 @triton.jit
 def finish_halves(
-    total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
-    classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr,
+    total, out, factor, coefficient, labels, points, row, column, rows, columns,
+    classes, stride, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """`finish` of the left and then of the right half of a block."""
     half: tl.constexpr = WIDTH // 2
     left, right = halves_of(total, HEIGHT, WIDTH)
     finish(
-        left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column, rows, columns,
-        classes, stride, FACTOR, TARGETS, PAIRS, STEP, HEIGHT, half,
+        left, out, factor, coefficient, labels, points, row, column, rows, columns,
+        classes, stride, FACTOR, TARGETS, PAIRS, HEIGHT, half,
     )  # fmt: skip
     finish(
-        right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column + half, rows,
-        columns, classes, stride, FACTOR, TARGETS, PAIRS, STEP, HEIGHT, half,
+        right, out, factor, coefficient, labels, points, row, column + half, rows,
+        columns, classes, stride, FACTOR, TARGETS, PAIRS, HEIGHT, half,
     )  # fmt: skip
 
 
 @triton.jit
 def product_kernel(
-    A, B, out, factor, coefficient, labels, points, current, velocity, updated, settings,
+    A, B, out, factor, coefficient, labels, points,
     rows, columns, classes, depth, stride_a, stride_b, stride_points,
     TRANSPOSED: tl.constexpr, DOWN: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr,
-    PASSES: tl.constexpr, STEP: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PASSES: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
@@ -94,17 +81,17 @@ def product_kernel(
             half: tl.constexpr = BLOCK_N // 2
             left, right = halves_of(total, BLOCK_M, BLOCK_N)
             finish_halves(
-                left, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
-                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, half,
+                left, out, factor, coefficient, labels, points, row, column,
+                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, BLOCK_M, half,
             )  # fmt: skip
             finish_halves(
-                right, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column + half,
-                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, half,
+                right, out, factor, coefficient, labels, points, row, column + half,
+                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, BLOCK_M, half,
             )  # fmt: skip
         else:
             finish_halves(
-                total, out, factor, coefficient, labels, points, current, velocity, updated, settings, row, column,
-                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, STEP, BLOCK_M, BLOCK_N,
+                total, out, factor, coefficient, labels, points, row, column,
+                rows, columns, classes, stride_points, FACTOR, TARGETS, PAIRS, BLOCK_M, BLOCK_N,
             )  # fmt: skip
 
 
@@ -118,8 +105,8 @@ def epilogue_kernel(
     place, inside = tile_at(product, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
     total = tl.load(place, mask=inside, other=0.0)
     finish(
-        total, out, factor, coefficient, labels, points, out, out, out, out, row, column, rows, columns, classes, stride,
-        True, TARGETS, False, False, BLOCK_M, BLOCK_N, ADD,
+        total, out, factor, coefficient, labels, points, row, column, rows, columns, classes, stride,
+        True, TARGETS, False, BLOCK_M, BLOCK_N, ADD,
     )  # fmt: skip
 
 
@@ -183,34 +170,15 @@ def add_finished(out, product, factor, coefficient, labels, points, *, add=True)
     )  # fmt: skip
 
 
-class Step(NamedTuple):
-    """A momentum step: g += penalty x; v = momentum v + g; y = x - rate v, with x, v, y of the gradient's shape.
-
-    current x: any float dtype; velocity v: fp32, in place; updated y: in x's dtype, another buffer than x, which other
-    tiles and later products still read. settings: fp32 (3,) = penalty, momentum, rate on the device: no synchronisation.
-    """
-
-    current: Any
-    velocity: Any
-    updated: Any
-    settings: Any
-
-    def rows(self, part):
-        """The step of some of the rows."""
-        return Step(self.current[part], self.velocity[part], self.updated[part], self.settings)
-
-
-def kernel_name(transposed, targets, step):
+def kernel_name(transposed, targets):
     """The row of the tile table."""
-    if step:
-        return "step"
     return "transposed" if transposed else "product" if targets <= 1 else "product_wide"
 
 
 @on_device
 def add_product(
     out, A, B, *, passes, depth, transposed=False, down=True, factor=None, coefficient=None, labels=None, points=None,
-    exact=False, step=None, launch=None,
+    exact=False, launch=None,
 ):  # fmt: skip
     """out += factor * (A B) - sum_t coefficient_t points[labels_t], with A transposed first if `transposed`.
 
@@ -221,16 +189,13 @@ def add_product(
             where not `down`: tensor cores read float32 from there without moving it. points: (depth, halves * columns), or
             (classes, columns) of any float dtype if `exact`.
         depth: the length of the contraction, at most the rows of B: padding of A beyond it is not read as data.
-        step: a Step taken with the finished `out`, which then holds the penalty's gradient too; or None.
         factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
     """
     check_written(out=out)
-    if step is not None:
-        check_written(current=step.current, velocity=step.velocity, updated=step.updated)
     A, B, factor, coefficient, labels, points = laid_out(A, B, factor, coefficient, labels, points)
     rows, columns = out.shape
     targets = 0 if labels is None else labels.shape[1]
-    launch = launch or Launch.of(kernel_name(transposed, targets, step is not None), A, passes)
+    launch = launch or Launch.of(kernel_name(transposed, targets), A, passes)
     tile = launch.tile
     if not tile.tma:  # offsets inside a tile are 32-bit
         for name, matrix, height in (("A", A, max(tile.rows, tile.depth)), ("B", B, max(tile.columns, tile.depth))):
@@ -242,12 +207,11 @@ def add_product(
         a = descriptor(A, (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth))
         b = descriptor(B, (tile.depth, tile.columns) if down else (tile.columns, tile.depth))
     unused = out
-    current, velocity, updated, settings = step or (unused, unused, unused, unused)
     product_kernel[launch.grid(ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns))](
         a, b, out, unused if factor is None else factor, unused if coefficient is None else coefficient,
         unused if labels is None else labels, unused if points is None else points,
-        current, velocity, updated, settings, rows, columns, len(points) if exact else depth, depth, A.stride(0),
+        rows, columns, len(points) if exact else depth, depth, A.stride(0),
         B.stride(0), B.stride(0) if points is None else points.stride(0), TRANSPOSED=transposed, DOWN=down,
         FACTOR=factor is not None, TARGETS=targets, PAIRS=passes == 3 and not exact, PASSES=passes,
-        STEP=step is not None, FLATTEN=tile.flatten, **launch.options(),
+        FLATTEN=tile.flatten, **launch.options(),
     )  # fmt: skip

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from .row_sums import finish_rows, raise_offsets
 
-LARGEST = 1e30  # stands for an infinite l where it is multiplied by zero
-
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,32 +31,6 @@ def cross_entropy_value(log_ratio: Tensor, probability: Tensor) -> Tensor:
 def cross_entropy_weight(log_ratio: Tensor, probability: Tensor) -> Tensor:
     """g'(l) = 1."""
     return torch.ones_like(log_ratio)
-
-
-def ratio_of(l: Tensor, p: Tensor) -> Tensor:
-    """l (1 - p) / p: 1 where p vanishes, 0 where the target is impossible."""
-    return torch.where(p > 0, l.clamp_max(LARGEST) * (1 - p) / p, 1.0)
-
-
-def focal(gamma: float) -> tuple[LossFunction, LossFunction]:
-    """(value, weight) of the focal loss p^gamma l, p the probability off the target; finite for every gamma >= 0."""
-
-    def value(l: Tensor, p: Tensor) -> Tensor:
-        return p**gamma * l
-
-    def weight(l: Tensor, p: Tensor) -> Tensor:
-        return p**gamma * (1 + gamma * ratio_of(l, p))
-
-    return value, weight
-
-
-def focal_curvature(gamma: float) -> LossFunction:
-    """g'' of the focal loss, for Hessian-vector products."""
-
-    def curvature(l: Tensor, p: Tensor) -> Tensor:
-        return gamma * p ** (gamma - 1) * (1 - p) * (2 + (gamma - 1) * ratio_of(l, p) - l.clamp_max(LARGEST))
-
-    return curvature
 
 
 class HeadResult(NamedTuple):

@@ -101,17 +101,6 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         90: Tile(128, 128, 32, 8, 3, tma=True),
         100: Tile(128, 128, 32, 8, 3, tma=True),
     },
-    # A product whose epilogue takes the momentum step: three more tiles of numbers beside the accumulator.
-    ("step", 16): {
-        80: Tile(64, 128, 32, 8, 4),
-        90: Tile(128, 64, 64, 8, 4, tma=True),
-        100: Tile(64, 64, 64, 4, 4, tma=True),
-    },
-    ("step", 32): {
-        80: Tile(64, 64, 32, 4, 3),
-        90: Tile(128, 64, 32, 8, 3, tma=True),
-        100: Tile(128, 64, 32, 8, 2, tma=True),
-    },
     # Rows kept and columns streamed a step; the depth is the whole feature width.
     ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 128, 0, 8, 3), 100: Tile(128, 32, 0, 8, 2)},
     ("one_pass", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
@@ -119,8 +108,6 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("one_pass_weight", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
     ("gram", 16): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
     ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 16, 4, 4), 100: Tile(64, 64, 32, 4, 3)},
-    ("nearest", 16): {80: Tile(64, 128, 32, 8, 4), 90: Tile(128, 128, 64, 8, 3), 100: Tile(128, 64, 64, 8, 3)},
-    ("nearest", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 128, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
     ("matvec", 16): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 64, 4, 3), 100: Tile(128, 64, 64, 8, 3)},
     ("matvec", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
     ("hvp", 16): {
@@ -150,8 +137,6 @@ PAIRS: dict[tuple[str, int], dict[int, Tile]] = {
     ("product_wide", 32): {100: Tile(128, 64, 32, 8, 2, tma=True)},
     ("transposed", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 64, 64, 8, 3, tma=True)},
     ("transposed", 32): {80: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 2, tma=True)},
-    ("step", 16): {100: Tile(128, 32, 64, 8, 4, tma=True)},
-    ("step", 32): {100: Tile(128, 32, 32, 8, 2, tma=True)},
     ("one_pass", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
     ("one_pass", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 1)},
     ("one_pass_weight", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},

@@ -10,15 +10,15 @@ pytest.importorskip("triton", reason="triton has no build for this platform")
 
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from ufm_fast.losses import Focal
 from ufm_kernels import head, one_pass
 from ufm_kernels import rows as rows_of
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
 from ufm_kernels.hvp import move_exponentials
 from ufm_kernels.launch import Launch
-from ufm_kernels.nearest import nearest
 from ufm_kernels.off_target import off_target
 from ufm_kernels.operands import MODES, chunk_bytes, empty_chunk, logit_operands, operand, operand_bytes, product_operand
-from ufm_kernels.products import Step, add_product, add_weighted_sums
+from ufm_kernels.products import add_product, add_weighted_sums
 from ufm_kernels.segments import Segments, add_class_sums, check_labels, target_logits
 from ufm_kernels.squared_error import gram, library_gram
 from ufm_kernels.squared_head import squared_error_value_and_grad
@@ -83,7 +83,8 @@ class Case:
         return losses.detach(), torch.autograd.grad((self.row_weight.double() * losses).sum(), parameters)
 
     def run(self, driver=head.softmax_value_and_grad, smoothing=0.0, gamma=0.0, **options):
-        value, weight = rows_of.focal(gamma) if gamma else (rows_of.cross_entropy_value, rows_of.cross_entropy_weight)
+        loss = Focal(gamma=gamma) if gamma else None
+        value, weight = (loss.value, loss.weight) if loss else (rows_of.cross_entropy_value, rows_of.cross_entropy_weight)
         buffers = {"grad_features": self.features, "grad_weight": self.weight}
         if self.bias is not None:
             buffers["grad_bias"] = self.bias
@@ -538,10 +539,6 @@ def test_strided_operands_are_laid_out():
     add_class_sums(sums[0], case.features, weights, segments)
     add_class_sums(sums[1], strided(case.features), strided(weights), segments)
     assert torch.equal(sums[0], sums[1])
-    own = labels[:, 0].contiguous()
-    plain = nearest(case.features, case.weight, own, bias=case.bias)
-    for a, b in zip(plain, nearest(*map(strided, (case.features, case.weight, own)), bias=strided(case.bias)), strict=True):
-        assert torch.equal(a, b)
     H, W = (operand(x, torch.float32, 3) for x in (case.features, case.weight))
     E = [empty_chunk(9, 12, MODES["tf32x3"], H.device) for _ in range(2)]
     offset = wanted[:, 0].contiguous()
@@ -668,62 +665,6 @@ def test_gram_matrix_of_no_rows():
     assert torch.equal(gram(torch.zeros(0, 5, device=DEVICE)), torch.zeros(5, 5, dtype=torch.float64, device=DEVICE))
 
 
-@pytest.mark.parametrize("mode", ["bf16", "tf32x3"])
-@given(**sizes, chunk=st.integers(7, 50), smoothing=st.sampled_from([0.0, 0.1]), targets=st.integers(1, 2))
-@quick
-def test_momentum_step(mode, rows, classes, dim, seed, chunk, smoothing, targets):
-    """The step in the epilogues is the step taken afterwards, with and without a second chunk."""
-    case = Case(rows, max(classes, 3), dim, seed, mode, targets=targets)
-    smoothing = 0.0 if targets > 1 else smoothing
-    _, (of_features, of_weight, of_bias) = case.run(smoothing=smoothing, chunk_rows=chunk)
-    make = torch.Generator().manual_seed(seed)
-    steps, wanted = [], []
-    for point, gradient, penalty in ((case.features, of_features, 0.3), (case.weight, of_weight, 0.2)):
-        velocity = torch.randn(point.shape, generator=make).to(DEVICE)
-        settings_of = torch.tensor([penalty, 0.9, 0.5], device=DEVICE)
-        steps.append(Step(point, velocity.clone(), torch.empty_like(point), settings_of))
-        gradient += penalty * point.float()
-        velocity = 0.9 * velocity + gradient
-        wanted.append((gradient, velocity, (point.float() - 0.5 * velocity).to(point.dtype)))
-    buffers = [torch.zeros_like(x, dtype=torch.float32) for x in (case.features, case.weight, case.bias)]
-    head.softmax_value_and_grad(
-        case.features, case.weight, case.bias, case.labels if targets > 1 else case.labels[:, 0], case.row_weight,
-        smoothing=smoothing, grad_features=buffers[0], grad_weight=buffers[1], grad_bias=buffers[2],
-        steps=(steps[0], steps[1]), chunk_rows=chunk, mode=mode,
-    )  # fmt: skip
-    torch.testing.assert_close(buffers[2], of_bias, rtol=1e-4, atol=1e-5)
-    for step, buffer, (gradient, velocity, updated) in zip(steps, buffers, wanted, strict=False):
-        torch.testing.assert_close(buffer, gradient, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(step.velocity, velocity, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(step.updated.float(), updated.float(), rtol=1e-2 if mode == "bf16" else 1e-4, atol=1e-5)
-
-
-def test_momentum_step_refuses_what_does_not_fit():
-    case = Case(5, 6, 4, 0, "tf32x3")
-    gradients = {
-        "grad_features": torch.zeros_like(case.features), "grad_weight": torch.zeros_like(case.weight), "mode": "tf32x3"
-    }  # fmt: skip
-    good = [
-        Step(x, torch.zeros_like(x), torch.empty_like(x), torch.zeros(3, device=DEVICE)) for x in (case.features, case.weight)
-    ]
-    for bad, words in (
-        (good[0]._replace(updated=case.features), "another buffer"),
-        (good[0]._replace(velocity=torch.zeros(2, 2, device=DEVICE)), "of shape"),
-        (good[0]._replace(updated=good[0].velocity), "another buffer"),
-        (good[0]._replace(updated=good[0].updated.bfloat16()), "dtype of current"),
-        (good[0]._replace(settings=torch.zeros(2, device=DEVICE)), "three float32"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            head.softmax_value_and_grad(
-                case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, steps=(bad, good[1]), **gradients
-            )
-    with pytest.raises(ValueError, match="both factors"):
-        head.softmax_value_and_grad(
-            case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, steps=(good[0], good[1]),
-            need_weight=False, **gradients,
-        )  # fmt: skip
-
-
 @given(**sizes, transposed=st.booleans())
 @quick
 def test_weighted_sums(rows, classes, dim, seed, transposed):
@@ -773,24 +714,6 @@ def test_class_sums_of_fewer_rows_than_classes(splits):
     torch.testing.assert_close(out.cpu(), expected)
 
 
-@given(**sizes, parts=st.sampled_from([(1, 128), (2, 64)]))
-@quick
-def test_nearest(rows, classes, dim, seed, parts):
-    case = Case(rows, classes, dim, seed, "bf16x3")
-    labels, center = case.labels[:, 0].int(), -1.0 / 7
-    Q, C = case.features.bfloat16(), case.weight.bfloat16()
-    C_padded = operand(C, torch.bfloat16, 1)
-    index, moments = nearest(operand(Q, torch.bfloat16, 1), C_padded, labels, bias=case.bias, center=center, parts=parts)
-    z = Q.double() @ C.double().T + case.bias.double()
-    rival = z.scatter(1, case.labels, float("-inf"))
-    others = torch.ones_like(z).scatter(1, case.labels, 0.0)
-    expected = torch.stack(
-        (rival.amax(1), (z * others).sum(1), ((z - center) ** 2 * others).sum(1), ((z - center).abs() * others).sum(1))
-    )
-    assert torch.equal(index, rival.argmax(1))
-    torch.testing.assert_close(moments.double(), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_shapes_that_a_kernel_would_read_beyond_are_refused():
     x, W, t, one = torch.randn(5, 3), torch.randn(4, 3), torch.randint(4, (5,)), torch.ones(5)
     out = {"out_features": torch.zeros(5, 3), "out_weight": torch.zeros(4, 3)}
@@ -799,23 +722,12 @@ def test_shapes_that_a_kernel_would_read_beyond_are_refused():
             softmax_hvp(x, W, None, t, one, **{"d_features": x, "d_weight": W, **out, name: wrong})
     with pytest.raises(ValueError, match="features"):
         squared_error_value_and_grad(x[:, :1], W, None, t, grad_features=torch.zeros(5, 1), grad_weight=torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="Q"):
-        nearest(x, W[:, :2], t.int())
-    with pytest.raises(ValueError, match="labels"):
-        nearest(x, W, t[:3].int())
 
 
 def test_gram_of_float64_keeps_it():
     x, weight = torch.randn(200, 3, dtype=torch.float64), torch.rand(200)
     torch.testing.assert_close(gram(x), x.T @ x, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(gram(x, weight), x.T @ (x * weight[:, None]), rtol=1e-13, atol=1e-13)
-
-
-def test_nearest_takes_the_lowest_class_of_a_tie():
-    C = operand(torch.ones(70, 8, device=DEVICE).bfloat16(), torch.bfloat16, 1)
-    labels = torch.arange(70, dtype=torch.int32, device=DEVICE)
-    index, _ = nearest(C, C, labels, parts=(2, 64))
-    assert index.tolist() == [1] + [0] * 69
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -851,28 +763,6 @@ def test_squared_error(rows, classes, dim, seed, bias, weighted):
         assert error(gradient, expected) < 1e-5
 
 
-@given(**sizes)
-@quick
-def test_squared_error_step(rows, classes, dim, seed):
-    """Gradient, penalty and momentum step of one pass against the written-out formulas."""
-    case = Case(rows, classes, dim, seed, "tf32x3")
-    make = torch.Generator().manual_seed(seed)
-    A, velocity = (torch.randn(n, dim, generator=make).to(DEVICE) for n in (dim, rows))
-    A = A + A.T  # as the Gram matrices that it stands for
-    penalty, momentum, rate = 0.3, 0.9, 0.1
-    expected = case.row_weight[:, None] * (case.features @ A - case.weight[case.labels[:, 0]]) + penalty * case.features
-    moved = momentum * velocity + expected
-    gradient, updated = torch.zeros_like(case.features), torch.empty_like(case.features)
-    settings_of = torch.tensor([penalty, momentum, rate], device=DEVICE)
-    add_product(
-        gradient, operand(case.features, torch.float32, 3), operand(A, torch.float32, 3), passes=3, depth=dim, down=False,
-        factor=case.row_weight, coefficient=case.row_weight[:, None].contiguous(), labels=case.labels.int(),
-        points=case.weight, exact=True, step=Step(case.features, velocity, updated, settings_of),
-    )  # fmt: skip
-    for found, wanted in ((gradient, expected), (velocity, moved), (updated, case.features - rate * moved)):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(("mode", "gamma"), [("bf16", 0.0), ("fp16x3", 0.0), ("tf32x3", 0.0), ("tf32x3", 2.0)])
 @given(**{**sizes, "rows": st.integers(1, 20), "classes": st.integers(2, 30)}, smoothing=st.sampled_from([0.0, 0.1]))
 @settings(quick, max_examples=2)
@@ -890,8 +780,8 @@ def test_hessian_vector_product(mode, gamma, rows, classes, dim, seed, smoothing
     outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
     softmax_hvp(
         case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight,
-        rows_of.focal(gamma)[1] if gamma else rows_of.cross_entropy_weight,
-        rows_of.focal_curvature(gamma) if gamma else cross_entropy_curvature, smoothing,
+        Focal(gamma=gamma).weight if gamma else rows_of.cross_entropy_weight,
+        (lambda l, p: Focal(gamma=gamma).bend(l, p) / p) if gamma else cross_entropy_curvature, smoothing,
         d_features=directions[0], d_weight=directions[1], d_bias=directions[2],
         out_features=outs[0], out_weight=outs[1], out_bias=outs[2], chunk_rows=13, mode=mode,
     )  # fmt: skip
