@@ -40,6 +40,21 @@ def test_a_run_that_has_not_converged_is_not_critical(capsys: pytest.CaptureFixt
     assert printed(capsys)["classification"] != "not critical"
 
 
+def test_layers_and_spheres(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--layers", "2", "--activation", "relu", "--loss", "mse", "--start", "normal")
+    assert solve(*SMALL, *flags, "--out", "deep", "--quiet") == 0
+    assert main(["landscape", "deep", "--json"]) == 0
+    assert "active piece" in printed(capsys)["note"]
+    assert main(["landscape", "deep"]) == 0
+    assert "kinks" in capsys.readouterr().out
+    ball = ("--classes", "4", "--dim", "6", "--constraint", "sphere", "--temperature", "5", "--start", "normal")
+    assert solve(*ball, "--out", "ball", "--quiet") == 0
+    assert main(["landscape", "ball", "--json"]) == 0
+    found = printed(capsys)
+    assert found["classification"] in ("global minimum (certified)", "no negative curvature found")
+    assert abs(found["eigenvalue"]) < 1e-9
+
+
 def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert solve(*SMALL, "--out", "r", "--quiet") == 0
     shutil.copytree("r", "begun")
