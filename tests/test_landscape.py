@@ -233,7 +233,7 @@ def test_at_a_kink_the_value_has_a_say() -> None:
     assert smooth.note == ""
 
 
-def test_negative_curvature_that_ends_at_a_kink_is_none() -> None:
+def test_negative_curvature_that_ends_at_a_kink_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     K, d = 4, 6
     problem = Problem(classes=K, dim=d, per_class=1, layers=2, activation="relu", lambda_w=2**-10, lambda_h=2**-10)
     objective = Objective(problem)
@@ -254,6 +254,10 @@ def test_negative_curvature_that_ends_at_a_kink_is_none() -> None:
     found = classify(objective, x)
     assert found.kinks == K * (d - K)
     assert found.relative_gradient < 1e-10
+    assert abs(found.curvature.eigenvalue) < 1e-9 * problem.mu  # of the piece on which those units rest
+    assert found.classification == "no negative curvature found"
+    monkeypatch.setattr(Objective, "resting", lambda objective, part: objective)
+    found = classify(objective, x)
     assert found.curvature.eigenvalue == pytest.approx(-problem.mu / 3, rel=1e-8)
     assert found.classification == "no negative curvature found"
     assert "does not fall" in found.note

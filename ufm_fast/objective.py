@@ -207,8 +207,15 @@ class Objective:
 
     def rounded(self, e: float) -> Objective:
         """The same objective with the kinks of its ReLU rounded by e, in the solver's units (`trunks.ReLU`)."""
+        return self._activated(ReLU(e))
+
+    def resting(self, part: float) -> Objective:
+        """The same objective, with derivatives of the piece on which inputs of its ReLU up to that part of the largest rest."""
+        return self._activated(ReLU(rest=part))
+
+    def _activated(self, activation: ReLU) -> Objective:
         other = copy.copy(self)
-        other.trunk = replace(self.trunk, activation=ReLU(e))
+        other.trunk = replace(self.trunk, activation=activation)
         other._last = None
         return other
 

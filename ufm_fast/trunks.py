@@ -38,10 +38,12 @@ class Linear:
 class ReLU(Linear):
     """s(z) = max(z, 0), or with ``rounding`` e > 0 the smooth (z + sqrt(z^2 + e^2) - e)/2, which tends to it.
 
-    At z = 0 the slope of the exact one is 0: the piece on which zero stays zero.
+    At z = 0 the slope of the exact one is 0: the piece on which zero stays zero. ``rest``: inputs up to that part of the
+    largest count as zero there.
     """
 
     rounding: float = 0.0
+    rest: float = 0.0
     gain = 2.0**0.5  # keeps the scale of a random layer's output
 
     def value(self, z: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class ReLU(Linear):
 
     def slope(self, z: Tensor) -> Tensor:
         if self.rounding == 0.0:
-            return (z > 0).to(z.dtype)
+            return (z > (self.rest * z.abs().max() if self.rest else 0.0)).to(z.dtype)
         return 0.5 * (1.0 + z / torch.hypot(z, z.new_tensor(self.rounding)))
 
     def bend(self, z: Tensor) -> Tensor | None:

@@ -12,10 +12,13 @@ At a minimum of rank r the rotations of the features leave zeros, r (2d - r - 1)
 
 Everything is in the variables of the Objective, along its space (tangent on spheres, nothing along a frozen factor). With
 ``reduce='classes'`` directions in which the samples of a class part are left out; for a loss convex in the logits they
-curve up. Behind exact ReLUs the function has kinks: where an input of one is zero, gradient and Hessian are those of the
-active piece (on which zero stays zero), and say nothing across the kink. A unit without weights has such inputs: rounding
-switches it on for some classes and off for others, and that piece may curve down (by mu/3 at a local minimum of 4 classes)
-though the value rises along the vector both ways. So there `classify` asks the value too; `Landscape.kinks`, ``note`` say so.
+curve up.
+
+Behind exact ReLUs the function has kinks: where an input of one is zero, gradient and Hessian are those of the active piece
+and say nothing across the kink. A unit without weights has such inputs: rounding switches it on for some classes and off
+for others, as no weights can, and such a piece may curve down (by mu/3 at a local minimum of 4 classes). So `classify`
+takes the piece on which inputs that are zero but for rounding rest, and calls a point there a saddle only if the value falls
+along the vector too; `Landscape.kinks` and ``note`` say so.
 """
 
 from ufm_fast.landscape.critical import Landscape, classify, escape

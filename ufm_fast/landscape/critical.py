@@ -55,11 +55,11 @@ class Landscape:
         """What is to be said of kinks, empty where there are none."""
         if not self.kinks:
             return ""
-        said = f"{self.kinks:,} inputs of ReLUs are zero: gradient and curvature are those of the active piece"
+        said = f"{self.kinks:,} inputs of ReLUs are zero: the curvature is that of the active piece, on which they rest"
         if self.classification == STRICT_SADDLE:
-            return f"{said}, and the value falls along its vector"
+            return f"{said}; the value falls along its vector"
         if self.classification == NO_NEGATIVE_CURVATURE and self.curvature.eigenvalue < -self.threshold:
-            return f"{said}, which is left along its vector: there the value does not fall as that curvature has it"
+            return f"{said}; along its vector they do not, and the value does not fall"
         return said
 
     def summary(self) -> dict[str, Any]:
@@ -93,9 +93,10 @@ def classify(objective: Objective, x: Point, *, tol: float = 1e-6, max_products:
     certificate = certify(objective.problem, objective.rows, objective.to_model(x)) if relative <= tol else None
     certified = certificate is not None and certificate.certified
     thorough = certificate is not None and not certified  # all that can be said of such a point may be the lower bound
-    found = smallest_curvature(objective, x, max_products=max_products, thorough=thorough, seed=seed)
-    threshold = max(unit * max(1e-8, 10 * relative), rounding(objective, found.eigenvalue, found.largest))
     kinks = kinks_at(objective, x)
+    piece = objective.resting(_KINK) if kinks else objective
+    found = smallest_curvature(piece, x, max_products=max_products, thorough=thorough, seed=seed)
+    threshold = max(unit * max(1e-8, 10 * relative), rounding(objective, found.eigenvalue, found.largest))
     if relative > tol:
         verdict = NOT_CRITICAL
     elif found.eigenvalue < -threshold and (not kinks or _falls(objective, x, found, at.value)):
