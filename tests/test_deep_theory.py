@@ -14,6 +14,7 @@ from ufm_fast import Problem, solve
 from ufm_fast.theory import biased_mse_minimum, ce_minimum, closed_form, mse_minimum
 from ufm_fast.theory.codes import codes_of
 from ufm_fast.theory.deep import ce_bound, chord, deep_code_value, layered_mse, mse_bound, profile
+from ufm_fast.theory.structures import recognise, structures
 
 LAMBDA = 5e-4
 DANG = [
@@ -178,3 +179,31 @@ def test_minima_with_layers_are_certified_where_that_is_proved_and_called_local_
     found = solve(problem, start="orthogonal", metrics=False)
     assert found.certificate.certified == (loss == "mse")
     assert found.notes == ([] if loss == "mse" else ["local minimum; the bound is not tight here (several layers)"])
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "name"),
+    [
+        ({"classes": 6, "dim": 10, "per_class": 5, "layers": 2}, {"start": "normal", "restarts": 10}, "cross-polytope"),
+        ({"classes": 4, "dim": 8, "per_class": 5, "layers": 2}, {"start": "normal", "restarts": 5}, "simplex"),
+        ({"classes": 4, "dim": 2, "per_class": 5}, {"start": "normal"}, "cross-polytope"),
+        ({"classes": 5, "dim": 2, "per_class": 5}, {"start": "normal", "restarts": 3}, "regular polygon"),
+    ],
+)
+def test_structures_are_recognised_by_their_values(case, options, name):
+    problem = Problem(lambda_w=2.0**-10, lambda_h=2.0**-10, **case)
+    found = solve(problem, metrics=False, **options)
+    assert found.theory is None
+    assert found.structure.name.startswith(name)
+    assert found.structure.value == pytest.approx(found.value, rel=1e-8)
+    assert found.summary()["structure"]["name"] == found.structure.name
+
+
+def test_what_is_proved_or_unknown_is_no_structure():
+    assert solve(Problem(classes=4, dim=8), metrics=False).structure is None
+    relu = Problem(classes=4, dim=10, layers=2, activation="relu", loss="mse", lambda_w=5e-3, lambda_h=5e-3)
+    least = layered_mse([1] * 4, 10, 5e-3, 3).value
+    assert recognise(relu, least).name.startswith("orthogonal")
+    assert recognise(relu, least * 1.001) is None
+    assert structures(Problem(classes=4, dim=10, layers=2, activation="relu")) == []
+    assert structures(Problem(counts=[2, 2, 1], dim=10, layers=2)) == []

@@ -67,7 +67,7 @@ def notes(
     problem: Problem, theory: ClosedForm | None, certificate: Certificate | None, outcome: Outcome, value: float
 ) -> list[str]:
     """What a user should know of a solution and could not tell from its numbers."""
-    said = [held_together(problem), _empty_classes(problem)]
+    said = [held_together(problem, theory), _empty_classes(problem)]
     reached = theory is not None and abs(value - theory.value) <= 1e-6 * abs(theory.value)
     if outcome.success and not reached and certificate is not None and certificate.kind != "none":
         said.append("" if certificate.certified else _not_proved(problem, certificate))

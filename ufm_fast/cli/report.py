@@ -110,6 +110,8 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "relative difference", number((summary["value"] - theory["value"]) / scale)
     else:
         yield "theory", "no closed form for this problem"
+    if summary.get("structure"):
+        yield "structure", f"{escape(summary['structure']['name'])}, by its value {number(summary['structure']['value'], 15)}"
     yield "certificate", _certificate(certificate)
     yield "gradient norm", number(summary["gradient_norm"])
     if "groups" in summary:

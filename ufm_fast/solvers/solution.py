@@ -13,6 +13,7 @@ from ufm_fast.theory.separation import predicted_frame
 if TYPE_CHECKING:
     from ufm_fast.theory import ClosedForm
     from ufm_fast.theory.certificates import Certificate
+    from ufm_fast.theory.structures import Structure
 
 
 _NO_CERTIFICATE = {
@@ -80,6 +81,7 @@ class Solution:
     ``point`` holds the model's W (K x d), b, hidden layers, and H with one row for each row of ``reduce`` (a class, or a
     sample); ``lifted()`` has all N rows. ``restarts``: a row for each of several starts, of which this is the best.
     ``theory`` and ``certificate`` are None where there is none. ``notes``: what the numbers do not tell, in words.
+    ``structure``: one that is known but not proved to be the minimum, where theory is None and the value is its.
     """
 
     problem: Problem
@@ -103,6 +105,7 @@ class Solution:
     history: list[StepRecord] = field(default_factory=list)
     restarts: tuple[Restart, ...] = ()
     notes: list[str] = field(default_factory=list)
+    structure: Structure | None = None
 
     @property
     def success(self) -> bool:
@@ -144,4 +147,5 @@ class Solution:
             "frame": predicted_frame(self.problem.kind),
             "empty_classes": int((self.problem.counts == 0).sum()),
             "notes": self.notes,
+            "structure": None if self.structure is None else asdict(self.structure),
         }

@@ -10,13 +10,14 @@ singular values, and for the squared error one of numbers: the profile of each s
   least width (arXiv 2202.08087 for M = 2, 2301.00437; any counts and widths);
 - linear, free bias: b = n/N, and t^2 the eigenvalues of diag(n) - n n'/N, for no bias has smaller singular
   values and g increases (our derivation; for one layer too);
-- cross-entropy: feasible points only, whose logits are a code's (`code_value`); deep neural collapse is the
-  simplex's. None is proved to be the minimum, and which is lowest depends on depth (arXiv 2405.14468 shows
-  that the simplex's is not, from K = 4 on with M >= 3 or K = 6 with M = 2).
+- cross-entropy: feasible points only, whose logits are a code's (`deep_code_value`); deep neural collapse is the
+  simplex's. None is proved to be the minimum, and which is lowest depends on depth (arXiv 2410.23169: not the
+  simplex's, from K = 4 on with M >= 3 and from K = 6 on with M = 2).
 
-With a ReLU the orthogonal frame of the squared error without a bias is non-negative, so its value is feasible;
-for M >= 4 it is not the least. Any depth and activation has the lower bound (P/2) mu |Z D^1/2|_*^(2/P) on the
-penalty, whose chord turns the one-layer duals into bounds (`chord`). P = 2 is the model with one layer.
+With a ReLU the orthogonal frame of the squared error without a bias is non-negative, so its value is
+feasible; for M >= 4 it is not the least (arXiv 2405.14468). For any depth and activation the penalty is at
+least (P/2) mu |Z D^1/2|_*^(2/P), and the chord of that turns the one-layer duals into bounds (`chord`).
+P = 2 is the model with one layer.
 """
 
 from __future__ import annotations
@@ -64,16 +65,16 @@ def profile(targets: Array, samples: float, mu: float, factors: int) -> tuple[Ar
 
 @dataclass(frozen=True, eq=False)
 class LayeredMinimum:
-    """`value`; the singular values `sigma` (r,) of the weighted logits, and their vectors, K x r orthonormal.
+    """`value`; the singular values `sigma` (r,) of the weighted logits; `bias`: (K,) or None.
 
-    `left` belongs to the classifier and `right` to the class means times sqrt(n_k); `bias`: (K,) or None.
+    `vectors` makes their vectors when a minimiser is asked for, K x r orthonormal: those of the classifier, and
+    those of the class means times sqrt(n_k).
     """
 
     value: float
     sigma: Tensor
-    left: Tensor
-    right: Tensor
     bias: Tensor | None
+    vectors: Callable[[], tuple[Tensor, Tensor]]
 
     def factors(self, counts: Tensor, widths: Sequence[int], penalties: Sequence[float]) -> list[Tensor]:
         """W (K x d_(M-1)), the class means (K x d_0, zero where a class is empty), W_1 .. W_(M-1).
@@ -91,8 +92,9 @@ class LayeredMinimum:
             pad(torch.diag(x), (0, before - rank, 0, after - rank))
             for x, before, after in zip(hidden, widths, widths[1:], strict=False)
         ]
-        of_means = pad(roots[:, None] * self.right * H, (0, widths[0] - rank))
-        return [pad(self.left * W, (0, widths[-1] - rank)), of_means, *layers]
+        left, right = self.vectors()
+        of_means = pad(roots[:, None] * right * H, (0, widths[0] - rank))
+        return [pad(left * W, (0, widths[-1] - rank)), of_means, *layers]
 
 
 def layered_mse(
@@ -111,8 +113,9 @@ def layered_mse(
     s, cost = profile(t[most], samples, check_positive("mu", mu), factors)
     rest = t[order[len(most) :]]
     value = math.fsum(cost) + math.fsum(rest * rest) / (2 * samples)
-    left, right = make(most[s > 0])
-    return LayeredMinimum(value, torch.from_numpy(s[s > 0]), left, right, n / samples if free_bias else None)
+    kept = s > 0
+    bias = n / samples if free_bias else None
+    return LayeredMinimum(value, torch.from_numpy(s[kept]), bias, lambda: make(most[kept]))
 
 
 Places = NDArray[np.intp]
@@ -121,8 +124,13 @@ Vectors = Callable[[Places], tuple[Tensor, Tensor]]
 
 def _plain(n: Tensor) -> tuple[Array, Vectors]:
     """Singular values sqrt(n_k) and, of those chosen, their vectors: axes."""
-    axes = torch.eye(len(n), dtype=torch.float64)
-    return n.sqrt().numpy(), lambda chosen: (axes[:, chosen.tolist()], axes[:, chosen.tolist()])
+
+    def vectors(chosen: Places) -> tuple[Tensor, Tensor]:
+        axes = torch.zeros(len(n), len(chosen), dtype=torch.float64)
+        axes[torch.from_numpy(chosen), torch.arange(len(chosen))] = 1.0
+        return axes, axes
+
+    return n.sqrt().numpy(), vectors
 
 
 def _centred(n: Tensor) -> tuple[Array, Vectors]:

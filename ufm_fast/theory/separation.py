@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.problem import LEAST_PENALTY, Kind, Problem
-from ufm_fast.theory.forms import closed_form
+from ufm_fast.theory.forms import ClosedForm, closed_form
 from ufm_fast.theory.tables import layered, plain
 
 _SIMPLEX, _ORTHOGONAL = "simplex", "orthogonal"
@@ -30,15 +30,17 @@ _grouped = plain("ce", "mse", "pick-all")
 _apart = plain("mse", bias=("none",))
 
 
-def held_together(problem: Problem) -> str:
+def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
     """In words, which classes the penalties hold together, and up to which lambda_w they would not; '' if none.
+
+    ``form``: the problem's closed form where it is at hand.
 
     Exact where it speaks: all classes, by the closed form; else classes of equal count, for cross-entropy with
     d >= K - 1 and the squared error.
     """
     if int((problem.counts > 0).sum()) < 2:
         return ""
-    form = closed_form(problem)
+    form = form or closed_form(problem)
     if form is not None and form.collapsed:
         return (
             "the minimum is zero, W = H = 0: penalties are above the threshold of collapse; "
@@ -60,7 +62,7 @@ def _held_counts(problem: Problem) -> Tensor:
     """Counts of the classes with samples that can't be told from others of their count."""
     kind, counts = problem.kind, problem.counts
     nothing = counts[:0]
-    if not _grouped(kind) or (problem.dim < problem.num_classes - 1 and problem.loss.name != "mse"):
+    if not _grouped(kind) or (problem.dim < problem.num_classes - 1 and kind.loss != "mse"):
         return nothing
     if problem.target_sets is not None and not bool((problem.target_sets.indptr.diff() == 1).all()):
         return nothing

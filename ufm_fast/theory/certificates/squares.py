@@ -19,7 +19,7 @@ from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.problem import Problem
 from ufm_fast.theory.arguments import bias_penalty
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
-from ufm_fast.theory.deep import layered_mse
+from ufm_fast.theory.forms.layers import spectral_mse
 from ufm_fast.theory.squared_error import ROUNDING, mse_bound
 
 _TIGHT = 1e-10  # relative gap at which no better dual rows are looked for
@@ -37,10 +37,8 @@ def squares(candidate: Candidate) -> Proof:
 
 def layered_squares(candidate: Candidate) -> Proof:
     """The bound with linear layers and no bias or a free one: the minimum itself, which is known."""
-    problem = candidate.problem
-    free, factors = problem.bias == "free", 1 + problem.layers
-    least = layered_mse(problem.counts, min(problem.trunk.widths), problem.mu, factors, free_bias=free)
-    return Proof(least.value * (1.0 - ROUNDING))
+    form = spectral_mse(candidate.problem)
+    return chord_squares(candidate) if form is None else Proof(form.value * (1.0 - ROUNDING))
 
 
 def chord_squares(candidate: Candidate) -> Proof:

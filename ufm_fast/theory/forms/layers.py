@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ufm_fast.problem import Problem
 from ufm_fast.theory.deep import LayeredMinimum, layered_mse
 from ufm_fast.theory.forms.base import ClosedForm, class_counts
 from ufm_fast.theory.frames import Logits, Parameters
+from ufm_fast.theory.squared_error import MOST_GROUPS
 
 _PAPERS = "squared error with linear layers (arXiv 2202.08087, 2301.00437; any counts and widths: our derivation)"
 _FREE = "squared error with a free bias, b = n/N, any counts and widths (our derivation)"
@@ -36,9 +38,11 @@ class LayeredLogits(Logits):
         return tuple(self._factors[2:])
 
 
-def spectral_mse(problem: Problem) -> ClosedForm:
-    """Squared error, no bias or a free one, one layer or linear ones of any widths."""
+def spectral_mse(problem: Problem) -> ClosedForm | None:
+    """Squared error, no bias or a free one (up to 1,024 distinct counts), one layer or linear ones of any widths."""
     counts, widths, free = class_counts(problem), problem.trunk.widths, problem.bias == "free"
+    if free and len(torch.unique(counts)) > MOST_GROUPS:
+        return None  # its spectral problem has that order
     found = layered_mse(counts, min(widths), problem.mu, 1 + problem.layers, free_bias=free)
     penalties = (problem.lambda_w, problem.lambda_h, *problem.hidden_penalties)
     logits = LayeredLogits(found, counts, widths, penalties)

@@ -43,7 +43,7 @@ def biased_mse(problem: Problem) -> ClosedForm | None:
         return _imbalanced_mse(problem, values, sizes)
     form = spectral_mse(problem)
     alone = int((problem.counts > 0).sum()) == 1  # the bias alone fits it, whatever rounding says
-    return replace(form, value=0.0) if alone else form
+    return replace(form, value=0.0) if alone and form is not None else form
 
 
 def _balanced_mse(problem: Problem, n: int) -> ClosedForm:
