@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,12 @@ def test_runs_need_no_command_line():
 def test_importing_everything_does_not_import_triton():
     code = "import sys, ufm_fast.solving, ufm_fast.functional, ufm_fast.nn; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_public_names_are_listed_and_described():
+    code = (
+        "import pydoc, ufm_fast; assert dir(ufm_fast) == sorted(ufm_fast.__all__)\n"
+        "text = pydoc.render_doc(ufm_fast, renderer=pydoc.plaintext)\n"
+        "missing = [name for name in ufm_fast.__all__ if name.strip('_') not in text]; assert not missing, missing"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": "kernels"})
