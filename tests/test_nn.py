@@ -217,6 +217,58 @@ def test_points_lift_to_samples() -> None:
     assert "rows=4" in repr(model)
 
 
+DEEP: list[dict[str, Any]] = [
+    {"layers": 2, "activation": "relu", "loss": "mse", "bias": "penalised", "lambda_b": 0.1},
+    {"layers": 3, "widths": [6, 7, 4], "lambda_hidden": [2e-3, 7e-3]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", DEEP)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_layers_are_those_of_the_objective(shape: dict[str, Any], dtype: str) -> None:
+    chosen = problem(counts=[3, 1, 2, 4, 2], per_class=None, dtype=dtype, **shape)
+    model = UFM(chosen, seed=3)
+    expected = Objective(chosen, variables="raw").value_and_grad(model.point())
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which rounds nothing here
+        assert abs(float(model.closure()) - expected.value) < {"float64": 1e-12, "bfloat16": 1e-6}[dtype]
+    tolerance = {"rtol": 1e-11, "atol": 1e-13} if dtype == "float64" else {"rtol": 1e-2, "atol": 1e-3}
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert set(grads) == {"W", "H", *(["b"] if model.b is not None else []), *(f"hidden.{j}" for j in range(len(model.hidden)))}
+    for name, truth in expected.gradient.named().items():
+        found = grads[f"hidden.{int(name[6:]) - 1}" if name.startswith("hidden") else name]
+        torch.testing.assert_close(found, truth.to(found), **tolerance)
+
+
+def test_a_deep_model_trains_compiles_and_saves() -> None:
+    torch.compiler.reset()
+    chosen = problem(layers=2, loss="mse", activation="relu")
+    model, other = UFM(chosen, start="orthogonal"), UFM(chosen, seed=9)
+    before = float(model.closure())
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(), model())
+    torch.optim.SGD(model.parameters(), lr=0.1).step(model.closure)
+    assert float(model().detach()) < before
+    other.load_state_dict(model.state_dict())
+    assert float(other().detach()) == float(model().detach())
+    assert [tuple(layer.shape) for layer in model.point(lift=True).hidden] == [(6, 6)]
+    assert "layers=2" in repr(model)
+
+
+def test_a_model_on_spheres_is_refused() -> None:
+    with pytest.raises(InputError, match="constraint is sphere; use solve"):
+        UFM(Problem(classes=4, dim=5, constraint="sphere"))
+
+
+def test_the_derivative_at_a_kink_is_that_of_the_objective() -> None:
+    """torch's clamp has the derivative 1 at its end, and the objective 0: at collapse whole columns lie there."""
+    chosen = problem(layers=2, activation="relu", loss="mse")
+    model = UFM(chosen)
+    with torch.no_grad():
+        model.hidden[0].zero_()
+    model.closure()
+    expected = Objective(chosen, variables="raw").value_and_grad(model.point()).gradient
+    torch.testing.assert_close(model.hidden[0].grad, expected.hidden[0], rtol=1e-12, atol=1e-15)
+
+
 def test_frozen_features_are_one_a_sample() -> None:
     assert UFM(problem(freeze="h")).reduce == "none"
     with pytest.raises(InputError, match="merges the features"):

@@ -135,3 +135,15 @@ def test_bytes_in_words() -> None:
         "5.0 GiB",
         "7.0 TiB",
     ]
+
+
+def test_layers_are_planned() -> None:
+    deep = make_plan(Problem(dim=7, classes=5, per_class=4, bias="free", layers=3, widths=[7, 6, 8], activation="relu"))
+    assert deep.hidden == 8 * (6 * 7 + 8 * 6)
+    assert deep.parameters == 8 * (5 * 8 + 5 * 7 + 5) + deep.hidden
+    assert deep.flops == 6 * 5 * 5 * 8 + 6 * 5 * (6 * 7 + 8 * 6)
+    assert deep.tape == 3 * 5 * (6 + 8) * 8
+    plain = make_plan(Problem(dim=8, classes=5, per_class=4, bias="free"))
+    work, second = ([backend.workspace for backend in plan.backends] for plan in (plain, deep))
+    assert all(b - a == 2 * deep.tape + 8 * 5 * (7 + 8 + 8) + deep.hidden for a, b in zip(work, second, strict=True))
+    assert plain.hidden == plain.tape == 0

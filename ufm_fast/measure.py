@@ -129,13 +129,18 @@ def collapse_metrics(problem: Problem, point: Point, reduce: str, value: float =
         return {}
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
-    H = problem.features(point)
+    inputs = problem.trunk.forward(point.H, point.hidden).inputs
+    H = inputs[-1]
     W, device = RowMatrix.of(point.W), H.device
     labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
     means = ClassStatistics(H, labels, problem.num_classes, counts)
     found = {"nc1_pinv": nc1_pinv(means), **_of_frame(problem, W, means)}
     # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
     found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
+    for j, X in enumerate(inputs if len(inputs) > 1 else ()):
+        means = ClassStatistics(X, labels, problem.num_classes, counts)
+        of_layer = {"nc1_pinv": nc1_pinv(means), **_of_means(problem, means)}
+        found |= {f"layer{j}/{name}": value for name, value in of_layer.items()}
     return found
 
 
@@ -143,7 +148,14 @@ def _of_frame(problem: Problem, W: RowMatrix, means: ClassStatistics) -> dict[st
     """NC2 and NC3 against the frame that theory predicts, by the names of ``METRICS``."""
     every = means.classes == problem.num_classes
     if predicted_frame(problem.kind) == "orthogonal":
-        found = {"nc2_classifier_frame": nc2(W.raw, frame=True), "nc2_means_frame": nc2(means.raw_means, frame=True)}
+        found = {"nc2_classifier_frame": nc2(W.raw, frame=True), **_of_means(problem, means)}
         return found | ({"nc3_frame": nc3(W.raw, means.raw_means, frame=True)} if every else {})
-    found = {"nc2_classifier": nc2(W.raw), "nc2_means": nc2(means.centred_means)}
+    found = {"nc2_classifier": nc2(W.raw), **_of_means(problem, means)}
     return found | ({"nc3": nc3(W.raw, means.sample_centred_means)} if every else {})
+
+
+def _of_means(problem: Problem, means: ClassStatistics) -> dict[str, float]:
+    """NC2 of class means against that frame."""
+    if predicted_frame(problem.kind) == "orthogonal":
+        return {"nc2_means_frame": nc2(means.raw_means, frame=True)}
+    return {"nc2_means": nc2(means.centred_means)}

@@ -24,10 +24,13 @@ from ufm_fast.starts import make_start
 class UFM(nn.Module):
     """The regularised unconstrained features model as a module, for any optimiser of ``torch.optim``.
 
-    Parameters W (K x d), H (R x d, a row per class or per sample) and b (K,) or None, in the model's own units; a frozen
-    factor does not require a gradient. ``model()`` is the objective, a scalar differentiable twice:
+    Parameters W (K x d), H (R x d, a row per class or per sample), b (K,) or None and ``hidden``, the layers between (none
+    of a plain problem), in the model's own units; a frozen factor does not require a gradient. ``model()`` is the objective,
+    a scalar differentiable twice:
 
         f = sum_r (n_r/N) l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 sum_r n_r |h_r|^2 + lambda_b/2 |b|^2
+
+    with layers W s(W_(M-1) .. s(W_1 h_r)) in the place of W h_r, and lambda_hidden_j/2 |W_j|^2 of each.
 
     ``reduce``: 'classes' (one row for each class or distinct target set, exact, since samples with equal targets have
     equal features at a minimum), 'none' (one row a sample), 'auto' is 'classes'. ``start`` and ``seed``: the initial point,
@@ -36,21 +39,28 @@ class UFM(nn.Module):
         optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
         optimizer.step(model.closure)
 
-    Errors: InputTypeError unless ``problem`` is a Problem; InputError for an unknown reduce or start.
-    Source: Mixon et al., arXiv 2011.11619; Zhu et al., arXiv 2105.02375, eq. 3.
+    Errors: InputTypeError unless ``problem`` is a Problem; InputError for an unknown reduce or start, and for a problem on
+    spheres, which torch's optimisers would leave.
+    Source: Mixon et al., arXiv 2011.11619; Zhu et al., arXiv 2105.02375, eq. 3; Tirer and Bruna, arXiv 2202.08087 (layers).
     """
 
     W: nn.Parameter
     H: nn.Parameter
     b: nn.Parameter | None
+    hidden: nn.ParameterList
     indices: Tensor
     indptr: Tensor | None
     row_weight: Tensor
+    row_penalty: Tensor
 
     def __init__(self, problem: Problem, *, reduce: str = "auto", start: str = "normal", seed: int | None = None) -> None:
         super().__init__()
         if not isinstance(problem, Problem):
             raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
+        if problem.constraint != "none":
+            raise InputError(
+                f"UFM has free parameters, and constraint is {problem.constraint}; use solve, which moves on spheres"
+            )
         objective = Objective(problem, reduce=reduce, variables="raw")
         self.problem, self.reduce = problem, objective.reduce
         self._loss, self._parameter = loss_arguments(problem.loss)
@@ -58,23 +68,34 @@ class UFM(nn.Module):
         self.W = nn.Parameter(point.W, requires_grad=problem.freeze != "w")
         self.H = nn.Parameter(point.H, requires_grad=problem.freeze != "h")
         self.register_parameter("b", None if point.b is None else nn.Parameter(point.b))
+        self.hidden = nn.ParameterList(point.hidden)
         targets = objective.targets
         self.register_buffer("indices", targets.indices, persistent=False)
         self.register_buffer("indptr", targets.indptr, persistent=False)
+        self._lambdas = problem.penalties(objective.rows)
         self.register_buffer("row_weight", objective.row_weight, persistent=False)
+        self.register_buffer("row_penalty", self._lambdas.rows[:, 0].to(objective.row_weight.device), persistent=False)
         self._master = objective.dtype
 
     def _apply(self, fn: Any, recurse: bool = True) -> UFM:
-        """``to`` and its kin: shares of the samples are no parameters, and are not rounded with them."""
-        exact = self.row_weight
+        """``to`` and its kin: what rows weigh is no parameter, and is not rounded with them."""
+        exact = {name: getattr(self, name) for name in ("row_weight", "row_penalty")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not exact.is_meta:
-            self.row_weight = exact.to(self.row_weight.device)
+        for name, buffer in exact.items():
+            if not buffer.is_meta:
+                setattr(self, name, buffer.to(getattr(self, name).device))
         return self
+
+    def features(self) -> Tensor:
+        """What W sees of each row: H, or with layers s(W_(M-1) .. s(W_1 h)); differentiable, and not rounded by autocast."""
+        if not len(self.hidden):
+            return self.H
+        with torch.autocast(self.H.device.type, enabled=False):
+            return self.problem.trunk.forward(self.H, tuple(self.hidden)).features
 
     def forward(self) -> Tensor:
         """f at the current parameters, a scalar in their dtype, of half precision in float32."""
-        inputs = (self.H, self.W, self.b)
+        inputs = (self.features(), self.W, self.b)
         need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
         if self.problem.torch_dtype != self._master:  # half precision rounds parameters before each product
             inputs = tuple(None if x is None else x.to(self.problem.torch_dtype) for x in inputs)  # type: ignore[assignment]
@@ -89,17 +110,19 @@ class UFM(nn.Module):
 
         Dot products, because a square would make a copy of each parameter.
         """
-        problem, dtype = self.problem, compute_dtype(self.W.dtype)
+        lambdas, dtype = self._lambdas, compute_dtype(self.W.dtype)
+
+        def square(x: Tensor) -> Tensor:
+            flat = x.to(dtype).reshape(-1)
+            product: Tensor = torch.dot(flat, flat)
+            return product
+
         with torch.autocast(self.W.device.type, enabled=False):
-            W, H = self.W.to(dtype).reshape(-1), self.H.to(dtype)
-            counts = (self.row_weight * problem.num_samples).to(dtype)
-            weights: Tensor = 0.5 * problem.lambda_w * torch.dot(W, W)
-            features: Tensor = 0.5 * problem.lambda_h * (counts @ torch.linalg.vecdot(H, H))
-            total = weights + features
-            if self.b is None:
-                return total
-            b = self.b.to(dtype)
-            return total + 0.5 * problem.lambda_b * torch.dot(b, b)
+            H = self.H.to(dtype)
+            total = 0.5 * lambdas.weight * square(self.W) + 0.5 * (self.row_penalty.to(dtype) @ torch.linalg.vecdot(H, H))
+            for coefficient, layer in zip(lambdas.hidden, self.hidden, strict=True):
+                total = total + 0.5 * coefficient * square(layer)
+            return total if self.b is None else total + 0.5 * lambdas.bias * square(self.b)
 
     def closure(self) -> Tensor:
         """Clear the gradients, evaluate f, back-propagate, return f: what ``optimizer.step`` takes.
@@ -115,15 +138,17 @@ class UFM(nn.Module):
         return value.detach()
 
     def point(self, *, lift: bool = False) -> Point:
-        """(W, H, b) now, detached; with ``lift`` one row of H for each of the N samples. What the metrics take."""
+        """All parameters now, detached; with ``lift`` one row of H for each of the N samples. What the metrics take."""
         H = self.H.detach()
         if lift and self.reduce == "classes":
             H = H.index_select(0, self.problem.sample_row().to(H.device))
-        return Point(self.W.detach(), H, None if self.b is None else self.b.detach())
+        b = None if self.b is None else self.b.detach()
+        return Point(self.W.detach(), H, b, tuple(layer.detach() for layer in self.hidden))
 
     def extra_repr(self) -> str:
         rows, dim = self.H.shape
-        return f"classes={self.W.shape[0]}, dim={dim}, rows={rows}, loss={self._loss}, reduce={self.reduce}"
+        layers = f", layers={1 + len(self.hidden)}" if len(self.hidden) else ""
+        return f"classes={self.W.shape[0]}, dim={dim}, rows={rows}, loss={self._loss}, reduce={self.reduce}{layers}"
 
 
 class LinearCrossEntropyLoss(nn.Module):

@@ -1,16 +1,18 @@
 """Memory and time of a solve before it runs: arithmetic from the problem's sizes, and one short measured product.
 
-With R rows (classes, or samples), P = (K + R) d parameters and one evaluation = value and gradient:
+With R rows (classes, or samples), (K + R) d parameters and one evaluation = value and gradient:
 
     softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
     squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where at most P = d classes,
                        d + 1 with a bias, have rows
+    hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a tape) is R x d_j for
+                       each layer, with a ReLU also its slopes and bends, and the tape of the last point stays
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -42,17 +44,22 @@ class BackendPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, times in seconds. ``methods``: optimiser state of each. ``notes``: what a user should know."""
+    """Sizes in bytes, times in seconds. ``methods``: optimiser state of each. ``hidden``: of the parameters, those of the
+    hidden layers; ``tape``: what a pass through them leaves (both zero of one layer). ``notes``: what a user should know.
+    """
 
     device: str
     dtype: str
     samples: int
     classes: int
     dim: int
+    widths: tuple[int, ...]
     reduce: str
     rows: int
     rows_unreduced: int
     parameters: int
+    hidden: int
+    tape: int
     gradient: int
     methods: dict[str, int]
     flops: float
@@ -93,23 +100,26 @@ def make_plan(
     if history is not None and history < 1:
         raise InputError(f"history must be at least 1, got {history}")
     chosen = problem.reduction(reduce)
-    K, d, N = problem.num_classes, problem.dim, problem.num_samples
+    K, N, plain = problem.num_classes, problem.num_samples, problem.layers == 1
     reduced = problem.rows("classes").number
     R = reduced if chosen == "classes" else N
     dtype = compute_dtype(problem.torch_dtype)
-    size = ((K + R) * d + (0 if problem.bias == "none" else K)) * dtype.itemsize
+    size = (problem.entries(R) + (0 if problem.bias == "none" else K)) * dtype.itemsize
     squared = _squared(problem)
     vectors = {name: row.vectors for name, row in METHODS.items() if name != "auto" and row.refuses(problem) is None}
-    coupled = 48 * sets.entries(problem.rows(chosen).targets, K, d) ** 2  # while that matrix is formed
+    # While that matrix is formed.
+    coupled = 48 * sets.entries(problem.rows(chosen).targets, K, problem.dim) ** 2 if plain else 0
     vectors["lbfgs"] += 2 * (HISTORY if history is None else history)
-    if squared and problem.freeze is None:  # their model of the squared error, and what building it takes
+    if squared and plain and problem.freeze is None:  # their model of the squared error, and what building it takes
         vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
     flops = _flops(problem, R)
     plan = Plan(
-        device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=d, reduce=chosen, rows=R, rows_unreduced=N,
-        parameters=size, gradient=size, methods=_method_bytes(vectors, size, d, coupled),
+        device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=problem.dim, widths=problem.trunk.widths,
+        reduce=chosen, rows=R, rows_unreduced=N, parameters=size, gradient=size,
+        hidden=problem.trunk.entries * dtype.itemsize, tape=_tape(problem, R, dtype.itemsize),
+        methods=_method_bytes(vectors, size, problem.dim, coupled),
         flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
         certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
     )  # fmt: skip
@@ -150,12 +160,25 @@ def _with_rows(problem: Problem) -> int:
 
 def _room(problem: Problem) -> int:
     """Rows and classes up to which the squared error goes by residuals: d, and one for a bias."""
-    return problem.dim + (problem.bias != "none")
+    return problem.head_dim + (problem.bias != "none")
 
 
 def _flops(problem: Problem, R: int) -> float:
     """Of one evaluation."""
-    K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
+    return _trunk_flops(problem, R) + _head_flops(problem, R)
+
+
+def _trunk_flops(problem: Problem, R: int) -> float:
+    return 6.0 * R * problem.trunk.entries
+
+
+def _tape(problem: Problem, R: int, item: int) -> int:
+    """Bytes that a pass through the hidden layers leaves: outputs; of a ReLU slopes, and bends where kinks are rounded."""
+    return (3 if problem.activation == "relu" else 1) * R * sum(problem.trunk.widths[1:]) * item
+
+
+def _head_flops(problem: Problem, R: int) -> float:
+    K, d, P = problem.num_classes, problem.head_dim, _with_rows(problem)
     if not _squared(problem):
         return 6.0 * R * K * d
     grams = 8.0 * (R + K) * d * d
@@ -168,7 +191,7 @@ def _flops(problem: Problem, R: int) -> float:
 
 def _squared_workspace(problem: Problem, R: int, item: int) -> int:
     """Bytes that the squared error needs on any device: Gram matrices, or blocks of residuals and float64 copies."""
-    K, d, P = problem.num_classes, problem.dim, _with_rows(problem)
+    K, d, P = problem.num_classes, problem.head_dim, _with_rows(problem)
     grams = 4 * d * d * 8 + R * d * item
     room = _room(problem)
     if room < P:
@@ -178,11 +201,32 @@ def _squared_workspace(problem: Problem, R: int, item: int) -> int:
 
 
 def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
-    K, d = problem.num_classes, problem.dim
+    """The head on each backend, and what the trunk takes beside it whatever the backend."""
+    item = compute_dtype(problem.torch_dtype).itemsize
+    work, second = _trunk_workspace(problem, R, item)
+    return [
+        replace(plan, workspace=plan.workspace + work, workspace_hessian=plan.workspace_hessian + second)
+        for plan in _heads(problem, R, seconds, device)
+    ]
+
+
+def _trunk_workspace(problem: Problem, R: int, item: int) -> tuple[int, int]:
+    """Bytes beside the head's, of a gradient and of a Hessian product: the tapes of this point and the last, the gradients of
+    features, H and layers on their way back; for a product one tape, the directions of it and twice those gradients.
+    """
+    if problem.trunk.empty:
+        return 0, 0
+    rows = R * (problem.dim + problem.head_dim + max(problem.trunk.widths)) * item
+    back, tape = rows + problem.trunk.entries * item, _tape(problem, R, item)
+    return 2 * tape + back, tape + 2 * (R * sum(problem.trunk.widths) * item + back)
+
+
+def _heads(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
+    K, d = problem.num_classes, problem.head_dim
     item = compute_dtype(problem.torch_dtype).itemsize
     # The dense definition does all R x K work whatever the loss, and autograd keeps logits, softmax and gradient.
     dense = 3 * R * K * item
-    share = 6.0 * R * K * d / _flops(problem, R)
+    share = (6.0 * R * K * d + _trunk_flops(problem, R)) / _flops(problem, R)
     plans = [BackendPlan("reference", R, dense, 2 * dense, seconds * share)]
     kernels = device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton()
     if _squared(problem):

@@ -315,6 +315,10 @@ class Problem:
         """Columns of W: ``dim``, or with layers the last width."""
         return self.trunk.widths[-1]
 
+    def entries(self, rows: int) -> int:
+        """Numbers in W, in H with so many rows, and in the hidden layers."""
+        return self.num_classes * self.head_dim + rows * self.dim + self.trunk.entries
+
     @property
     def hidden_penalties(self) -> tuple[float, ...]:
         """lambda of W_1 .. W_(M-1)."""

@@ -58,7 +58,7 @@ def solve(
     ``solve(problem, method="lbfgs", start="normal", restarts=10)``. ``initial``: a Point to start from, with W, one H row for
     each row (or each sample), b and hidden layers (``runs.foreign.read_start`` reads one from a file). ``on_log(record,
     model_point)`` is called at each log point with a function that gives the model's Point; ``on_save`` too, whenever the point
-    is worth saving: every ten seconds, at an error, and at the end before certificate and metrics; with restarts, of each.
+    is worth saving: every ten seconds, at an error, and at the end before certificate and metrics; with restarts, of the best.
     ``spent``: what earlier runs that this one continues have spent. Ctrl-C returns the point that was reached, outcome
     'interrupted'. Returns a Solution; example: ``solve(Problem(classes=10, dim=16)).value``.
 
@@ -121,7 +121,8 @@ def _runs(
             point = make_start(objective, options.start, seed=seed, scale=options.start_scale)
         else:
             point = given_start(objective, initial)
-        run = _run(objective, options, point, callbacks, spent)
+        on_log, on_save = callbacks
+        run = _run(objective, options, point, (on_log, on_save if best is None else _if_below(best, on_save)), spent)
         del point
         run = _at_exact_point(objective, run)
         spent = Effort(spent.steps + run.steps, 0.0, spent.seconds + run.seconds)
@@ -159,6 +160,12 @@ def _row(objective: Objective, run: Run, seed: int, evaluations: float) -> Resta
     fits = math.isfinite(value) and usable(model)
     rank = logit_rank(logit_spectrum(objective.problem, objective.rows, model)) if fits else None
     return Restart(seed, value, run.steps, evaluations, rank, run.outcome.value)
+
+
+def _if_below(best: Run, on_save: OnPoint | None) -> OnPoint | None:
+    """``on_save`` of points that are better than the best start so far."""
+    value = best.state.evaluation.value
+    return None if on_save is None else lambda record, point: on_save(record, point) if record.value < value else None
 
 
 def _of_model(objective: Objective, callback: OnPoint | None) -> OnLog | None:

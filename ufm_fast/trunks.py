@@ -49,7 +49,7 @@ class ReLU(Linear):
     def value(self, z: Tensor) -> Tensor:
         e = self.rounding
         if e == 0.0:
-            return z.clamp_min(0.0)
+            return torch.relu(z)  # whose derivative at 0 is 0, as ``slope`` says; that of clamp_min is 1
         root = torch.hypot(z, z.new_tensor(e))
         # Where z < 0 the sum cancels: z + root = e^2 / (root - z).
         return 0.5 * (torch.where(z < 0, e * e / (root + z.abs()), z + root) - e)
@@ -79,6 +79,11 @@ class Trunk:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Shape of each hidden layer, (outputs, inputs)."""
         return tuple((after, before) for before, after in pairwise(self.widths))
+
+    @property
+    def entries(self) -> int:
+        """Numbers in all hidden layers."""
+        return sum(outputs * inputs for outputs, inputs in self.shapes)
 
     @property
     def empty(self) -> bool:

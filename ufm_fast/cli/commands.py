@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from ufm_fast.presets import PRESETS
 from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import WriteError, first_line
+from ufm_fast.runs.model import is_network, saved_model
 
 if TYPE_CHECKING:
-    from ufm_fast.groups import GroupMinimum
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution
 
@@ -163,43 +163,43 @@ def _list_paths(title: str, paths: list[Path]) -> None:
 
 
 def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
-    from ufm_fast.metrics import collect, comparable, penalties
-    from ufm_fast.runs.directory import is_run
-    from ufm_fast.runs.figures import is_zero
-    from ufm_fast.runs.foreign import read_head
-    from ufm_fast.runs.grouped import load_groups
-
-    grouped = load_groups(RunDirectory.open(source)) if is_run(source) else None
-    if grouped is not None:
-        _grouped_metrics(source, grouped, json=json)
-        return
-    head = read_head(source, "source")
-    run = RunDirectory.open(source) if os.path.isdir(source) else None
-    config = run.config if run else {}
-    lambda_w, lambda_h = penalties(config.get("lambda_w"), config.get("lambda_h"))
-    if run and is_zero(run.summary or {}):
-        head = replace(head, W=None if head.W is None else head.W * 0, H=None if head.H is None else head.H * 0)
-    H, labels, counts = comparable(head.H, head.labels, head.counts)
-    found = collect(
-        H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed,  # type: ignore[arg-type]
-        lambda_w=lambda_w, lambda_h=lambda_h,
-    )  # fmt: skip
+    run = RunDirectory.open(source, "source") if os.path.isdir(source) else None
+    if run is None or is_network(run):
+        found, skipped = _metrics_of_head(source, pairwise, seed)
+    else:
+        found, skipped = _metrics_of_run(run, pairwise, seed)
     if json:
-        report.print_json({"source": str(source), "skipped_rows": head.skipped, "metrics": found})
+        report.print_json({"source": str(source), "skipped_rows": skipped, "metrics": found})
         return
     Console().print(report.metrics_table(found))
-    if head.skipped:
-        print(f"{head.skipped} rows with several targets have no class; metrics of means are over the other rows")
+    if skipped:
+        print(f"{skipped} rows with several targets have no class; metrics of means are over the other rows")
 
 
-def _grouped_metrics(source: Path, grouped: GroupMinimum, *, json: bool) -> None:
+def _metrics_of_run(run: RunDirectory, pairwise: Any, seed: int) -> tuple[dict[str, float], int]:
+    """Metrics of a saved model, as ``solve`` measures them, and how many rows have several targets."""
     from ufm_fast.groups import group_metrics
+    from ufm_fast.measure import measure
+    from ufm_fast.runs.grouped import load_groups
 
-    found = group_metrics(grouped)
-    if json:
-        report.print_json({"source": str(source), "skipped_rows": 0, "metrics": found})
-    else:
-        Console().print(report.metrics_table(found))
+    grouped = load_groups(run)
+    if grouped is not None:
+        return group_metrics(grouped), 0
+    problem, reduce, model = saved_model(run, "source", device="cpu", seed=seed)
+    rows = problem.rows(reduce)
+    skipped = 0 if rows.targets.single else int((rows.targets.sizes() != 1).sum())
+    value = (run.summary or {}).get("value") or 0.0  # beside which factors of a minimum of zero are rounding
+    return measure(problem, rows, model, pairwise, value), skipped
+
+
+def _metrics_of_head(source: Path, pairwise: Any, seed: int) -> tuple[dict[str, float], int]:
+    """Metrics of a classifier and features from a file, or of a trained network."""
+    from ufm_fast.metrics import collect, comparable
+    from ufm_fast.runs.foreign import read_head
+
+    head = read_head(source, "source")
+    H, labels, counts = comparable(head.H, head.labels, head.counts)
+    return collect(H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed), head.skipped
 
 
 def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:

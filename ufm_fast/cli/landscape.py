@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ufm_fast.cli import report
-from ufm_fast.errors import InputError
-from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.model import saved_model
 
 if TYPE_CHECKING:
     from ufm_fast.objective import Objective
@@ -39,24 +38,9 @@ def landscape(path: Path, *, json: bool, variables: str, max_products: int, tol:
 def _saved_point(run: RunDirectory, variables: str) -> tuple[Objective, Point]:
     """The objective of a run, and its point in the objective's variables."""
     from ufm_fast.objective import Objective
-    from ufm_fast.point import Point
-    from ufm_fast.runs.state import data_arguments, load_state
 
-    if run.config.get("kind") is not None:
-        raise InputError(f"run: {run.path} is a trained network; landscape takes a run of ufm-fast solve")
-    if not run.state_file.exists():
-        raise InputError(f"run: {run.path} has no state yet; go on with: ufm-fast solve --resume {run.path}")
-    tensors, _, reduce = load_state(run)
-    config = settings.read_saved(run.config, run.path, "run")
-    config["device"], _ = settings.pick_device(config["device"])
-    problem = settings.build_problem({**config, "dtype": "float64"}, data_arguments(tensors))
+    problem, reduce, model = saved_model(run, dtype="float64")
     objective = Objective(problem, reduce=reduce, variables=variables)
-    model = Point.of(tensors).to(device=problem.device)
-    shapes = [(problem.num_classes, problem.head_dim), (objective.rows.number, problem.dim), *problem.trunk.shapes]
-    if [tuple(part.shape) for part in (model.W, model.H, *model.hidden)] != shapes or (model.b is None) != (
-        problem.bias == "none"
-    ):
-        raise InputError(f"run: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
     return objective, objective.from_model(model.W, model.H, model.b, model.hidden)
 
 

@@ -195,6 +195,14 @@ def group_plan_table(plan: GroupPlan) -> Table:
     return table
 
 
+def _layer_sizes(plan: Plan) -> Iterator[tuple[str, str]]:
+    from ufm_fast.plan import readable
+
+    if len(plan.widths) > 1:
+        yield "widths", ", ".join(map("{:,}".format, plan.widths))
+        yield "hidden layers", f"{readable(plan.hidden)} of the parameters; {readable(plan.tape)} that a pass leaves"
+
+
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """The tables of ``ufm-fast plan``."""
     from ufm_fast.plan import readable
@@ -204,6 +212,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         ("samples, classes, dim", f"{plan.samples:,}, {plan.classes:,}, {plan.dim:,}"),
         ("rows", f"{plan.rows:,} (reduce={plan.reduce})"),
         ("parameters", f"{readable(plan.parameters)}, and as much for the gradient"),
+        *_layer_sizes(plan),
         ("certificate", readable(plan.certificate) if plan.certificate else "none, or streaming"),
         ("evaluation", f"{plan.flops:.2e} flops at {plan.rate / 1e9:.0f} Gflop/s measured on {plan.device}"),
         ("memory free", readable(plan.free)),

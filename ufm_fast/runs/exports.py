@@ -22,7 +22,8 @@ def export_run(run: RunDirectory, kind: str, out: Path | None = None) -> list[Pa
     """Write into ``out`` (default RUN/export) and return the paths.
 
     npz: one file with the state's arrays and the log's columns (``log_step``, ...). csv, parquet: ``log`` with a row a
-    log point, and a table for each array of the state: ``W`` and ``H`` with a column a dimension, ``b``, ``labels``.
+    log point, and a table for each array of the state: ``W``, ``H`` and ``hidden1``, .. with a column a dimension, ``b``,
+    ``labels``.
     Errors: InputError for an unknown format, a missing package, a damaged run or a folder that can't be written.
     """
     writers: dict[str, Callable[[Path, Arrays, Arrays], list[Path]]] = {

@@ -143,6 +143,11 @@ def read_head(path: Path, name: str) -> Head:
     if "row_counts" in tensors:
         check_state(tensors, metadata, path, name)
         return state_head(tensors, metadata.get("activation", "linear"))
+    if "hidden1" in tensors:
+        raise InputError(
+            f"{name}: {path} holds hidden layers, but not what is between them; give a run directory, or save the features that "
+            "W sees as H, without hidden1"
+        )
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:
         raise InputError(f"{name}: {path} lacks {', '.join(missing)}; it must hold W (K x d), H (N x d) and labels (N,)")

@@ -114,9 +114,10 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     if on_groups(problem, config):  # which forms neither W nor H
         return
     rows = problem.rows(problem.reduction(config["reduce"])).number
-    hidden = sum(outputs * inputs for outputs, inputs in problem.trunk.shapes)
-    entries = problem.num_classes * problem.head_dim + rows * problem.dim + hidden
-    least, free = 4 * entries * compute_dtype(problem.torch_dtype).itemsize, available_bytes(torch.device(problem.device))
+    least, free = (
+        4 * problem.entries(rows) * compute_dtype(problem.torch_dtype).itemsize,
+        available_bytes(torch.device(problem.device)),
+    )
     if least > free:
         raise InputError(
             f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and {free / 1e9:.3g} GB are free; "
@@ -133,9 +134,8 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     Errors: InputError for flags that contradict the run, except those that do not change which minimum is sought; for a
     configuration that is not the one the run was made with; for a smaller tol of the closed form.
     """
-    from ufm_fast.point import Point
     from ufm_fast.runs.grouped import saved_data
-    from ufm_fast.runs.state import Progress, data_arguments, load_state
+    from ufm_fast.runs.state import Progress, data_arguments, fitting_point, load_state
 
     run = RunDirectory.open(path, "resume")
     stamp = run.stamp()
@@ -162,11 +162,10 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     if saved is None:
         return Job(problem, config, run, _start(problem, config), Progress(), notes, fresh=False, stamp=stamp)
     tensors, progress, reduce = saved
-    point = Point.of(tensors)
-    if not _fits(point, problem, reduce):
-        raise InputError(f"resume: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
-    # The closed form starts nowhere.
-    start = None if config["method"] == "closed-form" else point.to(device=problem.device)
+    point = fitting_point(run, problem, tensors, reduce, "resume")
+    start = None if config["method"] == "closed-form" else point  # the closed form starts nowhere
+    if config["restarts"] > 1:
+        notes.append(_after_restarts(run, config["restarts"]))
     return Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
 
 
@@ -186,12 +185,11 @@ def _resumed_groups(
     return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
 
 
-def _fits(point: Point, problem: Problem, reduce: str) -> bool:
-    """Whether a saved point is one of the problem, in its shapes and its bias."""
-    rows = problem.rows(reduce).number
-    shapes = [(problem.num_classes, problem.head_dim), (rows, problem.dim), *problem.trunk.shapes]
-    found = [tuple(part.shape) for part in (point.W, point.H, *point.hidden)]
-    return found == shapes and (point.b is None) == (problem.bias == "none")
+def _after_restarts(run: RunDirectory, restarts: int) -> str:
+    """What a run with restarts goes on with."""
+    begun = len((run.summary or {}).get("restarts", ()))
+    some = f"{begun} of {restarts} starts" if begun else f"some of {restarts} starts"
+    return f"goes on from the best point of {some}, and begins no other; solve into another --out for more"
 
 
 def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
@@ -273,7 +271,9 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
         log.leave(saving=isinstance(error, KeyboardInterrupt))
         raise
     log.finish(solution)
-    job.run.write_summary({**solution.summary(), "tol": job.config["tol"], "hash": job.run.hash})
+    before = () if job.fresh else (job.run.summary or {}).get("restarts", ())
+    restarts = {"restarts": before} if before and not solution.restarts else {}
+    job.run.write_summary({**solution.summary(), **restarts, "tol": job.config["tol"], "hash": job.run.hash})
     return solution
 
 
@@ -285,6 +285,7 @@ def _arguments(job: Job) -> dict[str, Any]:
         **{name: config[name] for name in taken_by("solve")},
         "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
+        "restarts": 1 if job.start is not None and not job.fresh else config["restarts"],
         "initial": job.start,
         "spent": Effort(job.progress.step, job.progress.evaluations, job.progress.seconds),
     }

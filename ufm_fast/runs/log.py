@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution, StepRecord
 
-#: NC metrics are logged by default up to this many entries of W and H: at ten times as many a point takes a second.
+#: NC metrics are logged by default up to this many entries of W, H and layers: at ten times as many a point takes a second.
 _CHEAP = 1 << 16
 
 
@@ -30,8 +30,9 @@ class Log:
         self._reached: tuple[StepRecord, Callable[[], Point]] | None = None
         self._unsaved = False
         wanted = job.config["log_metrics"]
-        size = job.problem.dim * (job.problem.num_classes + job.problem.rows(job.reduce).number)
+        size = job.problem.entries(job.problem.rows(job.reduce).number)
         self._metrics = size <= _CHEAP if wanted is None else wanted
+        self._several = job.fresh and job.config["restarts"] > 1
 
     def _begin(self) -> None:
         """Before the first write of a run that goes on: only now is it sure that ``solve`` does not refuse it."""
@@ -47,9 +48,10 @@ class Log:
         if record.step > self._last_step:
             metrics = self._measure(point(), record.value) if self._metrics and usable else {}
             self._append({**asdict(record), **metrics})
-        if usable:
+        saved = self.job.run.state_file.exists()
+        if usable and not (saved and self._several):  # of several starts ``solve`` saves the best
             self._reach(record, point)
-            if not self.job.run.state_file.exists():
+            if not saved:
                 self._write()
         self.report(record)
 

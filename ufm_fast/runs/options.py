@@ -84,7 +84,7 @@ _ROWS = (
     Setting("restarts", int, 1, "Solve from so many seeds, from --seed on, and keep the best; needs a random start", "solve"),
     Setting(
         "start_from", str, None,
-        "Start from a file (.npz, .safetensors) with W, H, maybe b and labels of H's rows, or from a run directory", "run",
+        "Start from a file (.npz, .safetensors: W, H, maybe b, hidden1, .. and labels of H's rows) or a run directory", "run",
     ),
     _free("tol", float, 1e-10, "Converged when gradient norm <= tol max(lambda_W |W| + lambda_H |H|, mu)"),
     _free("max_steps", int, None, "Most steps of this call (default: the method's, or those of the run that goes on)"),

@@ -169,6 +169,16 @@ def _rows_fit(tensors: Tensors) -> bool:
     return labels.numel() > 0 and int(labels.min()) >= 0 and int(labels.max()) < classes
 
 
+def fitting_point(run: RunDirectory, problem: Problem, tensors: Tensors, reduce: str, name: str = "run") -> Point:
+    """The saved point on the problem's device. Errors: InputError where it does not fit the problem of the run."""
+    point = Point.of(tensors).to(device=problem.device)
+    shapes = [(problem.num_classes, problem.head_dim), (problem.rows(reduce).number, problem.dim), *problem.trunk.shapes]
+    found = [tuple(part.shape) for part in (point.W, point.H, *point.hidden)]
+    if found != shapes or (point.b is None) != (problem.bias == "none"):
+        raise InputError(f"{name}: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
+    return point
+
+
 def state_head(tensors: Tensors, activation: str = "linear") -> Head:
     """The classifier of a saved state, and what it sees of the rows with a single label."""
     W, H, b, counts = tensors["W"], tensors["H"], tensors.get("b"), tensors["row_counts"]
