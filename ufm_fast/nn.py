@@ -119,7 +119,8 @@ class UFM(nn.Module):
 
         with torch.autocast(self.W.device.type, enabled=False):
             H = self.H.to(dtype)
-            total = 0.5 * lambdas.weight * square(self.W) + 0.5 * (self.row_penalty.to(dtype) @ torch.linalg.vecdot(H, H))
+            features: Tensor = 0.5 * (self.row_penalty.to(dtype) @ torch.linalg.vecdot(H, H))
+            total = 0.5 * lambdas.weight * square(self.W) + features
             for coefficient, layer in zip(lambdas.hidden, self.hidden, strict=True):
                 total = total + 0.5 * coefficient * square(layer)
             return total if self.b is None else total + 0.5 * lambdas.bias * square(self.b)

@@ -115,24 +115,37 @@ def test_restarts_are_in_the_summary_and_a_resume_goes_on_from_the_best(capsys: 
 
 
 def test_what_is_saved_along_the_way_is_the_best_of_the_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ufm_fast import Problem, solve
+    from ufm_fast.solvers import minimise
+
+    monkeypatch.setattr(minimise, "SAVE_SECONDS", 0.0)
+    saved: list[StepRecord] = []
+    problem = Problem(classes=3, dim=4, per_class=2, layers=2, lambda_w=1e-3, lambda_h=1e-3, seed=2)
+    solution = solve(
+        problem, start="normal", restarts=4, max_steps=9, on_save=lambda record, point: saved.append(record), metrics=False
+    )
+    ends = [row.value for row in solution.restarts]
+    assert len(ends) == 4
+    assert min(ends[1:]) < ends[0]  # so that later starts have something to save
+    along = [record for record in saved if 9 < record.step < 36]
+    assert along
+    for record in along:
+        assert record.value < min(ends[: (record.step - 1) // 9])
+    assert saved[-1].value == solution.value == min(ends)
+
+
+def test_log_points_of_later_starts_do_not_take_the_place_of_the_best(tmp_path: Path) -> None:
     from ufm_fast.runs.job import prepare
 
-    job = prepare({**_settings(), "restarts": 2}, None, Path("r"))
+    job = prepare({"classes": 3, "dim": 4, "layers": 2, "start": "normal", "restarts": 2}, None, Path("r"))
     log = Log(job, lambda record: None)
-    points = {value: _point(job.problem, value) for value in (0.5, 0.2, 0.9)}
-    for step, value in enumerate(points):
-        log(StepRecord(step, value, value, 1.0, float(step), 0.0), lambda value=value: points[value])
+    for step, value in enumerate((0.5, 0.9)):
+        log(StepRecord(step, value, value, 1.0, float(step), 0.0), lambda value=value: _filled(job.problem, value))
     log.leave(saving=True)
-    problem, _, model = saved_model(job.run)
-    assert problem.layers == 2
-    assert float(model.W[0, 0]) == 0.2
+    assert float(saved_model(job.run)[2].W[0, 0]) == 0.5
 
 
-def _settings() -> dict:
-    return {"classes": 3, "dim": 4, "per_class": 2, "layers": 2, "start": "normal"}
-
-
-def _point(problem, value: float):
+def _filled(problem, value: float):
     from ufm_fast.objective import Objective
     from ufm_fast.starts import make_start
 
