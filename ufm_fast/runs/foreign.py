@@ -145,8 +145,8 @@ def read_head(path: Path, name: str) -> Head:
         return state_head(tensors, metadata.get("activation", "linear"))
     if "hidden1" in tensors:
         raise InputError(
-            f"{name}: {path} holds hidden layers, but not what is between them; give a run directory, or save the features that "
-            "W sees as H, without hidden1"
+            f"{name}: {path} holds hidden layers, but not what is between them; give a run directory, or save the "
+            "features that W sees as H, without hidden1"
         )
     missing = [key for key in ("W", "H", "labels") if key not in tensors]
     if missing:
