@@ -29,6 +29,7 @@ from ufm_fast.metrics import (
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.geometry import imbalance
 from ufm_fast.metrics.pairwise import Mode as Pairwise
+from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
@@ -48,8 +49,7 @@ def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
     """Whether all factors are zero but for rounding: their penalty is lost in the value, and directions mean nothing."""
     if problem.freeze is not None or problem.constraint != "none":
         return False
-    rows = replace(rows, counts=rows.counts.to(model.H.device))
-    return 0.5 * sum(problem.penalties(rows).energies(model).values()) <= _LOST * value
+    return 0.5 * sum(_penalties(problem, rows, model).energies(model).values()) <= _LOST * value
 
 
 def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto", value: float = 0.0) -> dict[str, float]:
@@ -82,6 +82,11 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     return found | ({"nc4": math.nan} if gone and "nc4" in found else {})
 
 
+def _penalties(problem: Problem, rows: Rows, model: Point) -> Penalties:
+    """The penalties of a point's parts, on its device."""
+    return problem.penalties(replace(rows, counts=rows.counts.to(model.H.device)))
+
+
 def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(labels, counts, which rows) of the rows that have one label."""
     targets, counts = rows.targets.to(device), rows.counts.to(device)
@@ -92,7 +97,7 @@ def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
-    lambdas = problem.penalties(rows)
+    lambdas = _penalties(problem, rows, model)
     found = {f"energy/{name}": value for name, value in lambdas.energies(model).items()}
     if problem.kind.trunk == "linear":
         factors = [*model.hidden, model.W]
