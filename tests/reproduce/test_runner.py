@@ -11,6 +11,7 @@ import pytest
 
 from ufm_fast.errors import InputError
 from ufm_fast.reproduce import CLAIMS, FAIL, PASS, REPORT, Claim, Evidence, Quantity, chosen, reproduce
+from ufm_fast.reproduce.claim import RELATIONS
 from ufm_fast.reproduce.common import curves, figure
 
 
@@ -110,6 +111,9 @@ def test_every_row_says_what_it_is(claim: Claim):
     names = [quantity.name for quantity in claim.quantities]
     assert len(set(names)) == len(names)
     assert any(quantity.quick for quantity in claim.quantities)
+    for quantity in claim.quantities:
+        assert quantity.relation in RELATIONS
+        assert quantity.theory != 0 or quantity.relation != "relative"
     assert claim.expected_seconds(quick=True) <= claim.expected_seconds(quick=False)
 
 

@@ -16,7 +16,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ from ufm_fast.version import __version__
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a row ended. measured, theory, deviation: of the quantity nearest to failing. earlier: taken from an earlier call."""
+    """How a row ended. measured, theory, deviation: of the quantity nearest to failing. earlier: taken from an earlier call.
+
+    seconds: on the clock; cpu_seconds: of all threads, which a busy machine stretches less.
+    """
 
     name: str
     state: str
@@ -40,6 +43,7 @@ class Verdict:
     theory: float | None
     deviation: float | None
     seconds: float
+    cpu_seconds: float
     quick: bool
     quantities: tuple[dict[str, Any], ...] = ()
     error: str | None = None
@@ -106,12 +110,16 @@ def _earlier(claim: Claim, out: Path, quick: bool) -> Verdict | None:
 
 def _stamp(claim: Claim, quick: bool) -> dict[str, Any]:
     """What a verdict is good for: the row as the table has it, the setting, the version."""
-    row = {name: value for name, value in asdict(claim).items() if name != "measure"}
+    row = {name: value for name, value in asdict(claim).items() if name not in ("measure", "seconds", "quick_seconds")}
     return dict(json_ready({"row": row, "quick": quick, "version": __version__}))
 
 
 def _run(claim: Claim, out: Path, quick: bool) -> Verdict:
-    start = time.perf_counter()
+    begun = time.perf_counter(), time.process_time()
+
+    def spent() -> dict[str, Any]:
+        return {"seconds": time.perf_counter() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
+
     try:
         with plots.paper_style():
             evidence = claim.measure(quick)
@@ -120,13 +128,13 @@ def _run(claim: Claim, out: Path, quick: bool) -> Verdict:
         raise  # a package that is missing, said in one line
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return Verdict(claim.name, FAIL, "", None, None, None, time.perf_counter() - start, quick, error=reason)
-    verdict = _verdict(claim, judgements, time.perf_counter() - start, quick)
+        return Verdict(claim.name, FAIL, "", None, None, None, **spent(), quick=quick, error=reason)
+    verdict = replace(_verdict(claim, judgements, quick), **spent())
     _write(claim, evidence, verdict, out / claim.name, quick)
     return verdict
 
 
-def _verdict(claim: Claim, judgements: list[Judgement], seconds: float, quick: bool) -> Verdict:
+def _verdict(claim: Claim, judgements: list[Judgement], quick: bool) -> Verdict:
     states = {judgement.state for judgement in judgements}
     state = FAIL if FAIL in states or not states else PASS if PASS in states else REPORT
     worst = max(judgements, key=lambda judgement: judgement.strain)
@@ -138,7 +146,9 @@ def _verdict(claim: Claim, judgements: list[Judgement], seconds: float, quick: b
         for j in judgements
     )  # fmt: skip
     shown = worst.quantity
-    return Verdict(claim.name, state, shown.name, worst.measured, shown.theory, worst.deviation, seconds, quick, quantities)
+    return Verdict(
+        claim.name, state, shown.name, worst.measured, shown.theory, worst.deviation, 0.0, 0.0, quick, quantities
+    )  # fmt: skip
 
 
 def _write(claim: Claim, evidence: Evidence, verdict: Verdict, folder: Path, quick: bool) -> None:
