@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -200,3 +201,25 @@ def test_fonts_in_a_pdf_are_truetype_and_no_setting_stays(tmp_path: Path) -> Non
         plots.save(figure, tmp_path, "f")
     assert b"/Type3" not in (tmp_path / "f.pdf").read_bytes()
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000, 10_000])
+def test_tick_labels_do_not_overlap(classes: int) -> None:
+    matrices = {"classifier": torch.randn(classes, 8), "class means": torch.randn(classes, 8)}
+    with plots.paper_style():
+        figure = plots.new_figure(6.8, 2.4)
+        left, middle, right = figure.subplots(1, 3)
+        plots.gram_heatmap(left, matrices["classifier"])
+        plots.spectrum(middle, matrices)
+        plots.cosine_histogram(right, matrices)
+        figure.draw_without_rendering()
+        for ax in (left, middle, right):
+            low, high = sorted(ax.get_xlim())
+            boxes = [
+                t.label1.get_window_extent()
+                for t in ax.xaxis.get_major_ticks()
+                if low <= t.get_loc() <= high and t.label1.get_text()
+            ]
+            assert boxes
+            boxes.sort(key=lambda box: box.x0)
+            assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), ax.get_title()

@@ -6,6 +6,7 @@ from ufm_fast.reproduce import (
     dang2023,
     fang2021,
     garrod2024,
+    glyphs,
     harun2025,
     hongling2023,
     jiang2023,
@@ -23,7 +24,7 @@ from ufm_fast.reproduce.claim import Claim
 
 _PAPERS = (
     tirer2022, tirer2022_network, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, fang2021,
-    hongling2023, thrampoulidis2022, li2023, rangamani2023, harun2025,
+    hongling2023, thrampoulidis2022, li2023, rangamani2023, harun2025, glyphs,
 )  # fmt: skip
 
 #: Every claim by its name.

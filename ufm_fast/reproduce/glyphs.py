@@ -1,0 +1,71 @@
+"""A network with many classes, from nothing but installed packages: the characters of matplotlib's fonts (ours)."""
+
+from __future__ import annotations
+
+import torch
+
+from ufm_fast.metrics import collect
+from ufm_fast.networks import Architecture, Options, Training, load
+from ufm_fast.networks.train import BLOCK
+from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
+from ufm_fast.reproduce.common import Rows, curves, figure
+from ufm_fast.theory import ce_minimum
+
+DECAY, BATCH = 1e-5, 128
+MEASURED = ("nc1_quotient", "nc2_classifier", "nc2_means", "nc3")
+
+
+@torch.no_grad()
+def _measured(training: Training) -> dict[str, float]:
+    """Metrics of the last layer, and the model's minimum with lambda_H by balance and equal classes of the mean size."""
+    network, examples, K = training.network, training.data.train, training.data.classes
+    network.eval()
+    H = torch.cat([network.features(examples.images[block]) for block in torch.split(torch.arange(len(examples)), BLOCK)])
+    (W, b), N = network.classifier(), len(examples)
+    found = collect(H, W, examples.labels, b, pairwise="none")
+    lambda_h = DECAY * float(W.square().sum() / H.square().sum())
+    penalties = DECAY * float(W.square().sum())  # of W and H together: each has half
+    train, test = training.evaluate("train"), training.evaluate("test")
+    return {
+        "train_accuracy": train["accuracy"], "test_accuracy": test["accuracy"], "loss": train["loss"],
+        "objective": train["loss"] + penalties, "model": ce_minimum(K, max(round(N / K), 1), DECAY, lambda_h),
+        **{name: found[name] for name in MEASURED},
+    }  # fmt: skip
+
+
+def _large(quick: bool) -> Evidence:
+    data = load("glyphs", least=22 if quick else 14, look_alikes=False)
+    epoch = len(data.train) // BATCH
+    epochs = 3 if quick else 16
+    options = Options(
+        architecture=Architecture(model="cnn", widths=(256,)), optimiser="adam", learning_rate=2e-3, weight_decay=DECAY,
+        batch=BATCH, steps=epoch * epochs,
+    )  # fmt: skip
+    training = Training(data, options)
+    rows: Rows = []
+    while training.step < options.steps:
+        training.run(until=training.step + epoch)
+        rows.append({"epoch": training.step // epoch, **_measured(training)})
+    numbers = {name: rows[-1][name] for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED)}
+    numbers["classes"] = float(data.classes)
+    drawn, axes = figure(2)
+    names = {"nc1_quotient": "NC1 quotient", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
+    curves(axes[0], rows, names, against="epoch")
+    curves(axes[1], rows, {"objective": "objective", "model": "minimum of the model"}, against="epoch")
+    for ax in axes:
+        ax.set_xticks(range(1, epochs + 1, max(1, epochs // 5)))
+    return Evidence(numbers, rows, drawn)
+
+
+ROWS = (
+    Claim(
+        "glyphs-large-k", "ours", "A small network of hundreds of classes moves towards collapse as it fits its training set.",
+        "none",
+        "898 characters that 14 fonts draw, look-alikes left out, CNN with 256 features, Adam 2e-3, decay 1e-5, 16 epochs",
+        tuple(
+            Quantity(name)
+            for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED, "classes")
+        ),
+        _large, seconds=300, quick="characters that 22 fonts draw, 3 epochs", quick_seconds=20,
+    ),
+)  # fmt: skip
