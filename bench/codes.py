@@ -1,0 +1,66 @@
+"""Evaluations of penalised cross-entropy with K > d + 1, with and without the model of `curvature.codes`. No clock but a ratio.
+
+    python bench/codes.py [--out FILE.csv] [--most 6000]
+
+lambda_W = 1e-3, lambda_H = 1e-3 / N, start `normal`, L-BFGS with 10 pairs, until |grad| <= 1e-6 mu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from common import write_csv
+
+from ufm_fast import Problem
+from ufm_fast.objective import Objective
+from ufm_fast.solvers.curvature.codes import Codes
+from ufm_fast.solvers.lbfgs import LBFGS
+from ufm_fast.starts import make_start
+
+CASES = {
+    "200, 32, balanced": {"classes": 200, "dim": 32, "per_class": 1},
+    "200, 32, counts 1..500": {"dim": 32, "counts": torch.logspace(0, 2.7, 200).round().long()},
+    "500, 32, balanced": {"classes": 500, "dim": 32, "per_class": 1},
+}
+
+
+def run(problem: Problem, most: float) -> dict[str, object]:
+    objective = Objective(problem)
+    solver = LBFGS()
+    started = time.perf_counter()
+    state = solver.init(objective, make_start(objective, "normal"))
+    goal = 1e-6 * problem.mu
+    while state.evaluation.gradient.norm() > goal and objective.evaluations < most and state.outcome is None:
+        state = solver.step(objective, state)
+    seconds = time.perf_counter() - started
+    return {
+        "evaluations": objective.evaluations,
+        "gradient_over_mu": f"{state.evaluation.gradient.norm() / problem.mu:.2e}",
+        "value": f"{state.evaluation.value:.10f}",
+        "evaluations_a_second": f"{objective.evaluations / seconds:.1f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--most", type=float, default=6000)
+    args = parser.parse_args()
+    rows = []
+    for name, data in CASES.items():
+        N = int(data["counts"].sum()) if "counts" in data else data["classes"]
+        problem = Problem(**data, lambda_w=1e-3, lambda_h=1e-3 / N)
+        for model in ("identity", "codes"):
+            with patch.object(Codes, "serves", Codes.serves if model == "codes" else lambda row, objective: False):
+                rows.append({"case": name, "model": model, **run(problem, args.most)})
+                print(rows[-1])
+    if args.out:
+        write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
