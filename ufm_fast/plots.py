@@ -140,6 +140,24 @@ def collapse_metrics(ax: Axes, records: Records) -> Axes:
     return ax
 
 
+def layer_metric(ax: Axes, records: Records, name: str, *, title: str) -> Axes:
+    """A metric of each layer's input against step, ``layer0/name`` of H first: a curve a layer, from light to dark."""
+    import matplotlib
+
+    keys = []
+    while any(f"layer{len(keys)}/{name}" in record for record in records):
+        keys.append(f"layer{len(keys)}/{name}")
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.1, 0.95, max(len(keys), 1)))
+    for j, key in enumerate(keys):
+        label = "H" if j == 0 else f"after layer {j}"
+        _curve(ax, [record["step"] for record in records], [record.get(key) for record in records], "step", title, label)
+        ax.lines[-1].set_color(shades[j])
+        ax.lines[-1].set_linestyle("-")
+    if ax.lines:
+        ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
 def _curve(
     ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, title: str, label: str | None,
     style: int | None = None,

@@ -27,7 +27,7 @@ from ufm_fast.starts import given_start, make_start
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
 from ufm_fast.theory.structures import recognise
-from ufm_fast.verdicts import at_saved_point, contradiction, notes, of_closed_form
+from ufm_fast.verdicts import at_saved_point, contradiction, notes, of_closed_form, of_start
 
 __all__ = ["METHODS", "check", "solve"]
 
@@ -236,7 +236,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         theory=theory,
         certificate=proof,
         metrics=measure(problem, rows, model, options.pairwise, found.value) if options.metrics and fits else {},
-        notes=notes(problem, theory, proof, outcome, found.value),
+        notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
         structure=recognise(problem, found.value) if theory is None else None,
         history=run.history,
         restarts=result.restarts,

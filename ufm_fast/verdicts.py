@@ -74,6 +74,13 @@ def notes(
     return [words for words in said if words]
 
 
+def of_start(problem: Problem, start: str) -> list[str]:
+    """What a user should know of a start by name."""
+    if problem.layers > 1 and start == "small":
+        return ["start small: with layers zero is a strict local minimum, and that is where it ends; orthogonal starts away"]
+    return []
+
+
 def _empty_classes(problem: Problem) -> str:
     empty = torch.nonzero(problem.counts == 0).reshape(-1).tolist()
     if not empty:

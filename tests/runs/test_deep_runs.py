@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import printed, refused, saved, solve
+from rich.console import Console
 
-from ufm_fast.cli import main
+from ufm_fast.cli import main, report
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.log import Log
 from ufm_fast.runs.model import saved_model
@@ -112,6 +113,50 @@ def test_restarts_are_in_the_summary_and_a_resume_goes_on_from_the_best(capsys: 
     assert after["restarts"] == table  # and none is begun anew
     assert after["value"] < min(row["value"] for row in table)
     assert main(["solve", "--no-plots", "--resume", "r"]) == 0  # finished
+
+
+def test_the_screen_shows_starts_rank_energies_and_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*DEEP, "--restarts", "3", "--out", "r", "--quiet") == 0
+    capsys.readouterr()
+    content = {**summary("r"), "config": RunDirectory.open(Path("r")).config}
+    console = Console(width=150, record=True)
+    console.print(report.result_table(content, "r"))
+    console.print(report.restarts_table(content))
+    text = console.export_text()
+    for words in (
+        "3 layers (linear)",
+        "the best of 3, and 3 within 1e-8",
+        "rank of the logits",
+        "hidden2",
+        "nc2_means_frame by layer",
+    ):
+        assert words in text
+    rows = [line for line in text.splitlines() if line.startswith("│ ") and "converged" in line and "outcome" not in line]
+    assert len(rows) == 3
+
+
+def test_what_a_kink_and_a_small_start_mean_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert solve(*DEEP[:-2], "--start", "small", "--out", "small") == 0
+    assert "zero is a strict local minimum" in " ".join(summary("small")["notes"])
+    from ufm_fast.solvers import staged
+
+    monkeypatch.setattr(staged, "ROUNDINGS", (1e-1,))
+    monkeypatch.setattr(staged, "STAGE_STEPS", 5)  # too few for any stage
+    assert solve(*RELU, "--out", "kink", "--loss", "mse") == 3
+    assert summary("kink")["outcome"] == "kink"
+    assert "stopped at a kink of the ReLU" in capsys.readouterr().err
+
+
+def test_layers_have_a_figure() -> None:
+    pytest.importorskip("matplotlib")
+    from ufm_fast.runs.figures import make_figures
+
+    assert solve(*RELU, "--reduce", "none", "--out", "r") == 0
+    axes = make_figures(RunDirectory.open(Path("r")))["layers"].axes
+    assert [len(ax.lines) for ax in axes] == [2, 2]
+    assert axes[0].get_legend_handles_labels()[1] == ["H", "after layer 1"]
 
 
 def test_what_is_saved_along_the_way_is_the_best_of_the_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,8 @@ def solve(
             report.print_json(summary)
         elif not quiet:
             Console().print(report.result_table(summary, str(job.run.path)))
+            if solution.restarts:
+                Console().print(report.restarts_table(summary))
         if plots and not interrupted:
             _draw(job.run, silent=silent)
     if interrupted:
@@ -113,6 +115,10 @@ def _resuming(run: RunDirectory) -> str:
 
 
 def _how_to_go_on(solution: Solution, method: str, run: RunDirectory) -> str:
+    if solution.outcome.value == "kink":
+        return (
+            "stopped at a kink of the ReLU, short of a stationary point: solve from other seeds into another --out (--restarts)"
+        )
     if solution.outcome.value != "diverged":
         return f"not converged; go on with: {_resuming(run)} --max-steps N"
     if solution.steps > 0 and method in ("gd", "momentum", "nesterov", "adam"):

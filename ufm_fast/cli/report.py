@@ -114,6 +114,7 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "structure", f"{escape(summary['structure']['name'])}, by its value {number(summary['structure']['value'], 15)}"
     yield "certificate", _certificate(certificate)
     yield "gradient norm", number(summary["gradient_norm"])
+    yield from _starts_and_layers(summary)
     if "groups" in summary:
         groups = summary["groups"]
         yield "groups", f"{groups['counts']} distinct counts, {groups['collapsed']} of them collapsed; rank {groups['rank']}"
@@ -121,6 +122,36 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "seconds", f"{summary['seconds']:.2f}"
     yield "method, backend", f"{summary['method']}, {summary['backend']}"
     yield "rows, variables, start", f"{summary['reduce']}, {summary['variables']}, {summary['start']}"
+
+
+def _starts_and_layers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How many starts ended at the best value; of layers the rank of the logits, energies, NC1 and NC2 of each."""
+    metrics, best = summary["metrics"], summary["value"]
+    ends = [row["value"] for row in summary.get("restarts", ())]
+    if ends:
+        near = sum(abs(value - best) <= 1e-8 * abs(best) for value in ends)
+        yield "starts", f"the best of {len(ends)}, and {near} within 1e-8 of it"
+    if "logit_rank" in metrics:
+        yield "rank of the logits", f"{metrics['logit_rank']:.0f}"
+        energies = {name.split("/")[1]: value for name, value in metrics.items() if name.startswith("energy/")}
+        listed = ", ".join(f"{name} {number(value, 6)}" for name, value in energies.items())
+        yield "energies lambda |X|^2", f"{listed}  (equal at critical points)"
+    frame = "nc2_means_frame" if summary.get("frame") == "orthogonal" else "nc2_means"
+    for name in ("nc1_pinv", frame):
+        found = [value for key, value in metrics.items() if key.startswith("layer") and key.endswith(f"/{name}")]
+        if found:
+            yield f"{name} by layer", ", ".join(map(number, found))
+
+
+def restarts_table(summary: Mapping[str, Any]) -> Table:
+    """A row for each of several starts."""
+    table = Table(title="starts", title_justify="left")
+    for header in ("seed", "value", "evaluations", "rank of the logits", "outcome"):
+        table.add_column(header)
+    for row in summary["restarts"]:
+        rank = "-" if row["rank"] is None else str(row["rank"])
+        table.add_row(str(row["seed"]), number(row["value"], 15), f"{row['evaluations']:g}", rank, row["outcome"])
+    return table
 
 
 def _certificate(certificate: Mapping[str, Any]) -> str:
@@ -135,7 +166,10 @@ def _problem(summary: Mapping[str, Any]) -> str:
     empty = summary.get("empty_classes")
     without = f" ({empty:,} without samples)" if empty else ""
     sizes = (("K", f"{summary['classes']:,}{without}"), ("N", f"{summary['samples']:,}"), ("d", f"{summary['dim']:,}"))
-    return ", ".join(f"{name} = {text}" for name, text in sizes)
+    config = summary.get("config", {})
+    layers = config.get("layers", 1)
+    between = f", {layers} layers ({config['activation']})" if layers > 1 else ""
+    return ", ".join(f"{name} = {text}" for name, text in sizes) + between
 
 
 def _colour(summary: Mapping[str, Any]) -> str:

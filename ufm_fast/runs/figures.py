@@ -48,6 +48,8 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
     if any("nc1_pinv" in record for record in records):
         figures["collapse"] = plots.new_figure(5.6, 4.0)
         plots.collapse_metrics(figures["collapse"].subplots(), records)
+    if any("layer0/nc1_pinv" in record for record in records):
+        figures["layers"] = _layers(records)
     assert head.W is not None
     matrices = {"classifier": head.W}
     if head.H is not None and head.labels is not None:
@@ -56,6 +58,21 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
         centred = (run.summary or {}).get("frame") != "orthogonal"
         figures |= {"gram": _gram(matrices, centred), "geometry": _geometry(matrices, centred)}
     return figures
+
+
+def _layers(records: list[dict[str, Any]]) -> Figure:
+    """NC1 and NC2 of each layer's input, two panels."""
+    figure = plots.new_figure(8.6, 3.6)
+    frame = any("layer0/nc2_means_frame" in record for record in records)
+    ideal, name = ("orthogonal frame", "nc2_means_frame") if frame else ("simplex", "nc2_means")
+    left, right = figure.subplots(1, 2)
+    plots.layer_metric(left, records, "nc1_pinv", title="NC1")
+    plots.layer_metric(right, records, name, title=f"NC2 to the {ideal}")
+    for ax, what in ((left, "NC1 is zero throughout"), (right, "NC2 is not logged")):
+        if not any(len(line.get_xdata()) for line in ax.lines):
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, what, ha="center", va="center", color="0.4", transform=ax.transAxes)
+    return figure
 
 
 def _save(figures: dict[str, Figure], folder: Path, name: str) -> list[Path]:
