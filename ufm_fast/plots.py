@@ -144,7 +144,7 @@ def layer_metric(ax: Axes, records: Records, name: str, *, title: str) -> Axes:
     """A metric of each layer's input against step, ``layer0/name`` of H first: a curve a layer, from light to dark."""
     import matplotlib
 
-    keys = []
+    keys: list[str] = []
     while any(f"layer{len(keys)}/{name}" in record for record in records):
         keys.append(f"layer{len(keys)}/{name}")
     shades = matplotlib.colormaps["viridis_r"](np.linspace(0.1, 0.95, max(len(keys), 1)))
