@@ -70,7 +70,7 @@ def switches(data: DataSet, options: Options = OPTIONS, *, lam: float | None = N
     first = replace(data.only(range(old)), classes=old)
     before = Training(first, options).run().network
     sums, unit = _sums(before, data)
-    going_on = replace(options, schedule="constant", steps=most_steps, seed=options.seed)
+    going_on = replace(options, schedule="constant", steps=most_steps)
     for name, variant in VARIANTS.items():
         network = _widened(before, data.classes, options.seed)
         new = range(old, data.classes)
