@@ -49,7 +49,8 @@ def child(*arguments: str, **options: object) -> subprocess.Popen[str]:
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in a shell's background ignore it, and so would the child
     try:
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen(command, env=environment, text=True, **streams)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ufm_fast import plots
 from ufm_fast.errors import InputError
 from ufm_fast.theory import simplex_frame
 
+ROOT = Path(__file__).parents[1]
 RECORDS = [
     {
         "step": step,
@@ -223,3 +226,70 @@ def test_tick_labels_do_not_overlap(classes: int) -> None:
             assert boxes
             boxes.sort(key=lambda box: box.x0)
             assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), ax.get_title()
+
+
+def test_no_curve_sets_a_limit_for_those_that_come_later() -> None:
+    def log(last: int) -> list[dict[str, float]]:
+        return [{"step": step, "gradient_norm": 1 / (1 + step)} for step in (0, 10, last // 2, last)]
+
+    for ax in (plots.new_figure().subplots(), plots.new_figure().subplots()):
+        plots.gradient_norm(ax, log(300))
+        plots.band(ax, [log(3000)], "gradient_norm")
+        assert ax.get_xlim()[1] > 3000
+    upper, lower = plots.new_figure().subplots(2, 1, sharex=True)
+    plots.gradient_norm(upper, log(3000))
+    plots.gradient_norm(lower, log(300))  # as a gap, whose last points are rounding
+    assert upper.get_xlim()[1] == lower.get_xlim()[1] > 3000
+
+
+def test_rounding_is_not_drawn_as_a_trend(ax: object) -> None:
+    records = [
+        {"step": step, "value": 1 + 10.0**-step, "nc3": 10.0 ** (-8 - step), "gradient_norm": 1e-14} for step in range(8)
+    ]
+    plots.collapse_metrics(ax, records)
+    assert max(ax.lines[0].get_xdata()) == 4
+    other = plots.new_figure().subplots()
+    plots.collapse_metrics(other, [{"step": step, "nc3": 1e-16 * (1 + step)} for step in range(4)])
+    assert not other.lines
+    plots.gradient_norm(other, records)
+    assert len(other.lines[0].get_xdata()) == 8
+    empty = plots.band(plots.new_figure().subplots(), [[{"step": 0, "nc3": 1e-15}, {"step": 1, "nc3": 2e-15}]], "nc3")
+    assert not empty.lines
+
+
+def test_labels_do_not_overlap_near_collapse(ax: object) -> None:
+    generator = torch.Generator().manual_seed(0)
+    near = frame(100) + 1e-9 * torch.randn(100, 100, generator=generator, dtype=torch.float64)
+    plots.cosine_histogram(ax, {"classifier": near})
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+    inside = [box for box in boxes if box.x1 > ax.bbox.x0 and box.x0 < ax.bbox.x1]
+    assert len(inside) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(inside))
+
+
+def test_figures_of_several_panels_stay_on_their_canvas() -> None:
+    from ufm_fast.runs.figures import _gram
+
+    rows = 1e-4 * frame(3)[torch.arange(900) % 3] + torch.randn(900, 3, dtype=torch.float64)
+    figure = _gram({"classifier": rows, "class means": rows}, centred=True)
+    figure.canvas.draw()
+    assert figure.bbox.x0 <= figure.get_tightbbox().x0 * figure.dpi
+    assert figure.get_tightbbox().x1 * figure.dpi <= figure.bbox.x1
+
+
+def test_fonts_are_outlines_whatever_the_users_settings(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"pdf.fonttype": 3, "text.usetex": True}), plots.style():
+        figure = plots.new_figure()
+        plots.gradient_norm(figure.subplots(), RECORDS)
+        _, pdf = plots.save(figure, tmp_path, "x")
+    assert b"/Type3" not in pdf.read_bytes()
+    assert b"/CIDFontType2" in pdf.read_bytes()
+
+
+def test_a_backend_of_another_environment_is_no_obstacle() -> None:
+    environment = {**os.environ, "MPLBACKEND": "module://a_notebook_of.another_environment", "PYTHONPATH": str(ROOT)}
+    code = "import os; from ufm_fast import plots; plots.new_figure(); assert os.environ['MPLBACKEND'].startswith('module')"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

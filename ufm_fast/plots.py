@@ -49,6 +49,7 @@ QUANTITY_COLOURS = {
 _BLOCKS = 200
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label
 _PAIRS = 200_000
+_ROUNDING = 1e-12
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def loss_gap(ax: Axes, records: Records, reference: float, *, against: str = "st
     scale = abs(reference) or 1.0
     values = [(record["value"] - reference) / scale for record in records if record["value"] is not None]
     places = [record[against] for record in records if record["value"] is not None]
-    return _curve(ax, places, values, against, "relative gap  $(f - f^*)/f^*$", label)
+    return _curve(ax, places, _beyond_rounding(values), against, "relative gap  $(f - f^*)/f^*$", label)
 
 
 def gradient_norm(ax: Axes, records: Records, *, against: str = "step", label: str | None = None) -> Axes:
@@ -133,8 +134,9 @@ def collapse_metrics(ax: Axes, records: Records) -> Axes:
         found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         if name == "nc4":
             found = [(step, 1.0 - value) for step, value in found]
-        if any(value > 0 for _, value in found):
-            _curve(ax, [step for step, _ in found], [value for _, value in found], "step", "distance from collapse", text)
+        values = _beyond_rounding([value for _, value in found])
+        if any(map(_shown, values)):
+            _curve(ax, [step for step, _ in found], values, "step", "distance from collapse", text)
     if ax.lines:
         ax.legend(frameon=False, fontsize="small")
     return ax
@@ -167,12 +169,25 @@ def _curve(
     marker = "o" if len(x) <= 80 else ""
     ax.plot(x, y, **line_style(len(ax.lines) if style is None else style), marker=marker, markersize=3, label=label)
     ax.set_yscale("log")
-    if against == "step" and x and max(x) > 200:
-        ax.set_xscale("symlog", linthresh=10)
-        ax.set_xlim(left=-1)
+    if against == "step":
+        _fit_steps(ax)
     ax.set_xlabel("seconds" if against == "seconds" else "step")
     ax.set_ylabel(title)
     return _plain(ax)
+
+
+def _fit_steps(ax: Axes) -> None:
+    """Steps logarithmic from 10 on where there are many, and none of any curve out of sight, on axes that share theirs too."""
+    together = ax.get_shared_x_axes().get_siblings(ax)
+    last = max((float(x) for one in together for line in one.lines for x in np.asarray(line.get_xdata())), default=0.0)
+    if last > 200:
+        ax.set_xscale("symlog", linthresh=10)
+        ax.set_xlim(-1, 1.15 * last)
+
+
+def _beyond_rounding(values: Sequence[float | None]) -> list[float | None]:
+    """What is zero but for rounding would be drawn as a trend."""
+    return [None if value is not None and value < _ROUNDING else value for value in values]
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -189,12 +204,7 @@ def band(
     Logs are read at the places of their union, by interpolation of the logarithm, as far as half of the runs go.
     ``style``: the number of the curve for ``line_style``, where the axes do not hold all curves; else the next one.
     """
-    curves = [
-        ([record[against] for record in records if _shown(record.get(name))],
-         [math.log(record[name]) for record in records if _shown(record.get(name))])
-        for records in runs
-    ]  # fmt: skip
-    curves = [curve for curve in curves if curve[0]]
+    curves = [curve for records in runs if (curve := _logarithms(records, name, against))[0]]
     ends = sorted((x[-1] for x, _ in curves), reverse=True)
     places = sorted({place for x, _ in curves for place in x if place <= ends[(len(ends) - 1) // 2]})
     rows = [np.interp(places, x, y, left=math.nan, right=math.nan) for x, y in curves]
@@ -208,6 +218,14 @@ def band(
         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
         ax.fill_between(places, low, high, color=ax.lines[before].get_color(), alpha=0.2, linewidth=0)
     return ax
+
+
+def _logarithms(records: Records, name: str, against: str) -> tuple[list[float], list[float]]:
+    values = [record.get(name) for record in records]
+    if name != "gradient_norm":  # which is small where penalties are
+        values = _beyond_rounding(values)
+    kept = [(record[against], math.log(y)) for record, y in zip(records, values, strict=True) if _shown(y)]
+    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def _shown(value: float | None) -> TypeGuard[float]:
@@ -237,6 +255,8 @@ def gram_heatmap(ax: Axes, left: Any, right: Any | None = None, *, title: str = 
 
     Beyond ``blocks`` classes a cell is the mean over a block of pairs, from the block sums of unit rows: never K x K.
     """
+    from matplotlib.ticker import ScalarFormatter
+
     first, second = _unit(left), _unit(left if right is None else right)
     edges = _edges(first.shape[0], blocks)
     image = (_block_means(first, edges) @ _block_means(second, edges).T).numpy()
@@ -244,10 +264,12 @@ def gram_heatmap(ax: Axes, left: Any, right: Any | None = None, *, title: str = 
     # Means over blocks are small: they get a scale of their own.
     bound = 1.0 if len(edges) - 1 == K else max(float(np.abs(image).max()), 1e-12)
     shown = ax.imshow(image, cmap="RdBu_r", vmin=-bound, vmax=bound, extent=(0, K, K, 0), interpolation="nearest")
-    bar = ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.03)
+    short = ScalarFormatter()
+    short.set_powerlimits((-1, 1))  # labels that a figure of several has room for
+    bar = ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.03, format=short)
     bar.outline.set_visible(False)
     width = math.ceil(K / (len(edges) - 1))
-    ax.set_title(title if width == 1 else f"{title} (means of {width} x {width} blocks)", fontsize="medium")
+    ax.set_title(title if width == 1 else f"{title}\n(means of {width} x {width} blocks)", fontsize="medium")
     for axis in (ax.xaxis, ax.yaxis):
         _whole_ticks(axis)
         axis.set_label_text("class")
@@ -283,6 +305,8 @@ def cosine_histogram(
     Lines show the simplex's -1/(K-1) and, where K rows are too many for a simplex in R^d, Welch's bound on the largest;
     without centring the orthogonal frame's 0.
     """
+    from matplotlib.ticker import MaxNLocator
+
     found = {label: pair_cosines(_rows(matrix), pairs, seed, centred) for label, matrix in matrices.items()}
     K, d = max(_rows(matrix).shape for matrix in matrices.values())
     ideal = -1.0 / (K - 1) if centred else 0.0
@@ -301,6 +325,7 @@ def cosine_histogram(
         ax.axvline(place, color="0.2", linestyle=style, linewidth=1.2, label=label)
     ax.set_xlabel("cosine of a pair of classes" + ", centred" * centred)
     ax.set_ylabel("pairs")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4))  # near collapse labels have many digits
     _plain(ax)
     ax.legend(frameon=False, fontsize="small")
     return ax

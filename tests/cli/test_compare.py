@@ -66,3 +66,42 @@ def test_groups_of_a_comparison_are_named_by_what_differs() -> None:
     ]
     assert _group_labels(groups) == ["lambda-w 0.1 (2 seeds)", "lambda-w 1"]
     assert _group_labels(groups[1:]) == ["x"]
+
+
+def _logged(name: str, values: list[float], summary: dict[str, object] | None = None, **config: object) -> RunDirectory:
+    run = RunDirectory(Path(name), {"seed": 0, **config}, "0")
+    run.path.mkdir()
+    for step, value in enumerate(values):
+        run.append({"step": step, "seconds": 0.0, "value": value, "gradient_norm": 0.5})
+    if summary is not None:
+        run.write_summary(summary)
+    return run
+
+
+def test_gaps_of_a_problem_have_one_reference_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ufm_fast import plots
+    from ufm_fast.runs import figures
+
+    shown = []
+    monkeypatch.setattr(plots, "save", lambda figure, folder, name: shown.append(figure) or [])
+    runs = [_logged("a", [3.0, 2.0], max_steps=2), _logged("b", [3.0, 1.5, 1.0], max_steps=3)]
+    figures.draw_together(runs, Path("figures"))
+    first, second = shown[-1].axes[0].lines
+    assert list(first.get_ydata()) == [2.0, 1.0]  # not from its own lowest value, 2
+    assert list(second.get_ydata()) == [2.0, 0.5]
+    assert shown[-1].axes[0].get_ylabel() == "relative gap to best value"
+    bound = {"certificate": {"certified": True, "lower_bound": 0.5}}
+    runs += [_logged("c", [3.0, 1.0], bound, method="gd"), _logged("d", [4.0, 3.0], {"theory": {"value": 2.0}}, loss="mse")]
+    figures.draw_together(runs, Path("figures"))
+    for line, gaps in zip(shown[-1].axes[0].lines, ([5, 3], [5, 2, 1], [5, 1], [1, 0.5]), strict=True):
+        assert list(line.get_ydata()) == pytest.approx(gaps)
+    assert shown[-1].axes[0].get_ylabel() == "relative gap to lower bound or theory"
+
+
+def test_a_run_of_before_a_setting_has_its_default_in_a_comparison() -> None:
+    from ufm_fast.runs.figures import _group_labels, shared_references
+
+    old, new = _logged("old", [1.0], lambda_w=0.1), _logged("new", [2.0], lambda_w=0.1, layers=1)
+    assert _group_labels([[old], [new]]) == ["old", "new"]
+    assert _group_labels([[_logged("a\x1b$b$", [1.0])]]) == [r"a\x1b\$b\$"]
+    assert len(shared_references([old, new])) == 1

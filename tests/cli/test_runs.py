@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import ENDLESS, SMALL, child, printed, refused, saved, solve
 
+from ufm_fast.cli import main
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.foreign import read_tensors
 from ufm_fast.runs.options import resumable
@@ -300,3 +301,41 @@ def test_eight_bit_floats_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     save_file({**tensors, "H": tensors["H"].to(torch.float8_e4m3fn)}, "r/state.safetensors", metadata)
     for command in (("metrics", "r"), ("solve", "--resume", "r"), ("solve", *SMALL, "--lambda-w", "0.1", "--start-from", "r")):
         assert "damaged" in refused(capsys, *command)
+
+
+def test_the_first_command_twice_is_two_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert solve(*SMALL) == 0
+    words = capsys.readouterr().err
+    first, second = sorted(Path("runs").iterdir())
+    assert second.name == f"{first.name}-2"
+    assert f"--resume {first}" in words
+    assert f"this run is {second}" in words
+
+
+def test_hints_quote_names_that_a_shell_would_split(capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--out", "my run") == 3
+    assert "ufm-fast solve --resume 'my run' --max-steps N" in capsys.readouterr().err
+    assert "--resume 'my run'" in refused(capsys, "solve", *SMALL, "--start", "normal", "--out", "my run")
+
+
+def test_a_run_of_restarts_goes_on_from_its_best(capsys: pytest.CaptureFixture[str]) -> None:
+    base = (*SMALL, "--start", "normal", "--restarts", "2", "--max-steps", "1", "--out", "r", "--quiet")
+    assert solve(*base) == 3
+    assert solve("--resume", "r", "--max-steps", "300", "--json") == 0
+    found = printed(capsys)
+    assert found["value"] == pytest.approx(found["theory"]["value"], rel=1e-9)
+
+
+def test_a_deep_run_goes_on_and_is_measured_behind_its_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    deep = ("--layers", "2", "--loss", "mse", "--activation", "relu", "--widths", "7,9", "--dim", "7")
+    assert solve(*SMALL[:2], *deep, *SMALL[4:], "--start", "normal", "--max-steps", "3", "--out", "r", "--quiet") == 3
+    assert solve("--resume", "r", "--max-steps", "3", "--json") == 3
+    assert printed(capsys)["steps"] == 6
+    for source in ("r", "r/state.safetensors"):
+        assert main(["metrics", source, "--json"]) == 0
+        assert "nc2_means" in printed(capsys)["metrics"]
+    assert main(["plot", "r"]) == 0
+    assert main(["export", "r", "--quiet"]) == 0
+    with np.load("r/export/run.npz") as content:
+        assert content["hidden1"].shape == (9, 7)

@@ -99,7 +99,7 @@ def install() -> None:
     os.write, Path.write_text, state.save_file, os.fsync = write, write_text, save_file, fsync
     typer.main.get_command = functools.cache(typer.main.get_command)
     ufm_fast.doctor.environment = lambda device: {"versions": {"ufm-fast": "0"}}
-    figures.make_figures = lambda run: {"geometry": Picture()}
+    figures.make_figures = lambda run: {"convergence": Picture()}
     sys.addaudithook(OPERATIONS.audit)
 
 
@@ -153,7 +153,7 @@ def shortcomings(command: list[str], at: int, fault: str, value: float) -> Itera
     steps = [record["step"] for record in run.records()]
     if steps != sorted(set(steps)):
         yield f"a log out of order: {steps}"
-    wanted = {*FILES, LOCK} | {"plots/geometry.png", "plots/geometry.pdf"}
+    wanted = {*FILES, LOCK} | {"plots/convergence.png", "plots/convergence.pdf"}
     found = {str(path.relative_to("run")) for path in Path("run").rglob("*") if not path.is_dir()}
     if found != wanted or list(Path().iterdir()) != [Path("run")]:
         yield f"left over: {sorted(found - wanted)}, missing: {sorted(wanted - found)}"

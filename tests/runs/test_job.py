@@ -211,10 +211,10 @@ def test_what_keeps_a_figure_from_being_drawn_is_said_in_a_line(
     with monkeypatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "x")
         assert main(["solve", *SMALL, "--out", "r"]) == 0
-        assert "no plots: plots: matplotlib can't draw r/plots/convergence.pdf" in capsys.readouterr().err
+        assert "no plots: plots: matplotlib can't draw r/plots/collapse.pdf" in capsys.readouterr().err
         assert "matplotlib can't draw" in refused(capsys, "plot", "r")
     # A run that was killed while it drew is finished, and draws when it is resumed.
     assert main(["solve", "--resume", "r"]) == 0
-    assert "geometry.pdf" in capsys.readouterr().out
+    assert "convergence.pdf" in capsys.readouterr().out
     assert main(["solve", "--resume", "r"]) == 0
-    assert "geometry.pdf" not in capsys.readouterr().out
+    assert "convergence.pdf" not in capsys.readouterr().out

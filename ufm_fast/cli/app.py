@@ -16,9 +16,10 @@ import typer
 
 from ufm_fast.cli import practice
 from ufm_fast.cli.flags import with_flags
-from ufm_fast.cli.terminal import forgiving_stderr, printable
+from ufm_fast.cli.terminal import forgiving_stderr
 from ufm_fast.errors import InputError
 from ufm_fast.runs.options import SETTINGS
+from ufm_fast.runs.words import printable
 
 OK, FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken of

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from ufm_fast.cli import report
 from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
-from ufm_fast.cli.terminal import printable, quoted
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
 from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import WriteError, first_line
 from ufm_fast.runs.model import is_network, saved_model
+from ufm_fast.runs.words import printable, quoted
 
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
@@ -159,6 +159,8 @@ def _draw(run: RunDirectory, *, silent: bool) -> None:
         return
     if not silent:
         _list_paths("plots:", paths)
+        if not any(path.stem == "collapse" for path in paths):
+            report.note("no collapse figure: the log has no NC metrics; --log-metrics asks for them where they are costly")
 
 
 def _list_paths(title: str, paths: list[Path]) -> None:

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from ufm_fast.cli.terminal import printable
 from ufm_fast.runs.files import json_ready
+from ufm_fast.runs.words import printable
 
 if TYPE_CHECKING:
     from ufm_fast.groups.planning import GroupPlan
@@ -59,24 +59,39 @@ def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]
         announce()
         return
     columns = (
-        SpinnerColumn(), TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("value {task.fields[value]}"),
+        SpinnerColumn(), TextColumn("step {task.fields[step]}"), BarColumn(),
+        TextColumn("{task.percentage:.0f} % of the way to tol"), TextColumn("value {task.fields[value]}"),
         TextColumn("gradient {task.fields[gradient]}"), TimeElapsedColumn(),
     )  # fmt: skip
-    target = max(job.config["tol"] * job.problem.mu, 1e-300)
+    way = _Way(max(job.config["tol"] * job.problem.mu, 1e-300))
+    most = job.config["max_steps"]
+    last = "" if most is None else f"/{job.progress.step + most:,}"
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("solve", total=1.0, step=job.progress.step, value="", gradient="")
-        first: list[float] = []
+        task = progress.add_task("solve", total=1.0, step=f"{job.progress.step:,}{last}", value="", gradient="")
 
         def report(record: StepRecord) -> None:
             announce()
-            first.append(record.gradient_norm)
             progress.update(
-                task, completed=_decades(first[0], record.gradient_norm, target), step=record.step,
+                task, completed=way.gone(record.gradient_norm), step=f"{record.step:,}{last}",
                 value=f"{record.value:.9g}", gradient=f"{record.gradient_norm:.1e}",
             )  # fmt: skip
 
         yield report
         progress.update(task, completed=1.0)
+
+
+class _Way:
+    """How many of the decades from the first gradient norm to the one of tol are behind, at best so far."""
+
+    def __init__(self, target: float) -> None:
+        self._target, self._best = target, 0.0
+        self._first: float | None = None
+
+    def gone(self, norm: float) -> float:
+        if self._first is None:
+            self._first = norm
+        self._best = max(self._best, _decades(self._first, norm, self._target))
+        return self._best
 
 
 def _decades(first: float, now: float, target: float) -> float:

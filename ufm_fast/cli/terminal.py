@@ -1,24 +1,12 @@
-"""Words on their way to a terminal: names of files may hold anything, and standard error may be gone."""
+"""Standard error may be gone."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
-
-
-def printable(text: str) -> str:
-    """``text`` with escapes for what is no letter of a line: a newline or an escape sequence in a name, say."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def quoted(path: Path) -> str:
-    """``path`` as a word for the shell."""
-    return shlex.quote(str(path))
 
 
 class _Words:

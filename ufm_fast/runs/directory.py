@@ -40,6 +40,7 @@ from ufm_fast.runs.files import (
     sweep,
     write_text,
 )  # fmt: skip
+from ufm_fast.runs.words import quoted
 
 FORMAT = "ufm-fast-run"
 VERSION = 1
@@ -284,7 +285,7 @@ def refuse_occupied(path: Path, *hashes: str, locked: bool = False) -> None:
         with run.locked():  # which says so if another process writes there
             pass
     if run.hash in hashes:
-        raise InputError(f"out: {path} holds this very run; go on with --resume {path} or choose another --out")
+        raise InputError(f"out: {path} holds this very run; go on with --resume {quoted(path)} or choose another --out")
     raise InputError(f"out: {path} holds a run with another configuration; choose another --out")
 
 

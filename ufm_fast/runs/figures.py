@@ -10,6 +10,8 @@ from ufm_fast import plots
 from ufm_fast.errors import InputError
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import sweep
+from ufm_fast.runs.options import SETTINGS
+from ufm_fast.runs.words import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,12 +28,12 @@ def draw_run(run: RunDirectory) -> list[Path]:
 
 def are_drawn(run: RunDirectory) -> bool:
     """Whether all figures are there and no older than the run's result."""
-    last = run.plots / "geometry.pdf"
+    last = run.plots / ("geometry.pdf" if (run.summary or {}).get("reduce") == "groups" else "convergence.pdf")
     return last.exists() and last.stat().st_mtime_ns >= (run.path / "summary.json").stat().st_mtime_ns
 
 
 def make_figures(run: RunDirectory) -> dict[str, Figure]:
-    """The figures of a run by name, "geometry" last: where that is saved, so are the others."""
+    """The figures of a run by name, the one of ``are_drawn`` last: where that is saved, so are the others."""
     from ufm_fast.runs.grouped import group_table, load_groups
     from ufm_fast.runs.state import run_head
 
@@ -44,7 +46,7 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
         plots.against_frequency(figure.subplots(1, 3), group_table(grouped))
         return {"geometry": figure}
     head = run_head(run)
-    figures = {"convergence": _convergence(records, run.summary or {})}
+    figures = {}
     if any("nc1_pinv" in record for record in records):
         figures["collapse"] = plots.new_figure(5.6, 4.0)
         plots.collapse_metrics(figures["collapse"].subplots(), records)
@@ -57,6 +59,7 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
     if not is_zero(run.summary or {}):
         centred = (run.summary or {}).get("frame") != "orthogonal"
         figures |= {"gram": _gram(matrices, centred), "geometry": _geometry(matrices, centred)}
+    figures["convergence"] = _convergence(records, run.summary or {})
     return figures
 
 
@@ -111,19 +114,22 @@ def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
 
 def _comparison(runs: list[RunDirectory]) -> Figure:
     groups: dict[str, list[RunDirectory]] = {}
-    for run in {run.path.resolve(): run for run in runs}.values():  # a run that is named twice counts once
-        groups.setdefault(json.dumps({k: v for k, v in run.config.items() if k != "seed"}, sort_keys=True), []).append(run)
+    runs = list({run.path.resolve(): run for run in runs}.values())  # a run that is named twice counts once
+    for run in runs:
+        groups.setdefault(_key(run, but=("seed",)), []).append(run)
+    references = shared_references(runs)
     figure = plots.new_figure(12.6, 6.4)
     from matplotlib.lines import Line2D
 
     axes = figure.subplots(2, 3).ravel()
+    measured_from = " or ".join(dict.fromkeys(name for _, name in references.values()))
     titles = {
-        "gap": "relative gap to theory or bound", "gradient_norm": "gradient norm", "nc1_pinv": "NC1", "nc2_classifier":
-        "NC2, classifier", "nc2_means": "NC2, class means", "nc3": "NC3",
+        "gap": f"relative gap to {measured_from}", "gradient_norm": "gradient norm", "nc1_pinv": "NC1",
+        "nc2_classifier": "NC2, classifier", "nc2_means": "NC2, class means", "nc3": "NC3",
     }  # fmt: skip
     labels = _group_labels(list(groups.values()))
     for number, group in enumerate(groups.values()):
-        logs = [_with_gap(run) for run in group]
+        logs = [_with_gap(run, references[_problem_key(run)][0]) for run in group]
         for ax, name in zip(axes, titles, strict=True):
             plots.band(ax, logs, name, style=number)
     for ax, title in zip(axes, titles.values(), strict=True):
@@ -136,10 +142,40 @@ def _comparison(runs: list[RunDirectory]) -> Figure:
     return figure
 
 
-def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:
-    records = log_of(run)
-    reference, _ = reference_value(records, run.summary or {})
-    scale = abs(reference) or 1.0
+def _settings(run: RunDirectory) -> dict[str, Any]:
+    """A run's settings, where one that an older version lacks has its default."""
+    return {name: row.default for name, row in SETTINGS.items()} | run.config
+
+
+def _key(run: RunDirectory, but: tuple[str, ...]) -> str:
+    return json.dumps({name: value for name, value in _settings(run).items() if name not in but}, sort_keys=True)
+
+
+def _problem_key(run: RunDirectory) -> str:
+    """What runs of one problem have in common, however they were solved."""
+    others = [name for name, row in SETTINGS.items() if row.to not in ("problem", "data")]
+    return _key(run, but=(*others, "seed", "dtype", "device"))
+
+
+def shared_references(runs: list[RunDirectory]) -> dict[str, tuple[float, str]]:
+    """Of each problem what all its runs' gaps are measured from, and its name: theory, else the largest certified bound, else
+    the lowest value of any of them.
+    """
+    found: dict[str, list[tuple[float, str]]] = {}
+    for run in runs:
+        found.setdefault(_problem_key(run), []).append(reference_value(log_of(run), run.summary or {}))
+    chosen = {}
+    for key, references in found.items():
+        for name, best in (("theory", max), ("lower bound", max), ("best value", min)):
+            values = [value for value, kind in references if kind == name]
+            if values:
+                chosen[key] = best(values), name
+                break
+    return chosen
+
+
+def _with_gap(run: RunDirectory, reference: float) -> list[dict[str, Any]]:
+    records, scale = log_of(run), abs(reference) or 1.0
     # NC2 and NC3 are logged against the frame that theory predicts; either is shown under the one name.
     plain = [{name.removesuffix("_frame"): value for name, value in record.items()} for record in records]
     return [{**record, "gap": None if record["value"] is None else (record["value"] - reference) / scale} for record in plain]
@@ -147,15 +183,15 @@ def _with_gap(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _group_labels(groups: list[list[RunDirectory]]) -> list[str]:
     """What tells the groups apart: the settings that are not the same in all of them, and the number of seeds."""
-    configs = [group[0].config for group in groups]
+    configs = [_settings(group[0]) for group in groups]
     keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
     differing = [key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)]
     labels = []
     for group in groups:
-        words = [f"{key.replace('_', '-')} {group[0].config.get(key)}" for key in differing] or [group[0].path.name]
+        words = [f"{key.replace('_', '-')} {_settings(group[0]).get(key)}" for key in differing] or [group[0].path.name]
         seeds = len({run.config.get("seed") for run in group})
         several = f" ({len(group)} runs)" if seeds < len(group) else f" ({seeds} seeds)" if seeds > 1 else ""
-        labels.append(", ".join(words) + several)
+        labels.append(printable(", ".join(words) + several).replace("$", r"\$"))  # which would begin a formula
     return labels
 
 

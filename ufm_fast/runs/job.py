@@ -6,6 +6,7 @@ solution = execute(job)
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory, refuse_occupied
 from ufm_fast.runs.options import SETTINGS, resumable, taken_by
 from ufm_fast.runs.settings import Config
+from ufm_fast.runs.words import quoted
 
 if TYPE_CHECKING:
     from ufm_fast.point import Point
@@ -66,11 +68,21 @@ def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Jo
     check_solvable(problem, config)
     config |= {"classes": problem.num_classes, "lambda_w": problem.lambda_w, "lambda_h": problem.lambda_h}
     hashes = settings.hashes(config, problem)
-    path = out or Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{hashes[0][:8]}"
+    own = Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{hashes[0][:8]}"
+    path = out or _first_free(own)
     refuse_occupied(path, *hashes)
     start = _start(problem, config)
     run = RunDirectory.create(path, config, hashes[0], environment(problem.device))
-    return Job(problem, config, run, start, Progress(), [note] if note else [])
+    notes = [note] if note else []
+    if out is None and path != own:
+        notes.append(f"{own} holds this problem already, and --resume {quoted(own)} goes on with it; this run is {path}")
+    return Job(problem, config, run, start, Progress(), notes)
+
+
+def _first_free(path: Path) -> Path:
+    """``path``, or the first of path-2, path-3, ... that holds no run: the same command may be given twice."""
+    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(name for name in names if not (name / "config.json").exists())
 
 
 def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
