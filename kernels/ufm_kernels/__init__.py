@@ -9,6 +9,7 @@ From the simplest to the cleverest:
     segments.py       sums of rows that share a class, and one dot product per row and target
     off_target.py     E = exp(z - z_y) off the targets, with its row sums
     products.py       the two products of E with the parameters, epilogues fused
+    fp8.py            E and both products in e4m3, with a scale a row and 128 terms
     one_pass.py       loss and both gradients with E never stored, for narrow features
     matvec.py         products with the logit gradient and its transpose
     hvp.py            the tile of the Hessian-vector product
@@ -16,6 +17,7 @@ From the simplest to the cleverest:
     row_sums.py       the kernels between the passes: from the sums of a row's tiles to its factors
     rows.py           loss and gradient factors of a row from its sums: where the loss functions live
     head.py           drivers on torch tensors: values and gradients
+    fp8_head.py       driver on torch tensors of mode fp8, with its fall-back to bfloat16
     curvature.py      drivers on torch tensors: Hessian-vector products, products with the logit gradient
     squared_head.py   driver on torch tensors of the squared error
     builds.py         what the gate builds: types, constants and tiles of every launch

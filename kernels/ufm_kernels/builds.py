@@ -22,7 +22,7 @@ class Build:
     constants: dict[str, object]
     tensor_core: str = ""
     aligned: tuple[str, ...] = field(
-        default=("depth", "columns", "width", "span", "stride", "stride_a", "stride_b", "stride_points")
+        default=("depth", "columns", "width", "span", "stride", "stride_a", "stride_b", "stride_t", "stride_points")
     )
 
 
@@ -81,9 +81,10 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
         usual = stored != "fp32"
-        for transposed, targets, down, exact in (
-            (False, 1, usual, False), (False, 32, usual, False), (False, 0, usual, False), (True, 0, usual, False),
-            (False, 0, False, True), (False, 1, False, True),
+        flagged = ((False, 0, usual, False, True), (True, 0, usual, False, True)) if mode == "bf16" else ()
+        for transposed, targets, down, exact, flag in (
+            (False, 1, usual, False, False), (False, 32, usual, False, False), (False, 0, usual, False, False),
+            (True, 0, usual, False, False), (False, 0, False, True, False), (False, 1, False, True, False), *flagged,
         ):  # fmt: skip
             tile = tile_of(product_name(transposed, targets), stored, architecture, passes)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
@@ -91,17 +92,17 @@ def product_builds(architecture: int) -> Iterator[Build]:
             types = {
                 "A": described(stored, tile, left), "B": described(stored, tile, right),
                 "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
-                "points": "*fp32" if exact else f"*{stored}",
+                "points": "*fp32" if exact else f"*{stored}", "flag": "*i32",
                 "rows": "i32", "columns": "i32", "classes": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
                 "stride_points": "i32",
             }  # fmt: skip
             constants = {
                 "TRANSPOSED": transposed, "DOWN": down, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes,
-                "PAIRS": passes == 3 and not exact,
+                "PAIRS": passes == 3 and not exact, "FLAG": flag,
                 "FLATTEN": tile.flatten, **blocks(tile),
             }  # fmt: skip
             kind = "transposed" if transposed else f"targets={targets}"
-            name = f"product/{mode}/{kind}{'/exact' if exact else ''}"
+            name = f"product/{mode}/{kind}{'/exact' if exact else ''}{'/flag' if flag else ''}"
             yield Build(name, "products.product_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
 
 
@@ -189,6 +190,35 @@ def hvp_builds(architecture: int) -> Iterator[Build]:
         }  # fmt: skip
         constants = {"BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, **blocks(tile)}
         yield Build(f"hvp/{mode}", "hvp.hvp_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+
+
+def fp8_builds(architecture: int) -> Iterator[Build]:
+    if architecture != 90:
+        return
+    tile = tile_for("fp8_exponentials", 16, architecture)
+    types = {
+        "H": described("bf16", tile, (tile.rows, tile.depth)), "W": described("bf16", tile, (tile.columns, tile.depth)),
+        "bias": "*fp32", "offset": "*fp32", "target": "*fp32", "level": "*fp32",
+        "labels": "*i32", "flag": "*i32", "E": "*fp8e4nv", "T": "*fp8e4nv",
+        "scale": "*fp32", "scale_t": "*fp32", "statistics": "*fp32", "rows": "i32", "classes": "i32", "depth": "i32",
+        "stride": "i32", "stride_t": "i32",
+    }  # fmt: skip
+    for bias, flag in ((False, False), (True, True)):
+        constants = {"BIAS": bias, "FLAG": flag, **blocks(tile)}
+        name = f"fp8/exponentials{'/bias' if bias else ''}"
+        kernel = "fp8.exponentials_kernel"
+        yield Build(name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture])
+    tile = tile_for("fp8_product", 8, architecture)
+    types = {
+        "A": described("fp8e4nv", tile, (tile.rows, tile.depth)), "B": described("fp8e4nv", tile, (tile.columns, tile.depth)),
+        "scale_a": "*fp32", "scale_b": "*fp32", "flag": "*i32", "out": "*fp32", "rows": "i32", "columns": "i32",
+        "depth": "i32", "stride_a": "i32", "stride_b": "i32", "stride_out": "i32",
+    }  # fmt: skip
+    for add in (False, True):
+        constants = {"ADD": add, **blocks(tile)}
+        yield Build(
+            f"fp8/product{'/add' if add else ''}", "fp8.product_kernel", architecture, tile, types, constants, "e4m3.e4m3"
+        )
 
 
 def segment_builds(architecture: int) -> Iterator[Build]:

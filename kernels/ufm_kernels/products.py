@@ -61,14 +61,17 @@ def finish_halves(
 
 @triton.jit
 def product_kernel(
-    A, B, out, factor, coefficient, labels, points,
+    A, B, out, factor, coefficient, labels, points, flag,
     rows, columns, classes, depth, stride_a, stride_b, stride_points,
     TRANSPOSED: tl.constexpr, DOWN: tl.constexpr, FACTOR: tl.constexpr, TARGETS: tl.constexpr, PAIRS: tl.constexpr,
-    PASSES: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FLAG: tl.constexpr, PASSES: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=FLATTEN):
+    tiles = down * across
+    if FLAG:
+        tiles *= tl.load(flag)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -178,7 +181,7 @@ def kernel_name(transposed, targets):
 @on_device
 def add_product(
     out, A, B, *, passes, depth, transposed=False, down=True, factor=None, coefficient=None, labels=None, points=None,
-    exact=False, launch=None,
+    exact=False, flag=None, launch=None,
 ):  # fmt: skip
     """out += factor * (A B) - sum_t coefficient_t points[labels_t], with A transposed first if `transposed`.
 
@@ -189,6 +192,7 @@ def add_product(
             where not `down`: tensor cores read float32 from there without moving it. points: (depth, halves * columns), or
             (classes, columns) of any float dtype if `exact`.
         depth: the length of the contraction, at most the rows of B: padding of A beyond it is not read as data.
+        flag: int32 device scalar, 0 or 1: with 0 the launch does nothing; or None.
         factor: (rows,) fp32 or None. coefficient: (rows, T) fp32 and labels: (rows, T) int32 padded with -1, or None.
     """
     check_written(out=out)
@@ -210,8 +214,8 @@ def add_product(
     product_kernel[launch.grid(ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns))](
         a, b, out, unused if factor is None else factor, unused if coefficient is None else coefficient,
         unused if labels is None else labels, unused if points is None else points,
-        rows, columns, len(points) if exact else depth, depth, A.stride(0),
+        unused if flag is None else flag, rows, columns, len(points) if exact else depth, depth, A.stride(0),
         B.stride(0), B.stride(0) if points is None else points.stride(0), TRANSPOSED=transposed, DOWN=down,
-        FACTOR=factor is not None, TARGETS=targets, PAIRS=passes == 3 and not exact, PASSES=passes,
-        FLATTEN=tile.flatten, **launch.options(),
+        FACTOR=factor is not None, TARGETS=targets, PAIRS=passes == 3 and not exact, FLAG=flag is not None,
+        PASSES=passes, FLATTEN=tile.flatten, **launch.options(),
     )  # fmt: skip

@@ -33,6 +33,7 @@ class Tile(NamedTuple):
 
 # Small enough that shapes of a few dozen are ragged in every direction.
 INTERPRETED = Tile(32, 64, 32)
+SCALED = Tile(128, 128, 128)  # and of mode fp8, where a scale is of 128 terms
 
 # (kernel, bits of an operand's element) -> architecture -> tile. Pointer tiles for sm_80 stay below the 99 KiB of
 # its smaller relatives (8.6, 8.9, 12.0), which use the same row.
@@ -110,6 +111,9 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 16, 4, 4), 100: Tile(64, 64, 32, 4, 3)},
     ("matvec", 16): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 64, 4, 3), 100: Tile(128, 64, 64, 8, 3)},
     ("matvec", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
+    # One scale a row and 128 terms: a tile of E is as wide, and a step of the product as deep.
+    ("fp8_exponentials", 16): {90: Tile(128, 128, 64, 8, 3, tma=True)},
+    ("fp8_product", 8): {90: Tile(128, 128, 128, 8, 3, tma=True)},
     ("hvp", 16): {
         80: Tile(64, 128, 32, 8, 3),
         90: Tile(128, 128, 64, 8, 3, tma=True),
@@ -199,7 +203,9 @@ def newer_triton() -> bool:
 def tile_for(kernel: str, bits: int, architecture: int, passes: int = 1) -> Tile:
     """The tile of `kernel` for operands of `bits` bits on sm_`architecture`; architecture 0 is the interpreter."""
     if architecture == 0:
-        return INTERPRETED
+        return SCALED if kernel.startswith("fp8") else INTERPRETED
     special = PAIRS if passes == 3 else NEWER if newer_triton() else {}
-    rows = special.get((kernel, bits), {})
-    return rows.get(architecture) or TILES[kernel, bits][architecture]
+    rows = {**TILES[kernel, bits], **special.get((kernel, bits), {})}
+    if architecture not in rows:
+        raise ValueError(f"{kernel}: has no tile on sm_{architecture}, only on {', '.join(f'sm_{known}' for known in rows)}")
+    return rows[architecture]

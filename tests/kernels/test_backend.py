@@ -54,6 +54,13 @@ def direction(x):
     )  # fmt: skip
 
 
+def gradients(backend, x):
+    """(value, gradients) of a head, into fresh buffers of the dtype of sums."""
+    dtype = torch.float64 if x.weight.dtype == torch.float64 else torch.float32
+    out = [torch.empty(part.shape, dtype=dtype, device=DEVICE) for part in (x.features, x.weight, x.bias)]
+    return backend.head(x, Gradients(*out, fresh=True)).value, *out
+
+
 def exact(x):
     bias = None if x.bias is None else x.bias.double()
     return HeadInput(x.loss, x.features.double(), x.weight.double(), bias, x.targets, x.row_weight)
@@ -237,6 +244,18 @@ def test_negative_row_weights_no_rows_and_wide_sets():
         assert not out.weight.any()
     sets = Targets(torch.cat([torch.arange(34), torch.tensor([3])]), torch.tensor([0, 34, 35]))
     check_head(case(LOSSES[4], sets, rows=2, classes=40), TritonBackend())
+
+
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="sm_90 only")
+def test_mode_fp8_serves_what_it_can_and_says_what_it_cannot():
+    x = case(make_loss("focal"), dtype=torch.bfloat16, rows=40, classes=300, dim=16)
+    found, expected = gradients(TritonBackend("fp8"), x), gradients(ReferenceBackend(), exact(x))
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-4, atol=0.0)
+    for mine, theirs in zip(found[1:], expected[1:], strict=True):
+        assert float((mine.double() - theirs).norm() / theirs.norm()) < 2e-2
+    for wrong in (case(make_loss("ce", smoothing=0.1), dtype=torch.bfloat16), case(make_loss("ce"))):
+        with pytest.raises(InputError, match="mode fp8 takes bfloat16 heads"):
+            gradients(TritonBackend("fp8"), wrong)
 
 
 def test_remembers_targets_only_while_they_are_the_same():

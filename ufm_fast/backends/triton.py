@@ -28,6 +28,7 @@ from ufm_fast.memory import available_bytes
 from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
+from ufm_kernels.fp8_head import fp8_value_and_grad
 from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
 from ufm_kernels.operands import MODES, chunk_bytes, operand_bytes
 from ufm_kernels.segments import Segments
@@ -41,6 +42,7 @@ _MOST_ROWS, _MOST_BYTES, _LEAST_ROWS = 8192, 2 << 30, 128
 _VECTORS = 16
 _SOFTMAX_MODE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32x3"}
 # One pass loses the residual of the squared error near collapse, and its products are small.
+_FP8 = "fp8"  # by name only: E and its products in fp8, on sm_90; second derivatives and products with G in bfloat16
 _SQUARED_MODE = {torch.bfloat16: "bf16x3", torch.float16: "bf16x3", torch.float32: "tf32x3"}
 
 
@@ -160,6 +162,7 @@ class TritonBackend:
     ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when it runs out).
     The layout of targets, on them, and the chunk of each shape are remembered: results do not depend on it, repeated calls
     do not wait for the device, and a solve repeats bit for bit. A graph that captures a call needs its Targets kept alive.
+    Mode ``fp8`` is for bfloat16 heads on sm_90 (see ``ufm_kernels.fp8``); all but ``head`` and ``losses`` run in bf16 there.
     The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 87 nats.
     Errors: InputError for an unknown mode, and by every method for float64 inputs.
     """
@@ -167,8 +170,8 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self, mode: str | None = None, chunk: int | None = None) -> None:
-        if mode is not None and mode not in MODES:
-            raise InputError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        if mode is not None and mode not in (*MODES, _FP8):
+            raise InputError(f"mode must be one of {', '.join((*MODES, _FP8))}; got {mode!r}")
         self.mode = mode
         self.chunk = chunk
         self._tiled = TiledBackend()
@@ -242,6 +245,8 @@ class TritonBackend:
 
     def _sweep(self, x: HeadInput, loss: SoftmaxLoss, labels: _Labels, padded: Tensor, out: Gradients, mode: str) -> _Swept:
         """Run a driver: losses of every row, gradients added into ``out``."""
+        if self.mode == _FP8:
+            return self._fp8_sweep(x, loss, labels, padded, out)
         options: dict[str, Any] = {
             "grad_features": out.features, "grad_weight": out.weight, "grad_bias": out.bias, "mode": mode,
             "need_features": out.features is not None, "need_weight": out.weight is not None, "segments": labels.segments,
@@ -260,6 +265,21 @@ class TritonBackend:
             log_ratio = result.log_ratio.double()
             if not loss.smoothing:
                 losses = loss.value(log_ratio, result.probability.double())  # p ** gamma underflows float32 long before p does
+        return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
+
+    def _fp8_sweep(self, x: HeadInput, loss: SoftmaxLoss, labels: _Labels, padded: Tensor, out: Gradients) -> _Swept:
+        """The same with products in fp8; whatever else a sweep is asked for has no such mode, which is said."""
+        if loss.smoothing or padded.shape[1] > 1 or x.weight.dtype != torch.bfloat16:
+            raise InputError("mode fp8 takes bfloat16 heads, one label a row, and no smoothing; choose another mode")
+        out = out.cleared()
+        with _on(x.weight.device):
+            result, _ = fp8_value_and_grad(
+                x.features, x.weight, _bias(x), padded, x.row_weight.float(), kernel_rows.cross_entropy_value, _slope(loss),
+                grad_features=out.features, grad_weight=out.weight, grad_bias=out.bias, segments=labels.segments,
+                chunk_rows=max(self._chunk_of(x, "bf16"), 1),
+            )  # fmt: skip
+        log_ratio = result.log_ratio.double()
+        losses = loss.value(log_ratio, result.probability.double())
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
 
     def _squared_error(self, x: HeadInput, out: Gradients, mode: str) -> HeadResult:
@@ -286,7 +306,7 @@ class TritonBackend:
         if dtype not in table:
             name = str(dtype).removeprefix("torch.")
             raise InputError(f"backend triton has no {name} kernels; use backend tiled for {name}, or dtype float32")
-        return self.mode or table[dtype]
+        return (None if self.mode == _FP8 else self.mode) or table[dtype]
 
     def _labels_of(self, x: HeadInput) -> _Labels:
         return _Labels.remembered(x.targets, x.weight.shape[0])
