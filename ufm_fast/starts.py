@@ -88,7 +88,10 @@ def given_start(objective: Objective, point: Point) -> Point:
     start = replace(point, H=H).to(device=device)
     if not start.finite():
         raise InputError("the start holds NaN or infinite values; give finite W, H and b")
-    return objective.geometry.project(objective.from_model(start.W, start.H, start.b, start.hidden))
+    x = objective.from_model(start.W, start.H, start.b, start.hidden)
+    if not x.finite():
+        raise InputError(f"the start has entries beyond what {problem.dtype} holds; give smaller ones or dtype float64")
+    return objective.geometry.project(x)
 
 
 def _random(objective: Objective, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:

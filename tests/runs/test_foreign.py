@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from command_line import refused
 
 from ufm_fast.errors import InputError
-from ufm_fast.problem import Problem
 from ufm_fast.runs import foreign
 from ufm_fast.runs.foreign import read_start, read_target_sets, read_tensors
 
@@ -34,10 +33,9 @@ def test_an_archive_is_measured_before_it_is_unpacked(monkeypatch: pytest.Monkey
     assert read_tensors(Path("zeros.npz"), "x")["indptr"].shape == (10**6,)
 
 
-def test_a_start_beyond_the_dtype_is_refused() -> None:
+def test_a_start_beyond_the_dtype_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     np.savez("big.npz", W=np.eye(4, 3) * 1e39, H=np.eye(4, 3))
-    single = Problem(classes=4, dim=3, per_class=1, dtype="float32")
-    with pytest.raises(InputError, match=r"start-from: W in big\.npz has entries beyond what float32 holds"):
-        read_start(Path("big.npz"), single)
-    assert float(read_start(Path("big.npz"), Problem(classes=4, dim=3, per_class=1)).W.max()) == 1e39
-    assert torch.equal(read_start(Path("big.npz")).H, torch.eye(4, 3, dtype=torch.float64))
+    flags = ("--classes", "4", "--dim", "3", "--per-class", "1", "--start-from", "big.npz", "--out", "r")
+    for dtype in ("float32", "bfloat16"):
+        assert "beyond what " + dtype in refused(capsys, "solve", *flags, "--dtype", dtype)
+    assert float(read_start(Path("big.npz")).W.max()) == 1e39

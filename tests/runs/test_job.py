@@ -37,7 +37,7 @@ def test_a_certificate_that_runs_out_of_memory_keeps_the_last_point(
         patch.setattr("ufm_fast.solving.certify", full)
         assert solve(*SMALL, "--start", "normal", "--out", "r", "--quiet") == 2
     streams = capsys.readouterr().err
-    assert "ufm-fast solve --resume r would go on, as with --no-certificate" in streams
+    assert "go on with: ufm-fast solve --resume r (--no-certificate" in streams
     assert "not enough memory" in streams
     assert saved_step() == RunDirectory.open(Path("r")).records()[-1]["step"] > 0
     assert solve("--resume", "r", "--quiet") == 0

@@ -106,7 +106,7 @@ def _executed(job: Job, *, silent: bool) -> Solution:
         raise
     except Exception:
         if job.run.state_file.exists():
-            report.note(f"what was reached is saved; {_resuming(job.run)} would go on, as with --no-certificate")
+            report.note(f"what was reached is saved; go on with: {_resuming(job.run)} (--no-certificate leaves the proof out)")
         raise
 
 

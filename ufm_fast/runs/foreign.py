@@ -198,8 +198,6 @@ def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto")
     for name, part in point.named().items():
         if not computable(part):
             raise InputTypeError(f"start-from: {name} in {path} must be floating numbers, got {part.dtype}; save it as float64")
-        if problem is not None and bool((part.abs() > torch.finfo(problem.torch_dtype).max).logical_and(part.isfinite()).any()):
-            raise InputError(f"start-from: {name} in {path} has entries beyond what {problem.dtype} holds; use --dtype float64")
     if problem is None or point.H.ndim != 2:
         return point
     there, here = _row_targets(tensors, path), problem.rows(problem.reduction(reduce)).targets

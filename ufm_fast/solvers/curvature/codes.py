@@ -54,7 +54,8 @@ class CodePreconditioner:
         if any(int(failed.max()) for _, failed in factors):
             return None
         bias = None if x.b is None else curving.sum(0) * objective.bias_scale**2 + max(objective.penalties.bias, 1e-2 * mu)
-        return cls(*(torch.cholesky_inverse(factor).to(x.W.dtype) for factor, _ in factors), bias)
+        classes, rows = (torch.cholesky_inverse(factor).to(x.W.dtype) for factor, _ in factors)
+        return cls(classes, rows, bias)
 
     def apply(self, g: Point) -> Point:
         # Not bmm, which is a call a block too.
