@@ -6,7 +6,7 @@ collapses. So minimise
 
     F + sum_g (K_g - 1) sqrt(n_g) a_g + sum_i sqrt(sigma_i(T)^2 + e^2)
 
-while e falls by tenths. Its minimiser moves linearly in e near the end (singular values that vanish are proportional to
+while e falls step by step. Its minimiser moves linearly in e near the end (singular values that vanish are proportional to
 e, the others move by e^2), so each fall is predicted by the tangent of the path, in the same linear system as the Newton
 step.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,10 +30,20 @@ from ufm_fast.class_groups import Array
 from ufm_fast.groups.bounds import dual
 from ufm_fast.groups.softmax import LEAST, Curvature, Logits, SoftmaxTerm
 
-FALL = 0.1  # of the smoothing e, from one Newton step to the next
-NEAR = 0.1  # a Newton decrement below this part of what the smoothing costs lets e fall
+
+class Pace(NamedTuple):
+    """How the path is walked. ``fall``: what e is multiplied by; ``near``: a Newton decrement below this part of what the
+    smoothing costs lets e fall; ``forcing``: residual of the linear systems, relative, in the preconditioner's norm.
+    """
+
+    fall: float
+    near: float
+    forcing: float
+
+
+#: The second where the first has lost the path.
+PACES = (Pace(0.2, 0.03, 1e-2), Pace(0.3, 0.01, 1e-3))
 LARGEST_CHANGE = 4.0  # nats a step may change a logit difference by: beyond, the softmax's curvature says nothing
-FORCING = 1e-2  # residual of the linear systems, relative, in the preconditioner's norm
 LAST_FORCING = 1e-8  # the same in the last steps, whose error is what is left of the certificate's gap
 ROUNDING = 1e-14
 LATE = 1e-4  # what the smoothing costs, relative, from which on the rank is looked for
@@ -57,6 +68,10 @@ class Reduced:
     spectral_ratio: float
     steps: int
     converged: bool
+
+    @property
+    def gap(self) -> float:
+        return self.value - self.bound
 
 
 class _Smoothed:
@@ -119,15 +134,26 @@ class GroupPath:
         self.units = np.where(np.isfinite(units), units, 0.0)
         self.gap_price = np.where(term.apart, (term.sizes - 1) * term.roots, 0.0)
 
-    def minimise(self, tol: float, max_steps: int = 300) -> Reduced:
+    def minimise(self, tol: float) -> Reduced:
         """The minimiser to a relative gap of `tol`, or the best that rounding allows."""
+        best: Reduced | None = None
+        for pace in PACES:
+            found = self._walk(pace, tol)
+            best = found if best is None or found.gap < best.gap else best
+            if best.converged:
+                break
+        assert best is not None
+        return best
+
+    def _walk(self, pace: Pace, tol: float, max_steps: int = 300) -> Reduced:
         term = self.term
         width = 10.0 * float(np.sqrt(term.counts.max() * term.classes))
         now = _Iterate(term, term.start(), np.zeros_like(self.units), width)
-        best, attempts = None, 0
+        best: Reduced | None = None
+        attempts = 0
         for steps in range(1, max_steps + 1):
             previous = now.width
-            now, sigma = self._advance(now)
+            now, sigma = self._advance(now, pace)
             cost = _Smoothed(sigma, now.width).cost
             if now.width == previous or cost > LATE * now.value(sigma):
                 continue
@@ -142,16 +168,16 @@ class GroupPath:
         """Whether it shows which singular values vanish with the smoothing."""
         return not bool(((sigma > APART[0] * width) & (sigma < APART[1] * width)).any())
 
-    def _advance(self, now: _Iterate) -> tuple[_Iterate, Array]:
+    def _advance(self, now: _Iterate, pace: Pace) -> tuple[_Iterate, Array]:
         """One step along the path: the new point and its singular values."""
         U, sigma, Vt = np.linalg.svd(now.matrix)
         penalty = _Smoothed(sigma, now.width)
         newton = _Newton(self, now, penalty, U, Vt.T)
         width = now.width
-        if newton.decrement() <= max(NEAR * penalty.cost, ROUNDING * now.value(sigma)):
-            width *= FALL
+        if newton.decrement() <= max(pace.near * penalty.cost, ROUNDING * now.value(sigma)):
+            width *= pace.fall
             newton.right.flat[:: len(sigma) + 1] -= (width - now.width) * penalty.fall
-        change, step = newton.solve(FORCING)
+        change, step = newton.solve(pace.forcing)
         start = _Iterate(self.term, now.at, now.matrix, width)
         before = start.value(sigma)
         length = min(1.0, LARGEST_CHANGE / max(step.largest_change(), LEAST))
@@ -175,7 +201,7 @@ class GroupPath:
             at = Logits(at.gaps, matrix * self.units, at.bias)
             point = _Iterate(self.term, at, matrix, 0.0)
             found = self._proved(point, (U, sigma, Vt.T), steps + extra, tol)
-            if best is not None and not found.value - found.bound < best.value - best.bound:
+            if best is not None and not found.gap < best.gap:
                 break
             best = found
             if best.converged and extra:
@@ -199,7 +225,8 @@ class GroupPath:
         proof, value = dual(self.term, point.p), self.term.mu * point.value(factors[1])
         data = float(self.term.weights @ point.p.loss)
         converged = value - proof.bound <= tol * value
-        return Reduced(point.at.gaps, *factors, point.at.bias, value, data, proof.bound, proof.ratio, steps, converged)
+        gaps = np.maximum(point.at.gaps, 0.0)  # at a group's threshold rounding decides the sign
+        return Reduced(gaps, *factors, point.at.bias, value, data, proof.bound, proof.ratio, steps, converged)
 
 
 class _Newton:
