@@ -75,6 +75,21 @@ def one_pass(mode: str) -> Contender:
     return run
 
 
+def fp8(chunk_rows: int) -> Contender:
+    """Mode fp8 of this repository, with its fall-back; it runs on sm_90 only."""
+    from ufm_kernels.fp8_head import fp8_value_and_grad
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gradients = torch.zeros_like(features, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+        scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
+        result, _ = fp8_value_and_grad(
+            features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1], chunk_rows=chunk_rows
+        )
+        return result.losses.mean(), *gradients
+
+    return run
+
+
 def library_products(chunk_rows: int) -> Contender:
     """The three matrix products alone, chunk by chunk: the practical ceiling. Its values are not a loss.
 
@@ -150,9 +165,11 @@ def liger(chunk_mem_const: int) -> Contender:
     return through_autograd(lambda h, w, y: function(h, w, y, **options))
 
 
-def cut_cross_entropy() -> Contender:
-    """Cut Cross-Entropy without its filter, which drops every tile without a target once K > 4096."""
+def cut_cross_entropy(filtered: bool = False) -> Contender:
+    """Cut Cross-Entropy, by default without its filter, which drops every tile without a target once K > 4096."""
     module = importlib.import_module("cut_cross_entropy")
+    if filtered:
+        return through_autograd(lambda h, w, y: module.linear_cross_entropy(h, w, y, impl="cce"))
     exact = hasattr(getattr(module, "LinearCrossEntropyImpl", None), "CCE_EXACT")  # a name of later versions for the same
     options: dict[str, object] = {"impl": "cce_exact"} if exact else {"impl": "cce", "filter_eps": None}
     return through_autograd(lambda h, w, y: module.linear_cross_entropy(h, w, y, **options))
@@ -183,13 +200,17 @@ def contenders(modes: list[str], dim: int, chunk_rows: int) -> tuple[dict[str, C
             found[f"{OURS} {mode}, library products"] = ours(mode, chunk_rows, "library")
         if dim <= head.NARROW:
             found[f"{OURS} {mode}, one pass"] = one_pass(mode)
+    if "bf16" in modes:
+        found[f"{OURS} fp8"] = fp8(chunk_rows)
     makers: dict[str, Callable[[], Contender]] = {
         "torch chunked": lambda: torch_chunked(chunk_rows, compiled=False),
         "torch chunked, compiled": lambda: torch_chunked(chunk_rows, compiled=True),
         "torch linear_cross_entropy": torch_function,
         "Liger, chunk_mem_const 1": lambda: liger(1),
         "Liger, chunk_mem_const 16": lambda: liger(16),
+        "Liger, chunk_mem_const 64": lambda: liger(64),
         "Cut Cross-Entropy exact": cut_cross_entropy,
+        "Cut Cross-Entropy with its filter": lambda: cut_cross_entropy(filtered=True),
         "QuACK": quack,
     }
     for name, maker in makers.items():

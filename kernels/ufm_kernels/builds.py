@@ -81,7 +81,9 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
         usual = stored != "fp32"
-        flagged = ((False, 0, usual, False, True), (True, 0, usual, False, True)) if mode == "bf16" else ()
+        flagged: tuple[tuple[int, ...], ...] = ()
+        if mode == "bf16" and architecture == 90:  # of mode fp8
+            flagged = ((False, 0, usual, False, True), (True, 0, usual, False, True))
         for transposed, targets, down, exact, flag in (
             (False, 1, usual, False, False), (False, 32, usual, False, False), (False, 0, usual, False, False),
             (True, 0, usual, False, False), (False, 0, False, True, False), (False, 1, False, True, False), *flagged,

@@ -27,7 +27,9 @@ def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
     with out.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
     ours = [row for row in rows if row["contender"].startswith("ufm_kernels")]
-    assert {"ufm_kernels bf16", "ufm_kernels fp16x3", "ufm_kernels tf32x3, one pass"} <= {row["contender"] for row in ours}
+    assert {"ufm_kernels bf16", "ufm_kernels fp8", "ufm_kernels fp16x3", "ufm_kernels tf32x3, one pass"} <= {
+        row["contender"] for row in ours
+    }
     assert all(float(row["ms"]) > 0 for row in ours)
     assert all(float(row["grad_weight_error"]) < 2e-2 for row in ours)
     terminal = [row for row in ours if row["stage"] == "terminal" and row["contender"] == "ufm_kernels tf32x3"]
