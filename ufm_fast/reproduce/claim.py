@@ -82,8 +82,8 @@ class Claim:
     """One row of the table.
 
     claim: in one sentence. papers: the paper's own setting, as far as it is known. ours: our choice. quick: what the quick
-    setting changes. measure(quick) does the work; seconds and quick_seconds: upper figures on one thread, from the
-    ``cpu_seconds`` of verdicts on a machine with two cores of an AMD EPYC, torch 2.13.0.
+    setting changes. measure(quick) does the work. seconds and quick_seconds: upper figures on one thread of a two-core machine,
+    to choose rows by; what a row took stands in its verdict.
     """
 
     name: str
