@@ -147,3 +147,18 @@ def test_layers_are_planned() -> None:
     work, second = ([backend.workspace for backend in plan.backends] for plan in (plain, deep))
     assert all(b - a == 2 * deep.tape + 8 * 5 * (7 + 8 + 8) + deep.hidden for a, b in zip(work, second, strict=True))
     assert plain.hidden == plain.tape == 0
+
+
+def test_classes_without_samples_are_not_sorted(monkeypatch):
+    labels, sizes, plain = [0, 2, 2, 2**16], [], torch.unique
+
+    def unique(x, *arguments, **options):
+        sizes.append(x.numel())
+        return plain(x, *arguments, **options)
+
+    monkeypatch.setattr(torch, "unique", unique)
+    problem = Problem(labels=labels, dim=2)
+    values, number = problem.samples.distinct_counts
+    assert (values.tolist(), number.tolist()) == ([0, 1, 2], [2**16 - 2, 2, 1])
+    make_plan(problem)
+    assert max(sizes) <= 4

@@ -154,10 +154,6 @@ def _squared(problem: Problem) -> bool:
     return isinstance(problem.loss, SquaredError)
 
 
-def _with_rows(problem: Problem) -> int:
-    return int((problem.counts > 0).sum())
-
-
 def _room(problem: Problem) -> int:
     """Rows and classes up to which the squared error goes by residuals: d, and one for a bias."""
     return problem.head_dim + (problem.bias != "none")
@@ -178,7 +174,7 @@ def _tape(problem: Problem, R: int, item: int) -> int:
 
 
 def _head_flops(problem: Problem, R: int) -> float:
-    K, d, P = problem.num_classes, problem.head_dim, _with_rows(problem)
+    K, d, P = problem.num_classes, problem.head_dim, problem.samples.occupied
     if not _squared(problem):
         return 6.0 * R * K * d
     grams = 8.0 * (R + K) * d * d
@@ -191,7 +187,7 @@ def _head_flops(problem: Problem, R: int) -> float:
 
 def _squared_workspace(problem: Problem, R: int, item: int) -> int:
     """Bytes that the squared error needs on any device: Gram matrices, or blocks of residuals and float64 copies."""
-    K, d, P = problem.num_classes, problem.head_dim, _with_rows(problem)
+    K, d, P = problem.num_classes, problem.head_dim, problem.samples.occupied
     grams = 4 * d * d * 8 + R * d * item
     room = _room(problem)
     if room < P:
@@ -236,7 +232,7 @@ def _heads(problem: Problem, R: int, seconds: float, device: torch.device) -> li
         if kernels:
             from ufm_fast.backends.triton import squared_workspace
 
-            few = _with_rows(problem) <= _room(problem)  # then the kernels leave it to tiled
+            few = problem.samples.occupied <= _room(problem)  # then the kernels leave it to tiled
             size = work if few else squared_workspace(R, d, K, problem.torch_dtype)
             plans.append(BackendPlan("triton", R, size, second, seconds))
         return plans

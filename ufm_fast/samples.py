@@ -141,6 +141,17 @@ class Samples:
         return int((self.counts > 0).sum())
 
     @cached_property
+    def distinct_counts(self) -> tuple[Tensor, Tensor]:
+        """The distinct class counts, ascending, and the number of classes of each; those without samples, which may be
+        nearly all of 2^28, are not sorted.
+        """
+        values, sizes = torch.unique(self.counts[self.counts > 0].cpu(), return_counts=True)
+        empty = self.classes - self.occupied
+        if empty:
+            values, sizes = (torch.cat([x.new_tensor([first]), x]) for x, first in ((values, 0), (sizes, empty)))
+        return values, sizes
+
+    @cached_property
     def labels(self) -> Tensor:
         """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts."""
         if self.given_labels is not None:

@@ -38,7 +38,7 @@ def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
     Exact where it speaks: all classes, by the closed form; else classes of equal count, for cross-entropy with
     d >= K - 1 and the squared error.
     """
-    if int((problem.counts > 0).sum()) < 2:
+    if problem.samples.occupied < 2:
         return ""
     form = form or closed_form(problem)
     if form is not None and form.collapsed:
@@ -60,7 +60,7 @@ def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
 
 def _held_counts(problem: Problem) -> Tensor:
     """Counts of the classes with samples that can't be told from others of their count."""
-    kind, counts = problem.kind, problem.counts
+    kind, counts = problem.kind, problem.counts[problem.counts > 0]  # of 2^28 classes few may have samples
     nothing = counts[:0]
     if not _grouped(kind) or (problem.dim < problem.num_classes - 1 and kind.loss != "mse"):
         return nothing
@@ -68,7 +68,7 @@ def _held_counts(problem: Problem) -> Tensor:
         return nothing
     values, index, sizes = torch.unique(counts, return_inverse=True, return_counts=True)
     roots = values.double().sqrt() * (1.0 - problem.loss.smoothing) / problem.num_samples
-    held = (values > 0) & (roots <= problem.mu) & ((sizes > 1) | _apart(kind))
+    held = (roots <= problem.mu) & ((sizes > 1) | _apart(kind))
     return counts[held[index]]
 
 

@@ -29,7 +29,7 @@ def _simplex(problem: Problem, gap: float, n: int) -> GroupedLogits:
 
 def cross_entropy(problem: Problem) -> ClosedForm | None:
     """Balanced classes, two distinct counts, and any counts where all collapses; d >= K-1 or no less than the rank."""
-    values, sizes = torch.unique(class_counts(problem), return_counts=True)
+    values, sizes = problem.samples.distinct_counts
     if len(values) == 1:
         return _balanced_ce(problem, int(values[0]))
     if len(values) == 2:
@@ -72,10 +72,14 @@ def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> Clos
 def _collapsed_ce(problem: Problem) -> ClosedForm | None:
     if problem.loss.smoothing != 0:
         return None
+    values, sizes = problem.samples.distinct_counts
+    if len(values) > max(problem.dim, 512):
+        return None  # deciding it takes a dense matrix of that order
+    alike = values[sizes > 1]
+    if alike.numel() and problem.mu * problem.num_samples < math.sqrt(int(alike.max())):
+        return None  # which `collapsed_ce` would find too, once it has sorted all classes
     counts = class_counts(problem)
     groups, index = torch.unique(counts, return_inverse=True)
-    if len(groups) > max(problem.dim, 512):
-        return None  # deciding it takes a dense matrix of that order
     found = collapsed_ce(counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem))
     if found is None:
         return None

@@ -36,7 +36,7 @@ def bias_free_mse(problem: Problem) -> ClosedForm:
 
 def biased_mse(problem: Problem) -> ClosedForm | None:
     """With a bias: balanced classes, a free bias, or d no less than the minimiser's rank."""
-    values, sizes = torch.unique(class_counts(problem), return_counts=True)
+    values, sizes = problem.samples.distinct_counts
     if len(values) == 1:
         return _balanced_mse(problem, int(values[0]))
     if problem.bias == "penalised":
