@@ -64,7 +64,7 @@ def registered(monkeypatch):
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_serve_different_kinds_that_they_were_derived_for(name):
     table, used = TABLES[name], set()
-    for loss, bias, frozen in product(("", "tilted", *LOSSES), BIASES, FREEZES):
+    for loss, bias, frozen in product(("", "tilted", "ce shifted", "focal shifted", "ce scaled", *LOSSES), BIASES, FREEZES):
         for trunk, geometry in product(("none", "linear", "relu"), ("none", "sphere")):
             rows = [i for i, (serves, _) in enumerate(table) if serves(Kind(trunk, geometry, loss, bias, frozen))]
             known = loss in ("ce", "focal", "pick-all", "mse") and (trunk, geometry) == ("none", "none")

@@ -61,6 +61,10 @@ class UFM(nn.Module):
             raise InputError(
                 f"UFM has free parameters, and constraint is {problem.constraint}; use solve, which moves on spheres"
             )
+        if problem.adjustment:
+            raise InputError(
+                "UFM has logits as they are; use solve for logit_adjustment, margin and class_scales, or drop them"
+            )
         objective = Objective(problem, reduce=reduce, variables="raw")
         self.problem, self.reduce = problem, objective.reduce
         self._loss, self._parameter = loss_arguments(problem.loss)

@@ -122,8 +122,8 @@ class Objective:
 
     @property
     def plain(self) -> bool:
-        """One layer in flat space: what preconditioners and closed forms of W H' are made for."""
-        return self.trunk.empty and not self.geometry.curved
+        """One layer in flat space, logits as they are: what preconditioners and closed forms of W H' are made for."""
+        return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment
 
     # ---- maps between the solver's variables and the model's ---------------------------------------------------------
 
@@ -162,11 +162,14 @@ class Objective:
     def _features(self, x: Point) -> Tensor:
         return x.H if self._logit_even else x.H * self.logit_scale
 
-    def _head(self, x: Point, features: Tensor) -> HeadInput:
-        W, dtype = x.W, self.problem.torch_dtype
+    def _head(self, x: Point, features: Tensor, *, direction: bool = False) -> HeadInput:
+        adjustment, dtype = self.problem.adjustment, self.problem.torch_dtype
+        head = HeadInput(self.problem.loss, features, x.W, self.bias(x), self.targets, self.row_weight)
+        if adjustment:
+            head = adjustment.apply_scale(head) if direction else adjustment.apply(head)
         if dtype != self.dtype:
-            features, W = features.to(dtype), W.to(dtype)
-        return HeadInput(self.problem.loss, features, W, self.bias(x), self.targets, self.row_weight)
+            head = replace(head, features=features.to(dtype), weight=head.weight.to(dtype))
+        return head
 
     @_exact
     def value_and_grad(self, x: Point, *, statistics: bool = False) -> Evaluation:
@@ -194,12 +197,12 @@ class Objective:
                       v.H.new_zeros(v.H.shape) if self.problem.freeze == "h" else v.H, v.b)  # fmt: skip
         product, out = self._prefilled(v)
         if self.trunk.empty:
-            self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v)), out)
+            self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v), direction=True), out)
         else:
             at, moves = self._pass(x), (self._features(v), v.hidden)
             assert at.pulled is not None
             change = torch.zeros_like(at.pulled)
-            direction = self._head(v, at.tape.push(*moves))
+            direction = self._head(v, at.tape.push(*moves), direction=True)
             self.backend.head_hvp(self._head(x, at.tape.features), direction, _into(out, change))
             product = _with(product, *at.tape.curve(at.pulled, change, *moves))
         self._unscale(product)
@@ -253,6 +256,8 @@ class Objective:
         """Buffers that hold lambda times the parameter, in the units that the backend adds its sums in."""
         freeze, penalties = self.problem.freeze, self.penalties
         W = torch.zeros_like(x.W) if freeze == "w" else x.W * penalties.weight
+        if self.problem.adjustment.scale is not None:
+            W = W / self.problem.adjustment.scale.to(W.dtype)[:, None]
         if freeze == "h":
             H = torch.zeros_like(x.H)
         elif self._logit_even:
@@ -267,6 +272,8 @@ class Objective:
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
             gradient.H.mul_(self.logit_scale)
+        if self.problem.adjustment.scale is not None:
+            gradient.W.mul_(self.problem.adjustment.scale.to(gradient.W.dtype)[:, None])
         if gradient.b is not None and self.bias_scale != 1.0:
             gradient.b.mul_(self.bias_scale)
 

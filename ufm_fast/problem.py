@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.adjustments import Adjustment, make_adjustment
 from ufm_fast.arguments import number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
@@ -38,7 +39,8 @@ class Kind(NamedTuple):
     """What a problem is: the key of every table of theory, certificates and preconditioners.
 
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
-    for every other loss. A kind that no row of a table names has nothing there.
+    for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales as
+    'NAME scaled'. A kind that no row of a table names has nothing there.
     """
 
     trunk: str
@@ -81,6 +83,9 @@ class Problem:
     ``constraint`` 'sphere': the rows of W and H have length one, the logits are ``temperature`` <w_k, h_i>, the loss is the
     cross-entropy (with smoothing), and there are neither penalties nor a bias.
 
+    Adjusted logits (`adjustments`), of softmax losses: ``logit_adjustment`` tau or K offsets, ``margin`` m or K numbers,
+    m (n_min/n_k)^``margin_power`` (on spheres times the temperature), ``class_scales`` gamma or K factors on the rows of W.
+
     Errors: InputError / InputTypeError naming the argument, the value and what is allowed.
     Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375; Yaras et al., arXiv 2209.09211 (spheres).
     """
@@ -102,6 +107,10 @@ class Problem:
     lambda_hidden: Any
     constraint: str
     temperature: float
+    logit_adjustment: Any
+    margin: Any
+    margin_power: float
+    class_scales: Any
     dtype: str
     device: str
     seed: int
@@ -131,6 +140,10 @@ class Problem:
         lambda_hidden: float | Sequence[float] | None = None,
         constraint: str = "none",
         temperature: float = 1.0,
+        logit_adjustment: float | Sequence[float] | None = None,
+        margin: float | Sequence[float] | None = None,
+        margin_power: float = 0.0,
+        class_scales: float | Sequence[float] | None = None,
         dtype: str = "float64",
         device: str = "cpu",
         seed: int = 0,
@@ -152,6 +165,7 @@ class Problem:
         self._check_layers()
         self._gather({name: given[name] for name in DATA if given[name] is not None})
         self._check_penalties()
+        self._check_adjustment()
 
     def _named_loss(self, name: str) -> Loss:
         return make_loss(name, smoothing=self.smoothing, gamma=self.gamma)
@@ -281,11 +295,30 @@ class Problem:
         if empty and not self.loss.smoothing:
             raise InputError("a free bias has no minimiser when a class is empty; choose bias 'penalised' or drop the class")
 
+    def _check_adjustment(self) -> None:
+        adjustment = self.adjustment
+        if isinstance(self.loss, SquaredError) and adjustment:
+            raise InputError(
+                "logit_adjustment, margin and class_scales go with softmax losses, not mse; drop them, or choose ce"
+            )
+        if self.multi_label and adjustment.margin is not None:
+            raise InputError(f"margin goes with one label a sample, not with the loss {self.loss.name}; drop it, or choose ce")
+
+    @cached_property
+    def adjustment(self) -> Adjustment:
+        """What the settings change in the logits, on the device; false where that is nothing."""
+        return make_adjustment(
+            self.counts, logit_adjustment=self.logit_adjustment, margin=self.margin, margin_power=self.margin_power,
+            class_scales=self.class_scales, temperature=self.temperature,
+        ).to(self.device)  # fmt: skip
+
     @property
     def kind(self) -> Kind:
         """The key that tables know this problem by."""
-        trunk = "none" if self.layers == 1 else self.activation
-        return Kind(trunk, self.constraint, registered_name(self.loss), self.bias, self.freeze)
+        trunk, loss = "none" if self.layers == 1 else self.activation, registered_name(self.loss)
+        if loss and self.adjustment:
+            loss += " shifted" if self.adjustment.scale is None else " scaled"
+        return Kind(trunk, self.constraint, loss, self.bias, self.freeze)
 
     @property
     def num_classes(self) -> int:

@@ -19,7 +19,10 @@ from ufm_fast.targets import Targets
 
 @dataclass(frozen=True)
 class HeadInput:
-    """One head evaluation: logits are ``features @ weight.T + bias``; the data term is sum_r row_weight_r l_r."""
+    """One head evaluation: logits are ``features @ weight.T + bias``; the data term is sum_r row_weight_r l_r.
+
+    ``margin`` (R,), of single labels, is taken off each row's target logit before the loss, not before the statistics.
+    """
 
     loss: Loss
     features: Tensor
@@ -27,6 +30,7 @@ class HeadInput:
     bias: Tensor | None
     targets: Targets
     row_weight: Tensor
+    margin: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,12 @@ class ReferenceBackend:
 
     def _value(self, x: HeadInput, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         z = features @ weight.T
-        z = z if bias is None else z + bias
+        z = self._less_margin(x, z if bias is None else z + bias)
         return (x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum()
+
+    @staticmethod
+    def _less_margin(x: HeadInput, z: Tensor) -> Tensor:
+        return z if x.margin is None else z.scatter_add(1, x.targets.indices[:, None], -x.margin.to(z.dtype)[:, None])
 
     @staticmethod
     def _leaves(x: HeadInput) -> list[Tensor]:
@@ -58,7 +62,8 @@ class ReferenceBackend:
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         leaves = self._leaves(x)
-        direction: list[Any] = [t for t in (v.features, v.weight, v.bias) if t is not None]
+        bias = torch.zeros_like(x.bias) if v.bias is None and x.bias is not None else v.bias  # a fixed one has no direction
+        direction: list[Any] = [t for t in (v.features, v.weight, bias) if t is not None]
         with torch.enable_grad():
             value = self._value(x, leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None)
             grads = torch.autograd.grad(value, leaves, create_graph=True)
@@ -66,10 +71,10 @@ class ReferenceBackend:
         self._add(out.cleared(), product)
 
     def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        z = self._logits(x).detach().requires_grad_()
+        z = self._less_margin(x, self._logits(x)).detach().requires_grad_()
         with torch.enable_grad():
             (G,) = torch.autograd.grad((x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum(), z)
         return (None if right is None else G @ right), (None if left is None else G.T @ left)
 
     def losses(self, x: HeadInput) -> Tensor:
-        return x.loss.dense(self._logits(x), x.targets).double()
+        return x.loss.dense(self._less_margin(x, self._logits(x)), x.targets).double()

@@ -172,12 +172,17 @@ class TiledBackend:
         log_mass = mass.log() + (offset - mean_target)
         if bias is not None:  # a parameter that has diverged must not pass for a perfect fit
             log_mass = torch.where(mean_target == math.inf, math.nan, log_mass)
-        l, p = torch.nn.functional.softplus(log_mass - log_total, threshold=40.0), torch.sigmoid(log_mass - log_total)
+        u = log_mass - log_total
+        if x.margin is not None:
+            u = u + x.margin[start:stop]
+        l, p = torch.nn.functional.softplus(u, threshold=40.0), torch.sigmoid(u)
         value = torch.where(targets_sum == -math.inf, math.inf, M * (log_total + l)) if loss.multi_label else loss.value(l, p)
         if loss.smoothing:
             tilt = target_logits(h, W, rows, columns, True, means[1])
             if bias is not None:
                 tilt = tilt + (bias[columns] - exact_mean(bias))
+            if x.margin is not None:
+                tilt = tilt - x.margin[start:stop] * (1.0 - 1.0 / K)
             # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
             value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, tilt)
         return Chunk(

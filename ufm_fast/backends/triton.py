@@ -6,7 +6,7 @@ E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, i
 
 float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel would not do better goes
 to ``TiledBackend``, which runs on any device: squared error with at most d classes that have rows, and its second
-derivatives; more than ``MAX_TARGETS`` targets in a row; and products with more than ``MAX_VECTORS`` columns.
+derivatives; more than ``MAX_TARGETS`` targets in a row; rows with margins; and products with more than ``MAX_VECTORS`` columns.
 """
 
 from __future__ import annotations
@@ -309,6 +309,8 @@ class TritonBackend:
         return (None if self.mode == _FP8 else self.mode) or table[dtype]
 
     def _labels_of(self, x: HeadInput) -> _Labels:
+        if x.margin is not None:
+            return _Labels(None, None)
         return _Labels.remembered(x.targets, x.weight.shape[0])
 
     def _chunk_of(self, x: HeadInput, mode: str, *, one_pass: bool = False) -> int:

@@ -55,6 +55,7 @@ def check_served(problem: Problem) -> None:
     check_groupable(problem.loss)
     kind = problem.kind
     for clash, given in (
+        (bool(problem.adjustment), "adjusted logits"),
         (kind.trunk != "none", f"layers = {problem.layers}"),
         (kind.geometry != "none", f"constraint {problem.constraint}"),
         (kind.frozen is not None, f"freeze {problem.freeze}"),

@@ -89,7 +89,8 @@ class Candidate:
     def head(self) -> HeadInput:
         x = self.point
         weight = self.counts / self.problem.num_samples
-        return HeadInput(self.problem.loss, self.problem.features(x), x.W, x.b, self.rows.targets.to(x.W.device), weight)
+        targets = self.rows.targets.to(x.W.device)
+        return self.problem.adjustment.apply(HeadInput(self.problem.loss, self.problem.features(x), x.W, x.b, targets, weight))
 
     @cached_property
     def value(self) -> float:

@@ -4,7 +4,8 @@
     pick-all                   LB = sum_r (n_r/N) M_r Entropy(q_r),           q_r = (1_S + theta g_r) / M_r
 
 A free bias needs sum_r n_r g_r = 0 exactly, which a rank-one flow from the classes with too much mass to those with too little
-restores.
+restores. Where the logits have an offset or a margin, a_r in all, the conjugate of the loss changes by the linear term
+-<g_r, a_r>, so that the bound gains  theta sum_r (n_r/N) <g_r, a_r>.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ class SoftmaxDual:
         total = 0.0
         for c, G in self._gradients():
             weight = self.head.row_weight[c.start : c.stop]
+            if self.problem.adjustment:
+                total += theta * float(weight @ self.problem.adjustment.constant(G, c.entry_class))
             total += float(weight @ self._row_bounds(c, G, theta))
         return total - theta**2 * self.drop
 

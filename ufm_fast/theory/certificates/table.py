@@ -35,7 +35,7 @@ from ufm_fast.theory.tables import Serves, in_words, layered, lookup, plain, sph
 
 #: Which certifier serves which kind of problem.
 CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
-    (plain("ce", "pick-all"), softmax),
+    (plain("ce", "pick-all", "ce shifted", "pick-all shifted"), softmax),
     (plain("focal", bias=("none",)), unbiased_focal),
     (plain("focal", bias=("penalised", "free")), biased_focal),
     (plain("mse"), squares),

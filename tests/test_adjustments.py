@@ -1,0 +1,141 @@
+"""Adjusted logits: offsets, margins and scales of the classes, against dense autograd, identities and certificates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.strategies import random_point, relative
+from ufm_fast import Problem, solve
+from ufm_fast.backends import ReferenceBackend
+from ufm_fast.cli import main
+from ufm_fast.errors import InputError
+from ufm_fast.nn import UFM
+from ufm_fast.objective import Objective
+from ufm_fast.theory import closed_form
+from ufm_fast.theory.certificates import certify
+
+COUNTS = [7, 4, 2, 1]
+SMALL = {"counts": COUNTS, "dim": 5, "lambda_w": 0.01, "lambda_h": 0.004}
+CASES = [
+    {"logit_adjustment": 1.0},
+    {"logit_adjustment": [0.3, -2.0, 0.1, 40.0], "bias": "penalised", "lambda_b": 0.1},
+    {"margin": 0.5, "margin_power": 0.25, "loss": "focal", "logit_adjustment": -0.5},
+    {"margin": [0.1, 30.0, 0.0, -2.0], "smoothing": 0.1, "bias": "free"},
+    {"class_scales": 0.3, "logit_adjustment": 1.0, "margin": 0.2, "bias": "free"},
+    {"class_scales": [2.0, 1.0, 0.1, 3.0], "layers": 2, "activation": "relu"},
+    {"margin": 0.2, "constraint": "sphere", "temperature": 8.0, "lambda_w": 0.0, "lambda_h": 0.0},
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("variables", ["balanced", "raw"])
+def test_value_gradient_and_products_are_those_of_dense_autograd(case, variables):
+    problem = Problem(**{**SMALL, **case})
+    ours, dense = (Objective(problem, backend=b, variables=variables) for b in (None, ReferenceBackend()))
+    x, v = random_point(ours, 0), random_point(ours, 1)
+    if ours.geometry.curved:
+        x = ours.geometry.project(x)
+        v = ours.geometry.tangent(x, v)
+    mine, theirs = ours.value_and_grad(x), dense.value_and_grad(x)
+    assert mine.value == pytest.approx(theirs.value, rel=1e-12)
+    assert relative(mine.gradient, theirs.gradient) < 1e-12
+    assert relative(ours.hvp(x, v), dense.hvp(x, v)) < 1e-12
+
+
+def test_the_textbook_formula():
+    problem = Problem(**SMALL, bias="penalised", lambda_b=0.1, logit_adjustment=0.7, margin=0.5, margin_power=0.25,
+                      class_scales=0.3)  # fmt: skip
+    objective = Objective(problem, variables="raw")
+    x, n = random_point(objective, 3), torch.tensor(COUNTS).double()
+    pi, share = (n / n.sum()).log(), (n / n.max()) ** 0.3
+    z = x.H @ (share[:, None] * x.W).T + x.b + 0.7 * pi - torch.diag(0.5 * n**-0.25)
+    data = (n / n.sum()) @ torch.nn.functional.cross_entropy(z, torch.arange(4), reduction="none")
+    assert objective.value_and_grad(x).data_value == pytest.approx(float(data), rel=1e-13)
+
+
+def test_penalties_of_each_class_are_scales():
+    lambdas = torch.tensor([0.01, 0.02, 0.05, 0.1], dtype=torch.float64)
+    plain = Objective(Problem(**SMALL), variables="raw")
+    scaled = Objective(Problem(**SMALL, class_scales=(0.01 / lambdas).sqrt()), variables="raw")
+    x = random_point(plain, 0)
+    extra = 0.5 * float((lambdas - 0.01) @ x.W.square().sum(1))
+    y = replace(x, W=x.W * (lambdas / 0.01).sqrt()[:, None])
+    assert scaled.value_and_grad(y).value == pytest.approx(plain.value_and_grad(x).value + extra, rel=1e-13)
+
+
+@pytest.mark.parametrize("case", [{"loss": "ce", "smoothing": 0.1}, {"loss": "focal"}, {"loss": "pick-all"}])
+def test_nothing_to_change_changes_no_bit(case):
+    plain = Problem(**SMALL, **case)
+    nothing = replace(plain, logit_adjustment=0.0, class_scales=[1.0] * 4, margin=[0.0] * 4)
+    x = random_point(Objective(plain), 0)
+    a, b = (Objective(problem).value_and_grad(x) for problem in (plain, nothing))
+    assert a.value == b.value
+    assert all(torch.equal(p, q) for p, q in zip(a.gradient.parts(), b.gradient.parts(), strict=True))
+    assert nothing.kind == plain.kind
+
+
+@pytest.mark.parametrize("case", [
+    *CASES[:2], {"margin": 0.5, "margin_power": 0.25}, {"margin": [0.1, 3.0, 0.0, -2.0], "smoothing": 0.1, "bias": "free"},
+    {"loss": "pick-all", "logit_adjustment": 1.0},
+])  # fmt: skip
+def test_offsets_and_margins_are_certified(case):
+    problem = Problem(**{**SMALL, **case})
+    solution = solve(problem)
+    assert solution.certificate.certified, solution.certificate
+    objective = Objective(problem)
+    bound = certify(problem, objective.rows, objective.to_model(random_point(objective, 5)))
+    assert bound.lower_bound <= solution.value * (1 + 1e-12)
+
+
+def test_what_was_not_derived_is_not_served():
+    scaled = Problem(**SMALL, class_scales=0.3)
+    focal = Problem(**SMALL, loss="focal", margin=0.1)
+    sphere = Problem(counts=COUNTS, dim=5, constraint="sphere", margin=0.1)
+    for problem in (scaled, focal, sphere, Problem(**SMALL, margin=0.1, layers=2)):
+        assert closed_form(problem) is None
+        assert solve(problem, max_steps=1).certificate.kind == "none"
+    with pytest.raises(InputError, match="reduce groups"):
+        solve(scaled, reduce="groups")
+    with pytest.raises(InputError, match="UFM has logits as they are"):
+        UFM(scaled)
+
+
+def test_a_free_bias_takes_the_offsets_in():
+    plain = Problem(**SMALL, bias="free")
+    adjusted = replace(plain, logit_adjustment=1.0)
+    a, b = solve(plain), solve(adjusted)
+    assert b.value == pytest.approx(a.value, rel=1e-12)
+    offset = (torch.tensor(COUNTS).double() / sum(COUNTS)).log()
+    moved, free = b.point.b + offset, a.point.b
+    assert torch.allclose(moved - moved.mean(), free - free.mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "words"), [
+    ({"margin": [1.0, 2.0]}, "margin must be one number or 4"),
+    ({"class_scales": [1.0, 2.0, 0.0, 1.0]}, "class_scales must be > 0"),
+    ({"class_scales": [1.0]}, "class_scales must be one number or 4"),
+    ({"margin_power": 0.25}, "margin_power goes with one number as margin"),
+    ({"margin": 1.0, "margin_power": -1.0}, "margin_power must be >= 0"),
+    ({"logit_adjustment": float("nan")}, "logit_adjustment"),
+    ({"logit_adjustment": 1.0, "counts": [3, 0, 2, 1]}, "a class is empty"),
+    ({"margin": 1.0, "loss": "mse"}, "go with softmax losses"),
+    ({"margin": 1.0, "loss": "pick-all"}, "margin goes with one label"),
+])  # fmt: skip
+def test_what_contradicts_is_said(case, words):
+    with pytest.raises(InputError, match=words):
+        Problem(**{**SMALL, **case})
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    flags = ["--counts", "7,4,2,1", "--dim", "5", "--lambda-w", "0.01", "--lambda-h", "0.004"]
+    assert main(["solve", "--no-plots", *flags, "--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0",
+                 "--out", str(tmp_path / "run")]) == 0  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0])
+    assert summary["value"] == pytest.approx(solve(problem).value, rel=1e-12)
+    assert main(["solve", "--no-plots", *flags, "--margin", "0.5,1"]) == 2
+    assert "margin must be one number or 4" in capsys.readouterr().err

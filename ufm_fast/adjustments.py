@@ -1,0 +1,111 @@
+"""Adjusted logits: what losses for imbalanced classes change in them, an offset, a margin and a scale for each class.
+
+    logits that the loss sees of a row with target y:   scale_k <w_k, h> + b_k + offset_k - margin_y [k = y]
+
+- Offsets tau log(n_k / N): logit adjustment (Menon et al., arXiv 2007.07314).
+- Margins C n_y^(-1/4): LDAM (Cao et al., arXiv 1906.07413). The same for all classes and on unit rows: CosFace,
+  t (cos - m) (Wang et al., arXiv 1801.09414).
+- Scales (n_k / n_max)^gamma: class-dependent temperatures, CDT (Ye et al., arXiv 2001.01385); with offsets the
+  vector-scaling loss (Kini et al., arXiv 2103.01550).
+
+An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so neither needs anything else
+of a backend. A scale is a factor on the rows of W; penalties lambda_k |w_k|^2 of each class are the scales
+sqrt(lambda / lambda_k) under one lambda, in other variables. Nothing here is given where it would change nothing: then the
+numbers are those of the loss alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ufm_fast.arguments import number
+from ufm_fast.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from ufm_fast.backends.base import HeadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Adjustment:
+    """Float64 vectors (K,), None where there is nothing to change."""
+
+    offset: Tensor | None = None
+    margin: Tensor | None = None
+    scale: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return not (self.offset is None and self.margin is None and self.scale is None)
+
+    def to(self, device: torch.device | str) -> Adjustment:
+        return Adjustment(*(None if v is None else v.to(device) for v in (self.offset, self.margin, self.scale)))
+
+    def apply(self, x: HeadInput) -> HeadInput:
+        """The head's input with its logits adjusted."""
+        x = self.apply_scale(x)
+        if self.offset is not None:
+            offset = self.offset.to(x.weight.dtype)
+            x = replace(x, bias=offset if x.bias is None else x.bias + offset)
+        return x if self.margin is None else replace(x, margin=self.margin[x.targets.indices])
+
+    def apply_scale(self, x: HeadInput) -> HeadInput:
+        """The part that is linear in W: what a direction takes."""
+        return x if self.scale is None else replace(x, weight=x.weight * self.scale.to(x.weight.dtype)[:, None])
+
+    def constant(self, G: Tensor, classes: Tensor) -> Tensor:
+        """<g_r, a_r> of each row of G (R x K) with single targets: a_r are the offsets and margins, float64 (R,)."""
+        total = G.new_zeros(G.shape[0])
+        if self.offset is not None:
+            total = total + G @ self.offset
+        if self.margin is not None:
+            total = total - self.margin[classes] * G.gather(1, classes[:, None])[:, 0]
+        return total
+
+
+def make_adjustment(
+    counts: Tensor, *, logit_adjustment: Any, margin: Any, margin_power: float, class_scales: Any, temperature: float = 1.0
+) -> Adjustment:
+    """From the settings of a problem: each a number, the rule's parameter, or K numbers, one for each class.
+
+    Errors: InputError / InputTypeError naming the argument, the value and the mend.
+    """
+    n = counts.double().cpu()
+    power = number(margin_power, "margin_power")
+    if power < 0:
+        raise InputError(f"margin_power must be >= 0, got {power}; LDAM has 0.25")
+    if power > 0 and not isinstance(margin, (int, float)):
+        raise InputError(
+            "margin_power goes with one number as margin, that of the smallest class; give it, or drop margin_power"
+        )
+    if isinstance(logit_adjustment, (int, float)) and logit_adjustment != 0 and bool((n == 0).any()):
+        raise InputError(
+            "logit_adjustment takes the log of each class's share, and a class is empty; give the offsets, or drop it"
+        )
+    smallest = n[n > 0].min()
+    offset = _each("logit_adjustment", logit_adjustment, n, lambda tau: tau * (n / n.sum()).log(), 0.0)
+    least = _each("margin", margin, n, lambda m: m * (smallest / n.clamp_min(1.0)) ** power, 0.0)
+    scale = _each("class_scales", class_scales, n, lambda gamma: (n.clamp_min(1.0) / n.max()) ** gamma, 1.0)
+    if scale is not None and not bool((scale > 0).all()):
+        raise InputError(f"class_scales must be > 0, got {float(scale.min())}")
+    return Adjustment(offset, None if least is None else temperature * least, scale)
+
+
+def _each(name: str, given: Any, counts: Tensor, rule: Callable[[float], Tensor], neutral: float) -> Tensor | None:
+    """K numbers from a rule's parameter or from themselves; None where all are neutral."""
+    if given is None:
+        return None
+    if isinstance(given, (int, float)):
+        values = rule(number(given, name))
+    else:
+        try:
+            several = given.tolist() if hasattr(given, "tolist") else given
+            values = torch.tensor([number(x, name) for x in several], dtype=torch.float64)
+        except TypeError as error:
+            raise InputTypeError(f"{name} must be a number or a number for each class, got {given!r}") from error
+        if values.shape != counts.shape:
+            raise InputError(f"{name} must be one number or {counts.numel()}, one for each class; got {values.numel()}")
+    return None if bool((values == neutral).all()) else values
