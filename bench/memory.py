@@ -21,7 +21,16 @@ from common import peak_rss_bytes, reset_peak, write_csv
 from ufm_fast import Problem, solve
 from ufm_fast.plan import make_plan
 
-METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg")  # alternating holds d x d matrices beside
+METHODS = (
+    "gd",
+    "momentum",
+    "nesterov",
+    "sign",
+    "spectral",
+    "adam",
+    "lbfgs",
+    "newton-cg",
+)  # alternating holds d x d matrices beside
 
 
 def peak(method: str, loss: str, start: str, classes: int, dim: int, steps: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.strategies import random_point, relative
+from strategies import random_point, relative
 from ufm_fast import Problem, solve
 from ufm_fast.backends import ReferenceBackend
 from ufm_fast.cli import main

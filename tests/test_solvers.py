@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from strategies import relative
+from strategies import random_point, relative
 
 from ufm_fast import InputError, Outcome, Point, Problem, solve
 from ufm_fast.objective import Objective
 from ufm_fast.runs.foreign import read_start
 from ufm_fast.solvers.curvature import sets as set_models
 from ufm_fast.solvers.curvature import squares
+from ufm_fast.solvers.first_order import polar_factor
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
 from ufm_fast.solvers.options import SolveOptions
@@ -74,17 +75,36 @@ def test_the_default_method_reaches_the_theoretical_minimum(name, start):
         assert solution.certificate.relative_gap <= 1e-7
 
 
-@pytest.mark.parametrize("method", ["gd", "momentum", "nesterov", "adam", "lbfgs", "newton-cg", "alternating"])
+@pytest.mark.parametrize(
+    "method", ["gd", "momentum", "nesterov", "sign", "spectral", "adam", "lbfgs", "newton-cg", "alternating"]
+)
 @pytest.mark.parametrize("variables", ["balanced", "raw"])
 def test_every_method_reaches_the_same_minimum(method, variables):
     loss = "mse" if method == "alternating" else "ce"
     problem = Problem(classes=4, dim=5, per_class=3, loss=loss, lambda_w=0.02, lambda_h=0.01)
-    tol = 1e-3 if method in ("gd", "adam") else 1e-6
+    tol = 1e-3 if method in ("gd", "sign", "spectral", "adam") else 1e-6
     options = {"learning_rate": 1e-3} if method == "adam" else {}
     solution = solve(problem, method=method, variables=variables, start="normal", tol=tol, metrics=False, **options)
     assert solution.outcome is Outcome.CONVERGED, solution.message
     assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-4 if tol > 1e-4 else 1e-9)
     assert solution.method == method
+
+
+def test_steps_by_signs_and_by_polar_factors():
+    problem = Problem(counts=[5, 3, 2, 1], dim=6, bias="free", lambda_w=0.01, lambda_h=0.01)
+    objective = Objective(problem)
+    point = random_point(objective, 0)
+    gradient = objective.value_and_grad(point).gradient
+
+    def polar(G):
+        U, _, Vh = torch.linalg.svd(G if G.ndim == 2 else G[:, None], full_matrices=False)
+        return (U @ Vh).reshape(G.shape)
+
+    for name, direction in (("sign", torch.sign), ("spectral", polar)):
+        solver = METHODS[name].make(problem, SolveOptions(method=name, learning_rate=0.01))
+        state = solver.step(objective, solver.init(objective, point))
+        assert relative(state.point, point.axpy(-0.01, gradient.map(direction))) < 1e-13
+    assert float(polar_factor(torch.zeros(3, 2)).abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("bias", ["none", "penalised", "free"])

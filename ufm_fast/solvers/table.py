@@ -16,7 +16,7 @@ from ufm_fast.solvers.alternating import Alternating
 from ufm_fast.solvers.auto import LBFGSThenNewton
 from ufm_fast.solvers.base import Solver
 from ufm_fast.solvers.conjugate_gradient import ConjugateGradient
-from ufm_fast.solvers.first_order import Adam, GradientDescent
+from ufm_fast.solvers.first_order import Adam, GradientDescent, SteepestDescent
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.newton_cg import NewtonCG
 from ufm_fast.solvers.staged import RoundedReLU, Tempered, temperatures
@@ -61,6 +61,10 @@ def _descent(*, momentum: bool = False, nesterov: bool = False) -> Callable[[Pro
     return make
 
 
+def _steepest(name: str) -> Callable[[Problem, SolveOptions], Solver]:
+    return lambda problem, options: SteepestDescent(name, options.learning_rate)
+
+
 def _needs_squares(problem: Problem) -> str | None:
     if problem.kind.trunk != "none" or problem.kind.geometry != "none":
         return "goes with one layer and no constraint; use lbfgs"
@@ -75,6 +79,8 @@ METHODS: dict[str, SolverSpec] = {
     "gd": SolverSpec(_descent(), 2, _OF_RATE),
     "momentum": SolverSpec(_descent(momentum=True), 4, (*_OF_RATE, "momentum")),
     "nesterov": SolverSpec(_descent(momentum=True, nesterov=True), 5, (*_OF_RATE, "momentum")),
+    "sign": SolverSpec(_steepest("sign"), 2, _OF_RATE),
+    "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE),
     "adam": SolverSpec(lambda problem, options: Adam(options.learning_rate), 7, _OF_RATE),
     "lbfgs": SolverSpec(lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)),
     "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 5),
