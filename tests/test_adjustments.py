@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from strategies import random_point, relative
+
 from ufm_fast import Problem, solve
 from ufm_fast.backends import ReferenceBackend
 from ufm_fast.cli import main
@@ -132,8 +132,8 @@ def test_what_contradicts_is_said(case, words):
 
 def test_on_the_command_line(tmp_path, capsys):
     flags = ["--counts", "7,4,2,1", "--dim", "5", "--lambda-w", "0.01", "--lambda-h", "0.004"]
-    assert main(["solve", "--no-plots", *flags, "--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0",
-                 "--out", str(tmp_path / "run")]) == 0  # fmt: skip
+    ours = ["--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0"]
+    assert main(["solve", "--no-plots", *flags, *ours, "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0])
     assert summary["value"] == pytest.approx(solve(problem).value, rel=1e-12)

@@ -75,7 +75,8 @@ _ROWS = (
     Setting("seed", int, 0, "Seed of the start and of sampled metrics"),
     Setting(
         "method", str, "auto",
-        "auto | gd | momentum | nesterov | sign | spectral | adam | lbfgs | cg | newton-cg | alternating | closed-form", "solve", resume=True,
+        "auto | gd | momentum | nesterov | sign | spectral | adam | lbfgs | cg | newton-cg | alternating | closed-form",
+        "solve", resume=True,
     ),
     Setting("backend", str, "auto", "auto | reference | tiled | triton", "solve", resume=True),
     Setting(
@@ -93,7 +94,8 @@ _ROWS = (
     _free("tol", float, 1e-10, "Converged when gradient norm <= tol max(lambda_W |W| + lambda_H |H|, mu)"),
     _free("max_steps", int, None, "Most steps of this call (default: the method's, or those of the run that goes on)"),
     Setting(
-        "learning_rate", float, None, "Step size of gd, momentum, nesterov, sign, spectral and adam", "solve", follows="method", resume=True
+        "learning_rate", float, None, "Step size of gd, momentum, nesterov, sign, spectral and adam", "solve",
+        follows="method", resume=True,
     ),
     Setting("momentum", float, None, "Momentum of momentum and nesterov", "solve", follows="method", resume=True),
     Setting("history", int, None, "Pairs that lbfgs remembers", "solve", follows="method", resume=True),
