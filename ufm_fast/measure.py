@@ -29,6 +29,7 @@ from ufm_fast.metrics import (
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.geometry import imbalance
 from ufm_fast.metrics.pairwise import Mode as Pairwise
+from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -54,8 +55,8 @@ def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
 
 def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto", value: float = 0.0) -> dict[str, float]:
     """Neural-collapse metrics of a model point; of multi-label data those of the rows with one label (as Li et al., arXiv
-    2310.15903). Where all factors are zero but for rounding beside ``value``, the metrics are those of zero: directions
-    are nan.
+    2310.15903), and those of the target sets. Where all factors are zero but for rounding beside ``value``, the metrics are
+    those of zero: directions are nan.
     """
     gone = vanished(problem, rows, model, value)
     model = model.zeros() if gone else model
@@ -74,6 +75,8 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
         )  # fmt: skip
 
     found = of(inputs[-1], model.W)
+    if not rows.targets.single:
+        found |= tag_metrics(inputs[-1], rows.targets, rows.counts, problem.num_classes)
     if deep:
         for j, features in enumerate(inputs):
             found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}

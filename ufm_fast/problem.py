@@ -66,7 +66,8 @@ class Problem:
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
     - ``groups``: pairs (classes, samples of each), or the words '10:500,90:50';
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
-    - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``).
+    - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``);
+    - ``multiplicities``: {m: n_m}, or the words '1:310,2:20': all C(K, m) sets of m labels, n_m samples each (``pick-all``);
 
     and become ``samples`` (Samples), which ``dataclasses.replace(problem, lambda_w=...)`` hands on, while
     ``dataclasses.replace(problem, counts=...)`` puts new data in their place. ``classes`` may be left out where the data
@@ -125,6 +126,7 @@ class Problem:
         groups: Any = None,
         labels: Any = None,
         target_sets: TargetSets | None = None,
+        multiplicities: Any = None,
         samples: Samples | None = None,
         loss: Any = "ce",
         smoothing: float = 0.0,
@@ -199,7 +201,8 @@ class Problem:
         self._set("samples", samples.with_classes(self.classes))
         self._set("classes", self.samples.classes)
         if self.samples.given_sets is not None and not self.multi_label:
-            raise InputError(f"target_sets goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
+            name = next(iter(self.samples.given))
+            raise InputError(f"{name} goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
 
     def _check_layers(self) -> None:
         M = whole(self.layers, "layers", 1, MOST_LAYERS)

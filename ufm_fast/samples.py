@@ -8,7 +8,7 @@ out once and kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
 REDUCTIONS = ("classes", "none")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
 MOST_CLASSES = 2**28
-DATA = ("labels", "per_class", "target_sets", "counts", "groups")
+DATA = ("labels", "per_class", "target_sets", "multiplicities", "counts", "groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +49,13 @@ class Samples:
         """
         given = {name: data[name] for name in DATA if data.get(name) is not None}
         if len(given) > 1:
-            raise InputError(f"give one of per_class, counts, labels, target_sets, groups; got {' and '.join(given)}")
+            raise InputError(f"give one of {', '.join(DATA)}; got {' and '.join(given)}")
         if classes is not None:
             classes = whole(classes, "classes", 2, MOST_CLASSES)
         if "target_sets" in given:
             return cls._of_sets(classes, given["target_sets"])
+        if "multiplicities" in given:
+            return cls._of_multiplicities(classes, given["multiplicities"])
         if "labels" in given:
             return cls._of_labels(classes, given["labels"])
         if "counts" in given:
@@ -117,6 +119,20 @@ class Samples:
         rows = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), torch.diff(sets.indptr))
         counts = torch.zeros(classes, dtype=torch.int64, device="cpu").index_add_(0, sets.indices, sets.counts[rows])
         return cls(classes, counts, {"target_sets": sets}, None, sets)
+
+    @classmethod
+    def _of_multiplicities(cls, classes: int | None, values: Any) -> Samples:
+        if classes is None:
+            raise InputError("classes is needed beside multiplicities; give the number of classes K >= 2")
+        if isinstance(values, str):
+            try:
+                values = dict(tuple(int(x) for x in word.split(":")) for word in values.split(","))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"multiplicities must be labels:samples,.. (as 1:310,2:20), got {values!r}") from error
+        if not isinstance(values, Mapping):
+            raise InputTypeError(f"multiplicities must be a dictionary {{labels of a set: samples of each}}, got {values!r}")
+        made = cls._of_sets(classes, TargetSets.every(classes, values))
+        return replace(made, given={"multiplicities": dict(values)})
 
     @cached_property
     def groups(self) -> ClassGroups:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from ufm_fast.arguments import MOST, integers, whole
 from ufm_fast.errors import InputError
+
+#: Of all sets of some sizes; beyond it the number was a slip, and no machine holds their features.
+MOST_SETS = 10**6
 
 
 def check_labels(labels: Tensor, classes: int, name: str = "labels", mend: str = "raise classes") -> Tensor:
@@ -118,6 +123,29 @@ class TargetSets:
         if float((repeats.double() * sizes).sum()) > MOST:
             raise InputError(f"counts must sum to at most {MOST} entries of samples")
         return cls(pointer, key - rows * classes, repeats)
+
+    @classmethod
+    def every(cls, classes: int, multiplicities: Mapping[int, int]) -> TargetSets:
+        """All C(K, m) sets of m labels with n_m samples each, for ``multiplicities`` {m: n_m}.
+
+        Errors: InputError / InputTypeError for sizes outside [1, K), and for more than ``MOST_SETS`` sets, with their number.
+        """
+        sizes = {whole(m, "multiplicities: labels of a set", 1): n for m, n in sorted(multiplicities.items())}
+        if not sizes or max(sizes) >= classes:
+            raise InputError(f"multiplicities must name sizes from 1 to classes - 1 = {classes - 1}, got {sorted(sizes)}")
+        number = sum(math.comb(classes, m) for m in sizes)
+        if number > MOST_SETS:
+            raise InputError(
+                f"multiplicities {sorted(sizes)} of {classes} classes are {number:,} target sets, and {MOST_SETS:,} is the "
+                "most; give fewer classes or smaller sets, or some of them as target_sets"
+            )
+        entries, lengths, counts = [], [], []
+        for m, n in sizes.items():
+            entries.append(torch.combinations(torch.arange(classes), m).flatten())
+            lengths.append(torch.full((math.comb(classes, m),), m))
+            counts.append(torch.full_like(lengths[-1], whole(n, f"multiplicities: samples of each set of {m}", 1)))
+        pointer = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(lengths).cumsum(0)])
+        return cls.create(pointer, torch.cat(entries), classes, torch.cat(counts))
 
     @property
     def num_samples(self) -> int:

@@ -67,7 +67,7 @@ def notes(
     problem: Problem, theory: ClosedForm | None, certificate: Certificate | None, outcome: Outcome, value: float
 ) -> list[str]:
     """What a user should know of a solution and could not tell from its numbers."""
-    said = [held_together(problem, theory), _empty_classes(problem)]
+    said = [held_together(problem, theory), _empty_classes(problem), _never_alone(problem)]
     reached = theory is not None and abs(value - theory.value) <= 1e-6 * abs(theory.value)
     if outcome.success and not reached and certificate is not None and certificate.kind != "none":
         said.append("" if certificate.certified else _not_proved(problem, certificate))
@@ -89,6 +89,18 @@ def _empty_classes(problem: Problem) -> str:
         return "class 0 has no samples and every other class has: labels that begin at 1 must be numbered from 0"
     some = ", ".join(map(str, empty[:5])) + (", .." if len(empty) > 5 else "")
     return f"{len(empty):,} of {problem.num_classes:,} classes have no samples: {some}"
+
+
+def _never_alone(problem: Problem) -> str:
+    sets = problem.target_sets
+    if sets is None or bool((sets.indptr.diff() == 1).all()):
+        return ""
+    single = sets.indices[sets.indptr[:-1][sets.indptr.diff() == 1]]
+    missing = torch.nonzero((torch.bincount(single, minlength=problem.num_classes) == 0) & (problem.counts > 0)).reshape(-1)
+    if missing.numel() == 0:
+        return ""
+    some = ", ".join(map(str, missing[:5].tolist())) + (", .." if missing.numel() > 5 else "")
+    return f"{missing.numel():,} labels never stand alone: {some}; tag averages of sets with them are nan"
 
 
 def _not_proved(problem: Problem, certificate: Certificate) -> str:

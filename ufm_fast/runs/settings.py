@@ -184,7 +184,7 @@ def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
         from ufm_fast.runs.foreign import read_counts
 
         return {"counts": read_counts(config["counts"])}
-    return {name: config[name] for name in ("labels", "per_class", "groups") if config[name] is not None}
+    return {name: config[name] for name in ("labels", "per_class", "groups", "multiplicities") if config[name] is not None}
 
 
 # ---- the hash --------------------------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def polar_factor(G: Tensor) -> Tensor:
         X = a * X + (b * S + c * S @ S) @ X
     for _ in range(6):
         X = 1.5 * X - 0.5 * (X @ X.T) @ X
-    return (X if wide else X.T).reshape(G.shape)
+    polar: Tensor = (X if wide else X.T).reshape(G.shape)
+    return polar
 
 
 def _pushed(velocity: Point | None, momentum: float, gradient: Point, rate: float) -> Point:
