@@ -126,7 +126,8 @@ class Samples:
             raise InputError("classes is needed beside multiplicities; give the number of classes K >= 2")
         if isinstance(values, str):
             try:
-                values = dict(tuple(int(x) for x in word.split(":")) for word in values.split(","))
+                pairs = [[int(x) for x in word.split(":")] for word in values.split(",")]
+                values = {m: n for m, n in pairs}
             except (ValueError, TypeError) as error:
                 raise InputError(f"multiplicities must be labels:samples,.. (as 1:310,2:20), got {values!r}") from error
         if not isinstance(values, Mapping):

@@ -40,8 +40,8 @@ def tag_metrics(features: Tensor, targets: Targets, counts: Tensor, classes: int
     alone = torch.nonzero(sizes == 1)[:, 0]
     place = torch.full((classes,), -1)
     place[sets.indices[sets.indptr[alone]]] = alone
-    found = {}
-    for m in sizes.unique().tolist():
+    found: dict[str, float] = {}
+    for m in sorted(set(sizes.tolist())):
         if m > 1:
             chosen = torch.nonzero(sizes == m)[:, 0]
             labels = place[sets.indices[sets.indptr[chosen][:, None] + torch.arange(m)]]
