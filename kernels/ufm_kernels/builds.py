@@ -252,8 +252,9 @@ def row_builds(architecture: int) -> Iterator[Build]:
             "statistics": "*fp32", "z": "*fp32", "labels": "*i32", "mean": "*fp32", "offset": "*fp32",
             "flag": "*i32", "totals": "*fp64", "rows": "i32", "tiles": "i32", "plane": "i32",
         }  # fmt: skip
+        raised = {**common, "band": "fp32"}
         constants: dict[str, object] = {"TARGETS": targets, "BLOCK": tile.rows, "SPAN": tile.columns}
-        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, common, constants)
+        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, raised, constants)
         types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32"}
         constants = {**constants, "ROUNDED": True}
         yield Build(f"rows/finish/targets={targets}", "row_sums.finish_kernel", architecture, tile, types, constants)

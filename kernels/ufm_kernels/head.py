@@ -18,7 +18,7 @@ from .operands import Mode, empty_chunk, logit_operands, mode_named, operand, pr
 from .products import add_finished, add_product, add_weighted_sums
 from .rows import HeadResult, LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight
 from .segments import Segments, add_class_sums, target_logits
-from .squared_error import weighted_sum
+from .squared_error import block_rows, weighted_sum
 from .tiles import products_for
 
 NARROW = 128  # columns of features that the one-pass kernels hold
@@ -113,7 +113,7 @@ def softmax_value_and_grad(
             grad_bias,
             but=(write and of_features == "library", write and of_weight == "library", False),
         )
-    mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
+    tilt = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     classes = weight.shape[0]
     H, W = logit_operands(features, weight, chosen)
     V = W if chosen.logits == chosen.products else operand(weight, chosen.products, chosen.passes)
@@ -137,7 +137,7 @@ def softmax_value_and_grad(
     add_targets(features, labels, own, every.own, grad_weight, into[2], segments, classes)
     if grad_bias is not None:
         grad_bias += into[2]
-    return finish(every.result(value_fn), smoothing, z, mean)
+    return finish(every.result(value_fn), smoothing, z, tilt)
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def one_pass_value_and_grad(
     z = target_logits(features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels)
     rows = Rows.of(z, labels, row_weight)
     sweep = partial(forward, H, W, V, bias, rows.offset, labels, passes=chosen.passes)
-    _, product = rows.settle(sweep, weight_fn)
+    _, product = rows.settle(sweep, weight_fn, band=band_of(H, chosen))
     own = coefficients(rows, smoothing)
     if need_features:
         grad_features.addcmul_(product.sum(0)[:, : features.shape[1]], rows.factor[:, None])
@@ -188,10 +188,10 @@ def one_pass_value_and_grad(
             grad_weight += grown[:, : features.shape[1]]
     into = (grad_features, grad_weight, None if grad_bias is None else sums)
     add_targets(features, labels, own, rows.own, grad_weight, into[2], segments, weight.shape[0])
-    mean = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
+    tilt = add_smoothing(features, weight, bias, labels, row_weight, smoothing, *into, segments)
     if grad_bias is not None:
         grad_bias += sums
-    return finish(rows.result(value_fn), smoothing, z, mean)
+    return finish(rows.result(value_fn), smoothing, z, tilt)
 
 
 def column_sums(grad_bias: Tensor | None) -> Tensor | None:
@@ -222,7 +222,16 @@ def who_multiplies(products: str | None, mode: str, features: Tensor) -> tuple[s
 def settled(rows: Rows, H: Tensor, W: Tensor, bias: Tensor | None, E, mode: Mode, weight_fn, *, rounded: bool = True) -> None:
     """Fill E and the vectors of a chunk of rows, from operands of the logits; rounded: E is what the products will read."""
     sweep = partial(off_target, H, W, bias, rows.offset, rows.labels, E, passes=mode.passes, classes=len(W))
-    rows.settle(sweep, weight_fn, rounded=rounded)
+    rows.settle(sweep, weight_fn, rounded=rounded, band=band_of(H, mode))
+
+
+def band_of(H: Tensor, mode: Mode) -> float:
+    """How far a logit of a tile may lie from the same sum in another order, relative to it, where all terms have one sign.
+
+    A tile adds 16 products at a time, and tensor cores truncate. Pairs are rounded themselves, unlike the target's logit.
+    """
+    pairs = 2.0**-21 if mode.logits == torch.float32 else 2.0**-17
+    return (8 + H.shape[1] / 16) * 2.0**-24 + (pairs if mode.passes > 1 else 0.0)
 
 
 def coefficients(rows: Rows, smoothing: float) -> Tensor:
@@ -232,11 +241,11 @@ def coefficients(rows: Rows, smoothing: float) -> Tensor:
     return torch.sub(rows.own, rows.scale[:, None], alpha=smoothing).masked_fill_(rows.labels == -1, 0.0)
 
 
-def finish(result: HeadResult, smoothing: float, z: Tensor, mean: Tensor | None) -> HeadResult:
-    """The result with the smoothing term in its losses; `mean` is what `add_smoothing` returned."""
-    if mean is None:
+def finish(result: HeadResult, smoothing: float, z: Tensor, tilt: Tensor | None) -> HeadResult:
+    """The result with the smoothing term in its losses; `tilt` is what `add_smoothing` returned."""
+    if tilt is None:
         return result
-    own = torch.where(z[:, 0] == -torch.inf, 0.0, z[:, 0] - mean)  # an impossible target: the loss is infinite already
+    own = torch.where(z[:, 0] == -torch.inf, 0.0, tilt)  # an impossible target: the loss is infinite already
     return result._replace(losses=result.losses + smoothing * own)
 
 
@@ -328,8 +337,21 @@ def add_targets(features, labels, own, pull, grad_weight, grad_bias, segments, c
         add_class_sums(grad_bias.view(-1, 1), ones, pull, segments, -1.0)
 
 
+def tilt_of(features: Tensor, weight: Tensor, middle: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """<h, w_y - middle> + b_y - mean(b) of every row, fp32, a block of rows at a time: a common offset cancels first."""
+    tilt, span = [], block_rows(features.shape[1])
+    for part, label in zip(features.split(span), labels.split(span), strict=True):
+        own = weight[label.long().clamp(0, len(weight) - 1)].float() - middle
+        tilt.append((part.float() * own).sum(1))
+    whole = torch.cat(tilt)
+    if bias is None:
+        return whole
+    wide = bias.double()
+    return whole + (wide[labels.long().clamp(0, len(weight) - 1)] - wide.mean()).float()
+
+
 def add_smoothing(features, weight, bias, labels, row_weight, smoothing, grad_features, grad_weight, grad_bias, segments):
-    """The rank-one gradient of -smoothing mean_k z_k; returns mean_k z_k of every row, None without smoothing.
+    """The rank-one gradient of -smoothing mean_k z_k; returns z_y - mean_k z_k of every row, None without smoothing.
 
     db takes that of smoothing (z_y - mean_k z_k) as a whole: the two parts cancel where classes are balanced, and
     what is left near collapse would drown in their rounding.
@@ -338,6 +360,7 @@ def add_smoothing(features, weight, bias, labels, row_weight, smoothing, grad_fe
         return None
     classes = weight.shape[0]
     middle = weight.float().mean(0)
+    middle += (weight.float() - middle).mean(0)  # right to eps of what the classes differ by
     if grad_features is not None:
         grad_features.addr_(row_weight, middle, alpha=-smoothing)
     if grad_weight is not None:
@@ -348,5 +371,4 @@ def add_smoothing(features, weight, bias, labels, row_weight, smoothing, grad_fe
         add_class_sums(share, ones, row_weight[:, None], segments or Segments.of(labels, classes))
         share -= share[0].clone()  # exactly zero where all classes weigh the same
         grad_bias += smoothing * (share - share.mean())[:, 0]
-    mean = features.float() @ middle
-    return mean if bias is None else mean + bias.float().mean()
+    return tilt_of(features, weight, middle, bias, labels[:, 0])

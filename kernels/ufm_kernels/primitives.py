@@ -153,12 +153,12 @@ def mask_target(z, label, column, TURNED: tl.constexpr = False):
 
 @triton.jit
 def exponential(z, shift, QUICK: tl.constexpr):
-    """exp(z - shift). QUICK: one fused product and the device's instruction, which takes results below 2^-126 for zero.
+    """exp(z - shift). QUICK: by the device's instruction, which takes results below 2^-126 for zero.
 
-    Then the error relative to 1 is 1e-7 |shift|, which a row of bfloat16 exponentials does not see.
+    The difference comes before its scale: a common offset of both cancels, and no fused product rounds it otherwise.
     """
     if QUICK:
-        power = z * LOG2E - shift * LOG2E
+        power = (z - shift) * LOG2E
         if INTERPRETED:
             e = tl.exp2(power)
         else:

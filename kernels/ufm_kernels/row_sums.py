@@ -1,7 +1,7 @@
 """From the sums of every row's tiles to its loss and gradient factors: all that lies between the N x K passes, in two launches.
 
     raise_offsets    sums the tiles, finds the rows whose exponentials overflow, moves their offset to their maximum, and
-                     sets a flag
+                     sets a flag; a target's logit that rounding alone may keep from the largest other becomes that
     finish_rows      log-ratio, probability, loss, margin, and the factors of both products; the formulas of `rows`. The
                      tiles are summed anew only where the flag says that they were written anew
 
@@ -44,8 +44,8 @@ def target_of(z, labels, r, rows, t, TARGETS: tl.constexpr):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x >= 0 in float64, without losing small x."""
-    return tl.where(x < 1e-5, x * (1 - x * (0.5 - x / 3)), tl.log(1 + x))
+    """log(1 + x) in float64, without losing small x."""
+    return tl.where(tl.abs(x) < 1e-5, x * (1 - x * (0.5 - x / 3)), tl.log(1 + x))
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def expm1(x):
 
 @triton.jit
 def raise_kernel(
-    statistics, z, labels, mean, offset, flag, totals, rows, tiles, plane,
+    statistics, z, labels, mean, offset, flag, totals, rows, tiles, plane, band,
     TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -69,6 +69,11 @@ def raise_kernel(
     top, count = peak, tl.zeros((BLOCK,), tl.int32)
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
+        # What differs by no more than the sum of a tile may from the target's is equal.
+        wide = peak.to(tl.float64)
+        level = (tl.abs(logit - wide) <= band * tl.abs(logit)) & (tl.abs(logit) < float("inf"))
+        logit = tl.where(level, wide, logit)
+        tl.store(z + r.to(tl.int64) * TARGETS + t, logit, mask=known)
         mass += tl.where(known, tl.exp(logit - base.to(tl.float64)), 0.0)
         count += known.to(tl.int32)
         top = tl.maximum(top, tl.where(known, logit.to(tl.float32), float("-inf")))
@@ -98,32 +103,36 @@ def finish_kernel(
     shift = tl.load(offset + r, mask=r < rows, other=0.0).to(tl.float64) - middle
     raised = (shift == 0) == 0  # rows that were moved to their maximum, or are nan
     count, excess, unit = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    drift = tl.zeros((BLOCK,), tl.float64)  # the mean is rounded, and stands for -inf too
     least, most = tl.full((BLOCK,), float("inf"), tl.float64), tl.full((BLOCK,), float("-inf"), tl.float64)
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
         count += tl.where(known, 1.0, 0.0)
         excess += tl.where(known, expm1(logit - middle), 0.0)
-        unit += tl.where(known, tl.exp(logit - middle - shift), 0.0)
-        drift += tl.where(known, logit - middle, 0.0)
+        unit += tl.where(known, tl.exp((logit - middle) - shift), 0.0)
         least = tl.minimum(least, tl.where(known, logit, float("inf")))
         most = tl.maximum(most, tl.where(known, logit, float("-inf")))
     margin = least - peak
     # A row without targets counts as one target of logit zero, which is its mean.
     unit = tl.where(count == 0, tl.exp(-shift), unit)
     most = tl.where(most == float("-inf"), middle, most)
+    base = tl.where(raised, most, middle)
+    shift += middle - base
+    drift = tl.zeros((BLOCK,), tl.float64)  # the mean is rounded, and stands for -inf too
     tail = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
     count = tl.maximum(count, 1.0)
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
         tail += tl.where(known, tl.exp(logit - most), 0.0)
+        drift += tl.where(known, logit - base, 0.0)
     total = tl.where(raised, unit, count + excess)
-    log_total = tl.where(raised, most - middle + tl.log(tail), log1p(tl.where(raised, 0.0, count - 1 + excess)))
-    log_ratio = tl.where(raised, tl.log(total + mass) + shift - log_total, log1p(mass / total))
+    log_total = tl.where(raised, tl.log(tail), log1p(tl.where(raised, 0.0, count - 1 + excess)))
+    log_ratio = tl.where(raised, tl.log(total + mass) + (shift - log_total), log1p(mass / total))
     common = 1 / (total + mass)
     weight = tl.load(scale + r, mask=r < rows, other=0.0).to(tl.float64)
     factor = common * count * tl.where(kept > 0, mass / tl.where(kept > 0, kept, 1.0), 1.0)
-    loss = tl.where(log_ratio == float("inf"), log_ratio, count * (log_ratio + log_total) - drift)
+    loss = log_ratio  # with one target log_total is the drift
+    if TARGETS > 1:
+        loss = tl.where(log_ratio == float("inf"), log_ratio, count * (log_ratio + log_total) - drift)
     tl.store(out + r, loss, mask=r < rows)
     tl.store(out + plane + r, log_ratio, mask=r < rows)
     tl.store(out + 2 * plane + r, mass * common, mask=r < rows)
@@ -134,7 +143,7 @@ def finish_kernel(
     tl.store(out + 7 * plane + r, weight * factor, mask=r < rows)
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
-        moved = count * tl.exp(logit - middle - shift) - total
+        moved = count * tl.exp((logit - base) - shift) - total
         here = tl.where(raised, moved, count * expm1(logit - middle) - excess)
         pull = tl.where(known, weight * common * (mass - here), 0.0)
         tl.store(own + r.to(tl.int64) * TARGETS + t, pull, mask=r < rows)
@@ -148,18 +157,20 @@ def check_planes(**matrices):
 
 
 @on_device
-def raise_offsets(statistics, z, labels, mean, offset, flag, totals):
+def raise_offsets(statistics, z, labels, mean, offset, flag, totals, band=0.0):
     """offset (rows,) becomes the row's maximum, and flag (one int32) becomes 1, where exponentials overflow.
 
-    statistics (3, tiles, rows) as `off_target` and `one_pass.forward` leave them; target logits z and labels (rows, T);
+    statistics (3, tiles, rows) as `off_target` and `one_pass.forward` leave them; target logits z and labels (rows, T). Where
+    z is the largest other logit but for band |z| it becomes that: its sum ran in another order than those of the tiles, and
+    however large the logits, classes that are equal must stay so.
     mean (rows,): the offset that the exponentials had. totals (3, rows), fp64: their sums, and the maximum, over tiles.
     """
-    check_written(offset=offset, flag=flag)
+    check_written(offset=offset, flag=flag, z=z)
     check_planes(totals=totals)
-    statistics, z, labels, mean = laid_out(statistics, z, labels, mean)
+    statistics, labels, mean = laid_out(statistics, labels, mean)
     rows, targets = labels.shape
     raise_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
-        statistics, z, labels, mean, offset, flag, totals, rows, statistics.shape[1], totals.stride(0),
+        statistics, z, labels, mean, offset, flag, totals, rows, statistics.shape[1], totals.stride(0), float(band),
         TARGETS=targets, **BLOCKS,
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ class Rows:
     The flag of a chunk is that of its first row. Without targets a row counts as one of logit zero.
     """
 
-    z: Tensor  # (rows, T) target logits
+    z: Tensor  # (rows, T) target logits; once settled, level with the largest other where rounding alone told them apart
     labels: Tensor  # (rows, T)
     scale: Tensor  # weight of the row in the objective
     mean: Tensor  # of the target logits
@@ -96,15 +96,16 @@ class Rows:
         """Multiplies E."""
         return self.found[7]
 
-    def settle(self, sweep: Callable[..., Any], weight: LossFunction, *, rounded: bool = True) -> Any:
+    def settle(self, sweep: Callable[..., Any], weight: LossFunction, *, rounded: bool = True, band: float = 0.0) -> Any:
         """Run sweep(), and sweep(flag, into) again for rows that overflow; then fill `found` and `own`. What sweep returned.
 
         The second launch is always issued and ends at once on the device unless a row needs it: no synchronisation.
         `into` is what the first returned, statistics (3, tiles, rows) or a tuple that begins with them, to be written again.
+        band: of `row_sums.raise_offsets`, see `head.band_of`.
         """
         first = sweep()
         statistics = first[0] if isinstance(first, tuple) else first
-        raise_offsets(statistics, self.z, self.labels, self.mean, self.offset, self.flag, self.totals)
+        raise_offsets(statistics, self.z, self.labels, self.mean, self.offset, self.flag, self.totals, band)
         sweep(flag=self.flag, into=first)
         finish_rows(
             statistics, self.totals, self.flag, self.z, self.labels, self.mean, self.offset, self.scale, self.found, self.own,

@@ -157,7 +157,7 @@ NEWER: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target", 16): {90: Tile(128, 128, 64, 4, 3, tma=True, programs=2, flatten=True, split=4)},
     ("off_target_biased", 16): {90: Tile(128, 128, 64, 4, 3, tma=True, programs=2, split=2)},
     ("off_target_deep", 16): {90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=4)},
-    ("off_target_deep_biased", 16): {90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=4)},
+    ("off_target_deep_biased", 16): {90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=8)},
     ("one_pass", 16): {90: Tile(128, 64, 0, 8, 3)},
 }
 

@@ -941,3 +941,28 @@ def test_column_sums_over_rows_run_in_float64(driver):
     gradient = torch.autograd.grad(z, one, create_graph=True)
     (expected,) = torch.autograd.grad(sum(g.sum() for g in gradient), one[2:])
     assert error(buffers[2], 6.4 * expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("mode", "value"), [("bf16", 1e4), ("bf16", -(2.0**24)), ("tf32", 1e10), ("tf32x3", 1e4), ("tf32x3", 1e30)]
+)
+@pytest.mark.parametrize("driver", [head.softmax_value_and_grad, head.one_pass_value_and_grad])
+def test_a_common_offset_of_the_logits_cancels(driver, mode, value):
+    """Tiles add in another order than the target logits do; equal ones stay equal, with smoothing and several targets too."""
+    make = torch.Generator().manual_seed(3)
+    case = Case(9, 5, 24, 0, mode)
+    value = float(torch.tensor(value, dtype=torch.bfloat16))
+    row = value * torch.rand(24, generator=make).to(case.weight)
+    case.weight, case.bias = row.expand(5, -1).contiguous(), torch.full_like(case.bias, value)
+    case.features = torch.rand(9, 24, generator=make).to(case.features)
+    for smoothing in (0.0, 0.1):
+        result, gradients = case.run(driver, smoothing=smoothing)
+        torch.testing.assert_close(result.losses, torch.full_like(result.losses, np.log(5)), rtol=1e-5, atol=1e-6)
+        assert result.margin.tolist() == [0.0] * 9
+        expected = torch.zeros(5, dtype=torch.float64, device=DEVICE)
+        expected.index_add_(0, case.labels[:, 0], -case.row_weight.double())
+        expected = (1 - smoothing) * (expected + case.row_weight.double().sum() / 5)
+        assert error(gradients[2], expected) < 1e-2 if mode == "bf16" else 1e-5
+    case.labels = torch.tensor([[0, 3]] * 9, device=DEVICE)
+    result, _ = case.run(driver)
+    torch.testing.assert_close(result.losses, torch.full_like(result.losses, 2 * np.log(5)), rtol=1e-5, atol=1e-6)
