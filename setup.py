@@ -30,6 +30,7 @@ setup(
         "typer>=0.12.4",
         "rich>=13",
         "safetensors>=0.4",
+        "scipy>=1.11",
         "filelock>=3.20.1",
         'tomli>=2.0; python_version < "3.11"',
         'psutil>=5.9; platform_system != "Linux"',
@@ -42,7 +43,7 @@ setup(
         "all": PLOT + DATA + TABLES,
         "test": [
             *PLOT, *DATA, *TABLES,
-            "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.10",
+            "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=4", "ruff>=0.6", "mypy>=1.10",
             "setuptools>=68", "wheel",
             'triton>=3.6; platform_system == "Linux"',
         ],

@@ -92,3 +92,12 @@ def test_margins_are_those_of_the_simplex_and_zero_inside_the_hull():
     assert mean.stderr is not None
     assert least <= mean.value
     assert welch_level(8, 4) == pytest.approx(1 / math.sqrt(7))
+
+
+def test_how_far_codes_are_apart_is_measured_and_shown():
+    from ufm_fast.cli.report import result_table
+
+    found = solve(sphere(12, 3, 10.0), start="normal", certificate=False)
+    assert found.metrics["one_vs_rest"] == pytest.approx(1 - 1 / math.sqrt(5), abs=1e-6)
+    assert "one_vs_rest" not in solve(sphere(4, 6, 1.0), certificate=False).metrics
+    assert "one-vs-rest margin" in list(result_table(found.summary(), "").columns[0].cells)

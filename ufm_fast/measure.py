@@ -28,6 +28,7 @@ from ufm_fast.metrics import (
 )  # fmt: skip
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.geometry import imbalance
+from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
@@ -38,6 +39,9 @@ from ufm_fast.theory.separation import predicted_frame
 
 #: Singular values of the logits below this share of the largest count as zero.
 RANK_TOLERANCE = 1e-4
+#: One-vs-rest margins of a solution are those of so many rows (`metrics.one_vs_rest` has all of up to 2,000 classes), where
+#: a row's non-negative least squares take milliseconds.
+MARGIN_ROWS, MOST_MARGIN_CLASSES, MOST_MARGIN_DIM = 64, 10_000, 64
 _LOST = 4 * torch.finfo(torch.float64).eps
 
 
@@ -77,6 +81,8 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     found = of(inputs[-1], model.W)
     if not rows.targets.single:
         found |= tag_metrics(inputs[-1], rows.targets, rows.counts, problem.num_classes)
+    if pairwise != "none" and not gone:
+        found |= _of_code(problem, model.W)
     if deep:
         for j, features in enumerate(inputs):
             found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
@@ -88,6 +94,16 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
 def _penalties(problem: Problem, rows: Rows, model: Point) -> Penalties:
     """The penalties of a point's parts, on its device."""
     return problem.penalties(replace(rows, counts=rows.counts.to(model.H.device)))
+
+
+def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
+    """How far apart many classes are, K > d + 1: one-vs-rest margins of up to ``MARGIN_ROWS`` rows of W."""
+    K, d = W.shape
+    if not d + 1 < K <= MOST_MARGIN_CLASSES or d > MOST_MARGIN_DIM:
+        return {}
+    least, mean = one_vs_rest(W, sample=MARGIN_ROWS, seed=problem.seed, exact_classes=MARGIN_ROWS)
+    found = {"one_vs_rest": least, "one_vs_rest_mean": mean.value}
+    return found if mean.stderr is None else {**found, "one_vs_rest_mean_stderr": mean.stderr}
 
 
 def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -105,7 +105,7 @@ def result_table(summary: Mapping[str, Any], title: str) -> Table:
     table = Table(title=Text(printable(title)), title_justify="left", show_header=False, title_style="bold")
     table.add_column(style="dim")
     table.add_column()
-    for name, text in (*_result_rows(summary), *_metric_rows(summary)):
+    for name, text in (*_result_rows(summary), *_of_code(summary), *_metric_rows(summary)):
         table.add_row(name, text)
     return table
 
@@ -156,6 +156,19 @@ def _starts_and_layers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         found = [value for key, value in metrics.items() if key.startswith("layer") and key.endswith(f"/{name}")]
         if found:
             yield f"{name} by layer", ", ".join(map(number, found))
+
+
+def _of_code(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of more classes than d + 1: the largest cosine beside what no code can go below, and the least margin."""
+    from ufm_fast.theory.codes import simplex_level, welch_level
+
+    metrics, K, d = summary["metrics"], summary["classes"], summary["dim"]
+    if "one_vs_rest" not in metrics:
+        return
+    levels = f"simplex {simplex_level(K):.4f}, Welch {welch_level(K, d):.4f}"
+    yield "largest cosine of W", f"{number(metrics['max_cosine_classifier'])}  ({levels})"
+    sampled = "one_vs_rest_mean_stderr" in metrics
+    yield "one-vs-rest margin", f"{number(metrics['one_vs_rest'])}{'  (least of 64 rows)' if sampled else ''}"
 
 
 def restarts_table(summary: Mapping[str, Any]) -> Table:

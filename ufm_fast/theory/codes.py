@@ -84,9 +84,7 @@ def simplex_level(classes: int) -> float:
 
 
 def welch_level(classes: int, dim: int) -> float:
-    """Welch's lower bound on the largest cosine of K > d vectors: sqrt((K - d) / (d (K - 1))), of their absolute values; for
-    the cosines themselves the simplex bound where K <= d + 1, and 0 from there to K = 2d.
-    """
+    """Welch's lower bound on the largest absolute cosine of K > d vectors: sqrt((K - d) / (d (K - 1)))."""
     classes, dim = check_integer("classes", classes, 2), check_integer("dim", dim, 1)
     return math.sqrt(max(classes - dim, 0) / (dim * (classes - 1)))
 
