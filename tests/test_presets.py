@@ -10,13 +10,15 @@ import torch
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS, get_preset
 from ufm_fast.problem import Problem
+from ufm_fast.solving import solve
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_problem_with_a_nonzero_minimum(name: str) -> None:
     preset = get_preset(name)
     problem = Problem(**preset.settings)
-    assert 0 < problem.mu < math.sqrt(float(problem.counts.max())) / problem.num_samples
+    if problem.constraint == "none":
+        assert 0 < problem.mu < math.sqrt(float(problem.counts.max())) / problem.num_samples
     assert preset.exact
     assert preset.choice
     assert preset.source == "this project" or preset.source.startswith("arXiv ")
@@ -72,6 +74,19 @@ def test_dang_has_the_minimum_that_follows_from_its_constants() -> None:
     theory = closed_form(Problem(**get_preset("dang2023").settings))
     assert theory is not None
     assert theory.value == pytest.approx(0.02 - 0.02**2 / 2, rel=1e-13)
+
+
+def test_fangs_energies_are_those_of_its_bounds() -> None:
+    solution = solve(Problem(**get_preset("fang2021").settings), metrics=False, certificate=False)
+    W, H = solution.point.W, solution.point.H
+    assert float(W.square().sum()) == pytest.approx(10 * 1.0, rel=2e-3)
+    assert float(solution.problem.counts.double() @ H.square().sum(1)) / 550 == pytest.approx(5.0, rel=2e-3)
+    assert 0.0 < float(torch.nn.functional.cosine_similarity(W[5], W[6], dim=0)) < 1.0
+
+
+def test_yaras_ends_at_the_simplex() -> None:
+    solution = solve(Problem(**get_preset("yaras2022").settings), **get_preset("yaras2022").solver)
+    assert solution.value == pytest.approx(math.log1p(9 * math.exp(-50 / 9)), rel=1e-10)
 
 
 def test_what_is_not_known_is_not_called_the_papers() -> None:

@@ -159,6 +159,45 @@ _PRESETS = (
         },
     ),
     Preset(
+        "fang2021",
+        "cross-entropy with two groups of classes, below the ratio at which the minority collapses",
+        "arXiv 2101.12699",
+        "ten classes in two groups of five, no bias",
+        "counts 100 and 10 (their weights 1 and 1/R at R = 10), d = 10, and penalties in the place of their bounds, for they "
+        "bound means over the classes where ours weigh by samples: at the minimum |W|^2 is their 10 E_W = 10 and |H|^2 / N "
+        "their E_H = 5, to three digits",
+        {
+            "loss": "ce", "dim": 10, "counts": [100] * 5 + [10] * 5, "lambda_w": 0.0816, "lambda_h": 2.966e-4,
+        },
+    ),
+    Preset(
+        "thrampoulidis2022",
+        "cross-entropy with step imbalance and small penalties: on the way to SELI, which is approached logarithmically",
+        "arXiv 2208.05512",
+        "half of the classes with R times the samples of the others, no bias, the limit of vanishing penalties",
+        "K = 4, R = 10, d = 8, and lambda_W = lambda_H = 1e-5, where the geometry is still far from the limit",
+        {"loss": "ce", "dim": 8, "counts": [10, 10, 1, 1], "lambda_w": 1e-5, "lambda_h": 1e-5},
+        {"start": "normal"},
+    ),
+    Preset(
+        "yaras2022",
+        "cross-entropy of unit rows: the simplex ETF on spheres",
+        "arXiv 2209.09211",
+        "rows of W and H of length one, no bias, logits times a temperature, t = 5 among their grid .001 to 100",
+        "K = 10, d = 16, n = 100, and the solver: the experiments train networks on images",
+        {"loss": "ce", "classes": 10, "dim": 16, "per_class": 100, "constraint": "sphere", "temperature": 5.0},
+        {"start": "normal"},
+    ),
+    Preset(
+        "jiang2023",
+        "cross-entropy of unit rows with more classes than dimensions: a softmax code",
+        "arXiv 2310.05351",
+        "100 classes in d = 10, rows of W and H of length one, no bias",
+        "n = 1, t = 5, and the best of four random starts: their code takes subgradients of the one worst pair",
+        {"loss": "ce", "classes": 100, "dim": 10, "per_class": 1, "constraint": "sphere", "temperature": 5.0},
+        {"start": "normal", "restarts": 4},
+    ),
+    Preset(
         "li2023-mlab",
         "pick-all-label loss for multi-label data (give `--targets FILE.npz`; without it each sample has one label)",
         "arXiv 2310.15903",
