@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ufm_fast.point import Point
+from ufm_fast.point import Point, inner
 
 
 def geometric_mean(factors: Sequence[float]) -> float:
@@ -86,4 +86,4 @@ class Penalties(Coefficients):
 
 
 def _square(x: Tensor) -> float:
-    return Point(x, x[:0]).dot(Point(x, x[:0]))
+    return inner(x, x)

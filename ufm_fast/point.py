@@ -55,7 +55,7 @@ class Point:
         """Euclidean inner product."""
         total = 0.0
         for left, right in zip(self.parts(), other.parts(), strict=True):
-            total += _dot(left, right)
+            total += inner(left, right)
         return total
 
     def norm(self) -> float:
@@ -81,7 +81,8 @@ class Point:
         return all(bool(torch.isfinite(x).all()) for x in self.parts())
 
 
-def _dot(left: Tensor, right: Tensor) -> float:
+def inner(left: Tensor, right: Tensor) -> float:
+    """Inner product of two tensors of a shape, summed in float64."""
     if left.dtype == torch.float64:
         return float(torch.dot(left.reshape(-1), right.reshape(-1)))
     # Products in the parts' dtype, sums in float64, in pieces: no float64 copy of a million-class gradient.

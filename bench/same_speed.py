@@ -1,0 +1,101 @@
+"""Evaluations a second of plain problems against another checkout's: one child process each, block by block in turn.
+
+    python bench/same_speed.py OLD_CHECKOUT [--rounds 31] [--out FILE.csv]
+
+``ratio`` is the median over rounds of the new checkout's seconds over the old one's, of blocks of about 50 ms that ran one
+after the other, in seconds of the processor (set OMP_NUM_THREADS=1), which others on the machine disturb less: a value and
+gradient of cross-entropy and squared error at two sizes, in the balanced variables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHAPES = ((100, 128), (1000, 64))
+LOSSES = ("ce", "mse")
+
+
+def child(loss: str, K: int, d: int) -> None:
+    """Answers each line of a number with the seconds of the processor that so many evaluations take."""
+    from ufm_fast.objective import Objective
+    from ufm_fast.problem import Problem
+    from ufm_fast.starts import make_start
+
+    objective = Objective(Problem(classes=K, dim=d, per_class=5, loss=loss, lambda_w=1e-4, lambda_h=1e-4))
+    x = make_start(objective, "normal")
+    for line in sys.stdin:
+        start = time.process_time()
+        for _ in range(int(line)):
+            objective.value_and_grad(x)
+        print(time.process_time() - start, flush=True)
+
+
+class Worker:
+    """A child that evaluates with the package of a checkout."""
+
+    def __init__(self, checkout: Path, *arguments: str) -> None:
+        path = os.pathsep.join(str(checkout / part) for part in ("", "kernels"))
+        command = [sys.executable, __file__, "--child", *arguments]
+        environment = {**os.environ, "PYTHONPATH": path}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout
+        )
+
+    def seconds(self, number: int) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def measure(old: Path, loss: str, K: int, d: int, rounds: int) -> dict[str, object]:
+    workers = {name: Worker(path, loss, str(K), str(d)) for name, path in (("old", old), ("new", Path(__file__).parents[1]))}
+    for worker in workers.values():
+        worker.seconds(3)
+    number = max(1, round(0.05 / (workers["old"].seconds(20) / 20)))
+    ratios = []
+    for _ in range(rounds):
+        found = {name: workers[name].seconds(number) for name in random.sample(list(workers), 2)}
+        ratios.append(found["new"] / found["old"])
+    for worker in workers.values():
+        worker.close()
+    quarters = statistics.quantiles(ratios, n=4)
+    return {
+        "loss": loss, "K": K, "d": d, "evaluations": number, "rounds": rounds, "ratio": f"{statistics.median(ratios):.4f}",
+        "quartiles": f"{quarters[0]:.3f} {quarters[2]:.3f}",
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, nargs="?")
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child[0], int(args.child[1]), int(args.child[2]))
+    if args.old is None:
+        parser.error("give the old checkout's folder")
+    from common import write_csv
+
+    rows = [measure(args.old.resolve(), loss, K, d, args.rounds) for K, d in SHAPES for loss in LOSSES]
+    for row in rows:
+        print(*row.values(), sep="\t")
+    if args.out:
+        write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
