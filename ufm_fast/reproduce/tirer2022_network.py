@@ -91,7 +91,7 @@ def _network(quick: bool) -> Evidence:
     model = _model(tails[0], 200 if quick else 1000)
     for layer, ax in enumerate(axes[:2], 1):
         _panel(ax, layer, [rows for _, rows in runs], model)
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False, loc="lower left")  # where nothing is drawn
     _bars(axes[2], ratios)
     table = [{"seed": seed, **row} for seed, rows in enumerate(tables) for row in rows]
     return Evidence(numbers, table + [row for _, rows in runs for row in rows], drawn)
