@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +17,22 @@ from ufm_fast.errors import InputError, InputTypeError
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
 #: What float64 counts one by one: sums of samples beyond it would not be exact.
 MOST = 2**53
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def cpu_by_default(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """``function`` with the tensors it makes where it says, and else on the CPU, whatever ``torch.set_default_device`` says."""
+
+    @functools.wraps(function)
+    def run(*given: _Given.args, **named: _Given.kwargs) -> _Result:
+        if torch.get_default_device().type == "cpu":  # a device as a context costs every operation something
+            return function(*given, **named)
+        with torch.device("cpu"):
+            return function(*given, **named)
+
+    return run
 
 
 def whole(value: object, name: str, least: int, most: int = MOST) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ufm_fast.arguments import whole
+from ufm_fast.arguments import cpu_by_default, whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import linear_cross_entropy
@@ -53,6 +53,7 @@ class UFM(nn.Module):
     row_weight: Tensor
     row_penalty: Tensor
 
+    @cpu_by_default
     def __init__(self, problem: Problem, *, reduce: str = "auto", start: str = "normal", seed: int | None = None) -> None:
         super().__init__()
         if not isinstance(problem, Problem):

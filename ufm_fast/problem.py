@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.adjustments import Adjustment, make_adjustment
-from ufm_fast.arguments import number, whole
+from ufm_fast.arguments import cpu_by_default, number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
@@ -116,6 +116,7 @@ class Problem:
     device: str
     seed: int
 
+    @cpu_by_default
     def __init__(
         self,
         *,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ufm_fast.arguments import cpu_by_default
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError
 from ufm_fast.groups.choice import by_groups, minimise_groups
@@ -42,6 +43,7 @@ def check(problem: Problem, options: SolveOptions) -> None:
         raise InputError("method closed-form: no closed form is known for this problem; use method auto")
 
 
+@cpu_by_default
 def solve(
     problem: Problem,
     options: SolveOptions | None = None,

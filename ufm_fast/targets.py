@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import MOST, integers, whole
+from ufm_fast.arguments import MOST, cpu_by_default, integers, whole
 from ufm_fast.errors import InputError
 
 #: Of all sets of some sizes; beyond it the number was a slip, and no machine holds their features.
@@ -97,6 +97,7 @@ class TargetSets:
     counts: Tensor
 
     @classmethod
+    @cpu_by_default
     def create(cls, indptr: object, indices: object, classes: int, counts: object | None = None) -> TargetSets:
         """Check and build. Errors: InputError / InputTypeError naming the array and the mend."""
         whole(classes, "classes", 2)
@@ -151,6 +152,7 @@ class TargetSets:
     def num_samples(self) -> int:
         return int(self.counts.sum())
 
+    @cpu_by_default
     def grouped(self) -> tuple[TargetSets, Tensor]:
         """Merge equal sets. Returns the distinct sets and, for each old row, the index of its set, int64 (R,)."""
         order: dict[tuple[int, ...], int] = {}
