@@ -4,6 +4,7 @@ Whether a chunk falls back is a number on the device that kernels read: both way
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +85,16 @@ def fp8_value_and_grad(
     return finish(every.result(value_fn), 0.0, z, None), torch.cat(errors)
 
 
+class Chunk(NamedTuple):
+    """E (rows, width) and its transpose (classes, height) in e4m3, the scales of each, and E in bfloat16 in their place."""
+
+    E: Tensor
+    T: Tensor
+    scale: Tensor
+    scale_t: Tensor
+    wide: Tensor
+
+
 class Room:
     """Memory of a chunk: E, its transpose and their scales, and in the place of both E in bfloat16."""
 
@@ -94,7 +105,7 @@ class Room:
         self.scale = torch.empty(width // fp8.TERMS * rows, device=device)
         self.scale_t = torch.empty(height // fp8.TERMS * classes, device=device)
 
-    def part(self, rows: int) -> "Chunk":
+    def part(self, rows: int) -> Chunk:
         """Views for so many rows."""
         size, height = rows * self.width, padded(rows, fp8.TERMS)
         E, rest = self.bytes[:size], self.bytes[size : size + self.classes * height]
@@ -102,15 +113,7 @@ class Room:
         scale = self.scale[: self.width // fp8.TERMS * rows]
         scale_t = self.scale_t[: height // fp8.TERMS * self.classes]
         kind = torch.float8_e4m3fn
-        return Chunk((E.view(kind).view(rows, -1), rest.view(kind).view(self.classes, -1), scale, scale_t, wide))
-
-
-class Chunk(tuple):
-    """(E, its transpose, the scales of each, E in bfloat16)."""
-
-    @property
-    def wide(self) -> Tensor:
-        return self[4]
+        return Chunk(E.view(kind).view(rows, -1), rest.view(kind).view(self.classes, -1), scale, scale_t, wide)
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,16 +143,14 @@ def factors_of(rows, statistics, flag, H, W, bias, wide):
 
 def add_features(out, chunk, rows, turned, W, factor, flag):
     """out += factor * (E W) less the target terms."""
-    E, _, scale, _, wide = chunk
     product = torch.zeros_like(out)
-    fp8.product(product, E, turned[0], scale, turned[1], flag, add=False)
-    add_product(product, wide, W, passes=1, depth=len(W), flag=flag)
+    fp8.product(product, chunk.E, turned[0], chunk.scale, turned[1], flag, add=False)
+    add_product(product, chunk.wide, W, passes=1, depth=len(W), flag=flag)
     add_finished(out, product, factor, coefficients(rows, 0.0), rows.labels, W)
 
 
 def add_weight(out, chunk, X, flag):
     """out += E' X."""
-    _, T, _, scale_t, wide = chunk
     turned, scale = quantised(X)
-    fp8.product(out, T, turned, scale_t, scale, flag, add=True)
-    add_product(out, wide, operand(X.contiguous(), torch.bfloat16, 1), passes=1, depth=len(X), transposed=True, flag=flag)
+    fp8.product(out, chunk.T, turned, chunk.scale_t, scale, flag, add=True)
+    add_product(out, chunk.wide, operand(X.contiguous(), torch.bfloat16, 1), passes=1, depth=len(X), transposed=True, flag=flag)

@@ -22,7 +22,7 @@ from ufm_fast.backends.sums import add_class_sums
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
 from ufm_fast.functional.reductions import Reduction, counted, normalised, prepared, reduced, without_ignored
-from ufm_fast.functional.registration import differentiable, operator
+from ufm_fast.functional.registration import differentiable, one_by_one, operator
 from ufm_fast.targets import check_labels
 
 _BLOCK = 1 << 21  # numbers of a block of gathered rows
@@ -113,6 +113,7 @@ def _checked_soft_shapes(indptr: Tensor, indices: Tensor, weights: Tensor, class
 
 
 checked_soft.register_fake(_checked_soft_shapes)
+checked_soft.register_vmap(one_by_one(checked_soft))
 
 
 @operator("(Tensor points, Tensor indptr, Tensor indices, Tensor weights) -> Tensor")
