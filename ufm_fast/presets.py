@@ -193,9 +193,9 @@ _PRESETS = (
         "cross-entropy of unit rows with more classes than dimensions: a softmax code",
         "arXiv 2310.05351",
         "100 classes in d = 10, rows of W and H of length one, no bias",
-        "n = 1, t = 5, and the best of four random starts: their code takes subgradients of the one worst pair",
+        "n = 1, t = 5, and a random start to tol 1e-6: their code takes subgradients of the one worst pair",
         {"loss": "ce", "classes": 100, "dim": 10, "per_class": 1, "constraint": "sphere", "temperature": 5.0},
-        {"start": "normal", "restarts": 4},
+        {"start": "normal", "tol": 1e-6},
     ),
     Preset(
         "li2023-mlab",

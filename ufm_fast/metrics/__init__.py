@@ -16,6 +16,7 @@ from ufm_fast.metrics.geometry import (
     self_duality,
     stable_rank,
 )
+from ufm_fast.metrics.imbalance import collapsed_groups, group_cosines
 from ufm_fast.metrics.pairwise import Estimate, Sampling, cdnv, equiangularity, nc4
 from ufm_fast.metrics.rows import RowMatrix, View
 from ufm_fast.metrics.statistics import ClassMoments, ClassStatistics
@@ -33,11 +34,13 @@ __all__ = [
     "View",
     "balancedness",
     "cdnv",
+    "collapsed_groups",
     "collect",
     "comparable",
     "cosine_moments",
     "effective_rank",
     "equiangularity",
+    "group_cosines",
     "nc1_pinv",
     "nc1_quotient",
     "nc1_trace",

@@ -92,3 +92,28 @@ def seli_spectrum(counts: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tenso
     classes = len(roots)
     left, sigma, right = torch.linalg.svd(torch.diag(roots) - roots / classes)
     return left[:, : classes - 1], sigma[: classes - 1], right[: classes - 1].T
+
+
+@torch.no_grad()
+def seli_distance(weight: Tensor, counts: Tensor) -> float:
+    """| W W'/|W W'| - L/|L| | to the limit L = V diag(s) V' of no penalty (`seli_spectrum`); K x K matrices.
+
+    nan for W = 0.
+    """
+    V, s, _ = seli_spectrum(counts)
+    limit = (V * s) @ V.T
+    gram = (weight.double() @ weight.double().T).cpu()
+    return float((gram / gram.norm() - limit / limit.norm()).norm())
+
+
+@torch.no_grad()
+def seli_logit_distance(weight: Tensor, features: Tensor, labels: Tensor, counts: Tensor) -> float:
+    """| X/|X| - S/|S| | of the logits X = D^1/2 H W' of rows that stand for ``counts`` samples each, D = diag(counts), and of
+    the simplex-encoded labels S_r = sqrt(n_r) (e_y - 1/K), which they tend to. O((N + K) d^2); nan for zero logits.
+    """
+    W, H, n = weight.double(), features.double(), counts.double()
+    weighted = H * n.sqrt()[:, None]
+    size = ((weighted.T @ weighted) * (W.T @ W)).sum().clamp_min(0.0).sqrt()
+    inner = (weighted * (n.sqrt()[:, None] * (W - W.mean(0))[labels])).sum()
+    cosine = float(inner / (size * (n.sum() * (1.0 - 1.0 / len(W))).sqrt()))
+    return math.sqrt(max(0.0, 2.0 - 2.0 * cosine)) if math.isfinite(cosine) else math.nan
