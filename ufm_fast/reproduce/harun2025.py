@@ -56,6 +56,6 @@ ROWS = (
                 for name in VARIANTS
             ),
         ),
-        _spike, seconds=60, quick="600 steps before the switch, one seed", quick_seconds=10,
+        _spike, seconds=60, quick="600 steps before the switch, one seed", quick_seconds=5,
     ),
 )  # fmt: skip

@@ -46,6 +46,6 @@ ROWS = (
             Quantity("mismatch, largest of the last three layers", 0.0, 0.0, "at most", quick_tolerance=0.02),
             *(Quantity(f"{name}, layer {n}") for name in ("NC1 quotient", "alignment") for n in range(1, DEPTH + 1)),
         ),
-        _layers, seconds=45, quick="1,500 steps", quick_seconds=12,
+        _layers, seconds=45, quick="1,500 steps", quick_seconds=6,
     ),
 )  # fmt: skip

@@ -83,6 +83,6 @@ ROWS = (
             Quantity("value from a random start / frame, worst", 0.93, 0.0, "at most"),
             Quantity("value from a random start / frame, best"),
         ),
-        _graph, seconds=60, quick="2 random starts", quick_seconds=12,
+        _graph, seconds=80, quick="2 random starts", quick_seconds=20,
     ),
 )  # fmt: skip

@@ -99,6 +99,6 @@ ROWS = (
         "ResNets on CIFAR, t = 1, logits t <w, h>, rows renormalised after each step",
         "digits, MLP 128-128 without a last bias, ce, t = 10, SGD .05/.9, normalised in the forward pass, medians over 3 seeds",
         (Quantity("steps, unit / plain", 1.0, 0.0, "at most"), Quantity("steps, plain"), Quantity("steps, unit")),
-        _network, seconds=60, quick="one seed", quick_seconds=10,
+        _network, seconds=60, quick="one seed", quick_seconds=3,
     ),
 )  # fmt: skip
