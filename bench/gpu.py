@@ -13,6 +13,13 @@ One long table (CSV), two plots, and a list of where library products beat the f
 interest; with --minutes none is started that would not end in time, and the same command goes on from there: tasks whose
 rows are in the table with this commit and device are done. A task that costs the process its device is one of them, and
 the command begins again by itself. Exit status: 2 without CUDA, 1 if a check fails.
+
+Decisions
+
+2026-11-25. The GPU scripts have a rehearsal (`--rehearse`): the same code at shapes of a few dozen, under the
+interpreter, run by the tests. Time on a device is scarce, so tasks are ordered by interest, `--minutes` starts none
+that would not end, and a second call goes on. The adapters for Liger have been run so; Cut Cross-Entropy's kernels stop
+in the interpreter, QuACK needs a device to be imported.
 """
 
 from __future__ import annotations

@@ -3,6 +3,13 @@
 For a row with target y let  s = sum_{k != y} exp(z_k - z_y)  (the off-target mass),  p = s / (1 + s) = 1 - p_y  and
 l = log1p(s) = -log p_y.  Each softmax loss here is g(l): a backend computes l and p to full relative accuracy even when
 both are 1e-35, and the loss adds three elementwise functions of them. Nothing else about a loss needs device code.
+
+Decisions
+
+2026-11-25. A softmax loss is a function g(l) of the target's log-loss. With s the off-target mass, l = log1p(s) and p =
+s/(1+s), a loss gives `value` g, `weight` g' and `bend` p g''. Cross-entropy, smoothing, focal and pick-all differ in
+three lines each, and no loss needs device code. l and p come from u = log s as softplus and sigmoid, in float64,
+whatever the dtype of the products.
 """
 
 from __future__ import annotations

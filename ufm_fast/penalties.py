@@ -4,6 +4,16 @@ With P factors (W, H and the hidden layers between) and mu the geometric mean of
 s_j = prod_(i != j) (lambda_i / lambda_j)^(1/2P) give each factor X_j = s_j x_j the penalty mu/2 |x_j|^2. Their product is 1,
 and the layers are positively homogeneous, so the logits of the x_j are those of the X_j: the same function, far better
 conditioned. For two factors s_W = (lambda_H / lambda_W)^(1/4) = 1 / s_H.
+
+Decisions
+
+2026-11-25. Solvers work in balanced variables by default: rows sqrt(n_k) (lambda_h/lambda_w)^(1/4) h_k and
+(lambda_w/lambda_h)^(1/4) w_k. It is the same function with the penalty mu/2 on both factors. `variables="raw"` is there
+for the dynamics of the papers.
+
+2026-11-25. The bias is balanced too. In the balanced variables b = c / sqrt(1 + lambda_b / mu), so that no penalty is
+far above mu. With lambda_b = 100 and mu = 3e-6 the bias had a curvature 3e7 times the others' and cost thousands of
+evaluations; now as many as with a small one (`tests/test_solvers.py`).
 """
 
 from __future__ import annotations

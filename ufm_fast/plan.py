@@ -7,6 +7,15 @@ With R rows (classes, or samples), (K + R) d parameters and one evaluation = val
                        d + 1 with a bias, have rows
     hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a tape) is R x d_j for
                        each layer, with a ReLU also its slopes and bends, and the tape of the last point stays
+
+Decisions
+
+2026-11-25. Few rows in many dimensions need no d x d matrix. The gauge of L-BFGS works in the 2K dimensions that A and
+B span, balancedness in the K + R that all rows span, and the squared error by residuals where K <= d. Alternating least
+squares does form them; `plan` says so.
+
+2026-11-26. A plan counts the vectors that a method holds at its peak, measured by `bench/memory.py`: within 4 % at K =
+100, d = 60,000. The loop lets go of the start, and plain gradient descent has no velocity.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""Problem: what is minimised, over which data, in which numbers. Everything is checked when it is built."""
+"""Problem: what is minimised, over which data, in which numbers. Everything is checked when it is built.
+
+Decisions
+
+2026-11-25. Sizes and penalties have ranges (`problem.py`): sums of samples up to 2^53, which float64 counts one by one;
+up to 2^28 classes; lambda_W and lambda_H zero or within [1e-30, 1e30]; lambda_b at least 1e-12, below which float64
+cannot tell the bias from a free one, nor a certificate bound it. A solve on the command line is refused before its run
+directory is made if point, gradient and one step do not fit the free memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Which classes each row is a sample of, and how many samples a row stands for."""
+"""Which classes each row is a sample of, and how many samples a row stands for.
+
+Decisions
+
+2026-11-26. What is derived from targets lives on them (`Targets.remembered`), labels sorted for the kernels by class
+count and stream. The backend's single place for the last ones was overwritten by the next call with others, and a
+captured graph went on reading what had been freed.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,12 @@
 With o = z_y, the row sum s of E is the off-target mass of the sample: cross-entropy is log1p(s), and no two large
 numbers are ever subtracted. The logits are never stored. The same kernel with another offset is the fallback for rows
 whose E overflows: it is launched always, and does nothing unless its device flag is set.
+
+Decisions
+
+2026-11-25. Targets are masked in a loop over the logits themselves. Unrolled comparisons with up to 32 targets and a
+tile of booleans spilled on every architecture; the gate builds 1 and 32 targets. A kernel used alone lays strided
+operands out, refuses strided outputs, and runs on its operands' device.
 """
 
 import triton

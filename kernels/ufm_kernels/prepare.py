@@ -1,4 +1,13 @@
-"""Operands in one pass: a matrix times its rows' weights, rounded, or split into two halves, and padded with zeros."""
+"""Operands in one pass: a matrix times its rows' weights, rounded, or split into two halves, and padded with zeros.
+
+Decisions
+
+2026-11-26. An operand is prepared in one pass (`prepare`): scaled by its rows' factors, rounded or split, padded. In
+torch it was ten passes in the three-pass modes, as many bytes as the squared error's own work. A Gram matrix takes the
+rows' weights inside its product, of either sign, so no weighted copy of H is made where the device multiplies in
+float64. In the interpreter bfloat16 is rounded to nearest by its bits, since its cast truncates: tests see the device's
+numbers.
+"""
 
 import triton
 import triton.language as tl

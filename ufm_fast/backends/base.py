@@ -3,6 +3,12 @@
 A backend *adds* row-weighted sums into buffers that the objective has filled beforehand, so lambda and 1/N are decided in
 one place. Every method takes features (R x d), weight (K x d), bias (K,) or None, Targets, and row_weight (R,): the
 factor of each row's loss, n_r / N in the objective.
+
+Decisions
+
+2026-11-25. Gradient buffers may be fresh. The objective fills them with lambda times the parameter, so a backend adds;
+the drop-in functions have no penalty, and zeroing a gradient of hundreds of megabytes first is a pass for nothing, so
+`Gradients.fresh` lets a backend write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,14 @@
-"""Value, gradients and Hessian products of a penalised head without autograd: for solvers and hand-written loops."""
+"""Value, gradients and Hessian products of a penalised head without autograd: for solvers and hand-written loops.
+
+Decisions
+
+2026-11-26. Forward mode uses the same operators: a value's tangent is <gradient, direction>, a row's its slope, a
+gradient's a Hessian product. torch switches forward mode off around a Function's jvp for every level, which lost the
+outer tangents of jacfwd of jacfwd in silence; it is switched on again, on primals. Inside a transform torch.compile
+gets a second Function, without a jvp, that sees its tensors as views: an input of the graph keeps the `requires_grad`
+it had before, and gradients were silently zero. A row that weighs nothing is not shown to a backend, for 0 times NaN is
+NaN; the others are copied, only if there is such a row.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,16 @@
 
 ``operator`` registers a function, ``differentiable`` gives it one rule for all modes. The rest answers what a rule must know
 of the mode it runs in; most of that is not public in torch.
+
+Decisions
+
+2026-11-25. `vmap` of a fused loss is a loop: one sweep fills the machine, and the operators would have to carry a batch
+dimension through every kernel.
+
+2026-11-26. A Hessian product is differentiable in its direction. It is linear there, and torch's older functional
+interface (`hvp`, `jvp` of a gradient) asks for just that. But a node is not told which of its derivatives are wanted;
+so the point goes in through nodes of one input each that refuse to be run (`registration.Refusal`), and a third
+derivative is refused as before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""A head without the rows that weigh nothing: 0 times NaN is NaN, so a backend must not see what they hold."""
+"""A head without the rows that weigh nothing: 0 times NaN is NaN, so a backend must not see what they hold.
+
+Decisions
+
+2026-11-25. Ignored rows may hold anything (padding of a batch often does), in values, first and second derivatives.
+Their features are replaced by zeros where labels are read, in a copy that is made only if a row is ignored; inside a
+compiled or captured graph, which can't ask, always.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,11 @@
 Exact by streaming tiles, or estimated from pairs (rows, for NC4) drawn without replacement, with the standard error of
 simple random sampling: s/sqrt(n) sqrt(1 - n/population). Rows that stand for unequal counts are drawn with
 replacement, by their counts, and the error is s/sqrt(n).
+
+Decisions
+
+2026-11-26. A sample for NC4 draws rows by their counts, with replacement, where those differ: drawn evenly, long-tailed
+counts made a biased estimate with an error a third too small.
 """
 
 from __future__ import annotations

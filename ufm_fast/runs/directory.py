@@ -13,6 +13,12 @@ process left in a folder without it is known as ours, and a new run takes its pl
 
 A lock may fail: its file can be removed, and some file systems have none. So whoever holds it also remembers when the
 files were written last, and looks before each write whether somebody else has written since.
+
+Decisions
+
+2026-11-25. One process at a time writes a run directory, by a lock that dies with its process (`filelock`, which torch
+brings along). A resume also notes when the files that it read were written, and is refused if another process has gone
+on with them before it holds the lock.
 """
 
 from __future__ import annotations

@@ -2,6 +2,13 @@
 
 job = prepare({"classes": 10, "dim": 16}, None, Path("run"))
 solution = execute(job)
+
+Decisions
+
+2026-11-26. What a resume changes is written at its first log point, when `solve` can refuse no more, and `summary.json`
+keeps the tolerance that was reached: a resumed run that died had counted as finished. The hash is made anew from the
+settings in force and compared, so edited settings are refused. A start's rows are matched with the problem's by their
+labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,14 @@
-"""The one loop that every solver runs under."""
+"""The one loop that every solver runs under.
+
+Decisions
+
+2026-11-25. Stopping. Converged: |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu) in the solver's variables, tol
+1e-10. A gradient at eps times that scale, or no progress of value (beyond rounding) or gradient (by a tenth) for a
+while, is the outcome `stalled`: a success of its own kind, for the method gets no further in that dtype (Newton-CG,
+judged by the gradient, may still). No progress alone is not enough, for steps of 1e-16 make none either: the best step
+along the gradient, |g|^2 / 2L with L the largest curvature, must be lost in the value's rounding, or the gradient be
+what rounding makes of it, a few L |x| eps.
+"""
 
 from __future__ import annotations
 

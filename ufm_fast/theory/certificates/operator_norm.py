@@ -6,6 +6,19 @@ Power and Lanczos iterations under-estimate a norm, so by themselves they prove 
 - ``split_norm``: G is cut by the spans of two given orthonormal bases U, V into a 2 x 2 block operator. Three blocks are
   formed exactly; the norm of the last, on the complements, is bounded by Lanczos but for a failure probability
   (`lanczos`), and |G| <= |[[g11, g12], [g21, g22]]|_2.
+
+Decisions
+
+2026-11-25. The certificate never trusts a power iteration. The norm |G| comes from the eigenvalues of the dense K x K
+Gram matrix up to K = 4096. Beyond, G is cut by span(W) and span(H): three blocks exactly, the last bounded by Lanczos
+with the failure probability of Kuczynski and Wozniakowski, and the certificate says `probabilistic`. G is held for that
+where it fits a quarter of the free memory: 7.8 s instead of 107 s at K = 8,413 (`bench/certificate.py`), where each of
+120 products would sweep the classes anew. A free bias needs column sums that vanish exactly: a rank-one flow from
+classes with too much mass to those with too little makes them so, at second order in the gradient. Without a bias the
+rows of the gradient may change their signs, so the focal loss, which is not convex, needs no envelope: each row's bound
+is a global minimum over one number, and gaps of balanced minima are 1e-10 on both sides of the collapse threshold (of
+unbalanced ones not always, see the end). With smoothing a class without samples gives its surplus up evenly, from the
+eps / K that every row has there. With a frozen factor, strong convexity in the other gives the bound directly.
 """
 
 from __future__ import annotations
