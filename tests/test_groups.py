@@ -126,6 +126,19 @@ def test_millions_of_classes_are_certified(classes, distinct, part, bias):
     assert all(math.isfinite(value) for name, value in norms.items() if name != "cdnv" or part < 1e-3)
 
 
+def test_logits_that_overflow_on_the_way_leave_numbers():
+    best = group_minimum(ClassGroups.of_pairs([(10, 500), (90, 50), (900_000, 5)]), 1e-8, 1e-8)
+    assert best.certificate.relative_gap <= 1e-9
+    assert best.rank == 900_099
+
+
+def test_a_group_at_its_threshold_has_no_negative_gap():
+    groups = ClassGroups.of_pairs([(30, 9), (5, 4), (7, 1)])
+    best = group_minimum(groups, 2 / groups.samples * (1 - 1e-16), 2 / groups.samples)
+    assert (best.gaps >= 0).all()
+    assert math.isfinite(group_metrics(best)["nc2_classifier"])
+
+
 def test_groups_collapse_at_their_thresholds():
     groups = ClassGroups.of_pairs([(5, 500), (5, 100), (3, 1)])
     for smoothing in (0.0, 0.2):

@@ -92,16 +92,18 @@ class SoftmaxTerm:
     def probabilities(self, at: Logits) -> Probabilities:
         scores = at.means + at.bias
         target = scores.diagonal() + at.gaps * (1 - 1 / self.sizes)
-        with np.errstate(over="ignore", invalid="ignore"):
-            others = self.sizes * np.exp(scores - target[:, None])
-            np.fill_diagonal(others, 0.0)
-            own = (self.sizes - 1) * np.exp(-at.gaps)
-            off = others.sum(1) + own
-            loss = np.log1p(off)
+        leads = scores + np.log(self.sizes) - target[:, None]
+        np.fill_diagonal(leads, np.log(np.maximum(self.sizes - 1, LEAST)) - at.gaps)
+        shift = np.maximum(leads.max(1), 0.0)  # zero where the target leads, so that small parts keep their digits
+        others = np.exp(leads - shift[:, None])
+        own, first = others.diagonal().copy(), np.exp(-shift)
+        np.fill_diagonal(others, 0.0)
+        off = others.sum(1) + own
+        loss = shift + np.where(shift == 0, np.log1p(off), np.log(first + off))
         if self.smoothing:
             loss = loss + self.smoothing * (target - scores @ self.sizes / self.classes)
-        share = 1 / (1 + off)
-        return Probabilities(share, own * share, others * share[:, None], loss)
+        total = first + off
+        return Probabilities(first / total, own / total, others / total[:, None], loss)
 
     def value(self, at: Logits, p: Probabilities) -> float:
         """F."""
