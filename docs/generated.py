@@ -14,7 +14,8 @@ from typing import Any
 
 #: Modules of the reference, in its order.
 MODULES = (
-    "ufm_fast", "ufm_fast.functional", "ufm_fast.nn", "ufm_fast.metrics", "ufm_fast.theory", "ufm_fast.groups", "ufm_fast.landscape",
+    "ufm_fast", "ufm_fast.functional", "ufm_fast.nn", "ufm_fast.metrics", "ufm_fast.theory", "ufm_fast.groups",
+    "ufm_fast.landscape",
     "ufm_fast.networks", "ufm_fast.networks.overlay", "ufm_fast.networks.switch", "ufm_fast.networks.tags",
     "ufm_fast.continual", "ufm_fast.reproduce", "ufm_fast.plots", "ufm_fast.presets",
 )  # fmt: skip
