@@ -7,8 +7,8 @@ relative distance among the ``needed`` best ones, ``evaluations`` the most that 
 (squared error; of ReLUs that of deep neural collapse), the value of a known code (cross-entropy), or the best start itself,
 where starts are only asked to agree. ``met`` compares with what a row asks for: hits, and evaluations.
 
-Results: results/depth_cpu.csv (rows missing there were not run). Not met: linear layers at M = 9 with imbalanced counts take up to
-518 evaluations to a relative gradient of 1e-10 (486 to 1e-8, values of 4e-16 both times), and K = 1000 takes 254 to 1e-10 and a
+Results: results/depth_cpu.csv (rows missing there were not run). Not met: linear layers at M = 9, imbalanced counts, take up to
+518 evaluations to a relative gradient of 1e-10 (486 to 1e-8, values right to 4e-16), and K = 1000 takes 254 to 1e-10 and a
 value of 5e-15; when its value passed 1e-8 is not recorded. ReLU layers under cross-entropy, K = 4, width 14: one of five starts
 ends 26 % above the other four.
 At K = 30 stages of 300 steps are too few for a ReLU's gradient to vanish: values are right to 1e-9, the outcome is ``kink``.
