@@ -12,6 +12,7 @@ from ufm_fast import Problem, solve
 from ufm_fast.cli import main
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.target_sets import tag_metrics
+from ufm_fast.runs.settings import build_problem, resolve
 from ufm_fast.targets import Targets, TargetSets
 from ufm_fast.theory import pick_all_minimum
 
@@ -90,6 +91,12 @@ def test_what_contradicts_is_said(given, words):
 def test_other_types_are_refused():
     with pytest.raises(InputTypeError, match="multiplicities must be a dictionary"):
         Problem(classes=4, dim=5, loss="pick-all", multiplicities=[1, 2])
+
+
+def test_a_presets_classes_stay():
+    config = resolve({"preset": "li2023-mlab", "multiplicities": "1:31,2:2"})
+    problem = build_problem(config | {"device": "cpu"})
+    assert (problem.num_classes, problem.num_samples) == (10, 310 + 90)
 
 
 def test_on_the_command_line(tmp_path, capsys):

@@ -73,6 +73,8 @@ def make_adjustment(
 
     Errors: InputError / InputTypeError naming the argument, the value and the mend.
     """
+    if logit_adjustment is None and margin is None and class_scales is None and margin_power == 0:
+        return Adjustment()
     n = counts.double().cpu()
     power = number(margin_power, "margin_power")
     if power < 0:

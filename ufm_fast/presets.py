@@ -199,7 +199,7 @@ _PRESETS = (
     ),
     Preset(
         "li2023-mlab",
-        "pick-all-label loss for multi-label data (give `--targets FILE.npz`; without it each sample has one label)",
+        "pick-all-label loss for multi-label data (give `--multiplicities 1:3100,2:200` or `--targets FILE.npz`)",
         "arXiv 2310.15903",
         "loss summed over a sample's labels and averaged over a batch of 128; wd = 5e-4 as (wd/2)|W|^2; features are "
         "penalised as 1e-3 |H|^2 summed over the batch, without the 1/2: with N = 31,000 samples of which each is in one of "

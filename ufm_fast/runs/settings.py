@@ -71,7 +71,7 @@ def lay_over(config: Config, layer: Mapping[str, Any]) -> None:
     data = [name for name in DATA if name in layer]
     if data:
         config.update(dict.fromkeys(DATA))
-        if data != ["per_class"]:
+        if data[0] not in ("per_class", "multiplicities"):  # which do not tell the number of classes
             config["classes"] = None
     changed = {name for name in layer if layer[name] != config[name]}
     config.update({row.name: row.default for row in SETTINGS.values() if row.follows in changed})

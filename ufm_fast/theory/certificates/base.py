@@ -90,7 +90,9 @@ class Candidate:
         x = self.point
         weight = self.counts / self.problem.num_samples
         targets = self.rows.targets.to(x.W.device)
-        return self.problem.adjustment.apply(HeadInput(self.problem.loss, self.problem.features(x), x.W, x.b, targets, weight))
+        return self.problem.adjustment.to(x.W.device).apply(
+            HeadInput(self.problem.loss, self.problem.features(x), x.W, x.b, targets, weight)
+        )
 
     @cached_property
     def value(self) -> float:

@@ -38,6 +38,7 @@ class SoftmaxDual:
         problem, head = candidate.problem, candidate.head
         assert isinstance(problem.loss, SoftmaxLoss)
         self.problem, self.head, self.loss, self.backend = problem, head, problem.loss, TiledBackend()
+        self.adjustment = problem.adjustment.to(head.weight.device)
         self.N = problem.num_samples
         self.root = candidate.counts.sqrt() / self.N
         K = head.weight.shape[0]
@@ -136,8 +137,8 @@ class SoftmaxDual:
         total = 0.0
         for c, G in self._gradients():
             weight = self.head.row_weight[c.start : c.stop]
-            if self.problem.adjustment:
-                total += theta * float(weight @ self.problem.adjustment.constant(G, c.entry_class))
+            if self.adjustment:
+                total += theta * float(weight @ self.adjustment.constant(G, c.entry_class))
             total += float(weight @ self._row_bounds(c, G, theta))
         return total - theta**2 * self.drop
 
