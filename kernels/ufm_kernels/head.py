@@ -30,6 +30,10 @@ A comparison within a few per cent depends on who ran before: the card's power l
 differed by 7 % at (65536, 65536, 512), and by up to 26 % where launches take longest (`bench/results/gpu_h200.csv`);
 contenders run in random order since.
 
+2026-11-29. A common offset of the logits cancels: the row's shift is taken off before the scale to bits, one subtraction and
+one product where there was one fused product, and a target that rounding alone keeps from the largest other logit is made
+level with it (`band_of`). Not timed on a device.
+
 2026-11-26. Three passes fewer on the device, by counting; not timed yet. Fresh gradients are written by the library's
 first product (a beta of 0) instead of cleared and added to: at (4096, 128256, 4096) that is 2.1 GB of dW not cleared
 and not read, of some 20 ms. The tiles' statistics are read once: the kernel that looks for overflow keeps their sums in
