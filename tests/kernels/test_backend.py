@@ -317,7 +317,7 @@ def test_refusals_in_words():
         with pytest.raises(InputError, match="use backend tiled for float64"):
             call()
     with pytest.raises(InputError, match="bf16x3"):
-        TritonBackend(mode="fp8")
+        TritonBackend(mode="int4")
 
 
 @pytest.mark.parametrize("loss", LOSSES[:5], ids=NAMES[:5])
