@@ -1,6 +1,6 @@
 """Evaluations of penalised cross-entropy with K > d + 1, with and without the model of `curvature.codes`. No clock but a ratio.
 
-    python bench/codes.py [--out FILE.csv] [--most 6000]
+    python bench/codes.py [--out FILE.csv] [--most 6000] [--models identity,codes]
 
 lambda_W = 1e-3, lambda_H = 1e-3 / N, start `normal`, L-BFGS with 10 pairs, until |grad| <= 1e-6 mu.
 """
@@ -49,12 +49,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--most", type=float, default=6000)
+    parser.add_argument("--models", default="identity,codes")
     args = parser.parse_args()
     rows = []
     for name, data in CASES.items():
         N = int(data["counts"].sum()) if "counts" in data else data["classes"]
         problem = Problem(**data, lambda_w=1e-3, lambda_h=1e-3 / N)
-        for model in ("identity", "codes"):
+        for model in args.models.split(","):
             with patch.object(Codes, "serves", Codes.serves if model == "codes" else lambda row, objective: False):
                 rows.append({"case": name, "model": model, **run(problem, args.most)})
                 print(rows[-1])
