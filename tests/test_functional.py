@@ -486,7 +486,8 @@ def test_the_example_trains_a_classifier_as_torch_does() -> None:
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     data = example.data()
-    ours, accuracy = example.train(example.linear_cross_entropy, *data, epochs=5)
-    theirs, _ = example.train(example.torch_loss, *data, epochs=5)
+    ours, accuracy, features, head = example.train(example.linear_cross_entropy, *data, epochs=5)
+    theirs, *_ = example.train(example.torch_loss, *data, epochs=5)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
     assert accuracy > 0.9
+    example.digits_kept(features, data[1], head)
