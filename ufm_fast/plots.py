@@ -44,7 +44,7 @@ _LABELS = {
 QUANTITY_COLOURS = {
     "gap": "0.35", "relative_gap": "0.35", "nc1_pinv": COLOURS[0], "nc1_quotient": COLOURS[0], "nc2_classifier": COLOURS[1],
     "nc2_classifier_frame": COLOURS[1], "nc2_means": COLOURS[2], "nc2_means_frame": COLOURS[2], "nc3": COLOURS[3],
-    "self_duality_uncentred": COLOURS[3], "nc4": COLOURS[4],
+    "nc3_frame": COLOURS[3],    "self_duality_uncentred": COLOURS[3], "nc4": COLOURS[4],
 }  # fmt: skip
 _BLOCKS = 200
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label

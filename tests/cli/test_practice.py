@@ -1,4 +1,4 @@
-"""``train``, ``continual`` and ``reproduce`` on the command line."""
+"""``train``, ``overlay``, ``continual`` and ``reproduce`` on the command line."""
 
 from __future__ import annotations
 
@@ -68,6 +68,30 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(data, capsys: pytest.Captur
     assert steps == sorted(set(steps))
     assert main(["metrics", "parts", "--json"]) == 0
     assert printed(capsys)["skipped_rows"] == (0 if data == "digits" else 2250)
+
+
+def test_an_overlay_of_runs_that_differ_in_their_seed(capsys: pytest.CaptureFixture[str]):
+    fits = ("train", "--loss", "mse", "--unbiased", "2", "--widths", "24,20", "--steps", "400", "--quiet")
+    for seed in ("0", "1"):
+        assert main([*fits, "--seed", seed, "--out", f"r{seed}"]) == 0
+    command = ("overlay", "r0", "r1", "--model-steps", "3")
+    assert main([*command, "--out", "f", "--json"]) == 0
+    found = printed(capsys)
+    rows = {row["quantity"]: row for row in found["rows"]}
+    assert rows["lambda_H"]["balance"] < rows["lambda_H"]["gap"]
+    assert rows["data loss"]["ratio, gap"] == pytest.approx(rows["data loss"]["measured"] / rows["data loss"]["gap"], rel=0.5)
+    assert rows["layer1/nc1_quotient"]["measured"] < rows["layer0/nc1_quotient"]["measured"]
+    assert all(len(values) == 10 for part in found["spectra"].values() for values in part.values())
+    assert sorted(path.name for path in Path("f").iterdir()) == ["overlay.pdf", "overlay.png"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "by balance" in text
+    assert "by gap" in text
+    assert Path("r0/plots/overlay.png").exists()
+    assert main([*fits, "--batch", "64", "--out", "other"]) == 0
+    assert "differs from r0 in batch" in refused(capsys, "overlay", "r0", "other")
+    assert main(["train", *TINY, "--loss", "mse", "--out", "biased", "--quiet"]) == 0
+    assert "--unbiased 2" in refused(capsys, "overlay", "biased")
 
 
 def test_continual_prints_a_row_for_each_beginning(capsys: pytest.CaptureFixture[str]):

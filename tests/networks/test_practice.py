@@ -9,7 +9,7 @@ import torch
 
 from ufm_fast.errors import InputError
 from ufm_fast.networks import Architecture, Options, Training, load
-from ufm_fast.networks.overlay import Tail, balanced_penalty, compare, penalty_at_gap, tail_of
+from ufm_fast.networks.overlay import Tail, balanced_penalty, compare, model_run, penalty_at_gap, tail_of
 from ufm_fast.networks.switch import OPTIONS, VARIANTS, switches
 from ufm_fast.networks.tags import tag_average
 from ufm_fast.problem import Problem
@@ -62,11 +62,23 @@ def test_both_matchings_find_the_penalty_of_a_minimum_and_predict_all_its_number
     tail, decay, lambda_h = _tail_at_a_minimum()
     assert balanced_penalty(tail, decay) == pytest.approx(lambda_h, rel=1e-6)
     assert penalty_at_gap(tail, decay) == pytest.approx(lambda_h, rel=1e-6)
-    for row in compare(tail, decay):
-        assert row["balance"] == pytest.approx(row["measured"], rel=1e-6, abs=1e-8)
-        assert row["gap"] == pytest.approx(row["measured"], rel=1e-6, abs=1e-8)
+    penalties, *rows = compare([tail], decay)
+    assert (penalties["quantity"], penalties["balance"]) == ("lambda_H", pytest.approx(lambda_h, rel=1e-6))
+    for row in rows:
+        for matching in ("balance", "gap"):
+            assert row[matching] == pytest.approx(row["measured"], rel=1e-6, abs=1e-6)
+            assert (row[f"ratio, {matching}"] is None) == (abs(row[matching]) < 1e-12)
+    assert len(tail.spectra()["W_2 W_1"]) == 4
     found = tail.collapse()
     assert all(value < 1e-6 for name, value in found.items() if "nc2" in name or "nc3" in name)
+
+
+def test_the_models_own_descent_collapses_layer_by_layer():
+    tail, decay, _ = _tail_at_a_minimum()
+    labels = torch.arange(4).repeat_interleave(5)
+    first, *_, last = model_run(Tail(tail.W2, tail.W1, tail.h[labels], labels, torch.tensor([5] * 4)), decay, steps=150)
+    assert first["step"] == 0
+    assert last["layer1/nc1_quotient"] < 1e-2 * first["layer1/nc1_quotient"]
 
 
 def test_the_tail_of_a_network_gives_its_logits():

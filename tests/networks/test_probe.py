@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ufm_fast.errors import InputError
 from ufm_fast.metrics import ClassStatistics, effective_rank, nc1_pinv, nc1_quotient, nc1_trace, stable_rank
-from ufm_fast.networks import probe
+from ufm_fast.networks import probe, probe_solution
+from ufm_fast.problem import Problem, TargetSets
+from ufm_fast.solving import solve
 
 K = 4
 
@@ -125,3 +127,27 @@ def test_layers_and_batches_that_do_not_fit():
     with pytest.raises(InputError, match="list or a DataLoader"):
         probe(nn.Sequential(nn.ReLU()), "0", iter([(x, y)]), 2)
     assert probe(nn.Sequential(nn.ReLU()), "0", iter([(x, y)]), 2, mismatch=False)["0"].mismatch is None
+
+
+def test_a_deep_solution_has_the_numbers_of_a_network_with_its_factors():
+    problem = Problem(loss="mse", classes=3, per_class=4, dim=5, layers=3, widths=(5, 6, 7), activation="relu", lambda_w=1e-2)
+    solution = solve(problem, reduce="none", start="normal", max_steps=20)
+    found, x = probe_solution(solution), solution.point
+    model = nn.Sequential(nn.Identity(), nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 7, bias=False), nn.ReLU(),
+                          nn.Linear(7, 3, bias=False)).double()  # fmt: skip
+    for place, weight in zip((1, 3, 5), (*x.hidden, x.W), strict=True):
+        model[place].weight.data = weight
+    layers = probe(model, [nn.Identity, nn.ReLU], [(x.H, problem.sample_labels)], 3)
+    assert list(found) == ["layer0", "layer1", "layer2"]
+    for mine, other in zip(found.values(), layers.values(), strict=True):
+        assert mine.numbers() == pytest.approx(other.numbers(), rel=1e-9)
+    assert found["layer0"].nc1_quotient > 0
+    reduced = probe_solution(solve(Problem(classes=3, counts=[5, 2, 1], dim=4), max_steps=3))
+    assert list(reduced) == ["layer0"]
+    assert (reduced["layer0"].within, reduced["layer0"].mismatch) == (0, 0)
+
+
+def test_samples_with_several_labels_have_no_class_means():
+    problem = Problem(loss="pick-all", target_sets=TargetSets.create([0, 1, 2, 4], [0, 1, 0, 2], 3), classes=3, dim=4)
+    with pytest.raises(InputError, match="several labels"):
+        probe_solution(solve(problem, max_steps=1))

@@ -1,4 +1,4 @@
-"""The commands beside the model: the flags of ``train``, ``continual`` and ``reproduce``; practice_runs has what they do."""
+"""The commands beside the model: flags of ``train``, ``overlay``, ``continual``, ``reproduce``; practice_runs does the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
 
 def register(app: typer.Typer) -> None:
     """Give the app its commands."""
-    for command in (train, continual, reproduce):
+    for command in (train, overlay, continual, reproduce):
         app.command()(command)
 
 
@@ -54,6 +54,18 @@ def train(
     from ufm_fast.cli import practice_runs
 
     raise typer.Exit(practice_runs.train(given, out, resume, json=json, quiet=quiet))
+
+
+def overlay(
+    runs: Annotated[list[Path], typer.Argument(help="Runs of train --loss mse --unbiased 2 that differ in their seed alone")],
+    model_steps: Annotated[int, typer.Option(help="Steps of the model's own descent, the dashed curves")] = 1000,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the figure (default RUN/plots of the first)")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Model against network: the extended model beside the last two layers, predicted and measured (arXiv 2202.08087)."""
+    from ufm_fast.cli import practice_runs
+
+    practice_runs.overlay(runs, out, model_steps, json=json)
 
 
 def continual(

@@ -1,4 +1,4 @@
-"""What ``train``, ``continual`` and ``reproduce`` do; imported when one runs, since it imports torch."""
+"""What ``train``, ``overlay``, ``continual`` and ``reproduce`` do; imported when one runs, since it imports torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from ufm_fast.cli.app import FAILED, OK, TOLD
 from ufm_fast.cli.practice import TRAINING
 from ufm_fast.errors import InputError
 from ufm_fast.networks import load
+from ufm_fast.networks.overlay_figure import MATCHINGS
+from ufm_fast.networks.overlay_runs import overlay_of
 from ufm_fast.networks.saved import Report, TrainingRun
 from ufm_fast.networks.switch import OPTIONS, VARIANTS, Switch, switches
 from ufm_fast.reproduce.common import median
+from ufm_fast.runs.figures import save_figures
 
 
 def train(given: Mapping[str, Any], out: Path | None, resume: Path | None, *, json: bool, quiet: bool) -> int:
@@ -81,6 +84,28 @@ def _show(run: TrainingRun, summary: Mapping[str, Any], *, json: bool, quiet: bo
         layers.add_row(name, *(report.number(layer.get(name), 3) for layer in summary["layers"].values()))
     for table in (parts, layers):
         Console().print(table)
+
+
+def overlay(paths: list[Path], out: Path | None, model_steps: int, *, json: bool) -> None:
+    """Compare runs with the extended model, draw both, and print the table."""
+    found = overlay_of(paths, whole(model_steps, "model_steps", 1))
+    drawn = save_figures({"overlay": found.figure}, out or paths[0] / "plots", "out")
+    if json:
+        report.print_json({
+            "runs": [str(path) for path in paths], "rows": found.table, "spectra": found.spectra,
+            "figures": [str(path) for path in drawn],
+        })  # fmt: skip
+        return
+    by_balance, by_gap = (report.number(found.table[0][name], 4) for name in MATCHINGS)
+    title = f"lambda_H = {by_balance} by balance, {by_gap} by gap; measured against the minimum of the extended model"
+    table = Table(title=title, title_justify="left")
+    for header in ("", "measured", "by balance", "ratio", "by gap", "ratio"):
+        table.add_column(header, no_wrap=True)
+    for row in found.table[1:]:
+        columns = ("measured", "balance", "ratio, balance", "gap", "ratio, gap")
+        table.add_row(row["quantity"], *(report.number(row[name], 3) for name in columns))
+    Console().print(table)
+    print(f"figure: {drawn[0]}")
 
 
 def continual(given: Mapping[str, Any], seeds: int, lam: float | None, most_steps: int, *, json: bool) -> None:

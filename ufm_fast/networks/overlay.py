@@ -12,18 +12,27 @@ negative, so a ReLU between changes nothing. Source: arXiv 2202.08087, last expe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ufm_fast.errors import InputError
-from ufm_fast.metrics import ClassStatistics, RowMatrix, nc1_pinv, nc1_quotient, nc2, nc3_papyan
+from ufm_fast.metrics import ClassStatistics, RowMatrix, nc1_pinv, nc1_quotient, nc2, nc3
 from ufm_fast.networks.train import BLOCK, Training
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.solvers.solution import StepRecord
+from ufm_fast.solving import solve
 from ufm_fast.theory.deep import layered_mse
 
 FACTORS = 3
+#: Predictions that are smaller are zero but for rounding: no ratio to them is formed.
+ROUNDING = 1e-12
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Tail:
     counts: Tensor
 
     def numbers(self) -> dict[str, float]:
-        """What model and network are compared by. Logits and spectra are those of the class means."""
+        """What model and network are compared by. Logits are of class means; s_1, s_K: first and last singular value."""
         share = self.counts / self.counts.sum()
         behind = (self.h @ self.W1.T).clamp_min(0.0)
         error = behind @ self.W2.T - nn.functional.one_hot(self.labels, len(self.counts))
@@ -61,38 +70,49 @@ class Tail:
             "|W_1|^2": float(self.W1.square().sum()),
             "|H|^2": energy,
             "|W_2|^2 / |W_1|^2": float(self.W2.square().sum() / self.W1.square().sum()),
-            "W_2 W_1, last / first singular value": float(product[-1] / product[0]),
-            "W_2 W_1, first singular value": float(product[0]),
-            "means, last / first singular value": float(spread[-1] / spread[0]),
+            "W_2 W_1, s_K / s_1": float(product[-1] / product[0]),
+            "W_2 W_1, s_1": float(product[0]),
+            "means, s_K / s_1": float(spread[-1] / spread[0]),
         }
 
     def collapse(self) -> dict[str, float]:
-        """NC1 and its quotient, NC2 and NC3 to the frame (nothing centred), of h as layer 1 and of relu(W_1 h) as layer 2.
+        """NC1 and its quotient, NC2 and NC3 to the frame (nothing centred), of h as ``layer0`` and relu(W_1 h) as ``layer1``.
 
         NC3 compares class means with the rows that read them: W_2 W_1 of h, W_2 behind it.
         """
         found: dict[str, float] = {}
         layers = ((self.h, self.W2 @ self.W1), ((self.h @ self.W1.T).clamp_min(0.0), self.W2))
-        for number, (features, reader) in enumerate(layers, 1):
+        for number, (features, reader) in enumerate(layers):
             moments = ClassStatistics(features, self.labels, len(self.counts))
-            found[f"nc1_pinv, layer {number}"] = nc1_pinv(moments)
-            found[f"nc1_quotient, layer {number}"] = nc1_quotient(moments)
-            found[f"nc2_means_frame, layer {number}"] = nc2(moments.raw_means, frame=True)
-            found[f"nc3, layer {number}"] = nc3_papyan(RowMatrix.of(reader).raw, moments.raw_means)
+            found[f"layer{number}/nc1_pinv"] = nc1_pinv(moments)
+            found[f"layer{number}/nc1_quotient"] = nc1_quotient(moments)
+            found[f"layer{number}/nc2_means_frame"] = nc2(moments.raw_means, frame=True)
+            found[f"layer{number}/nc3_frame"] = nc3(RowMatrix.of(reader).raw, moments.raw_means, frame=True)
         return found
+
+    def spectra(self) -> dict[str, list[float]]:
+        """Singular values of W_2 W_1 and of the class means, the K largest."""
+        parts = {"W_2 W_1": self.W2 @ self.W1, "means": self._means(self.h)}
+        return {name: torch.linalg.svdvals(part)[: len(self.counts)].tolist() for name, part in parts.items()}
 
     def _means(self, rows: Tensor) -> Tensor:
         total = rows.new_zeros(len(self.counts), rows.shape[1]).index_add_(0, self.labels, rows)
         return total / torch.bincount(self.labels, minlength=len(self.counts))[:, None]
 
 
+def has_tail(training: Training) -> bool:
+    """Whether the last two layers are the model's: no bias, learned, no unit features, one label a sample."""
+    kind = training.network.architecture
+    return kind.unbiased >= 2 and kind.normalised is None and kind.head == "learned" and not training.data.multi_label
+
+
 @torch.no_grad()
 def tail_of(training: Training) -> Tail:
-    """The tail of a trained MLP, float64. Errors: InputError unless its last two layers have no bias and no unit features."""
+    """The tail of a trained network, float64. Errors: InputError where it ``has_tail`` not."""
     network, examples = training.network, training.data.train
-    kind = network.architecture
-    if kind.unbiased < 2 or kind.normalised is not None or kind.head != "learned" or training.data.multi_label:
+    if not has_tail(training):
         raise InputError("the overlay needs two last layers without bias (unbiased=2), plain features and one label a sample")
+    kind = network.architecture
     last = network.get_submodule(f"body.linear{len(kind.widths)}")
     seen: list[Tensor] = []
 
@@ -142,14 +162,48 @@ def predicted(tail: Tail, decay: float, lambda_h: float) -> Tail:
     return Tail(W2, W1, means, torch.arange(K), tail.counts)
 
 
-def compare(tail: Tail, decay: float) -> Iterator[dict[str, float | str]]:
-    """A row for each number: measured, predicted by either matching, and the ratios measured / predicted."""
-    measured = tail.numbers()
-    by_balance = predicted(tail, decay, balanced_penalty(tail, decay)).numbers()
-    by_gap = predicted(tail, decay, penalty_at_gap(tail, decay)).numbers()
-    for name, value in measured.items():
-        row: dict[str, float | str] = {"quantity": name, "measured": value}
-        for matching, other in (("balance", by_balance[name]), ("gap", by_gap[name])):
-            row[matching] = other
-            row[f"ratio, {matching}"] = value / other if abs(other) > 1e-12 else float("nan")
-        yield row
+def compare(tails: Sequence[Tail], decay: float) -> list[Row]:
+    """A row for each number, medians over networks of several seeds: measured, predicted by either matching, the ratios.
+
+    Keys: quantity, measured, balance, gap, and "ratio, balance", "ratio, gap" = measured / predicted, None where the prediction
+    is zero (NC1 to NC3). The first row is lambda_H, which has no measured value. Errors: InputError of ``penalty_at_gap``.
+    """
+    penalties = {"balance": [balanced_penalty(tail, decay) for tail in tails], "gap": [penalty_at_gap(t, decay) for t in tails]}
+    measured = [tail.numbers() | tail.collapse() for tail in tails]
+    models = {
+        name: [predicted(tail, decay, p) for tail, p in zip(tails, found, strict=True)] for name, found in penalties.items()
+    }
+    predictions = {name: [model.numbers() | model.collapse() for model in found] for name, found in models.items()}
+    rows: list[Row] = [{"quantity": "lambda_H", "measured": None, **{name: median(found) for name, found in penalties.items()}}]
+    for quantity in measured[0]:
+        row: Row = {"quantity": quantity, "measured": median([found[quantity] for found in measured])}
+        for name, found in predictions.items():
+            pairs = [(one[quantity], other[quantity]) for one, other in zip(measured, found, strict=True)]
+            told = all(abs(other) > ROUNDING for _, other in pairs)
+            row[name] = median([other for _, other in pairs])
+            row[f"ratio, {name}"] = median([one / other for one, other in pairs]) if told else None
+        rows.append(row)
+    return rows
+
+
+def model_run(tail: Tail, decay: float, steps: int) -> list[dict[str, float]]:
+    """NC1 to NC3 by step of the extended ReLU model of all samples: momentum from a normal start, lambda_H by balance.
+
+    In balanced variables: in raw ones lambda_H is some 1e-6 and the share 1/N of a sample lets features move a thousand times
+    slower than the layers.
+    """
+    problem = Problem(
+        loss="mse", labels=tail.labels, dim=tail.W1.shape[1], layers=2, activation="relu", widths=tail.W1.shape[0],
+        lambda_w=decay, lambda_hidden=decay, lambda_h=balanced_penalty(tail, decay),
+    )  # fmt: skip
+    rows: list[dict[str, float]] = []
+
+    def log(record: StepRecord, point: Callable[[], Point]) -> None:
+        x = point()
+        rows.append({"step": record.step, **Tail(x.W, x.hidden[0], x.H, tail.labels, tail.counts).collapse()})
+
+    solve(
+        problem, method="momentum", variables="balanced", reduce="none", start="normal", max_steps=steps, metrics=False,
+        certificate=False, on_log=log,
+    )  # fmt: skip
+    return rows

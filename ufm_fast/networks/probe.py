@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,42 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.metrics import (
-    ClassMoments,
-    StreamingStatistics,
-    effective_rank,
-    nc1_pinv,
-    nc1_quotient,
-    nc1_trace,
-    stable_rank,
-)
+from ufm_fast.metrics import StreamingStatistics
+from ufm_fast.networks.layers import LayerCollapse, layer_collapse, mismatches
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 UNFOLDINGS = ("mean", "channels")
-
-
-@dataclass(frozen=True)
-class LayerCollapse:
-    """Collapse of one layer's features. None where a number was not asked for or has no meaning.
-
-    within, between: tr Sigma_W and tr Sigma_B (about the sample mean). nc1_*: the three forms of ``METRICS``. mismatch: the
-    share of samples whose nearest class mean is not that of their class. effective_rank, stable_rank: of the class means
-    about their mean. alignment: see ``alignment``.
-    """
-
-    within: float
-    between: float
-    nc1_pinv: float
-    nc1_trace: float
-    nc1_quotient: float
-    effective_rank: float
-    stable_rank: float
-    mismatch: float | None = None
-    alignment: float | None = None
-
-    def numbers(self) -> dict[str, float]:
-        """The numbers that there are, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def probe(
@@ -98,43 +66,13 @@ def probe(
         wrong = dict.fromkeys(order, 0.0)
         for outputs, labels in _passes(model, batches, seen, unfold) if mismatch else ():
             for name, features in outputs.items():
-                wrong[name] += _mismatches(found[name], features, labels[name])
+                wrong[name] += mismatches(found[name], features, labels[name])
     return {
         name: layer_collapse(
             found[name], follows.get(name), wrong[name] / found[name].samples if mismatch else None
         )
         for name in order
     }  # fmt: skip
-
-
-@torch.no_grad()
-def layer_collapse(moments: ClassMoments, weight: Tensor | None = None, mismatch: float | None = None) -> LayerCollapse:
-    """The numbers of one layer from its statistics and the weight that follows it, if one does."""
-    between = moments.sample_centred_means.factor.square().sum() / moments.classes
-    fits = weight is not None and weight.shape[1] == moments.dim
-    return LayerCollapse(
-        within=float(moments.within_factor.square().sum() / moments.samples),
-        between=float(between),
-        nc1_pinv=nc1_pinv(moments),
-        nc1_trace=nc1_trace(moments),
-        nc1_quotient=nc1_quotient(moments),
-        effective_rank=effective_rank(moments.centred_means),
-        stable_rank=stable_rank(moments.centred_means),
-        mismatch=mismatch,
-        alignment=alignment(moments.class_means, weight) if fits and weight is not None else None,
-    )
-
-
-def alignment(means: Tensor, weight: Tensor) -> float:
-    """(1/K) sum svdvals(V_w[:K] U_M[:, :K]): 1 where the class means span the weight's K leading input directions.
-
-    means: M' (K, d), not centred, U_M the left singular vectors of M. weight: (out, d) or a convolution's (out, d, ...),
-    V_w the right singular vectors of its input side. With fewer than K directions the sum is over those there are.
-    """
-    K, side = means.shape[0], weight.detach().double().transpose(0, 1).flatten(1)
-    inputs = torch.linalg.svd(side, full_matrices=False).U[:, :K]
-    of_means = torch.linalg.svd(means.double(), full_matrices=False).Vh[:K]
-    return float(torch.linalg.svdvals(of_means @ inputs).sum() / K)
 
 
 # ---- hooks -----------------------------------------------------------------------------------------------------------
@@ -244,9 +182,3 @@ def _named(name: str, action: Callable[[], Any]) -> Any:
         return action()
     except InputError as error:
         raise type(error)(f"layer {name!r}: {error}") from error
-
-
-def _mismatches(moments: ClassMoments, features: Tensor, labels: Tensor) -> float:
-    rows, means = moments.about_classes(features), moments.centred_means.take(slice(None))
-    nearest = (rows @ means.T - means.square().sum(1) / 2).argmax(1)
-    return float((moments.present[nearest] != labels).sum())

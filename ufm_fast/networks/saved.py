@@ -23,6 +23,7 @@ from ufm_fast.errors import InputError
 from ufm_fast.metrics import collect
 from ufm_fast.networks.data import load
 from ufm_fast.networks.models import Architecture
+from ufm_fast.networks.overlay import has_tail, tail_of
 from ufm_fast.networks.probe import probe
 from ufm_fast.networks.train import BLOCK, Options, Training
 from ufm_fast.runs.directory import RunDirectory, refuse_occupied
@@ -32,7 +33,8 @@ from ufm_fast.solvers.minimise import log_spaced
 
 KIND = "network"
 SAVE_SECONDS = 10.0
-#: Metrics of the last layer that each log point has, where samples have one label.
+#: Metrics of the last layer that each log point has, where samples have one label; where the last two layers are those of the
+#: extended model, beside `Tail.collapse`.
 LOGGED = ("nc1_pinv", "nc1_quotient", "nc2_classifier", "nc2_means", "nc3")
 
 Report = Callable[[int, float], None]
@@ -166,7 +168,8 @@ class _Log:
     def _metrics(self) -> dict[str, float]:
         (W, b), H = self.training.network.classifier(), _features(self.training)
         found = collect(H, W, self.training.data.train.labels, b, pairwise="none")
-        return {name: found[name] for name in LOGGED if name in found}
+        of_tail = tail_of(self.training).collapse() if has_tail(self.training) else {}
+        return {name: found[name] for name in LOGGED if name in found} | of_tail
 
     @torch.no_grad()
     def save(self) -> None:

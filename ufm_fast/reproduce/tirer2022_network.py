@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-
-from ufm_fast import plots
 from ufm_fast.networks import Architecture, Options, Training, load
-from ufm_fast.networks.overlay import Tail, balanced_penalty, compare, penalty_at_gap, tail_of
-from ufm_fast.point import Point
-from ufm_fast.problem import Problem
+from ufm_fast.networks.overlay import compare, model_run, tail_of
+from ufm_fast.networks.overlay_figure import BARS, MATCHINGS, overlay_figure
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure, median, trajectory
+from ufm_fast.reproduce.common import Rows, median
 from ufm_fast.solvers.minimise import log_spaced
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PAPER = "Tirer and Bruna, ICML 2022, arXiv 2202.08087"
 DECAY, WIDTH = 2e-3, 128
-DRAWN = {"nc1_quotient": ("NC1 quotient", 0), "nc2_means_frame": ("NC2 frame", 1), "nc3": ("NC3", 3)}
-BARS = ("diagonal", "|W_2|^2 / |W_1|^2", "|W_2|^2", "|W_1|^2", "data loss")
 
 
 def _trained(steps: int, seed: int) -> tuple[Training, Rows]:
@@ -38,89 +24,24 @@ def _trained(steps: int, seed: int) -> tuple[Training, Rows]:
     return training, rows
 
 
-def _model(tail: Tail, steps: int) -> Rows:
-    """The extended model of all samples, by momentum from a normal start, lambda_H by balance.
-
-    In balanced variables: in raw ones lambda_H = 6e-6 and the share 1/N of a sample let features move a thousand times slower.
-    """
-    problem = Problem(
-        loss="mse", labels=tail.labels, dim=tail.W1.shape[1], layers=2, activation="relu", widths=tail.W1.shape[0],
-        lambda_w=DECAY, lambda_hidden=DECAY, lambda_h=balanced_penalty(tail, DECAY),
-    )  # fmt: skip
-
-    def look(_: Problem, x: Point) -> dict[str, float]:
-        return Tail(x.W, x.hidden[0], x.H, tail.labels, tail.counts).collapse()
-
-    options: dict[str, Any] = {
-        "method": "momentum",
-        "variables": "balanced",
-        "max_steps": steps,
-        "metrics": False,
-        "certificate": False,
-    }
-    return trajectory(problem, measure=look, **options)[1]
-
-
 def _network(quick: bool) -> Evidence:
     seeds, steps = (1, 2500) if quick else (3, 6000)
     runs = [_trained(steps, seed) for seed in range(seeds)]
     tails = [tail_of(training) for training, _ in runs]
-    tables = [list(compare(tail, DECAY)) for tail in tails]
-
-    def middle(read: Callable[[Tail], float]) -> float:
-        return median([read(tail) for tail in tails])
-
+    table = compare(tails, DECAY)
+    rows = {row["quantity"]: row for row in table}
+    measured = [tail.numbers() | tail.collapse() for tail in tails]
     numbers = {
-        "largest off-diagonal / diagonal": middle(lambda t: t.numbers()["largest off-diagonal"] / t.numbers()["diagonal"]),
-        "|W_2|^2 / |W_1|^2": middle(lambda t: t.numbers()["|W_2|^2 / |W_1|^2"]),
-        "NC1 quotient, layer 2 / layer 1": middle(
-            lambda t: t.collapse()["nc1_quotient, layer 2"] / t.collapse()["nc1_quotient, layer 1"]
-        ),
-        "lambda_H by balance": middle(lambda t: balanced_penalty(t, DECAY)),
-        "lambda_H by gap": middle(lambda t: penalty_at_gap(t, DECAY)),
+        "largest off-diagonal / diagonal": median([m["largest off-diagonal"] / m["diagonal"] for m in measured]),
+        "|W_2|^2 / |W_1|^2": rows["|W_2|^2 / |W_1|^2"]["measured"],
+        "NC1 quotient, layer 2 / layer 1": median([m["layer1/nc1_quotient"] / m["layer0/nc1_quotient"] for m in measured]),
     }
-    ratios: dict[str, dict[str, float]] = {}
-    for matching in ("balance", "gap"):
-        ratios[matching] = {
-            str(rows[0]["quantity"]): median([float(row[f"ratio, {matching}"]) for row in rows])
-            for rows in zip(*tables, strict=True)
-            if rows[0]["quantity"] in BARS
-        }
-        numbers |= {f"measured / predicted by {matching}, {name}": value for name, value in ratios[matching].items()}
-    drawn, axes = figure(3)
-    model = _model(tails[0], 200 if quick else 1000)
-    for layer, ax in enumerate(axes[:2], 1):
-        _panel(ax, layer, [rows for _, rows in runs], model)
-    axes[1].legend(frameon=False, loc="lower left")  # where nothing is drawn
-    _bars(axes[2], ratios)
-    table = [{"seed": seed, **row} for seed, rows in enumerate(tables) for row in rows]
+    for matching in MATCHINGS:
+        numbers[f"lambda_H by {matching}"] = rows["lambda_H"][matching]
+        numbers |= {f"measured / predicted by {matching}, {name}": rows[name][f"ratio, {matching}"] for name in BARS}
+    model = model_run(tails[0], DECAY, 200 if quick else 1000)
+    drawn = overlay_figure([rows for _, rows in runs], model, table)
     return Evidence(numbers, table + [row for _, rows in runs for row in rows], drawn)
-
-
-def _panel(ax: Axes, layer: int, networks: list[Rows], model: Rows) -> None:
-    """Network solid, a band over its seeds; model dashed."""
-    for name, (label, place) in DRAWN.items():
-        key, colour = f"{name}, layer {layer}", plots.COLOURS[place]
-        steps = [row["step"] for row in networks[0]]
-        values = np.array([[row[key] for row in rows] for rows in networks])
-        ax.plot(steps, np.median(values, 0), color=colour, label=label)
-        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        shown = [(row["step"], row[key]) for row in model if row["step"] > 0 and row[key] > 1e-6]
-        if shown:
-            ax.plot(*zip(*shown, strict=True), color=colour, linestyle="--")
-    ax.set(xscale="log", yscale="log", xlabel="step", title=("h", "relu(W$_1$ h)")[layer - 1])
-
-
-def _bars(ax: Axes, ratios: dict[str, dict[str, float]]) -> None:
-    places = torch.arange(len(BARS)).numpy()
-    for number, (matching, of) in enumerate(ratios.items()):
-        heights = [math.log(of[name]) for name in BARS]
-        ax.barh(places + 0.35 * number, heights, height=0.35, color=plots.COLOURS[4 + number], label=f"by {matching}")
-    names = ("diagonal", "|W$_2$|²/|W$_1$|²", "|W$_2$|²", "|W$_1$|²", "data loss")
-    ax.set_yticks(places + 0.17, names)
-    ax.axvline(0.0, color="0.5", linewidth=0.8)
-    ax.set_xlabel("log(measured / predicted)")
-    ax.legend(frameon=False)
 
 
 ROWS = (

@@ -23,7 +23,7 @@ def draw_run(run: RunDirectory) -> list[Path]:
     if run.plots.is_symlink():
         raise InputError(f"run: {run.plots} is a link to another place, where nothing is written; remove it")
     with plots.style():
-        return _save(make_figures(run), run.plots, "run")
+        return save_figures(make_figures(run), run.plots, "run")
 
 
 def are_drawn(run: RunDirectory) -> bool:
@@ -78,7 +78,7 @@ def _layers(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _save(figures: dict[str, Figure], folder: Path, name: str) -> list[Path]:
+def save_figures(figures: dict[str, Figure], folder: Path, name: str) -> list[Path]:
     """Errors: InputError naming the argument ``name`` where the folder can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def log_of(run: RunDirectory) -> list[dict[str, Any]]:
 def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
     """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in their seed alone are a band."""
     with plots.style():
-        return _save({"compare": _comparison(runs)}, folder, "compare")
+        return save_figures({"compare": _comparison(runs)}, folder, "compare")
 
 
 def _comparison(runs: list[RunDirectory]) -> Figure:
