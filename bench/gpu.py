@@ -116,7 +116,7 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
     """Check and time every contender at one shape and stage."""
     import peers
 
-    from ufm_fast.backends.triton import plan_chunk
+    from ufm_fast.backends.triton_memory import plan_chunk
 
     _, N, K, d, stage, dtype = task
     chunk = plan_chunk(N, d, K, "bf16", free_bytes())

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import interleave, median_ratio, rounds_and_out, write_csv
 from contenders import SHAPES, inputs
 
-from ufm_fast.backends.tiled import _stride, chunk_rows
+from ufm_fast.backends.chunks import chunk_rows, stride
 
 LAYOUTS = ("C x K", "K x C, rows of C", "K x C, padded rows")
 
@@ -27,7 +27,7 @@ def products(layout: str, shape: tuple[int, int, int], chunk: int) -> Callable[[
     """A call that forms the logits of each chunk and both gradients' products from them."""
     H, W, _ = inputs(*shape)
     G, D = torch.empty_like(H), torch.zeros_like(W)
-    width = {"C x K": shape[1], "K x C, rows of C": chunk, "K x C, padded rows": _stride(chunk)}[layout]
+    width = {"C x K": shape[1], "K x C, rows of C": chunk, "K x C, padded rows": stride(chunk)}[layout]
     buffer = torch.empty(chunk if layout == "C x K" else shape[1], width)
 
     def call() -> None:

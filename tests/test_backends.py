@@ -14,8 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LOSS_CASES, problems, random_point, relative, simplex_logits
 
-from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, make_backend, residual, squared_error, tiled
-from ufm_fast.backends.tiled import buffer_bytes, chunk_rows
+from ufm_fast.backends import (
+    Gradients,
+    HeadInput,
+    ReferenceBackend,
+    TiledBackend,
+    chunks,
+    make_backend,
+    residual,
+    squared_error,
+    tiled,
+)
+from ufm_fast.backends.chunks import buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError, make_loss
 from ufm_fast.objective import Objective
@@ -37,8 +47,11 @@ def test_tiled_equals_reference(problem, chunk, seed, scale, few):
     assert relative(actual.gradient, expected.gradient) < 1e-11
     assert relative(fused.hvp(x, v), dense.hvp(x, v)) < 1e-10
     right, left = torch.randn(problem.num_classes, 3, dtype=torch.float64), torch.randn(x.H.shape[0], 2, dtype=torch.float64)
-    products = zip(*(o.backend.logit_products(o.head_input(x), right, left) for o in (dense, fused)), strict=True)
-    for a, b in products:
+    wanted, found = (o.backend.logit_gradient(o.head_input(x)) for o in (dense, fused))
+    for a, b in (
+        (wanted.times(right), found.times(right)),
+        (wanted.transposed_times(left), found.transposed_times(left)),
+    ):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12 * float(a.abs().max() + 1))
     torch.testing.assert_close(
         fused.backend.losses(fused.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12
@@ -121,7 +134,7 @@ def test_pick_all_terminal_phase(margin, dtype, tolerance):
     targets = Targets(torch.tensor(pairs).reshape(-1), torch.arange(0, 2 * len(pairs) + 1, 2))
     ones = torch.ones(len(pairs), dtype=torch.float64)
     x = HeadInput(make_loss("pick-all"), H, W, None, targets, ones)
-    G = TiledBackend().logit_products(x, torch.eye(K, dtype=dtype), None)[0].double()
+    G = TiledBackend().logit_gradient(x).times(torch.eye(K, dtype=dtype)).double()
     z = H.double() @ W.double().T
     mask = torch.zeros(len(pairs), K, dtype=torch.bool)
     mask[torch.arange(len(pairs)).repeat_interleave(2), targets.indices] = True
@@ -310,9 +323,9 @@ def test_chunks_are_bounded_and_never_empty():
 
 
 def test_chunks_fit_what_is_free(monkeypatch):
-    monkeypatch.setattr(tiled, "available_bytes", lambda device: 8 * 20 * 10**6 * 4)
+    monkeypatch.setattr(chunks, "available_bytes", lambda device: 8 * 20 * 10**6 * 4)
     assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 16
-    monkeypatch.setattr(tiled, "available_bytes", lambda device: 100)
+    monkeypatch.setattr(chunks, "available_bytes", lambda device: 100)
     assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 1
 
 

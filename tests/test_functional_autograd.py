@@ -512,7 +512,7 @@ def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.Monkey
 def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     sweeps = []
     backend = operators.backend_for("cpu", torch.float64)
-    for name in ("head", "losses", "head_hvp", "logit_products"):
+    for name in ("head", "losses", "head_hvp", "logit_gradient"):
         method = getattr(backend, name)
         monkeypatch.setattr(backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1])
     CASES["ce-mean"](*parts()).backward()

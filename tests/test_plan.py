@@ -88,7 +88,7 @@ def test_a_large_problem_has_no_exact_certificate() -> None:
 
 def test_the_plan_of_the_kernels_is_what_their_backend_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from ufm_fast.backends import triton as module
+    from ufm_fast.backends import triton_memory as module
 
     cpu = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 from ufm_fast import Problem, solve
 from ufm_fast.backends import BACKENDS, TiledBackend
 from ufm_fast.cli import main
-from ufm_fast.errors import Contradiction, InputTypeError
+from ufm_fast.errors import Contradiction, InputError, InputTypeError
 from ufm_fast.functional import value_and_grad
 from ufm_fast.losses import LOSSES, CrossEntropy, Focal, SoftmaxLoss, SquaredError, make_loss
 from ufm_fast.nn import UFM
@@ -170,3 +170,23 @@ def test_rows_beyond_the_plain_model_say_what_is_missing(monkeypatch):
     found = certify(problem, problem.rows(), solve(problem, metrics=False).point)
     assert found.reason == "no certificate is known for loss ce, bias none, trunk relu, geometry sphere, frozen w"
     assert closed_form(problem) is None
+
+
+def test_a_registered_backend_is_planned(monkeypatch):
+    class Counting(TiledBackend):
+        name = "counting"
+
+    monkeypatch.setitem(BACKENDS, "counting", lambda device, dtype: Counting())
+    plans = {plan.name: plan for plan in make_plan(Problem(classes=4, dim=4)).backends}
+    assert plans["counting"] == replace(plans["tiled"], name="counting")
+
+
+def test_a_loss_that_no_head_serves_is_refused_in_words(registered, monkeypatch):
+    def squares_only(device, dtype):
+        backend = TiledBackend()
+        backend.heads = backend.heads[1:]
+        return backend
+
+    monkeypatch.setitem(BACKENDS, "squares", squares_only)
+    with pytest.raises(InputError, match="has no head for the loss tilted; choose another backend"):
+        solve(Problem(classes=4, dim=4, loss="tilted"), backend="squares")

@@ -21,15 +21,13 @@ squares does form them; `plan` says so.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from ufm_fast.backends import has_triton
-from ufm_fast.backends.base import compute_dtype
-from ufm_fast.backends.residual import block_bytes
-from ufm_fast.backends.tiled import buffer_bytes, chunk_rows
+from ufm_fast.backends import BACKENDS, make_backend
+from ufm_fast.backends.base import HeadPlan, HeadShape, compute_dtype
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.memory import available_bytes
@@ -123,13 +121,13 @@ def make_plan(
         vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}
     device = torch.device(problem.device)
     rate = matmul_rate(dtype, device)
-    flops = _flops(problem, R)
+    backends, flops = _backends(problem, R, rate, device)
     plan = Plan(
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=problem.dim, widths=problem.trunk.widths,
         reduce=chosen, rows=R, rows_unreduced=N, parameters=size, gradient=size,
         hidden=problem.trunk.entries * dtype.itemsize, tape=_tape(problem, R, dtype.itemsize),
         methods=_method_bytes(vectors, size, problem.dim, coupled),
-        flops=flops, rate=rate, backends=_backends(problem, R, flops / rate, device),
+        flops=flops, rate=rate, backends=backends,
         certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
     )  # fmt: skip
     plan.notes.extend([*filter(None, [held_together(problem)]), *_notes(plan, reduced, method)])
@@ -163,16 +161,6 @@ def _squared(problem: Problem) -> bool:
     return isinstance(problem.loss, SquaredError)
 
 
-def _room(problem: Problem) -> int:
-    """Rows and classes up to which the squared error goes by residuals: d, and one for a bias."""
-    return problem.head_dim + (problem.bias != "none")
-
-
-def _flops(problem: Problem, R: int) -> float:
-    """Of one evaluation."""
-    return _trunk_flops(problem, R) + _head_flops(problem, R)
-
-
 def _trunk_flops(problem: Problem, R: int) -> float:
     return 6.0 * R * problem.trunk.entries
 
@@ -182,37 +170,33 @@ def _tape(problem: Problem, R: int, item: int) -> int:
     return (3 if problem.activation == "relu" else 1) * R * sum(problem.trunk.widths[1:]) * item
 
 
-def _head_flops(problem: Problem, R: int) -> float:
-    K, d, P = problem.num_classes, problem.head_dim, problem.samples.occupied
-    if not _squared(problem):
-        return 6.0 * R * K * d
-    grams = 8.0 * (R + K) * d * d
-    room = _room(problem)
-    if room < P:
-        return grams
-    rows = R if room >= R else P  # residuals: of the rows, or of the class means beside Grams of the deviations from them
-    return 6.0 * rows * (K if room >= K else P) * d + (grams if room < K or room < R else 0.0)
-
-
-def _squared_workspace(problem: Problem, R: int, item: int) -> int:
-    """Bytes that the squared error needs on any device: Gram matrices, or blocks of residuals and float64 copies."""
-    K, d, P = problem.num_classes, problem.head_dim, problem.samples.occupied
-    grams = 4 * d * d * 8 + R * d * item
-    room = _room(problem)
-    if room < P:
-        return grams
-    few, rows = K if room >= K else P, R if room >= R else P
-    return 3 * block_bytes(rows, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K or room < R else 0)
-
-
-def _backends(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
-    """The head on each backend, and what the trunk takes beside it whatever the backend."""
+def _backends(problem: Problem, R: int, rate: float, device: torch.device) -> tuple[list[BackendPlan], float]:
+    """The head on each backend that there is, and what the trunk takes beside it; the usual operations of an evaluation."""
     item = compute_dtype(problem.torch_dtype).itemsize
     work, second = _trunk_workspace(problem, R, item)
-    return [
-        replace(plan, workspace=plan.workspace + work, workspace_hessian=plan.workspace_hessian + second)
-        for plan in _heads(problem, R, seconds, device)
-    ]
+    plans, usual, trunk = [], 0.0, _trunk_flops(problem, R)
+    for name, head in _heads(problem, R, device).items():
+        flops = trunk + head.flops
+        usual = flops if name == "tiled" else usual
+        plans.append(BackendPlan(name, head.chunk, head.workspace + work, head.workspace_hessian + second, flops / rate))
+    return plans, usual
+
+
+def _heads(problem: Problem, R: int, device: torch.device) -> dict[str, HeadPlan]:
+    """What each backend says of the head; those that this device or dtype has not are left out."""
+    found = {}
+    shape = HeadShape(
+        problem.loss, R, problem.num_classes, problem.head_dim, problem.samples.occupied, problem.bias != "none",
+        problem.torch_dtype, device,
+    )  # fmt: skip
+    for name in BACKENDS:
+        try:
+            backend = make_backend(name, device, problem.torch_dtype)
+        except InputError:
+            continue
+        if name != "auto":
+            found[name] = backend.plan(shape)
+    return found
 
 
 def _trunk_workspace(problem: Problem, R: int, item: int) -> tuple[int, int]:
@@ -224,39 +208,6 @@ def _trunk_workspace(problem: Problem, R: int, item: int) -> tuple[int, int]:
     rows = R * (problem.dim + problem.head_dim + max(problem.trunk.widths)) * item
     back, tape = rows + problem.trunk.entries * item, _tape(problem, R, item)
     return 2 * tape + back, tape + 2 * (R * sum(problem.trunk.widths) * item + back)
-
-
-def _heads(problem: Problem, R: int, seconds: float, device: torch.device) -> list[BackendPlan]:
-    K, d = problem.num_classes, problem.head_dim
-    item = compute_dtype(problem.torch_dtype).itemsize
-    # The dense definition does all R x K work whatever the loss, and autograd keeps logits, softmax and gradient.
-    dense = 3 * R * K * item
-    share = (6.0 * R * K * d + _trunk_flops(problem, R)) / _flops(problem, R)
-    plans = [BackendPlan("reference", R, dense, 2 * dense, seconds * share)]
-    kernels = device.type == "cuda" and problem.torch_dtype in (torch.float32, torch.bfloat16) and has_triton()
-    if _squared(problem):
-        # Beside it: features in units of their logits, and for a Hessian product those of the direction and its products.
-        work, second = (_squared_workspace(problem, R, item) + copies * R * d * item for copies in (1, 3))
-        plans.append(BackendPlan("tiled", R, work, second, seconds))
-        if kernels:
-            from ufm_fast.backends.triton import squared_workspace
-
-            few = problem.samples.occupied <= _room(problem)  # then the kernels leave it to tiled
-            size = work if few else squared_workspace(R, d, K, problem.torch_dtype)
-            plans.append(BackendPlan("triton", R, size, second, seconds))
-        return plans
-    chunk, second = (chunk_rows(R, K, item, device, buffers) for buffers in (1, 2))
-    # Beside the exponentials: features in units of their logits, and rows of d entries for a chunk.
-    sizes = (
-        buffer_bytes(chunk, K, item) + (R + 3 * chunk) * d * item,
-        2 * buffer_bytes(second, K, item) + (2 * R + 4 * second) * d * item,
-    )
-    plans.append(BackendPlan("tiled", chunk, *sizes, seconds))
-    if kernels:
-        from ufm_fast.backends.triton import softmax_plan
-
-        plans.append(BackendPlan("triton", *softmax_plan(R, d, K, problem.torch_dtype, device), seconds))
-    return plans
 
 
 def _certificate(problem: Problem, R: int, size: int) -> int:

@@ -14,9 +14,10 @@ if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
 
-from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend
+from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, triton_memory
 from ufm_fast.backends import triton as module
-from ufm_fast.backends.triton import TritonBackend, plan_chunk
+from ufm_fast.backends.triton import TritonBackend
+from ufm_fast.backends.triton_memory import plan_chunk, reserved
 from ufm_fast.errors import InputError
 from ufm_fast.losses import make_loss
 from ufm_fast.objective import Objective
@@ -132,7 +133,7 @@ def test_half_precision(loss, dtype, tolerance):
 
 
 def test_one_pass_where_no_chunk_fits(monkeypatch):
-    monkeypatch.setattr(module, "free_bytes", lambda device: 64)
+    monkeypatch.setattr(triton_memory, "free_bytes", lambda device: 64)
     monkeypatch.setattr(module, "softmax_value_and_grad", None)
     check_head(case(LOSSES[1]), TritonBackend())
     check_head(case(LOSSES[4], SETS), TritonBackend())
@@ -168,7 +169,7 @@ def test_hessian_vector_product(loss, targets):
     ReferenceBackend().head_hvp(exact(x), exact(v), wanted)
     backend = TritonBackend()
     if loss.name != "mse":
-        backend._tiled = None  # the kernels do it
+        backend.of(loss).tiled = None  # the kernels do it
     backend.head_hvp(x, v, out)
     close(out, wanted)
 
@@ -222,16 +223,13 @@ def test_terminal_phase_keeps_its_digits():
 def test_products_with_the_logit_gradient(loss, targets, columns):
     x = case(loss, targets)
     right, left = torch.randn(7, columns, device=DEVICE), torch.randn(6, columns, device=DEVICE)
-    found = TritonBackend(chunk=4).logit_products(x, right, left)
-    wanted = ReferenceBackend().logit_products(exact(x), right.double(), left.double())
-    for a, b in zip(found, wanted, strict=True):
+    found, wanted = TritonBackend(chunk=4).logit_gradient(x), ReferenceBackend().logit_gradient(exact(x))
+    for a, b in (
+        (found.times(right), wanted.times(right.double())),
+        (found.transposed_times(left), wanted.transposed_times(left.double())),
+    ):
         assert a.dtype == right.dtype
         assert float((a.double() - b).norm()) < 1e-4 * float(b.norm())
-
-
-def test_products_that_nobody_asks_for():
-    x = case(LOSSES[0])
-    assert TritonBackend().logit_products(x, None, None) == (None, None)
 
 
 def test_negative_row_weights_no_rows_and_wide_sets():
@@ -302,8 +300,8 @@ def test_chunk_is_halved_when_memory_runs_out(monkeypatch):
             raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.torch, "empty", empty)
-        assert module._reserve(1024, 64, 1000, "bf16", torch.device(DEVICE)) == 256
+        patch.setattr(triton_memory.torch, "empty", empty)
+        assert reserved(1024, 64, 1000, "bf16", torch.device(DEVICE)) == 256
         assert asked[0] > asked[1] > asked[2]
 
 
@@ -312,7 +310,7 @@ def test_refusals_in_words():
     backend = TritonBackend()
     for call in (
         lambda: backend.head(x, buffers(x, dtype=torch.float64)), lambda: backend.losses(x),
-        lambda: backend.head_hvp(x, x, buffers(x)), lambda: backend.logit_products(x, None, None),
+        lambda: backend.head_hvp(x, x, buffers(x)), lambda: backend.logit_gradient(x),
     ):  # fmt: skip
         with pytest.raises(InputError, match="use backend tiled for float64"):
             call()

@@ -9,17 +9,21 @@ Decisions
 2026-11-25. Gradient buffers may be fresh. The objective fills them with lambda times the parameter, so a backend adds;
 the drop-in functions have no penalty, and zeroing a gradient of hundreds of megabytes first is a pass for nothing, so
 `Gradients.fresh` lets a backend write.
+
+2026-11-30. A backend is a table of heads, one for each kind of loss (softmax, squared error), and `HeadByLoss` alone asks
+which kind a loss is; a loss of no row is refused. What a head takes is its own knowledge, so a plan asks it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ufm_fast.losses import Loss
+from ufm_fast.errors import InputError
+from ufm_fast.losses import Loss, SoftmaxLoss
 from ufm_fast.targets import Targets
 
 
@@ -80,22 +84,119 @@ class HeadResult:
     statistics: RowStatistics | None
 
 
+@dataclass(frozen=True)
+class HeadShape:
+    """What a plan needs to know of a head: R ``rows``, K ``classes`` of which ``occupied`` have rows, ``dim`` columns."""
+
+    loss: Loss
+    rows: int
+    classes: int
+    dim: int
+    occupied: int
+    bias: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the dtype of sums."""
+        return compute_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """What one head takes: rows of a chunk, bytes beside parameters and gradients of ``head`` and of ``head_hvp``, and the
+    floating-point operations of an evaluation.
+    """
+
+    chunk: int
+    workspace: int
+    workspace_hessian: int
+    flops: float
+
+
+class LogitGradient(Protocol):
+    """G, the R x K gradient of the data term in the logits: an operator, known by its products."""
+
+    def times(self, right: Tensor) -> Tensor:
+        """G right, (R, c), for right (K, c), in its dtype."""
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        """G' left, (K, c), for left (R, c), in its dtype."""
+
+
+class Head(Protocol):
+    """What a backend knows of one kind of loss. What it remembers (memory, sorted labels) never changes a result."""
+
+    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        """Add the data term's gradients into ``out``; return its value."""
+
+    def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        """Add the Hessian of the data term times direction v (its features, weight and bias) into ``out``."""
+
+    def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        """The gradient of the data term in the logits."""
+
+    def losses(self, x: HeadInput) -> Tensor:
+        """Unweighted loss of each row, float64 (R,)."""
+
+    def plan(self, shape: HeadShape) -> HeadPlan:
+        """What a head of this shape takes, on its device as it is now."""
+
+
 class Backend(Protocol):
-    """The interface. What an implementation remembers (memory, sorted labels) never changes a result."""
+    """The interface that the rest of the library calls: each method is that of the `Head` of the input's loss."""
 
     name: str
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
-        """Add the data term's gradients into ``out``; return its value."""
+        """`Head.value_and_grad`."""
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
-        """Add the Hessian of the data term times direction v (its features, weight and bias) into ``out``."""
+        """`Head.hvp`."""
 
-    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """(G @ right, G.T @ left) for the R x K gradient G of the data term in the logits."""
+    def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        """`Head.logit_gradient`."""
 
     def losses(self, x: HeadInput) -> Tensor:
-        """Unweighted loss of each row, float64 (R,)."""
+        """`Head.losses`."""
+
+    def plan(self, shape: HeadShape) -> HeadPlan:
+        """`Head.plan`."""
+
+
+class HeadByLoss:
+    """A backend made of one head for each kind of loss. No other place asks which kind a loss is.
+
+    ``heads``: (class of losses, head) rows. Errors: InputError for a loss of no row's class.
+    """
+
+    name: str
+
+    def __init__(self, *heads: tuple[type[Loss], Head]) -> None:
+        self.heads = heads
+
+    def of(self, loss: Loss) -> Head:
+        """The head that serves a loss."""
+        for kind, head in self.heads:
+            if isinstance(loss, kind):
+                return head
+        raise InputError(f"backend {self.name} has no head for the loss {loss.name}; choose another backend")
+
+    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        return self.of(x.loss).value_and_grad(x, out, statistics=statistics)
+
+    def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        self.of(x.loss).hvp(x, v, out)
+
+    def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        return self.of(x.loss).logit_gradient(x)
+
+    def losses(self, x: HeadInput) -> Tensor:
+        return self.of(x.loss).losses(x)
+
+    def plan(self, shape: HeadShape) -> HeadPlan:
+        return self.of(shape.loss).plan(shape)
 
 
 def weighed(row_weight: Tensor, losses: Tensor) -> Tensor:
@@ -107,3 +208,15 @@ def weighed(row_weight: Tensor, losses: Tensor) -> Tensor:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """dtype of sums and gradients: float32 for half precision inputs, else the input's own."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def softmax_loss(x: HeadInput) -> SoftmaxLoss:
+    """The loss of a head that only softmax losses reach (`HeadByLoss`)."""
+    return cast("SoftmaxLoss", x.loss)
+
+
+def in_sums_dtype(x: HeadInput) -> HeadInput:
+    """The head with features, weight and bias in the dtype of sums."""
+    dtype = compute_dtype(x.weight.dtype)
+    bias = None if x.bias is None else x.bias.to(dtype)
+    return replace(x, features=x.features.to(dtype), weight=x.weight.to(dtype), bias=bias)

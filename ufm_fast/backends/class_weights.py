@@ -14,7 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import Backend, Gradients, HeadInput, HeadResult, weighed
+from ufm_fast.backends.base import (
+    Backend,
+    Gradients,
+    HeadInput,
+    HeadPlan,
+    HeadResult,
+    HeadShape,
+    LogitGradient,
+    weighed,
+)  # fmt: skip
 from ufm_fast.backends.gram import row_blocks
 from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
 
@@ -50,13 +59,14 @@ class ClassWeighted:
         self.backend.head_hvp(self._plain(x), v, out)
         self._add(out.cleared() if out.fresh else out, v.features, v.weight, x)
 
-    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        forward, backward = self.backend.logit_products(self._plain(x), right, left)
-        self._add(Gradients(forward, backward, None), left, right, x)
-        return forward, backward
+    def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        return _WeightedGradient(self, x)
 
     def losses(self, x: HeadInput) -> Tensor:
         return self._factor(x) * self.backend.losses(x) + self._tilt(x)
+
+    def plan(self, shape: HeadShape) -> HeadPlan:
+        return self.backend.plan(shape)
 
     def _add(self, out: Gradients, features: Tensor | None, weight: Tensor | None, x: HeadInput) -> None:
         """The logit gradient G of the term of rank one: adds G weight for the rows, and G' features for the classes."""
@@ -86,3 +96,20 @@ class ClassWeighted:
         # Where the target is impossible (-inf), the loss is infinite already, and must not become nan here.
         usual, spared = (level * c[y] - share @ c for c in (b, b.masked_fill(b == -torch.inf, 0.0)))
         return total + torch.where(b[y] == -torch.inf, spared, usual)
+
+
+class _WeightedGradient:
+    """The logit gradient of the cross-entropy and of the term of rank one."""
+
+    def __init__(self, backend: ClassWeighted, x: HeadInput) -> None:
+        self.backend, self.x, self.plain = backend, x, backend.backend.logit_gradient(backend._plain(x))
+
+    def times(self, right: Tensor) -> Tensor:
+        product = self.plain.times(right)
+        self.backend._add(Gradients(product, None, None), None, right, self.x)
+        return product
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        product = self.plain.transposed_times(left)
+        self.backend._add(Gradients(None, product, None), left, None, self.x)
+        return product

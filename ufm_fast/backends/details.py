@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput, compute_dtype
 from ufm_fast.backends.sums import add_product
-from ufm_fast.backends.tiled import Chunk, TiledBackend
+from ufm_fast.backends.sweep import Chunk
+from ufm_fast.backends.tiled import TiledSoftmaxHead
 
 _BLOCK = 4096  # classes at a time where an elementwise product is summed
 
@@ -29,10 +30,10 @@ class RowDetails(NamedTuple):
     rank: Tensor
 
 
-def head_with_details(backend: TiledBackend, x: HeadInput, out: Gradients) -> tuple[Tensor, RowDetails]:
-    """``backend.head`` and the details of its rows, from one sweep. Only single labels."""
+def head_with_details(head: TiledSoftmaxHead, x: HeadInput, out: Gradients) -> tuple[Tensor, RowDetails]:
+    """``head.value_and_grad`` and the details of its rows, from one sweep. Only single labels."""
     found: list[RowDetails] = []
-    value = backend.head(x, out, statistics=True, visit=lambda c: found.append(details(c))).value
+    value = head.value_and_grad(x, out, statistics=True, visit=lambda c: found.append(details(c))).value
     empty = value.new_zeros(0), value.new_zeros(0, dtype=torch.int64)
     start = RowDetails(empty[0], empty[0], empty[1], empty[1])
     return value, RowDetails(*(torch.cat(column) for column in zip(start, *found, strict=True)))
@@ -62,10 +63,10 @@ def _entropy(c: Chunk) -> Tensor:
     return of_target + of_rest + torch.where(c.p == 0, 0.0, c.p * within)
 
 
-def add_row_gradients(backend: TiledBackend, x: HeadInput, entropy_weight: Tensor, out: Gradients) -> None:
+def add_row_gradients(head: TiledSoftmaxHead, x: HeadInput, entropy_weight: Tensor, out: Gradients) -> None:
     """Add the gradient of sum_r row_weight_r l_r + entropy_weight_r entropy_r into ``out``: one sweep."""
     W = x.weight.to(compute_dtype(x.weight.dtype))
-    for c in backend.sweep(x):
+    for c in head.sweep(x):
         G = _logit_gradient(c, entropy_weight[c.start : c.stop].double())
         if out.features is not None:
             out.features[c.start : c.stop].addmm_(G.T, W)

@@ -117,23 +117,29 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True) -> 
             out.bias.add_((dW.double() @ m + W.double() @ dm + o.sum() * db.double()).to(b.dtype))
 
 
-def logit_products(x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """G right and G' left for G = D (H W' + 1 b' - Y), by low rank: no R x K array."""
-    H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
-    o = x.row_weight.double()
-    forward = backward = None
-    if right is not None:
-        forward = H @ (W.T @ right) - right.index_select(0, y)
-        if b is not None:
-            forward += b @ right
-        forward *= o[:, None].to(H.dtype)
-    if left is not None:
-        backward = W @ gram(H, o, left).to(W.dtype)
-        for part in row_blocks(H.shape[0]):
-            add_class_sums(backward, y[part], left[part], -o[part])
-        if b is not None:
-            backward += torch.outer(b, weighted_sum(left, o).to(b.dtype))
-    return forward, backward
+class GramGradient:
+    """G = D (H W' + 1 b' - Y) as an operator of low rank: no R x K array."""
+
+    def __init__(self, x: HeadInput) -> None:
+        self.x, self.weight = x, x.row_weight.double()
+
+    def times(self, right: Tensor) -> Tensor:
+        """G right."""
+        x = self.x
+        product = x.features @ (x.weight.T @ right) - right.index_select(0, x.targets.indices)
+        if x.bias is not None:
+            product += x.bias @ right
+        return product.mul_(self.weight[:, None].to(x.features.dtype))
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        """G' left."""
+        x, y = self.x, self.x.targets.indices
+        product = x.weight @ gram(x.features, self.weight, left).to(x.weight.dtype)
+        for part in row_blocks(x.features.shape[0]):
+            add_class_sums(product, y[part], left[part], -self.weight[part])
+        if x.bias is not None:
+            product += torch.outer(x.bias, weighted_sum(left, self.weight).to(x.bias.dtype))
+        return product
 
 
 def losses(x: HeadInput, *, targets: bool = True) -> Tensor:

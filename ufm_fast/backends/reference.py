@@ -7,51 +7,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, RowStatistics
-from ufm_fast.losses import SquaredError
+from ufm_fast.backends.base import (
+    Gradients,
+    HeadByLoss,
+    HeadInput,
+    HeadPlan,
+    HeadResult,
+    HeadShape,
+    LogitGradient,
+    RowStatistics,
+)  # fmt: skip
+from ufm_fast.losses import SoftmaxLoss, SquaredError
 
 
-class ReferenceBackend:
+class ReferenceBackend(HeadByLoss):
     """Value by ``loss.dense`` on the full logits, derivatives by torch autograd."""
 
     name = "reference"
 
-    @staticmethod
-    def _logits(x: HeadInput) -> Tensor:
-        z = x.features @ x.weight.T
-        return z if x.bias is None else z + x.bias
+    def __init__(self) -> None:
+        super().__init__((SoftmaxLoss, DenseSoftmaxHead()), (SquaredError, DenseHead()))
 
-    def _value(self, x: HeadInput, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        z = features @ weight.T
-        z = self._less_margin(x, z if bias is None else z + bias)
-        return (x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum()
 
-    @staticmethod
-    def _less_margin(x: HeadInput, z: Tensor) -> Tensor:
-        return z if x.margin is None else z.scatter_add(1, x.targets.indices[:, None], -x.margin.to(z.dtype)[:, None])
+class DenseHead:
+    """Any loss with a dense definition; it has no row statistics."""
 
-    @staticmethod
-    def _leaves(x: HeadInput) -> list[Tensor]:
-        return [t.detach().requires_grad_() for t in (x.features, x.weight, x.bias) if t is not None]
-
-    @staticmethod
-    def _add(out: Gradients, grads: tuple[Tensor, ...]) -> None:
-        for buffer, grad in zip((out.features, out.weight, out.bias), grads, strict=False):
-            if buffer is not None:
-                buffer.add_(grad)
-
-    def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
-        leaves = self._leaves(x)
+    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+        leaves = _leaves(x)
         with torch.enable_grad():
-            value = self._value(x, leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None)
+            value = _value(x, leaves)
             grads = torch.autograd.grad(value, leaves)
-        self._add(out.cleared(), grads)
+        _add(out.cleared(), grads)
         return HeadResult(value.detach().double(), self._statistics(x) if statistics else None)
 
     def _statistics(self, x: HeadInput) -> RowStatistics | None:
-        if isinstance(x.loss, SquaredError):
-            return None
-        z = self._logits(x).double()
+        return None
+
+    def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        leaves = _leaves(x)
+        bias = torch.zeros_like(x.bias) if v.bias is None and x.bias is not None else v.bias  # a fixed one has no direction
+        direction: list[Any] = [t for t in (v.features, v.weight, bias) if t is not None]
+        with torch.enable_grad():
+            grads = torch.autograd.grad(_value(x, leaves), leaves, create_graph=True)
+            product = torch.autograd.grad(grads, leaves, direction)
+        _add(out.cleared(), product)
+
+    def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        z = _less_margin(x, _logits(x)).detach().requires_grad_()
+        with torch.enable_grad():
+            (G,) = torch.autograd.grad((x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum(), z)
+        return DenseGradient(G)
+
+    def losses(self, x: HeadInput) -> Tensor:
+        return x.loss.dense(_less_margin(x, _logits(x)), x.targets).double()
+
+    def plan(self, shape: HeadShape) -> HeadPlan:
+        # All R x K work whatever the loss, and autograd keeps logits, softmax and gradient.
+        dense = 3 * shape.rows * shape.classes * shape.itemsize
+        return HeadPlan(shape.rows, dense, 2 * dense, 6.0 * shape.rows * shape.classes * shape.dim)
+
+
+class DenseSoftmaxHead(DenseHead):
+    """The softmax losses, with row statistics."""
+
+    def _statistics(self, x: HeadInput) -> RowStatistics:
+        z = _logits(x).double()
         rows, columns = x.targets.slice(0, x.targets.rows)
         own = z[rows, columns]
         mean = torch.zeros(z.shape[0], dtype=z.dtype, device=z.device).index_add(0, rows, own)
@@ -60,21 +80,41 @@ class ReferenceBackend:
         off = z.index_put((rows, columns), torch.full_like(own, -float("inf")))
         return RowStatistics(least - off.amax(1), torch.logsumexp(off, 1) - mean)
 
-    def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
-        leaves = self._leaves(x)
-        bias = torch.zeros_like(x.bias) if v.bias is None and x.bias is not None else v.bias  # a fixed one has no direction
-        direction: list[Any] = [t for t in (v.features, v.weight, bias) if t is not None]
-        with torch.enable_grad():
-            value = self._value(x, leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None)
-            grads = torch.autograd.grad(value, leaves, create_graph=True)
-            product = torch.autograd.grad(grads, leaves, direction)
-        self._add(out.cleared(), product)
 
-    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        z = self._less_margin(x, self._logits(x)).detach().requires_grad_()
-        with torch.enable_grad():
-            (G,) = torch.autograd.grad((x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum(), z)
-        return (None if right is None else G @ right), (None if left is None else G.T @ left)
+class DenseGradient:
+    """A logit gradient that is held as a matrix."""
 
-    def losses(self, x: HeadInput) -> Tensor:
-        return x.loss.dense(self._less_margin(x, self._logits(x)), x.targets).double()
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    def times(self, right: Tensor) -> Tensor:
+        return self.matrix @ right
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        return self.matrix.T @ left
+
+
+def _logits(x: HeadInput) -> Tensor:
+    z = x.features @ x.weight.T
+    return z if x.bias is None else z + x.bias
+
+
+def _less_margin(x: HeadInput, z: Tensor) -> Tensor:
+    return z if x.margin is None else z.scatter_add(1, x.targets.indices[:, None], -x.margin.to(z.dtype)[:, None])
+
+
+def _leaves(x: HeadInput) -> list[Tensor]:
+    return [t.detach().requires_grad_() for t in (x.features, x.weight, x.bias) if t is not None]
+
+
+def _value(x: HeadInput, leaves: list[Tensor]) -> Tensor:
+    """The data term at the leaves: features, weight and perhaps a bias."""
+    z = leaves[0] @ leaves[1].T
+    z = _less_margin(x, z if len(leaves) == 2 else z + leaves[2])
+    return (x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum()
+
+
+def _add(out: Gradients, grads: tuple[Tensor, ...]) -> None:
+    for buffer, grad in zip((out.features, out.weight, out.bias), grads, strict=False):
+        if buffer is not None:
+            buffer.add_(grad)

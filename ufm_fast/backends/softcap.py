@@ -13,8 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import Gradients, HeadInput, HeadResult, compute_dtype, weighed
-from ufm_fast.backends.tiled import chunk_rows
+from ufm_fast.backends.base import (
+    Gradients,
+    HeadInput,
+    HeadPlan,
+    HeadResult,
+    HeadShape,
+    LogitGradient,
+    compute_dtype,
+    weighed,
+)  # fmt: skip
+from ufm_fast.backends.chunks import chunk_rows
+
+_ARRAYS = 4  # of a chunk's rows x K at a time
 
 
 class _Chunk(NamedTuple):
@@ -52,17 +63,13 @@ class SoftcapBackend:
         W = x.weight.to(compute_dtype(x.weight.dtype))
         return torch.cat([x.row_weight.new_zeros(0, dtype=torch.float64), *(c.l for c in self._chunks(x, W))])
 
-    def logit_products(self, x: HeadInput, right: Tensor | None, left: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        W = x.weight.to(compute_dtype(x.weight.dtype))
-        forward = None if right is None else right.new_zeros(x.features.shape[0], right.shape[1])
-        backward = None if left is None else left.new_zeros(W.shape[0], left.shape[1])
-        for c in self._chunks(x, W):
-            G = self._slope(c).mul_(self._jacobian(c))
-            if forward is not None and right is not None:
-                forward[c.part] = G @ right
-            if backward is not None and left is not None:
-                backward.addmm_(G.T, left[c.part])
-        return forward, backward
+    def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        return _CappedGradient(self, x)
+
+    def plan(self, shape: HeadShape) -> HeadPlan:
+        chunk = chunk_rows(shape.rows, shape.classes, shape.itemsize, shape.device, _ARRAYS)
+        work = _ARRAYS * chunk * shape.classes * shape.itemsize
+        return HeadPlan(chunk, work, work, 6.0 * shape.rows * shape.classes * shape.dim)
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         out = out.cleared()
@@ -82,8 +89,13 @@ class SoftcapBackend:
             if out.weight is not None:
                 out.weight.addmm_(G.T, dh)
 
+    def gradients(self, x: HeadInput) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of rows and their gradient in the logits, C x K."""
+        for c in self._chunks(x, x.weight.to(compute_dtype(x.weight.dtype))):
+            yield c.part, self._slope(c).mul_(self._jacobian(c))
+
     def _chunks(self, x: HeadInput, W: Tensor) -> Iterator[_Chunk]:
-        rows = chunk_rows(x.features.shape[0], W.shape[0], W.itemsize, W.device, 4)
+        rows = chunk_rows(x.features.shape[0], W.shape[0], W.itemsize, W.device, _ARRAYS)
         for start in range(0, x.features.shape[0], rows):
             part = slice(start, start + rows)
             h, labels = x.features[part].to(W.dtype), x.targets.indices[part, None]
@@ -125,3 +137,22 @@ class SoftcapBackend:
             out.weight.addmm_(G.T, c.features)
         if out.bias is not None:
             out.bias.add_(G.sum(0, dtype=torch.float64).to(out.bias.dtype))
+
+
+class _CappedGradient:
+    """The logit gradient by a sweep for each product."""
+
+    def __init__(self, backend: SoftcapBackend, x: HeadInput) -> None:
+        self.backend, self.x = backend, x
+
+    def times(self, right: Tensor) -> Tensor:
+        product = right.new_zeros(self.x.features.shape[0], right.shape[1])
+        for part, G in self.backend.gradients(self.x):
+            product[part] = G @ right
+        return product
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        product = left.new_zeros(self.x.weight.shape[0], left.shape[1])
+        for part, G in self.backend.gradients(self.x):
+            product.addmm_(G.T, left[part])
+        return product

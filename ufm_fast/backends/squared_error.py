@@ -38,13 +38,12 @@ from torch import Tensor
 
 from ufm_fast.backends import gram, residual
 from ufm_fast.backends.base import Gradients, HeadInput
-from ufm_fast.backends.gram import logit_products
 from ufm_fast.backends.sums import add_class_sums, class_totals
 from ufm_fast.targets import Targets
 
 _LOST = 1e5  # times the rounding of its terms: a smaller loss is formed by residuals
 
-__all__ = ["by_residuals", "hvp", "logit_products", "losses", "own_residual", "residual_sum", "value_and_grad"]
+__all__ = ["by_residuals", "hvp", "losses", "own_residual", "residual_sum", "value_and_grad"]
 
 
 def by_residuals(targets: Targets, classes: int, dim: int, *, bias: bool) -> bool:
@@ -112,9 +111,7 @@ def _settled(x: HeadInput, value: Tensor) -> Tensor:
 
 def residual_sum(x: HeadInput) -> Tensor:
     """sum_r o_r (W h_r + b - e_y), float64 (K,), by exact residuals where those serve."""
-    product = logit_products(x, None, torch.ones_like(x.row_weight)[:, None])[1]
-    assert product is not None
-    total, split = product[:, 0], _split(x)
+    total, split = gram.GramGradient(x).transposed_times(torch.ones_like(x.row_weight)[:, None])[:, 0], _split(x)
     if split is not None:
         mine = _of_classes(x, split[0])
         means = _Means.of(mine) if _many(x) else None

@@ -418,8 +418,7 @@ def head_slopes(
     v = _direction(x, v_features, v_weight, v_bias)
     dtype, dim = compute_dtype(weight.dtype), features.shape[1]
     right = [x.weight.to(dtype), v.weight] if v.bias is None else [x.weight.to(dtype), v.weight, v.bias[:, None]]
-    product, _ = backend.logit_products(x, torch.cat(right, dim=1), None)
-    assert product is not None
+    product = backend.logit_gradient(x).times(torch.cat(right, dim=1))
     slopes = (v.features * product[:, :dim]).sum(1) + (x.features * product[:, dim : 2 * dim]).sum(1)
     return slopes if v.bias is None else slopes + product[:, -1]
 

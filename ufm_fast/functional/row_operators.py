@@ -44,7 +44,7 @@ def head_details(
     """(sum_r row_weight_r l_r, its gradients, l, entropy) in the dtype of sums, (argmax, rank) int64."""
     _, x = head_input(features, weight, bias, indices, indptr, None, row_weight, "ce", 0.0)
     buffers = zeros_for((features, weight, bias), need, torch.empty)
-    value, rows = head_with_details(TILED, x, Gradients(buffers[0], buffers[1], buffers[2], fresh=True))
+    value, rows = head_with_details(TILED.softmax, x, Gradients(buffers[0], buffers[1], buffers[2], fresh=True))
     dtype = compute_dtype(weight.dtype)
     return (value.to(dtype), *filled(buffers, weight), rows.log_loss.to(dtype), rows.entropy.to(dtype), rows.argmax, rows.rank)
 
@@ -70,7 +70,7 @@ def head_entropy(
     """The gradient of the weighted sum of row losses and entropies, for the parts in ``need``."""
     _, x = head_input(features, weight, bias, indices, indptr, None, row_weight, "ce", 0.0)
     buffers = zeros_for((features, weight, bias), need)
-    add_row_gradients(TILED, x, entropy_weight, Gradients(buffers[0], buffers[1], buffers[2]))
+    add_row_gradients(TILED.softmax, x, entropy_weight, Gradients(buffers[0], buffers[1], buffers[2]))
     return filled(buffers, weight)
 
 

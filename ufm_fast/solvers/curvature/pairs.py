@@ -84,8 +84,7 @@ def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple
     gap = levels(objective).to(x.W.device)
     # From zero, eta is N times the logit gap that the step reaches.
     eta = N * float(gap.mean())
-    G = objective.backend.logit_products(objective.head_input(best), identity, None)[0]
-    assert G is not None
+    G = objective.backend.logit_gradient(objective.head_input(best)).times(identity)
     U, s, Vh = torch.linalg.svd(best.H @ best.W.T - (eta * objective.logit_scale) * G)
     root = (s - eta * mu).clamp_min(0.0).sqrt()
     A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)

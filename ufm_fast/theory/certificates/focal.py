@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.tiled import Chunk
+from ufm_fast.backends.sweep import Chunk
 from ufm_fast.losses import Focal
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
 from ufm_fast.theory.certificates.focal_with_bias import MOST_CLASSES, balanced_bound, following_bound

@@ -16,7 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.tiled import Chunk, TiledBackend
+from ufm_fast.backends.sweep import Chunk
+from ufm_fast.backends.tiled import TiledSoftmaxHead
 from ufm_fast.losses import SoftmaxLoss
 from ufm_fast.memory import available_bytes, out_of_memory
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
@@ -37,7 +38,7 @@ class SoftmaxDual:
     def __init__(self, candidate: Candidate) -> None:
         problem, head = candidate.problem, candidate.head
         assert isinstance(problem.loss, SoftmaxLoss)
-        self.problem, self.head, self.loss, self.backend = problem, head, problem.loss, TiledBackend()
+        self.problem, self.head, self.loss, self.swept = problem, head, problem.loss, TiledSoftmaxHead()
         self.adjustment = problem.adjustment.to(head.weight.device)
         self.N = problem.num_samples
         self.root = candidate.counts.sqrt() / self.N
@@ -81,7 +82,7 @@ class SoftmaxDual:
     def _gradients(self) -> Iterator[tuple[Chunk, Tensor]]:
         """Chunks with the dense per-sample gradient g (C x K), the balancing flow included."""
         K = self.head.weight.shape[0]
-        for c in self.backend.sweep(self.head):
+        for c in self.swept.sweep(self.head):
             flow = self._flow(c)
             G = c.E.T * (flow / c.mass)[:, None]
             if self.loss.smoothing:

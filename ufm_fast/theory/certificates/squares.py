@@ -73,13 +73,11 @@ class SquaredDual:
             yield G.sub_(self.shift).mul_(self.root[part, None])
 
     def forward(self, X: Tensor) -> Tensor:
-        product = self.backend.logit_products(self._unit(), X, None)[0]
-        assert product is not None
+        product = self.backend.logit_gradient(self._unit()).times(X)
         return product - torch.outer(self.root, (self.shift @ X).reshape(-1))
 
     def adjoint(self, Y: Tensor) -> Tensor:
-        product = self.backend.logit_products(self._unit(), None, Y)[1]
-        assert product is not None
+        product = self.backend.logit_gradient(self._unit()).transposed_times(Y)
         return product - torch.outer(self.shift, self.root @ Y)
 
     def _unit(self) -> HeadInput:
