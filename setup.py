@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ufm_fast", "ufm_fast.*"]) + find_packages("kernels"),
     package_dir={"ufm_kernels": "kernels/ufm_kernels"},
-    package_data={"ufm_fast": ["py.typed"], "ufm_kernels": ["py.typed"]},
+    package_data={"ufm_fast": ["py.typed", "studies/ready/*.toml"], "ufm_kernels": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -32,6 +32,8 @@ setup(
         "safetensors>=0.4",
         "scipy>=1.11",
         "filelock>=3.20.1",
+        "simpleeval>=1.0.3",
+        "tomli-w>=1.0",
         'tomli>=2.0; python_version < "3.11"',
         'psutil>=5.9; platform_system != "Linux"',
     ],

@@ -23,7 +23,7 @@ _FLOORS = (
     "solvers functional groups",
     "nn solving verdicts landscape",
     "runs presets plots plan doctor continual networks",
-    "reproduce",
+    "reproduce studies",
     "cli",
 )
 HEIGHT = {name: floor for floor, names in enumerate(_FLOORS) for name in names.split()}

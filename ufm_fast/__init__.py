@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ufm_fast.problem import Problem
     from ufm_fast.solvers.solution import Outcome, Solution
     from ufm_fast.solving import solve
+    from ufm_fast.studies.library import study
     from ufm_fast.targets import TargetSets
 
 _HOME = {
@@ -29,6 +30,7 @@ _HOME = {
     "Solution": "solvers.solution",
     "TargetSets": "targets",
     "solve": "solving",
+    "study": "studies.library",
 }
 
 
@@ -55,4 +57,5 @@ __all__ = [
     "TargetSets",
     "__version__",
     "solve",
+    "study",
 ]

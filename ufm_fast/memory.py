@@ -7,6 +7,8 @@ On Linux that is MemAvailable, or what the control groups of this process still 
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -74,6 +76,43 @@ def _group_bytes(folder: Path, names: tuple[str, str, str]) -> int:
         return max(most - int((folder / used).read_text("ascii")) + (int(cache_line[1]) if cache_line else 0), 0)
     except (OSError, ValueError):  # no limit: the word "max"
         return _UNKNOWN
+
+
+def begin_peak(device: torch.device) -> int:
+    """Forget the peaks so far, where the machine can, and give the bytes that this process holds now; for ``peak_memory``."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # only Linux
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    return _status("VmRSS") or _most()
+
+
+def peak_memory(device: torch.device, before: int) -> dict[str, int]:
+    """Bytes: the peak of the process, of it beyond what it held ``before``, and of the device's allocations (0 on the CPU)."""
+    peak = _status("VmHWM") or _most()
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return {"peak_bytes": peak, "peak_extra_bytes": max(peak - before, 0), "device_peak_bytes": int(on_device)}
+
+
+def _status(name: str) -> int:
+    """An entry of /proc/self/status in bytes; 0 where there is none."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _most() -> int:
+    """The largest resident set so far, where /proc does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -134,6 +135,7 @@ def make_plan(
     return plan
 
 
+@cache
 def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) -> float:
     """Floating-point operations a second of square products on the device, the best of a few."""
     size = 4096 if device.type == "cuda" else 768

@@ -83,7 +83,7 @@ def test_signals_of_a_scheduler_and_of_a_closed_terminal_interrupt() -> None:
         os.kill(os.getpid(), number)
         time.sleep(1)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         with terminate_like_interrupt(), pytest.raises(KeyboardInterrupt):
             hang_on(number)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ufm_fast.cli import practice
+from ufm_fast.cli import practice, study
 from ufm_fast.cli.flags import with_flags
 from ufm_fast.cli.terminal import forgiving_stderr
 from ufm_fast.errors import InputError
@@ -137,6 +137,7 @@ def landscape(
 
 
 practice.register(app)
+study.register(app)
 
 
 @app.callback(invoke_without_command=True)

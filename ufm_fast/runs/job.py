@@ -102,17 +102,17 @@ def on_groups(problem: Problem, config: Mapping[str, Any]) -> bool:
     """Whether a configuration is solved on groups. Errors: InputError where it asks for that and can't be."""
     from ufm_fast.groups.choice import by_groups
 
-    return by_groups(problem, _options(config), begun=config["start_from"] is not None)
+    return by_groups(problem, options_of(config), begun=config["start_from"] is not None)
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
     """Options that contradict one another or do not exist, before anything is built."""
-    _options(config)
+    options_of(config)
     if config["max_steps"] is not None and config["max_steps"] < 1:
         raise InputError(f"max_steps must be at least 1, got {config['max_steps']}")
 
 
-def _options(config: Mapping[str, Any]) -> SolveOptions:
+def options_of(config: Mapping[str, Any]) -> SolveOptions:
     from ufm_fast.solvers.options import SolveOptions
 
     return SolveOptions.of(**{name: config[name] for name in taken_by("solve")})
@@ -129,7 +129,7 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
     from ufm_fast.memory import available_bytes
     from ufm_fast.solving import check
 
-    check(problem, _options(config))
+    check(problem, options_of(config))
     if on_groups(problem, config):  # which forms neither W nor H
         return
     rows = problem.rows(problem.reduction(config["reduce"])).number
@@ -280,10 +280,14 @@ def execute_groups(job: Job) -> dict[str, Any]:
 
 
 def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
+    import torch
+
+    from ufm_fast.memory import begin_peak, peak_memory
     from ufm_fast.runs.log import Log
     from ufm_fast.solving import solve
 
-    log = Log(job, report)
+    log, device = Log(job, report), torch.device(job.problem.device)
+    held = begin_peak(device)
     try:
         solution: Solution = solve(job.problem, **_arguments(job), on_log=log, on_save=log.save)
     except BaseException as error:
@@ -292,7 +296,8 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     log.finish(solution)
     before = () if job.fresh else (job.run.summary or {}).get("restarts", ())
     restarts = {"restarts": before} if before and not solution.restarts else {}
-    job.run.write_summary({**solution.summary(), **restarts, "tol": job.config["tol"], "hash": job.run.hash})
+    memory = peak_memory(device, held)
+    job.run.write_summary({**solution.summary(), **restarts, **memory, "tol": job.config["tol"], "hash": job.run.hash})
     return solution
 
 
@@ -312,8 +317,8 @@ def _arguments(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, so that a batch system's kill, or a terminal that is closed, saves the
-    run as Ctrl-C does. A SIGHUP that is ignored stays so: that is what nohup does.
+    """SIGTERM, SIGUSR2 and SIGHUP raise KeyboardInterrupt inside, so that a batch system's kill, its warning before, or a
+    terminal that is closed, saves the run as Ctrl-C does. A SIGHUP that is ignored stays so: that is what nohup does.
     """
     if threading.current_thread() is not threading.main_thread():  # signals can be set there only
         yield
@@ -322,7 +327,7 @@ def terminate_like_interrupt() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     changed = [number for number in numbers if before[number] is not signal.SIG_IGN]
     for number in changed:
