@@ -371,7 +371,8 @@ def test_residual_sums_go_to_their_classes(dim):
     x = HeadInput(SquaredError(), H, W, b, Targets(y), o)
     E = H @ W.T + b - torch.nn.functional.one_hot(y, 6)
     torch.testing.assert_close(squared_error.residual_sum(x), o @ E)
-    torch.testing.assert_close(squared_error.own_residual(x), E[torch.arange(7), y])
+    own, shift = E[torch.arange(7), y], torch.rand(6, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(squared_error.along_targets(x, shift), o @ (own - shift[y]))
     torch.testing.assert_close(squared_error.losses(x), 0.5 * E.square().sum(1))
 
 

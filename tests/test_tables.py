@@ -65,15 +65,20 @@ def registered(monkeypatch):
 def test_rows_serve_different_kinds_that_they_were_derived_for(name):
     table, used = TABLES[name], set()
     shifted = ("ce shifted", "pick-all shifted")
-    for loss, bias, frozen in product(("", "tilted", "focal shifted", "ce scaled", *shifted, *LOSSES), BIASES, FREEZES):
+    for loss, bias, frozen in product(
+        ("", "tilted", "focal shifted", "ce scaled", "mse dense", *shifted, *LOSSES), BIASES, FREEZES
+    ):
         for trunk, geometry in product(("none", "linear", "relu"), ("none", "sphere")):
             rows = [i for i, (serves, _) in enumerate(table) if serves(Kind(trunk, geometry, loss, bias, frozen))]
-            served = ("ce", "focal", "pick-all", "mse", *(shifted if name == "certificates" else ()))
+            served = ("ce", "focal", "pick-all", "mse", "mse dense", *(shifted if name == "certificates" else ()))
             known = loss in served and (trunk, geometry) == ("none", "none")
-            deep = trunk != "none" and geometry == "none" and loss in LOSSES and frozen is None
+            deep = trunk != "none" and geometry == "none" and loss in (*LOSSES, "mse dense") and frozen is None
             unit = (trunk, geometry, loss, bias, frozen) == ("none", "sphere", "ce", "none", None)
             assert len(rows) <= (
-                known or unit or (deep and name == "certificates") or (deep and (trunk, loss) == ("linear", "mse"))
+                known
+                or unit
+                or (deep and name == "certificates")
+                or (deep and trunk == "linear" and loss in ("mse", "mse dense"))
             )
             used.update(rows)
     assert used == set(range(len(table)))

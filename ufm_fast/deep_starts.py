@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
@@ -68,6 +69,8 @@ def _frame(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
 
     The columns of U are non-negative, as a ReLU needs them, where nothing is centred or the activation is one.
     """
+    if objective.problem.dense:
+        return target_spectrum(objective)
     problem, rows = objective.problem, objective.rows
     K, R = problem.num_classes, rows.number
     index, classes = rows.targets.slice(0, R)
@@ -81,6 +84,14 @@ def _frame(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.linalg.vector_norm(Z, dim=0)
     V = torch.eye(K, dtype=torch.float64) - (1.0 / K if centred else 0.0)
     return Z / values.clamp_min(1e-300), values, V
+
+
+def target_spectrum(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, values, V) of the rows' target vectors, centred where a free bias takes the mean off, on the CPU."""
+    targets = objective.rows.targets
+    assert isinstance(targets, DenseTargets)
+    found = targets.spectrum(objective.rows.counts, centred=objective.problem.bias == "free")
+    return found.U, found.values, found.V
 
 
 def _explained(Z: Tensor, counts: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import number
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.targets import Targets
 
@@ -147,6 +148,7 @@ class PickAll(SoftmaxLoss):
 @dataclass(frozen=True)
 class SquaredError:
     """Half squared error 1/2 |z - e_y|^2 to the one-hot target, K outputs. Not a softmax loss: Gram matrices suffice.
+    To target vectors (`dense_targets`) 1/2 |z - y|^2.
 
     Backends compute exactly this where a loss is no softmax loss, so it has no subclasses (InputTypeError).
     """
@@ -161,6 +163,8 @@ class SquaredError:
         raise InputTypeError(f"{cls.__name__} can't be a subclass of SquaredError: backends compute just that; use SoftmaxLoss")
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
+        if isinstance(targets, DenseTargets):
+            return 0.5 * (z - targets.values.to(z.dtype)).square().sum(1)
         y = targets.indices if isinstance(targets, Targets) else targets
         return 0.5 * (z - torch.nn.functional.one_hot(y, z.shape[1]).to(z.dtype)).square().sum(1)
 

@@ -3,17 +3,19 @@
 The head's metrics are those of what it sees: H itself, or with layers the features behind them. A deep point also has the
 metrics of each layer's input, ``layer0/..`` of H, ``layer1/..`` of s(W_1 h), ..; the energies lambda |X|^2 of its factors,
 which are equal at every critical point; how far neighbouring factors are from balanced (linear layers); and the rank of the
-logits.
+logits. With target vectors the head's metrics are those of regression (`metrics.regression`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.metrics import (
     ClassStatistics,
     RowMatrix,
@@ -30,6 +32,7 @@ from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.geometry import imbalance
 from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
+from ufm_fast.metrics.regression import regression_metrics
 from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
@@ -65,8 +68,10 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     gone = vanished(problem, rows, model, value)
     model = model.zeros() if gone else model
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
-    labels, counts, alone = _single(rows, model.H.device)
     deep = len(inputs) > 1
+    if problem.dense:
+        return _of_vectors(problem, rows, model, inputs)
+    labels, counts, alone = _single(rows, model.H.device)
     lambda_w, lambda_h = (None, None) if deep else penalties(problem.lambda_w, problem.lambda_h)
 
     def of(features: Tensor, weight: Tensor | None) -> dict[str, float]:
@@ -86,9 +91,37 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     if deep:
         for j, features in enumerate(inputs):
             found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
-        found |= _of_factors(problem, rows, model)
-        found["logit_rank"] = float(logit_rank(logit_spectrum(problem, rows, model)))
+        found |= _of_layers(problem, rows, model)
     return found | ({"nc4": math.nan} if gone and "nc4" in found else {})
+
+
+def _of_vectors(problem: Problem, rows: Rows, model: Point, inputs: Sequence[Tensor]) -> dict[str, float]:
+    """Metrics with target vectors: of regression, of each layer's input, and of the factors."""
+    assert isinstance(rows.targets, DenseTargets)
+    counts = rows.counts.to(model.H.device)
+    found = _of_regression(problem, rows, inputs[-1], model.W)
+    if len(inputs) > 1:
+        for j, features in enumerate(inputs):
+            found |= {f"layer{j}/{name}": value for name, value in _of_regression(problem, rows, features, None).items()}
+        return found | _of_layers(problem, rows, model)
+    if None not in penalties(problem.lambda_w, problem.lambda_h):
+        names = ("balancedness", "balancedness_relative")
+        found |= dict(zip(names, imbalance(model.W, model.H, problem.lambda_h / problem.lambda_w, counts), strict=True))
+    return found
+
+
+def _of_regression(problem: Problem, rows: Rows, features: Tensor, weight: Tensor | None) -> dict[str, float]:
+    """NRC1-NRC3, and NC1 where targets repeat."""
+    assert isinstance(rows.targets, DenseTargets)
+    found = regression_metrics(features, weight, rows.targets, rows.counts, centred=problem.bias != "none")
+    distinct = problem.rows("classes").number
+    if 1 < distinct < problem.num_samples:
+        each = rows.number == problem.num_samples
+        classes_of = problem.sample_row() if each else torch.arange(distinct)
+        device = features.device
+        means = ClassStatistics(features, classes_of.to(device), distinct, rows.counts.to(device))
+        found["nc1_pinv"] = nc1_pinv(means)
+    return found
 
 
 def _penalties(problem: Problem, rows: Rows, model: Point) -> Penalties:
@@ -113,6 +146,11 @@ def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         return targets.indices, counts, torch.ones_like(targets.indices, dtype=torch.bool)
     alone = targets.sizes() == 1
     return targets.indices[targets.indptr[:-1][alone]], counts[alone], alone
+
+
+def _of_layers(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
+    """What only a model with layers has."""
+    return _of_factors(problem, rows, model) | {"logit_rank": float(logit_rank(logit_spectrum(problem, rows, model)))}
 
 
 def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
@@ -151,6 +189,8 @@ def collapse_metrics(problem: Problem, point: Point, reduce: str, value: float =
     rows = problem.rows(reduce)
     if vanished(problem, rows, point, value):
         return {}
+    if problem.dense and usable(point):
+        return _of_regression(problem, rows, problem.trunk.forward(point.H, point.hidden).inputs[-1], point.W)
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
     inputs = problem.trunk.forward(point.H, point.hidden).inputs

@@ -4,7 +4,7 @@ With R rows (classes, or samples), (K + R) d parameters and one evaluation = val
 
     softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
     squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where at most P = d classes,
-                       d + 1 with a bias, have rows
+                       d + 1 with a bias, have rows; 6 R t d (residuals) to target vectors, R x t themselves
     hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a tape) is R x d_j for
                        each layer, with a ReLU also its slopes and bends, and the tape of the last point stays
 
@@ -189,7 +189,7 @@ def _heads(problem: Problem, R: int, device: torch.device) -> dict[str, HeadPlan
     found = {}
     shape = HeadShape(
         problem.loss, R, problem.num_classes, problem.head_dim, problem.samples.occupied, problem.bias != "none",
-        problem.torch_dtype, device,
+        problem.torch_dtype, device, problem.dense,
     )  # fmt: skip
     for name in BACKENDS:
         try:

@@ -38,13 +38,17 @@ _LABELS = {
     "nc2_classifier_frame": "NC2  classifier, orthogonal frame",
     "nc2_means_frame": "NC2  class means, orthogonal frame",
     "nc3_frame": "NC3  self-duality, orthogonal frame",
+    "nrc1": "NRC1  features beside their components",
+    "nrc2": "NRC2  features beside the rows of W",
+    "nrc3": "NRC3  W against the targets' covariance",
     "nc4": "NC4  share predicted unlike the nearest mean",
 }
 #: One colour for one quantity, in every figure.
 QUANTITY_COLOURS = {
     "gap": "0.35", "relative_gap": "0.35", "nc1_pinv": COLOURS[0], "nc1_quotient": COLOURS[0], "nc2_classifier": COLOURS[1],
     "nc2_classifier_frame": COLOURS[1], "nc2_means": COLOURS[2], "nc2_means_frame": COLOURS[2], "nc3": COLOURS[3],
-    "nc3_frame": COLOURS[3],    "self_duality_uncentred": COLOURS[3], "nc4": COLOURS[4],
+    "nc3_frame": COLOURS[3], "self_duality_uncentred": COLOURS[3], "nc4": COLOURS[4], "nrc1": COLOURS[0], "nrc2": COLOURS[1],
+    "nrc3": COLOURS[3],
 }  # fmt: skip
 _BLOCKS = 200
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label

@@ -48,7 +48,8 @@ class Kind(NamedTuple):
 
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
     for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales as
-    'NAME scaled'. A kind that no row of a table names has nothing there.
+    'NAME scaled', and the squared error to target vectors as 'mse dense'. A kind that no row of a table
+    names has nothing there.
     """
 
     trunk: str
@@ -76,6 +77,7 @@ class Problem:
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
     - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``);
     - ``multiplicities``: {m: n_m}, or the words '1:310,2:20': all C(K, m) sets of m labels, n_m samples each (``pick-all``);
+    - ``targets``: an N x t array of target vectors, of regression or of encoded labels (loss ``mse``; K is t then);
 
     and become ``samples`` (Samples), which ``dataclasses.replace(problem, lambda_w=...)`` hands on, while
     ``dataclasses.replace(problem, counts=...)`` puts new data in their place. ``classes`` may be left out where the data
@@ -134,6 +136,7 @@ class Problem:
         counts: Any = None,
         groups: Any = None,
         labels: Any = None,
+        targets: Any = None,
         target_sets: TargetSets | None = None,
         multiplicities: Any = None,
         samples: Samples | None = None,
@@ -212,6 +215,8 @@ class Problem:
         if self.samples.given_sets is not None and not self.multi_label:
             name = next(iter(self.samples.given))
             raise InputError(f"{name} goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
+        if self.dense and not isinstance(self.loss, SquaredError):
+            raise InputError(f"targets are vectors, which go with the loss mse, not {self.loss.name}; choose loss mse")
 
     def _check_layers(self) -> None:
         M = whole(self.layers, "layers", 1, MOST_LAYERS)
@@ -296,6 +301,10 @@ class Problem:
         if self.constraint != "none":
             return 0.0
         half = 0.5 * (1.0 - self.loss.smoothing) / math.sqrt(self.classes * self.num_samples)
+        vectors = self.samples.given_vectors
+        if vectors is not None:  # of unit vectors as many as there are samples this is one
+            size = float((vectors - vectors.mean(0) if self.bias == "free" else vectors).norm()) / math.sqrt(len(vectors))
+            half *= size if size > LEAST_PENALTY else 1.0
         return min(5e-4, float(f"{half:.1e}")) if self.layers == 1 else 5e-4
 
     def _check_bias(self) -> None:
@@ -328,6 +337,8 @@ class Problem:
     def kind(self) -> Kind:
         """The key that tables know this problem by."""
         trunk, loss = "none" if self.layers == 1 else self.activation, registered_name(self.loss)
+        if loss and self.dense:
+            loss += " dense"
         if loss and self.adjustment:
             loss += " shifted" if self.adjustment.scale is None else " scaled"
         return Kind(trunk, self.constraint, loss, self.bias, self.freeze)
@@ -346,6 +357,11 @@ class Problem:
     def multi_label(self) -> bool:
         """Whether rows have sets of targets, of one label or more."""
         return bool(self.loss.multi_label)
+
+    @property
+    def dense(self) -> bool:
+        """Whether samples have target vectors, which name no classes."""
+        return self.samples.given_vectors is not None
 
     @cached_property
     def trunk(self) -> Trunk:

@@ -1,8 +1,8 @@
 """Samples: which classes the N samples belong to, and the rows that stand for them. Nothing here knows what is minimised.
 
-Data come as a number a class, as counts, as groups of equal counts, as labels or as target sets; a Samples is made of one of
-them, checked once, and never changes, so that what is derived (labels of all samples, distinct target sets, rows) is worked
-out once and kept.
+Data come as a number a class, as counts, as groups of equal counts, as labels, as target sets or as target vectors; a Samples
+is made of one of them, checked once, and never changes, so that what is derived (labels of all samples, distinct target sets,
+rows) is worked out once and kept.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from torch import Tensor
 from ufm_fast.arguments import MOST, integers, whole
 from ufm_fast.class_groups import ClassGroups
 from ufm_fast.datasets import load_labels
+from ufm_fast.dense_targets import DenseTargets, merged_rows, target_vectors
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
 
 REDUCTIONS = ("classes", "none")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
 MOST_CLASSES = 2**28
-DATA = ("labels", "per_class", "target_sets", "multiplicities", "counts", "groups")
+DATA = ("labels", "per_class", "targets", "target_sets", "multiplicities", "counts", "groups")
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """N samples of K classes. ``counts`` int64 (K,): samples that name a class; ``given``: the data that it was made of.
 
-    ``given_labels`` (N,) and ``given_sets`` are None unless the data were labels or target sets.
+    ``given_labels`` (N,), ``given_sets`` and ``given_vectors`` (N, t) are None unless the data were labels, target sets or
+    target vectors. Vectors name no class: K is t then, and every sample counts for every output.
     """
 
     classes: int
@@ -39,6 +41,7 @@ class Samples:
     given: Mapping[str, Any] = field(repr=False)
     given_labels: Tensor | None = field(default=None, repr=False)
     given_sets: TargetSets | None = field(default=None, repr=False)
+    given_vectors: Tensor | None = field(default=None, repr=False)
     _kept: dict[object, object] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -51,7 +54,9 @@ class Samples:
         if len(given) > 1:
             raise InputError(f"give one of {', '.join(DATA)}; got {' and '.join(given)}")
         if classes is not None:
-            classes = whole(classes, "classes", 2, MOST_CLASSES)
+            classes = whole(classes, "classes", 1 if "targets" in given else 2, MOST_CLASSES)
+        if "targets" in given:
+            return cls._of_vectors(classes, given["targets"])
         if "target_sets" in given:
             return cls._of_sets(classes, given["target_sets"])
         if "multiplicities" in given:
@@ -135,6 +140,15 @@ class Samples:
         made = cls._of_sets(classes, TargetSets.every(classes, values))
         return replace(made, given={"multiplicities": dict(values)})
 
+    @classmethod
+    def _of_vectors(cls, classes: int | None, values: Any) -> Samples:
+        vectors = target_vectors(values)
+        N, t = vectors.shape
+        if classes not in (None, t):
+            raise InputError(f"targets has {t} columns but classes is {classes}, the number of outputs; leave classes out")
+        counts = torch.full((t,), N, dtype=torch.int64, device="cpu")
+        return cls(t, counts, {"targets": vectors}, given_vectors=vectors)
+
     @cached_property
     def groups(self) -> ClassGroups:
         """The classes grouped by their counts."""
@@ -150,6 +164,8 @@ class Samples:
     @cached_property
     def number(self) -> int:
         """N: samples, also of target sets (not samples times targets)."""
+        if self.given_vectors is not None:
+            return self.given_vectors.shape[0]
         return int(self.counts.sum()) if self.given_sets is None else self.given_sets.num_samples
 
     @cached_property
@@ -170,7 +186,12 @@ class Samples:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts."""
+        """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts.
+
+        Errors: InputError of target vectors, which have none.
+        """
+        if self.given_vectors is not None:
+            raise InputError("samples have target vectors and no labels; use rows(), or give labels")
         if self.given_labels is not None:
             return self.given_labels
         return torch.repeat_interleave(torch.arange(self.classes, device="cpu"), self.counts)
@@ -191,14 +212,27 @@ class Samples:
         return self.sets.grouped()
 
     def rows(self, reduce: str = "classes", *, as_sets: bool = False) -> Rows:
-        """Rows to solve on. 'classes': one row for each non-empty class (``as_sets``: each distinct target set), exact because
-        samples with equal targets have equal features at a minimum. 'none': one row a sample. Worked out once.
+        """Rows to solve on. 'classes': one row for each non-empty class (``as_sets``: each distinct target set; of target
+        vectors, each distinct one), exact because samples with equal targets have equal features at a minimum. 'none': one row
+        a sample. Worked out once.
         """
         if reduce not in REDUCTIONS:
             raise InputError(f"reduce must be classes or none, got {reduce!r}")
         if (reduce, as_sets) not in self._kept:
-            self._kept[reduce, as_sets] = self._set_rows(reduce) if as_sets else self._class_rows(reduce)
+            make = self._vector_rows if self.given_vectors is not None else self._set_rows if as_sets else self._class_rows
+            self._kept[reduce, as_sets] = make(reduce)
         return cast("Rows", self._kept[reduce, as_sets])
+
+    @cached_property
+    def _merged(self) -> tuple[Rows, Tensor]:
+        assert self.given_vectors is not None
+        return merged_rows(self.given_vectors)
+
+    def _vector_rows(self, reduce: str) -> Rows:
+        assert self.given_vectors is not None
+        if reduce == "classes":
+            return self._merged[0]
+        return Rows(DenseTargets.of(self.given_vectors), torch.ones(self.number, dtype=torch.int64, device="cpu"))
 
     def _class_rows(self, reduce: str) -> Rows:
         if reduce == "classes":
@@ -220,6 +254,8 @@ class Samples:
 
     def sample_row(self, *, as_sets: bool = False) -> Tensor:
         """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a solution is lifted back."""
+        if self.given_vectors is not None:
+            return self._merged[1]
         if as_sets:
             return torch.repeat_interleave(self._distinct[1], self.sets.counts)
         row_of_class = torch.cumsum(self.counts > 0, 0) - 1

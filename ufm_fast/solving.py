@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ufm_fast.arguments import cpu_by_default
 from ufm_fast.backends import make_backend
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError
 from ufm_fast.groups.choice import by_groups, minimise_groups
 from ufm_fast.groups.lifting import lifted_solution
@@ -183,7 +185,7 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
     assert theory is not None
     W, H, b = theory.point()
     problem = objective.problem
-    if problem.target_sets is None:
+    if problem.target_sets is None and not problem.dense:
         H = H[problem.counts > 0]
     if objective.reduce == "none":
         H = H.index_select(0, problem.sample_row())
@@ -197,15 +199,26 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
 
 
 def _fitted_by_bias(objective: Objective, run: Run) -> Run:
-    """One class, squared error, free bias: once solved, the minimum itself, for no value is near its 0 relatively."""
+    """Squared error that a free bias fits alone: once solved, the minimum itself, for no value is near its 0 relatively."""
     problem = objective.problem
-    alone = isinstance(problem.loss, SquaredError) and problem.bias == "free" and int((problem.counts > 0).sum()) == 1
-    if not alone or problem.freeze is not None or not run.outcome.success:
+    if not isinstance(problem.loss, SquaredError) or problem.bias != "free" or problem.freeze is not None:
+        return run
+    target = _only_target(objective)
+    if target is None or not run.outcome.success:
         return run
     nothing = objective.to_model(run.state.point).zeros()
     assert nothing.b is not None
-    exact = objective.from_model(nothing.W, nothing.H, torch.where(problem.counts > 0, 1.0, 0.0).to(nothing.b))
+    exact = objective.from_model(nothing.W, nothing.H, target.to(nothing.b))
     return replace(run, state=State(exact, objective.value_and_grad(exact)))
+
+
+def _only_target(objective: Objective) -> Tensor | None:
+    """The target vector of all samples (K,), if they have but one."""
+    targets, counts = objective.targets, objective.problem.counts
+    if isinstance(targets, DenseTargets):
+        first = targets.values[0]
+        return first if bool((targets.values == first).all()) else None
+    return torch.where(counts > 0, 1.0, 0.0) if int((counts > 0).sum()) == 1 else None
 
 
 def _solution(objective: Objective, result: _Result, options: SolveOptions, spent: Effort) -> Solution:

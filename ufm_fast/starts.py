@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import whole
-from ufm_fast.deep_starts import deep_start, orthonormal
+from ufm_fast.deep_starts import deep_start, orthonormal, target_spectrum
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
@@ -34,6 +34,7 @@ def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | N
     - ``balanced``: random, but with A'A = B'B as critical points have (lambda_w W'W = lambda_h H'H in the model); one layer;
     - ``spectral``: the balanced factors of the logits that each class would have at the minimum of a balanced problem with
       its own count (for equal counts and d >= K - 1 that is the minimiser, a simplex ETF); a random code where d < K - 1.
+      Of target vectors it is the minimiser, but for a penalised bias.
       With layers each factor takes its share of the singular values of a simplex, or of an orthogonal frame (squared error,
       ReLU), whose level has the least value on its ray.
 
@@ -133,6 +134,8 @@ def levels(objective: Objective) -> Tensor:
 
 def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     problem, K, d, R = objective.problem, objective.problem.num_classes, objective.problem.dim, objective.rows.number
+    if problem.dense:
+        return _of_vectors(objective)
     level = levels(objective)
     strength = level * objective.rows.counts.double().sqrt()
     targets = objective.rows.targets
@@ -144,13 +147,26 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     if not isinstance(problem.loss, SquaredError) or problem.bias == "free":
         Z -= Z.mean(1, keepdim=True)
     U, s, Vh = torch.linalg.svd(Z, full_matrices=False)
+    return _factors(objective, U, s, Vh.T)
+
+
+def _of_vectors(objective: Objective) -> tuple[Tensor, Tensor]:
+    """Factors of the targets' singular values less the price of each; a hundredth is left of those that cost more."""
+    problem, (U, s, V) = objective.problem, target_spectrum(objective)
+    price = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h))
+    return _factors(objective, U, torch.maximum(s - price, 1e-2 * s), V)
+
+
+def _factors(objective: Objective, U: Tensor, s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, A) of the solver's variables whose weighted logits D^1/2 Z are U diag(s) V', the d largest of them."""
+    K, d, R = objective.problem.num_classes, objective.problem.dim, objective.rows.number
     keep = min(d, s.numel())
     # The logits of a row are <b, a> / (sqrt(n) scales): the factors of Z are those of the solver's variables already,
     # once the rows' own scale is taken out.
     scale = objective.row_scale.double().cpu() * objective.weight_scale * objective.rows.counts.double().sqrt()[:, None]
     A, B = torch.zeros(R, d, dtype=torch.float64), torch.zeros(K, d, dtype=torch.float64)
     A[:, :keep] = U[:, :keep] * s[:keep].sqrt() / scale
-    B[:, :keep] = Vh[:keep].T * s[:keep].sqrt()
+    B[:, :keep] = V[:, :keep] * s[:keep].sqrt()
     return B, A
 
 

@@ -104,8 +104,9 @@ def _never_alone(problem: Problem) -> str:
 
 
 def _not_proved(problem: Problem, certificate: Certificate) -> str:
-    narrow = problem.dim < problem.num_classes - 1
+    least, rank = (problem.num_classes, "t") if problem.dense else (problem.num_classes - 1, "K - 1")
+    narrow = problem.dim < least
     if problem.layers == 1 and problem.loss.convex and not narrow:
         return f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself above it; lower tol, or go on"
-    why = "several layers" if problem.layers > 1 else "d < K - 1" if narrow else f"the loss {problem.loss.name} is not convex"
+    why = "several layers" if problem.layers > 1 else f"d < {rank}" if narrow else f"the loss {problem.loss.name} is not convex"
     return f"local minimum; the bound is not tight here ({why})"

@@ -86,7 +86,10 @@ class HeadResult:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a plan needs to know of a head: R ``rows``, K ``classes`` of which ``occupied`` have rows, ``dim`` columns."""
+    """What a plan needs to know of a head: R ``rows``, K ``classes`` of which ``occupied`` have rows, ``dim`` columns.
+
+    ``dense``: rows have target vectors.
+    """
 
     loss: Loss
     rows: int
@@ -96,6 +99,7 @@ class HeadShape:
     bias: bool
     dtype: torch.dtype
     device: torch.device
+    dense: bool = False
 
     @property
     def itemsize(self) -> int:

@@ -1,4 +1,5 @@
-"""Squared error by its residuals E = H W' + b - Y, in blocks of rows: for few classes, and where no digit may be lost.
+"""Squared error by its residuals E = H W' + b - Y, in blocks of rows: for few classes, for target vectors, and where no digit
+may be lost.
 
 With weights o_r and D = diag(o):  fit = 1/2 sum_r o_r |E_r|^2,  grad_W = E'D H,  grad_H = D E W,  grad_b = E'o,  and a
 direction changes E by  dE = dH W' + H dW' + 1 db'.  Everything runs in float64, whatever the dtype of the data.
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
+from ufm_fast.dense_targets import DenseTargets
 
 _ENTRIES = 1 << 20  # of a block of E, and of its rows of H
 _CHUNK = 1 << 13  # rows of own's blocks
@@ -29,16 +31,55 @@ def blocks(x: HeadInput, *, exact: bool = False) -> Iterator[tuple[slice, Tensor
     top, rest = _cut(W, bits) if exact else (W, W)
     for start in range(0, x.features.shape[0], height):
         part = slice(start, start + height)
-        h, y = x.features[part].double(), x.targets.indices[part]
+        h = x.features[part].double()
         if exact:
             high, low = _cut(h, bits)
             E, correction = high @ top.T, (high @ rest.T).addmm_(low, W.T)
         else:
             E, correction = h @ W.T, None
-        E[torch.arange(E.shape[0], device=E.device), y] -= 1.0
+        E = _less_targets(E, x, part, correction)
         if b is not None:
             E = E.add_(b) if correction is None else _plus(E, b, correction)
         yield part, E if correction is None else E.add_(correction)
+
+
+def _less_targets(E: Tensor, x: HeadInput, part: slice, error: Tensor | None) -> Tensor:
+    """E - Y of a block, its rounding error added to ``error`` if there is one: next to a target of one there is none."""
+    if isinstance(x.targets, DenseTargets):
+        Y = x.targets.values[part]
+        return E.sub_(Y) if error is None else _plus(E, -Y, error)
+    E[torch.arange(E.shape[0], device=E.device), x.targets.indices[part]] -= 1.0
+    return E
+
+
+def along_vectors(x: HeadInput, values: Tensor, shift: Tensor) -> Tensor:
+    """sum_r o_r <E_r - shift, y_r> of target vectors y_r, float64, as accurate as exact ``blocks``."""
+    total, o = torch.zeros((), dtype=torch.float64, device=values.device), x.row_weight.double()
+    for part, E in blocks(x, exact=True):
+        total += o[part] @ torch.linalg.vecdot(E - shift, values[part])
+    return total
+
+
+class ResidualGradient:
+    """G = D E as an operator, by blocks of rows."""
+
+    def __init__(self, x: HeadInput) -> None:
+        self.x = x
+
+    def times(self, right: Tensor) -> Tensor:
+        """G right."""
+        return torch.cat([(G @ right.double()).to(right.dtype) for _, G in self._blocks()])
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        """G' left."""
+        total = torch.zeros(self.x.weight.shape[0], left.shape[1], dtype=torch.float64, device=left.device)
+        for part, G in self._blocks():
+            total.addmm_(G.T, left[part].double())
+        return total.to(left.dtype)
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for part, E in blocks(self.x):
+            yield part, E.mul_(self.x.row_weight[part, None].double())
 
 
 def own(x: HeadInput, *, exact: bool = False) -> Tensor:

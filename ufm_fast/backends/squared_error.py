@@ -39,20 +39,25 @@ from torch import Tensor
 from ufm_fast.backends import gram, residual
 from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.sums import add_class_sums, class_totals
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.targets import Targets
 
 _LOST = 1e5  # times the rounding of its terms: a smaller loss is formed by residuals
 
-__all__ = ["by_residuals", "hvp", "losses", "own_residual", "residual_sum", "value_and_grad"]
+__all__ = ["along_targets", "by_residuals", "hvp", "losses", "residual_sum", "value_and_grad"]
 
 
 def by_residuals(targets: Targets, classes: int, dim: int, *, bias: bool) -> bool:
-    """Whether the classes that have rows go by their residuals: where they are at most d, or d + 1 with a bias."""
-    return 0 < targets.occupied(classes)[0].numel() <= dim + bias
+    """Whether the classes that have rows go by their residuals: where they are at most d, or d + 1 with a bias. Target vectors
+    always do (`dense_targets`).
+    """
+    return isinstance(targets, DenseTargets) or 0 < targets.occupied(classes)[0].numel() <= dim + bias
 
 
 def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
     """Value (float64 scalar); adds gradients into ``out``."""
+    if isinstance(x.targets, DenseTargets):
+        return residual.value_and_grad(x, out)
     split = _split(x)
     if split is None:
         return gram.value_and_grad(x, out)
@@ -68,6 +73,8 @@ def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
 
 def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
     """Adds the Hessian product into ``out``; nothing in it cancels, so that many rows go by Grams."""
+    if isinstance(x.targets, DenseTargets):
+        return residual.hvp(x, v, out)
     split = _split(x)
     if split is None or _many(x):
         gram.hvp(x, v, out)
@@ -85,6 +92,8 @@ def losses(x: HeadInput) -> Tensor:
 
     What Grams leave of a small one is the rounding of their terms: such rows go by their residuals, O(K d) each.
     """
+    if isinstance(x.targets, DenseTargets):
+        return residual.losses(x)
     split = _split(x)
     if split is None:
         return _settled(x, gram.losses(x))
@@ -111,6 +120,9 @@ def _settled(x: HeadInput, value: Tensor) -> Tensor:
 
 def residual_sum(x: HeadInput) -> Tensor:
     """sum_r o_r (W h_r + b - e_y), float64 (K,), by exact residuals where those serve."""
+    if isinstance(x.targets, DenseTargets):
+        o = x.row_weight.double()
+        return torch.stack([o[part] @ E for part, E in residual.blocks(x, exact=True)]).sum(0)
     total, split = gram.GramGradient(x).transposed_times(torch.ones_like(x.row_weight)[:, None])[:, 0], _split(x)
     if split is not None:
         mine = _of_classes(x, split[0])
@@ -121,9 +133,12 @@ def residual_sum(x: HeadInput) -> Tensor:
     return total
 
 
-def own_residual(x: HeadInput) -> Tensor:
-    """The target's entry of each row's residual, float64 (R,), exact where residuals serve."""
-    return residual.own(x, exact=by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None))
+def along_targets(x: HeadInput, shift: Tensor) -> Tensor:
+    """sum_r o_r <E_r - shift, y_r>, float64: the residuals along their targets, exact where residuals serve."""
+    if isinstance(x.targets, DenseTargets):
+        return residual.along_vectors(x, x.targets.values, shift)
+    own = residual.own(x, exact=by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None))
+    return x.row_weight @ (own - shift[x.targets.indices])
 
 
 @dataclass(frozen=True)

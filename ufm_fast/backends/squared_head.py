@@ -15,11 +15,14 @@ from ufm_fast.backends.base import (
     in_sums_dtype,
 )  # fmt: skip
 from ufm_fast.backends.gram import GramGradient
-from ufm_fast.backends.residual import block_bytes
+from ufm_fast.backends.residual import ResidualGradient, block_bytes
+from ufm_fast.dense_targets import DenseTargets
 
 
 class SquaredErrorHead:
-    """By Gram matrices or residuals, whichever keeps the digits: no R x K work. On any torch device."""
+    """By Gram matrices or residuals, whichever keeps the digits: no R x K work, but to target vectors, which are as many
+    numbers. On any torch device.
+    """
 
     def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         return HeadResult(squared_error.value_and_grad(in_sums_dtype(x), out.cleared()), None)
@@ -28,7 +31,8 @@ class SquaredErrorHead:
         squared_error.hvp(in_sums_dtype(x), in_sums_dtype(v), out.cleared())
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
-        return GramGradient(in_sums_dtype(x))
+        dense = isinstance(x.targets, DenseTargets)
+        return ResidualGradient(in_sums_dtype(x)) if dense else GramGradient(in_sums_dtype(x))
 
     def losses(self, x: HeadInput) -> Tensor:
         return squared_error.losses(x)
@@ -47,6 +51,8 @@ def room(shape: HeadShape) -> int:
 def flops(shape: HeadShape) -> float:
     """Floating-point operations of an evaluation."""
     R, K, d, P, most = shape.rows, shape.classes, shape.dim, shape.occupied, room(shape)
+    if shape.dense:
+        return 6.0 * R * K * d
     grams = 8.0 * (R + K) * d * d
     if most < P:
         return grams
@@ -57,6 +63,8 @@ def flops(shape: HeadShape) -> float:
 def workspace(shape: HeadShape) -> int:
     """Bytes that any device needs: Gram matrices, or blocks of residuals and float64 copies."""
     R, K, d, P, item, most = shape.rows, shape.classes, shape.dim, shape.occupied, shape.itemsize, room(shape)
+    if shape.dense:  # the targets themselves too
+        return 3 * block_bytes(R, K, d) + 8 * R * K + (0 if item == 8 else 16 * K * d)
     grams = 4 * d * d * 8 + R * d * item
     if most < P:
         return grams

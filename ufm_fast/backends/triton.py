@@ -250,7 +250,7 @@ class TritonSquaredErrorHead(SquaredErrorHead):
 
     def plan(self, shape: HeadShape) -> HeadPlan:
         usual = super().plan(shape)
-        if shape.occupied <= room(shape):
+        if shape.dense or shape.occupied <= room(shape):
             return usual
         return replace(usual, workspace=squared_workspace(shape.rows, shape.dim, shape.classes, shape.dtype))
 

@@ -195,7 +195,7 @@ def _metrics_of_run(run: RunDirectory, pairwise: Any, seed: int) -> tuple[dict[s
         return group_metrics(grouped), 0
     problem, reduce, model = saved_model(run, "source", device="cpu", seed=seed)
     rows = problem.rows(reduce)
-    skipped = 0 if rows.targets.single else int((rows.targets.sizes() != 1).sum())
+    skipped = 0 if rows.targets.single or problem.dense else int((rows.targets.sizes() != 1).sum())
     value = (run.summary or {}).get("value") or 0.0  # beside which factors of a minimum of zero are rounding
     return measure(problem, rows, model, pairwise, value), skipped
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from ufm_fast.solvers.solution import StepRecord
 
 #: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are in summary.json.
-_SHOWN = ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "nc4", "balancedness_relative")
+_SHOWN = (
+    "nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "nrc1", "nrc2", "nrc3", "nc4", "balancedness_relative",
+)  # fmt: skip
 _SHOWN_ORTHOGONAL = (
     "nc1_pinv", "nc2_classifier_frame", "nc2_means_frame", "nc3_frame", "nc4", "balancedness_relative",
 )  # fmt: skip
@@ -221,6 +223,7 @@ def _metric_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def metrics_table(metrics: Mapping[str, float]) -> Table:
     """All metrics with their definitions."""
     from ufm_fast.metrics import METRICS
+    from ufm_fast.metrics.regression import REGRESSION
 
     table = Table(box=None, pad_edge=False)
     for header in ("metric", "value", "what it is"):
@@ -230,7 +233,7 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
             continue
         error = metrics.get(f"{name}_stderr")
         text = number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
-        table.add_row(name, text, METRICS[name].description if name in METRICS else "")
+        table.add_row(name, text, METRICS[name].description if name in METRICS else REGRESSION.get(name, ""))
     return table
 
 

@@ -56,6 +56,7 @@ def check_served(problem: Problem) -> None:
     kind = problem.kind
     for clash, given in (
         (bool(problem.adjustment), "adjusted logits"),
+        (problem.dense, "target vectors"),
         (kind.trunk != "none", f"layers = {problem.layers}"),
         (kind.geometry != "none", f"constraint {problem.constraint}"),
         (kind.frozen is not None, f"freeze {problem.freeze}"),

@@ -47,7 +47,7 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
         return {"geometry": figure}
     head = run_head(run)
     figures = {}
-    if any("nc1_pinv" in record for record in records):
+    if any("nc1_pinv" in record or "nrc1" in record for record in records):
         figures["collapse"] = plots.new_figure(5.6, 4.0)
         plots.collapse_metrics(figures["collapse"].subplots(), records)
     if any("layer0/nc1_pinv" in record for record in records):
@@ -56,7 +56,8 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
     matrices = {"classifier": head.W}
     if head.H is not None and head.labels is not None:
         matrices["class means"] = class_means(head.H, head.labels)
-    if not is_zero(run.summary or {}):
+    several = head.W.shape[0] > 1  # of one output there are no angles
+    if several and not is_zero(run.summary or {}):
         centred = (run.summary or {}).get("frame") != "orthogonal"
         figures |= {"gram": _gram(matrices, centred), "geometry": _geometry(matrices, centred)}
     figures["convergence"] = _convergence(records, run.summary or {})

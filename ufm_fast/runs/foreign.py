@@ -116,10 +116,21 @@ def _check_size(content: Any, path: Path, name: str) -> None:
         raise InputError(f"{name}: {path} unpacks to {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; give fewer rows")
 
 
+def read_target_vectors(path: Path) -> Any:
+    """Target vectors from a .npy with a row a sample. Errors: InputError where memory can't hold them, or for another file."""
+    array = load_npy(path, "targets", "a .npy file of N x t numbers, or a .npz of label sets")
+    free = available_bytes(torch.device("cpu"))
+    if 8 * array.size > free:
+        raise InputError(f"targets: {path} takes {8e-9 * array.size:.3g} GB and {free / 1e9:.3g} GB are free; give fewer rows")
+    return array
+
+
 def read_target_sets(path: Path, classes: int | None) -> TargetSets:
     """Multi-label targets from a .npz with CSR ``indptr``, ``indices`` and optional ``counts``."""
     if not os.path.isfile(path):
-        raise InputError(f"targets: there is no file {path}; give a .npz with indptr, indices and optional counts")
+        raise InputError(
+            f"targets: there is no file {path}; give a .npz with indptr, indices and optional counts, or a .npy of vectors"
+        )
     arrays = read_npz(path, "targets")
     missing = [key for key in ("indptr", "indices") if key not in arrays]
     if missing:
@@ -201,6 +212,8 @@ def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto")
     if problem is None or point.H.ndim != 2:
         return point
     there, here = _row_targets(tensors, path), problem.rows(problem.reduction(reduce)).targets
+    if problem.dense:  # rows with vectors are in the order of the samples
+        return point
     if here.rows != point.H.shape[0] == problem.num_samples:
         here = problem.rows("none").targets
     if there is None or there.rows != here.rows:  # then the shape is what ``solve`` refuses

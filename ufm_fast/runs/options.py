@@ -52,7 +52,10 @@ _ROWS = (
     ),
     Setting("groups", str, None, "Classes of equal counts: classes:samples,... as 10:500,90:50,900:5", "data"),
     Setting("labels", str, None, "Labels: a .npy file of integers, or digits | glyphs", "data"),
-    Setting("targets", str, None, "Multi-label targets: a .npz with CSR indptr, indices and optional counts", "data"),
+    Setting(
+        "targets", str, None,
+        "Target vectors (loss mse): a .npy, N x t; or label sets: a .npz with CSR indptr, indices and optional counts", "data",
+    ),
     Setting("multiplicities", str, None, "All sets of m labels, n samples each: m:n,.. as 1:310,2:20; needs classes", "data"),
     Setting("lambda_w", float, 5e-4, "Penalty on W, as lambda/2 |W|^2 (default 5e-4, less for very many classes)"),
     Setting("lambda_h", float, 5e-4, "Penalty on H, as lambda/2 |H|^2 (default as of lambda-w)"),

@@ -177,8 +177,10 @@ def build_problem(config: Mapping[str, Any], data: Mapping[str, Any] | None = No
 def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a configuration as keyword arguments of Problem; files are read here."""
     if config["targets"] is not None:
-        from ufm_fast.runs.foreign import read_target_sets
+        from ufm_fast.runs.foreign import read_target_sets, read_target_vectors
 
+        if Path(config["targets"]).suffix == ".npy":
+            return {"targets": read_target_vectors(Path(config["targets"]))}
         return {"target_sets": read_target_sets(Path(config["targets"]), config["classes"])}
     if config["counts"] is not None:
         from ufm_fast.runs.foreign import read_counts
@@ -215,7 +217,8 @@ def _data(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     if config["per_class"] is not None:
         return {name: config[name] for name in DATA}
     text = hashlib.sha256(problem.counts.numpy().tobytes())
-    sets = problem.target_sets
-    for part in (problem.samples.given_labels,) if sets is None else (sets.indptr, sets.indices, sets.counts):
+    sets, samples = problem.target_sets, problem.samples
+    outside = (samples.given_labels, samples.given_vectors)
+    for part in outside if sets is None else (sets.indptr, sets.indices, sets.counts):
         text.update(b"" if part is None else part.numpy().tobytes())
     return {**dict.fromkeys(DATA), "data": text.hexdigest()}

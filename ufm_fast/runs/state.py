@@ -45,7 +45,8 @@ class Progress:
 class Head:
     """A classifier and the features it meets: row r of ``H`` has ``labels[r]`` and stands for ``counts[r]`` samples.
 
-    Rows of multi-label data with several targets have no label; they are left out of ``H`` (``skipped`` of them).
+    Rows of multi-label data with several targets, and rows with target vectors, have no label; they are left out of ``H``
+    (``skipped`` of them).
     """
 
     W: Tensor | None
@@ -60,7 +61,9 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
     """Write the point (H has a row for each row of ``reduce``) and the data."""
     rows = problem.rows(reduce)
     tensors: Tensors = {**point.named(), "counts": problem.counts, "row_counts": rows.counts}
-    if problem.target_sets is not None:
+    if problem.samples.given_vectors is not None:
+        tensors["target_vectors"] = problem.samples.given_vectors
+    elif problem.target_sets is not None:
         sets = problem.target_sets
         tensors |= {"target_indptr": sets.indptr, "target_indices": sets.indices, "target_counts": sets.counts}
         pointer = rows.targets.indptr
@@ -117,6 +120,8 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
 
 def data_arguments(tensors: Tensors) -> dict[str, Any]:
     """The data of a saved state as keyword arguments of Problem. Errors: InputError where they were damaged."""
+    if "target_vectors" in tensors:
+        return {"targets": tensors["target_vectors"]}
     if "target_indptr" in tensors:
         keys = ("target_indptr", "target_indices", "target_counts")
         try:
@@ -153,9 +158,16 @@ def _point_fits(tensors: Tensors) -> bool:
 
 
 def _rows_fit(tensors: Tensors) -> bool:
-    """Whether each row of H has its number of samples, and a label or a set of labels among the classes."""
+    """Whether each row of H has its number of samples, and a label or a set of labels among the classes; or there are target
+    vectors, one for each sample and of the right length.
+    """
     classes, rows = tensors["W"].shape[0], tensors["H"].shape[0]
     counts, indptr = tensors.get("row_counts"), tensors.get("row_indptr")
+    vectors = tensors.get("target_vectors")
+    if vectors is not None:
+        if counts is None or counts.shape != (rows,) or counts.dtype not in INTEGERS:
+            return False
+        return computable(vectors) and vectors.shape == (int(counts.sum()), classes)
     labels = tensors.get("labels" if indptr is None else "row_indices")
     if counts is None or counts.shape != (rows,) or labels is None or labels.dtype not in INTEGERS or labels.ndim != 1:
         return False
@@ -185,6 +197,8 @@ def state_head(tensors: Tensors, activation: str = "linear") -> Head:
     hidden = Point.of(tensors).hidden
     widths = (H.shape[1], *(layer.shape[0] for layer in hidden))
     H = Trunk(widths, TRUNKS[activation]()).forward(H, hidden).features
+    if "target_vectors" in tensors:
+        return Head(W, None, b, None, None, H.shape[0])
     if "row_indptr" not in tensors:
         return Head(W, H, b, tensors["labels"], counts)
     pointer = tensors["row_indptr"]

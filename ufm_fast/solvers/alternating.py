@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ufm_fast.backends.gram import gram
 from ufm_fast.backends.sums import add_class_sums, weighted_sum
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import State, rounding
@@ -46,7 +47,7 @@ class Alternating:
         scale = objective.logit_scale
         values, vectors = torch.linalg.eigh(gram(x.W))
         values, vectors = values.clamp_min(0.0).to(x.W.dtype), vectors.to(x.W.dtype)
-        right = x.W.index_select(0, objective.targets.indices)
+        right = _targets_times(objective, x.W)
         if (b := objective.bias(x)) is not None:
             right = right - b @ x.W
         rotated = (right @ vectors) * (weight * scale)
@@ -57,16 +58,14 @@ class Alternating:
     def _classifier(objective: Objective, x: Point) -> Point:
         problem, weight = objective.problem, objective.row_weight
         H = x.H * objective.logit_scale
-        y = objective.targets.indices
         S = gram(H, weight) + objective.penalties.weight * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
-        C = torch.zeros_like(x.W)
-        add_class_sums(C, y, H, weight)
+        C = _class_sums(objective, H)
         factor = torch.linalg.cholesky(S)
         if x.b is None:
             return Point(_solve_rows(C, factor), x.H, None)
         # W = (C - b m') S^-1 put into the equation of b: (1 + lambda_b - m'S^-1 m) b = v - C S^-1 m, with sum o = 1.
         m = weighted_sum(H, weight)
-        v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=H.device).index_add_(0, y, weight)
+        v = _shares(objective)
         Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
         b = ((v - C.double() @ Sm) / (1.0 + problem.lambda_b - m @ Sm)).to(x.b.dtype)
         return Point(_solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b / objective.bias_scale)
@@ -77,9 +76,35 @@ class Alternating:
             return x
         weight = objective.row_weight
         m = ((x.H * objective.logit_scale).double() * weight[:, None]).sum(0)
-        v = torch.zeros(x.W.shape[0], dtype=torch.float64, device=x.W.device).index_add_(0, objective.targets.indices, weight)
+        v = _shares(objective)
         b = (v - x.W.double() @ m) / (1.0 + objective.problem.lambda_b)
         return Point(x.W, x.H, (b / objective.bias_scale).to(x.b.dtype))
+
+
+def _targets_times(objective: Objective, W: Tensor) -> Tensor:
+    """Y W of the rows' targets: of labels rows of W."""
+    targets = objective.targets
+    if isinstance(targets, DenseTargets):
+        return (targets.values @ W.double()).to(W.dtype)
+    return W.index_select(0, targets.indices)
+
+
+def _class_sums(objective: Objective, H: Tensor) -> Tensor:
+    """Y' diag(o) H, K x d."""
+    targets, weight = objective.targets, objective.row_weight
+    if isinstance(targets, DenseTargets):
+        return (targets.values.T @ (H.double() * weight[:, None])).to(H.dtype)
+    total = H.new_zeros(objective.problem.num_classes, H.shape[1])
+    add_class_sums(total, targets.indices, H, weight)
+    return total
+
+
+def _shares(objective: Objective) -> Tensor:
+    """Y' o, float64 (K,): the mean of the targets."""
+    targets, weight = objective.targets, objective.row_weight
+    if isinstance(targets, DenseTargets):
+        return weight @ targets.values
+    return weight.new_zeros(objective.problem.num_classes).index_add_(0, targets.indices, weight)
 
 
 def _solve_rows(C: Tensor, factor: Tensor) -> Tensor:

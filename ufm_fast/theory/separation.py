@@ -38,13 +38,16 @@ def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
     Exact where it speaks: all classes, by the closed form; else classes of equal count, for cross-entropy with
     d >= K - 1 and the squared error.
     """
-    if problem.samples.occupied < 2:
+    if problem.samples.occupied < 2 and not problem.dense:
         return ""
     form = form or closed_form(problem)
+    if problem.dense and form is not None and form.value == 0:
+        return "the targets are all alike, and the bias alone fits them"
     if form is not None and form.collapsed:
+        effect = "fit more than the mean" if problem.dense else "separate classes"
         return (
             "the minimum is zero, W = H = 0: penalties are above the threshold of collapse; "
-            f"lambda_w <= {_separating(problem)} would separate classes"
+            f"lambda_w <= {_separating(problem)} would {effect}"
         )
     counts = _held_counts(problem)
     if counts.numel() == 0:

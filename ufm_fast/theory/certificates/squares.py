@@ -2,7 +2,8 @@
 
     LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample)
 
-or, where that is not tight, `squared_error.mse_bound`, which no rounding of a point is in.
+or, where that is not tight, `squared_error.mse_bound`, which no rounding of a point is in. To target vectors without a bias or
+with a free one the minimum itself is known in any dimension (`forms.dense`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.problem import Problem
 from ufm_fast.theory.arguments import bias_penalty
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
+from ufm_fast.theory.forms.dense import target_vectors
 from ufm_fast.theory.forms.layers import spectral_mse
 from ufm_fast.theory.squared_error import ROUNDING, mse_bound
 
@@ -33,6 +35,19 @@ def squares(candidate: Candidate) -> Proof:
     if candidate.value - bound > _TIGHT * candidate.value and _rank_fits(problem):
         bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem)))
     return candidate.proof(bound, norm)
+
+
+def vector_squares(candidate: Candidate) -> Proof:
+    """The bound of the squared error to target vectors, any bias."""
+    proof = chord_squares(candidate)
+    if candidate.problem.bias == "penalised" or candidate.value - proof.bound <= _TIGHT * candidate.value:
+        return proof
+    return replace(proof, bound=max(proof.bound, known_vectors(candidate).bound))
+
+
+def known_vectors(candidate: Candidate) -> Proof:
+    """The minimum of the squared error to target vectors, which is known without a bias or with a free one, linear layers."""
+    return Proof(target_vectors(candidate.problem).value * (1.0 - ROUNDING))
 
 
 def layered_squares(candidate: Candidate) -> Proof:
@@ -84,8 +99,7 @@ class SquaredDual:
         return replace(self.head, row_weight=self.root)
 
     def lower_bound(self, theta: float) -> float:
-        own = squared_error.own_residual(self.head) - self.shift[self.head.targets.indices]
-        along = float(self.head.row_weight @ own)  # <G, Y>
+        along = float(squared_error.along_targets(self.head, self.shift))  # <G, Y>
         squares = float(self.head.row_weight @ self.backend.losses(self.head)) - 0.5 * float(self.shift.square().sum())
         quadratic = squares + self.drop
         # The bound is a concave parabola in theta: its top, where |G| allows.

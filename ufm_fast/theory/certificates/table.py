@@ -30,7 +30,7 @@ from ufm_fast.theory.certificates.focal import biased_focal, unbiased_focal
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
 from ufm_fast.theory.certificates.spheres import spheres
-from ufm_fast.theory.certificates.squares import chord_squares, layered_squares, squares
+from ufm_fast.theory.certificates.squares import chord_squares, known_vectors, layered_squares, squares, vector_squares
 from ufm_fast.theory.tables import Serves, in_words, layered, lookup, plain, sphere
 
 #: Which certifier serves which kind of problem.
@@ -39,11 +39,13 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (plain("focal", bias=("none",)), unbiased_focal),
     (plain("focal", bias=("penalised", "free")), biased_focal),
     (plain("mse"), squares),
+    (plain("mse dense"), vector_squares),
     (sphere, spheres),
-    (plain("ce", "pick-all", "mse", bias=("none", "penalised"), frozen=("w", "h")), frozen),
+    (plain("ce", "pick-all", "mse", "mse dense", bias=("none", "penalised"), frozen=("w", "h")), frozen),
     (layered("mse", bias=("none", "free")), layered_squares),
-    (layered("mse", bias=("penalised",)), chord_squares),
-    (layered("mse", trunks=("relu",)), chord_squares),
+    (layered("mse dense", bias=("none", "free")), known_vectors),
+    (layered("mse", "mse dense", bias=("penalised",)), chord_squares),
+    (layered("mse", "mse dense", trunks=("relu",)), chord_squares),
     (layered("ce", "pick-all", trunks=("linear", "relu")), softmax),
     (layered("focal", trunks=("linear", "relu"), bias=("none",)), unbiased_focal),
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ufm_fast.problem import Problem
 from ufm_fast.theory.forms.base import ClosedForm
+from ufm_fast.theory.forms.dense import target_vectors
 from ufm_fast.theory.forms.layers import spectral_mse
 from ufm_fast.theory.forms.softmax import cross_entropy, focal, pick_all
 from ufm_fast.theory.forms.spheres import sphere_ce
@@ -20,6 +21,8 @@ FORMS: list[tuple[Serves, Callable[[Problem], ClosedForm | None]]] = [
     (plain("mse", bias=("none",)), bias_free_mse),
     (plain("mse", bias=("penalised", "free")), biased_mse),
     (layered("mse", bias=("none", "free")), spectral_mse),
+    (plain("mse dense", bias=("none", "free")), target_vectors),
+    (layered("mse dense", bias=("none", "free")), target_vectors),
     (sphere, sphere_ce),
 ]
 
@@ -30,7 +33,8 @@ def closed_form(problem: Problem) -> ClosedForm | None:
     Covered: cross-entropy (with smoothing) for balanced classes, two distinct counts, and any counts where all
     collapses, and balanced on spheres; focal loss for balanced classes (with a bias, where that is proved:
     `focal_minimum`); squared error without a bias or with a free one always, also with linear layers, with a penalised
-    one for balanced classes or where d is no less than the minimiser's rank; pick-all where, for each size, all sets are
+    one for balanced classes or where d is no less than the minimiser's rank; squared error to target vectors with linear
+    layers or one, and no bias or a free one; pick-all where, for each size, all sets are
     equally frequent. Every kind of bias. Softmax losses need d >= K-1 or a minimiser of rank <= d. Nothing is covered
     with a frozen factor, nor any loss that is not exactly one of these.
     """
