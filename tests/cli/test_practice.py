@@ -47,6 +47,23 @@ def test_a_trained_run_is_measured_plotted_and_exported_as_any_other(capsys: pyt
     assert "relu2" in capsys.readouterr().out
 
 
+def test_a_terminal_that_is_closed_saves_a_training_unless_that_is_ignored():
+    config = {row.name: row.default for row in TRAINING} | {"widths": "12", "steps": 9, "batch": 64}
+
+    def close(step: int, _: float) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        assert TrainingRun.begin(config, Path("ignored")).execute(close)["outcome"] == "finished"
+        signal.signal(signal.SIGHUP, lambda *_: None)  # what a plain process has would end the tests
+        assert TrainingRun.begin(config, Path("r")).execute(close)["outcome"] == "interrupted"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert TrainingRun.resume(Path("r")).training.step == 4
+
+
 @pytest.mark.parametrize("data", ["digits", "digit-pairs"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(data, capsys: pytest.CaptureFixture[str]):
     loss = "ce" if data == "digits" else "pick-all"

@@ -16,7 +16,7 @@ from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.log import Log
 from ufm_fast.runs.model import saved_model
 from ufm_fast.runs.state import load_state
-from ufm_fast.solvers.solution import StepRecord
+from ufm_fast.solvers.solution import Starts, StepRecord
 
 DEEP = (
     "--classes", "3", "--dim", "5", "--per-class", "2", "--layers", "3", "--widths", "5,6,4", "--loss", "mse",
@@ -164,19 +164,64 @@ def test_what_is_saved_along_the_way_is_the_best_of_the_starts(monkeypatch: pyte
     from ufm_fast.solvers import minimise
 
     monkeypatch.setattr(minimise, "SAVE_SECONDS", 0.0)
-    saved: list[StepRecord] = []
+    saved: list[tuple[StepRecord, object, Starts]] = []
     problem = Problem(classes=3, dim=4, per_class=2, layers=2, lambda_w=1e-3, lambda_h=1e-3, seed=2)
     solution = solve(
-        problem, start="normal", restarts=4, max_steps=9, on_save=lambda record, point: saved.append(record), metrics=False
+        problem, start="normal", restarts=4, max_steps=9, on_save=lambda *given: saved.append(given), metrics=False
     )
     ends = [row.value for row in solution.restarts]
     assert len(ends) == 4
     assert min(ends[1:]) < ends[0]  # so that later starts have something to save
-    along = [record for record in saved if 9 < record.step < 36]
-    assert along
-    for record in along:
-        assert record.value < min(ends[: (record.step - 1) // 9])
-    assert saved[-1].value == solution.value == min(ends)
+    along = [(record, starts) for record, _, starts in saved if 9 < record.step < 36]
+    assert any(starts.pending for _, starts in along)
+    for record, starts in along:
+        assert starts.done == solution.restarts[: record.step // 9 if not starts.pending else (record.step - 1) // 9]
+        least = min(ends[: len(starts.done)])
+        assert record.value < least if starts.pending else record.value == least
+    assert saved[-1][0].value == solution.value == min(ends)
+
+
+class Killed(BaseException):
+    """Ends a process as a kill does: nobody catches it."""
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("step", [9, 14, 18, 25])
+@pytest.mark.parametrize("clock", [False, True])
+def test_a_kill_in_a_later_start_loses_neither_the_best_nor_a_start_that_has_ended(
+    seed: int, step: int, clock: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill as a start has ended, in its midst, and in a start after that; with saves along the way and without."""
+    from ufm_fast.runs.job import execute, prepare, resume
+    from ufm_fast.solvers import minimise, restarts
+
+    given = {"classes": 3, "dim": 4, "per_class": 2, "layers": 2, "start": "normal", "restarts": 3, "max_steps": 9}
+    given |= {"lambda_w": 1e-3, "lambda_h": 1e-3, "seed": seed, "log_every": 1}
+    whole = execute(prepare(given, None, Path("whole")), lambda record: None)
+    begun: list[int] = []
+    make_start = restarts.make_start
+    monkeypatch.setattr(restarts, "make_start", lambda *a, seed, **k: begun.append(seed) or make_start(*a, seed=seed, **k))
+    if clock:
+        monkeypatch.setattr(minimise, "SAVE_SECONDS", 0.0)
+
+    def kill(record: StepRecord) -> None:
+        if record.step == step and len(begun) == 1 + (step - 1) // 9:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(prepare(given, None, Path("r")), kill)
+    before = load_state(RunDirectory.open(Path("r")))[1].starts
+    assert before.done == whole.restarts[: len(before.done)]
+    assert len(before.done) == (step - 1) // 9
+    ended = len(begun)
+    found = execute(resume(Path("r"), {}, None), lambda record: None)
+    assert set(begun[ended:]).isdisjoint(row.seed for row in before.done)
+    assert [row.seed for row in found.restarts] == [seed, seed + 1, seed + 2]
+    assert found.restarts[: len(before.done)] == before.done
+    assert found.value <= whole.value
+    if not clock:
+        assert [row.value for row in found.restarts] == [row.value for row in whole.restarts]
+        assert found.value == whole.value
 
 
 def test_log_points_of_later_starts_do_not_take_the_place_of_the_best(tmp_path: Path) -> None:

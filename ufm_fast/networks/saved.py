@@ -28,6 +28,7 @@ from ufm_fast.networks.probe import probe
 from ufm_fast.networks.train import BLOCK, Options, Training
 from ufm_fast.runs.directory import RunDirectory, refuse_occupied
 from ufm_fast.runs.files import config_hash
+from ufm_fast.runs.job import ending_signals
 from ufm_fast.runs.state import Progress, read_safetensors, write_state
 from ufm_fast.solvers.minimise import log_spaced
 
@@ -203,12 +204,13 @@ def _head(training: Training) -> dict[str, Tensor]:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come, asked between steps: stopped within one, an optimiser has moved half of them all."""
+    """Whether Ctrl-C, SIGTERM or SIGHUP has come, asked between steps: within one, an optimiser has moved half of all."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, *ending_signals())
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
     try:
         yield asked.is_set
     finally:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,13 @@ class Job:
     @property
     def reduce(self) -> str:
         return self.problem.reduction(self.config["reduce"])
+
+    @property
+    def restarts(self) -> int:
+        """Starts that ``solve`` is asked for: a run whose starts have all ended goes on from the best of them."""
+        wanted, starts = int(self.config["restarts"]), self.progress.starts
+        ended = starts is None or len(starts.done) >= wanted  # none: saved before starts were kept
+        return 1 if self.start is not None and not self.fresh and ended else wanted
 
     @property
     def grouped(self) -> bool:
@@ -183,9 +190,10 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     tensors, progress, reduce = saved
     point = fitting_point(run, problem, tensors, reduce, "resume")
     start = None if config["method"] == "closed-form" else point  # the closed form starts nowhere
+    job = Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
     if config["restarts"] > 1:
-        notes.append(_after_restarts(run, config["restarts"]))
-    return Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
+        notes.append(_of_starts(job))
+    return job
 
 
 def _resumed_groups(
@@ -204,11 +212,22 @@ def _resumed_groups(
     return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
 
 
-def _after_restarts(run: RunDirectory, restarts: int) -> str:
+def _of_starts(job: Job) -> str:
     """What a run with restarts goes on with."""
-    begun = len((run.summary or {}).get("restarts", ()))
-    some = f"{begun} of {restarts} starts" if begun else f"some of {restarts} starts"
+    number, starts = job.config["restarts"], job.progress.starts
+    if job.restarts > 1 and starts is not None:
+        return f"goes on with start {len(starts.done) + 1} of {number}"
+    begun = len(_ended_starts(job))
+    some = f"{begun} of {number} starts" if begun else f"some of {number} starts"
     return f"goes on from the best point of {some}, and begins no other; solve into another --out for more"
+
+
+def _ended_starts(job: Job) -> Sequence[Any]:
+    """The rows of the starts that earlier runs have ended, of the state or of a summary from before those were kept there."""
+    if job.progress.starts is not None:
+        return [asdict(row) for row in job.progress.starts.done]
+    rows: Sequence[Any] = (job.run.summary or {}).get("restarts", ())
+    return rows
 
 
 def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
@@ -294,8 +313,8 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
         log.leave(saving=isinstance(error, KeyboardInterrupt))
         raise
     log.finish(solution)
-    before = () if job.fresh else (job.run.summary or {}).get("restarts", ())
-    restarts = {"restarts": before} if before and not solution.restarts else {}
+    before = () if job.fresh or solution.restarts else _ended_starts(job)
+    restarts = {"restarts": before} if before else {}
     memory = peak_memory(device, held)
     job.run.write_summary({**solution.summary(), **restarts, **memory, "tol": job.config["tol"], "hash": job.run.hash})
     return solution
@@ -309,7 +328,8 @@ def _arguments(job: Job) -> dict[str, Any]:
         **{name: config[name] for name in taken_by("solve")},
         "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
-        "restarts": 1 if job.start is not None and not job.fresh else config["restarts"],
+        "restarts": job.restarts,
+        "starts": job.progress.starts if job.restarts > 1 else None,
         "initial": job.start,
         "spent": Effort(job.progress.step, job.progress.evaluations, job.progress.seconds),
     }
@@ -327,13 +347,15 @@ def terminate_like_interrupt() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    changed = [number for number in numbers if before[number] is not signal.SIG_IGN]
-    for number in changed:
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ending_signals() -> list[int]:
+    """The signals that end a process from outside, beside Ctrl-C, and are not ignored."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]

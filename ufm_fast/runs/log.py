@@ -12,7 +12,7 @@ from ufm_fast.runs import settings
 if TYPE_CHECKING:
     from ufm_fast.point import Point
     from ufm_fast.runs.job import Job
-    from ufm_fast.solvers.solution import Solution, StepRecord
+    from ufm_fast.solvers.solution import Solution, Starts, StepRecord
 
 #: NC metrics are logged by default up to this many entries of W, H and layers: at ten times as many a point takes a second.
 _CHEAP = 1 << 16
@@ -22,6 +22,8 @@ class Log:
     """A line in the log and the progress bar at log points; the state at the first of them and where ``solve`` asks for it."""
 
     def __init__(self, job: Job, report: Callable[[StepRecord], None]) -> None:
+        from ufm_fast.solvers.solution import Starts
+
         self.job, self.report = job, report
         self._begun = job.fresh
         # On a resume the first record repeats the last one of the run before; those after its state are about to be dropped.
@@ -32,7 +34,8 @@ class Log:
         wanted = job.config["log_metrics"]
         size = job.problem.entries(job.problem.rows(job.reduce).number)
         self._metrics = size <= _CHEAP if wanted is None else wanted
-        self._several = job.fresh and job.config["restarts"] > 1
+        self._several = job.restarts > 1
+        self._starts = job.progress.starts or (Starts() if self._several else None)
 
     def _begin(self) -> None:
         """Before the first write of a run that goes on: only now is it sure that ``solve`` does not refuse it."""
@@ -55,9 +58,10 @@ class Log:
                 self._write()
         self.report(record)
 
-    def save(self, record: StepRecord, point: Callable[[], Point]) -> None:
+    def save(self, record: StepRecord, point: Callable[[], Point], starts: Starts | None) -> None:
         """The state, unless it is on the way to infinity: a resume can start from one before, with smaller steps."""
         self._begin()
+        self._starts = starts or self._starts
         if (math.isfinite(record.value) and math.isfinite(record.gradient_norm)) or not self.job.run.state_file.exists():
             self._reach(record, point)
             self._write()
@@ -82,7 +86,7 @@ class Log:
         record, point = self._reached
         model = point()
         if usable(model) or not self.job.run.state_file.exists():
-            progress = Progress(record.step, record.evaluations, record.seconds)
+            progress = Progress(record.step, record.evaluations, record.seconds, self._starts)
             save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
         self._unsaved = False
 

@@ -7,9 +7,10 @@ flipped bit of a disk would pass for a number.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import atomic
+from ufm_fast.solvers.solution import Restart, Starts
 from ufm_fast.targets import TargetSets
 from ufm_fast.trunks import TRUNKS, Trunk
 
@@ -34,11 +36,12 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a saved state had come, earlier runs included."""
+    """How far a saved state had come, earlier runs included; ``starts``: of several."""
 
     step: int = 0
     evaluations: float = 0.0
     seconds: float = 0.0
+    starts: Starts | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def write_state(run: RunDirectory, tensors: Tensors, progress: Progress, reduce:
         "format": FORMAT, "reduce": reduce, "step": str(progress.step), "evaluations": repr(progress.evaluations),
         "seconds": repr(progress.seconds), "activation": activation, "checksum": checksum(stored),
     }  # fmt: skip
+    if progress.starts is not None:
+        metadata["starts"] = json.dumps(asdict(progress.starts))
     with run.alone(), atomic(run.state_file) as temporary:
         save_file(stored, temporary, metadata)
 
@@ -112,10 +117,17 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
     check_state(tensors, metadata, run.state_file)
     try:
-        progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]))
+        starts = _starts(metadata["starts"]) if "starts" in metadata else None
+        progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]), starts)
         return tensors, progress, metadata["reduce"]
-    except (KeyError, ValueError) as error:
-        raise InputError(f"run: {run.state_file} lacks its step, evaluations or seconds; the file was damaged") from error
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"run: {run.state_file} lacks its step, evaluations, seconds or starts; it was damaged") from error
+
+
+def _starts(text: str) -> Starts:
+    """Errors: KeyError, ValueError or TypeError where it is none."""
+    content = json.loads(text)
+    return Starts(tuple(Restart(**row) for row in content["done"]), bool(content["pending"]))
 
 
 def data_arguments(tensors: Tensors) -> dict[str, Any]:

@@ -59,6 +59,16 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class Starts:
+    """How far several starts have come: ``done`` has a row for each that has ended, and the point that is saved beside it is
+    of the next one where it is ``pending``, else the best of those.
+    """
+
+    done: tuple[Restart, ...] = ()
+    pending: bool = True
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One log point. ``gradient_norm`` is in the variables that the solver works in; ``evaluations`` are
     gradient-equivalents (a Hessian product counts as two); ``seconds`` since the solve began, earlier runs included.
