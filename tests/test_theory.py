@@ -283,6 +283,22 @@ def test_balanced_softmax_value_is_the_least_over_gaps(classes, per_class, log_m
     assert form.value <= min(value(gap) for gap in np.linspace(0, 60, 400)) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(("classes", "kappa"), [(200, 1.125), (1000, 1.04), (1000, 1.1), (10**6, 1.03)])
+def test_a_focal_gap_far_out_is_found_though_the_first_unit_does_not_pay(classes, kappa):
+    """With many classes the pull is below its price at first and above it later: the simplex was taken for collapsed."""
+    lam, price = kappa / classes, (classes - 1) * kappa / classes
+
+    def loss(gap):
+        off = (classes - 1) * math.exp(-gap)
+        return (off / (1 + off)) ** 3 * math.log1p(off)
+
+    gaps = np.linspace(0, 40, 4001)
+    least = min(loss(gap) + price * gap for gap in gaps)
+    assert least < loss(0.0) * (1 - 1e-3)
+    for found in (theory.focal_minimum(classes, 1, lam, lam, 3.0), theory.contrastive_minimum(loss, classes, 1, lam, lam)[0]):
+        assert least * (1 - 1e-5) < found <= least
+
+
 def test_smoothing_zero_gamma_zero_and_single_labels_are_cross_entropy():
     plain = theory.ce_minimum(7, 3, 1e-3, 1e-2)
     assert theory.focal_minimum(7, 3, 1e-3, 1e-2, 0.0) == pytest.approx(plain, rel=1e-13)

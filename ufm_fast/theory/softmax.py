@@ -77,10 +77,11 @@ def focal_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, ga
     price = (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h)
     if not (gamma >= 0 and math.isfinite(gamma)):
         raise InputError(f"gamma={gamma!r}: expected a finite number >= 0")
-    high = 1.0
+    # The pull rises to one peak, before log(K-1) whatever gamma is, and then falls for ever, so the only inner minimum is the
+    # root beyond the peak.
+    high = max(1.0, math.log(classes - 1))
     while focal_pull(classes, high, gamma) >= price:
         high *= 2
-    # The pull rises to one peak and then falls for ever, so the only inner minimum is the root beyond the peak.
     peak = max(np.linspace(0, high, 1025).tolist(), key=lambda gap: focal_pull(classes, gap, gamma))
     if focal_pull(classes, peak, gamma) <= price:
         return 0.0
@@ -105,9 +106,9 @@ def focal_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float
 def contrastive_minimum(
     phi: Callable[[float], float], classes: int, per_class: int, lambda_w: float, lambda_h: float
 ) -> tuple[float, float]:
-    """Minimum and gap for any loss with the contrastive property: min over a >= 0 of phi(a) + (K-1) s a.
+    """Minimum and gap for any loss with the contrastive property: min over a in [0, 1e6] of phi(a) + (K-1) s a.
 
-    `phi(a)` is the loss of a sample whose target logit stands `a` above all the others; it must be bounded below.
+    `phi(a)` is the loss of a sample whose target logit stands `a` above all the others.
     The property (a bound by a function of sum_j (z_j - z_y), tight for equal z_j): arXiv 2210.02192; the form in the
     gap is our derivation. The bracket is found on a grid, so phi may be non-convex as long as it is not wild.
     """
@@ -116,10 +117,7 @@ def contrastive_minimum(
     def value(gap: float) -> float:
         return float(phi(gap)) + price * gap
 
-    high, limit = 1.0, 1e6
-    while high < limit and value(2 * high) < value(high):
-        high *= 2
-    grid = np.concatenate(([0.0], np.geomspace(1e-3, 2 * high, 800))).tolist()
+    grid = [0.0, *np.geomspace(1e-3, 1e6, 2000).tolist()]
     best = min(range(len(grid)), key=lambda i: value(grid[i]))
     gap = golden_section(value, grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
     gap = min((gap, 0.0), key=value)

@@ -81,7 +81,11 @@ def balanced_bound(loss: Focal, classes: int, per_class: int, mu: float) -> floa
 
     With g_r = kappa (p - e_y), kappa = K sqrt(n) mu, all F_k are F(p) = rho(p) / K, where
     rho(p) = min_{u <= v(p)} [phi(u) + kappa (1 - p) (v(p) - u)], so with p* = 1 / K
-    min f >= rho(p*) + min_p [rho(p) - rho(p*) - rho'(p*) (p - p*)].
+    min f >= max over nu of nu p* + min_p [rho(p) - nu p], the convex envelope of rho at p*.
+
+    It meets the simplex but within a percent of the penalty at which the gap jumps to zero. There it lies below, most at the
+    jump and for many classes: relatively 1.0e-5 at K = 20, 1.6e-4 at K = 40, 2.9e-4 at K = 60, 7.5e-4 at K = 200, the largest
+    over gamma of 0.25 to 8 (`tests/test_certificate.py`).
     """
     rise = Rise(loss)
     kappa = classes * math.sqrt(per_class) * mu
@@ -92,9 +96,19 @@ def balanced_bound(loss: Focal, classes: int, per_class: int, mu: float) -> floa
     centre = torch.tensor([-math.log(classes - 1.0)], dtype=torch.float64)
     p = torch.sigmoid(centre)
     around = rho(torch.cat([centre - _STEP, centre + _STEP])).amin(0)
-    nu = float((around[1] - around[0]) / (2 * _STEP) / (p * (1 - p)))
-    least = _least(lambda t: rho(t) - nu * torch.sigmoid(t), centre)
-    return float(least + nu * p)
+    tangent = float((around[1] - around[0]) / (2 * _STEP) / (p * (1 - p)))
+
+    def bound(nu: float) -> float:
+        return float(_least(lambda t: rho(t) - nu * torch.sigmoid(t), centre) + nu * p)
+
+    best = bound(tangent)
+    if best >= float(rho(centre).amin()) * (1.0 - _ENOUGH):
+        return best
+    from scipy.optimize import minimize_scalar
+
+    width = abs(tangent) + 1.0  # a concave function of nu
+    found = minimize_scalar(lambda nu: -bound(nu), bounds=(tangent - width, tangent + width), method="bounded")  # type: ignore[no-untyped-call]
+    return max(best, -float(found.fun))
 
 
 def _least(function: Callable[[Tensor], Tensor], centres: Tensor) -> Tensor:
