@@ -45,6 +45,13 @@ def test_commands_have_the_flags_that_they_name(page: Path) -> None:
             command.make_context(words[1], words[2:], resilient_parsing=False)
 
 
+def test_the_readme_says_what_parquet_needs_and_what_RUN_is() -> None:
+    words = " ".join((DOCS.parent / "README.md").read_text("utf-8").split())
+    section = words[words.index("## Command line") : words.index("ufm-fast export RUN")]
+    for said in ("parquet, which needs the extra `tables`", '".[tables]"', "RUN stands for the folder", ". .venv/bin/activate"):
+        assert said in section
+
+
 def test_pages_from_the_code_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     monkeypatch.delitem(sys.modules, "generated", raising=False)

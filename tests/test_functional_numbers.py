@@ -39,6 +39,22 @@ def test_an_infinite_weight_of_an_absent_class_has_the_value_of_torch():
     assert float(value) == float(F.cross_entropy(torch.zeros(2, 2), *arguments))
 
 
+@pytest.mark.parametrize("target", [[1, 2], [1, -100], [0, 1], [0, -100]])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_infinite_weight_with_smoothing_has_the_value_of_torch(bias, infinite, reduction, target):
+    """Every row has a share of every class, so each that counts loses infinitely; it was NaN."""
+    h = torch.tensor([[0.3, -1.0], [1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    w = torch.tensor([[1.0, 0.2], [0.0, 1.0], [-0.5, 0.1]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.1, -0.2, 0.0], dtype=torch.float64) if bias else None
+    options = {"weight": torch.tensor([infinite, 1.0, 2.0]).double(), "reduction": reduction, "label_smoothing": 0.1}
+    found = fused.linear_cross_entropy(h, w, torch.tensor(target), linear_bias=b, **options)
+    torch.testing.assert_close(found, F.cross_entropy(F.linear(h, w, b), torch.tensor(target), **options), equal_nan=True)
+    (gradient,) = torch.autograd.grad(found.sum(), h)
+    assert gradient.isfinite().all(1).tolist() == [False, target[1] == -100]
+
+
 def _offset_head(dtype, via, value, logits, rows=5):
     """A head whose logits are value + logits in every row, through its weight or its bias: (H, W, b)."""
     shifted = (value + logits).to(dtype)

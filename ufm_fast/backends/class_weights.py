@@ -5,6 +5,7 @@ For weights w (K,) and smoothing e, with t = e w / K and their sum |t| = e mean(
     l = ((1 - e) w_y + |t|) CE + |t| z_y - <t, z>
 
 Both parts add into the same buffers, so that a gradient in half precision is rounded once, where the parts have cancelled.
+With an infinite weight every row loses infinitely, as in torch, and no gradient is a number.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class ClassWeighted:
         return (1.0 - self.smoothing) * self.weight[x.targets.indices] + self._share.sum()
 
     def _plain(self, x: HeadInput) -> HeadInput:
-        return replace(x, row_weight=x.row_weight.double() * self._factor(x))
+        o = x.row_weight.double()
+        return replace(x, row_weight=torch.where(o == 0, 0.0, o * self._factor(x)))
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         result = self.backend.head(self._plain(x), out, statistics=statistics)
@@ -53,7 +55,12 @@ class ClassWeighted:
             o = x.row_weight.double()
             pull = class_totals(self.weight.numel(), x.targets.indices, o) * self._share.sum()
             out.bias.add_(pull - self._share * o.sum())
-        return HeadResult(result.value + weighed(x.row_weight, self._tilt(x)), result.statistics)
+        return HeadResult(self._or_infinite(result.value + weighed(x.row_weight, self._tilt(x)), x), result.statistics)
+
+    def _or_infinite(self, value: Tensor, x: HeadInput) -> Tensor:
+        """The data term; of an infinite weight infinity times the weight of all rows, where finite parts are NaN."""
+        level = self._share.sum()
+        return torch.where(level.isinf(), level * x.row_weight.double().sum(), value)
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         self.backend.head_hvp(self._plain(x), v, out)
@@ -63,7 +70,8 @@ class ClassWeighted:
         return _WeightedGradient(self, x)
 
     def losses(self, x: HeadInput) -> Tensor:
-        return self._factor(x) * self.backend.losses(x) + self._tilt(x)
+        level = self._share.sum()
+        return torch.where(level.isinf(), level, self._factor(x) * self.backend.losses(x) + self._tilt(x))
 
     def plan(self, shape: HeadShape) -> HeadPlan:
         return self.backend.plan(shape)

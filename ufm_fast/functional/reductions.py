@@ -190,7 +190,10 @@ def _one_head(
         return reduced(features, matrix, bias, labels, None, weights, "ce", smoothing)
     if class_weight is None:
         class_weight = torch.ones(matrix.shape[0], dtype=torch.float64, device=matrix.device)
-    rows = replace(weights, factor=weights.kept)
+    kept = weights.kept
+    if weights.reduction == "mean":  # infinite weights over their infinite sum, as in torch
+        kept = torch.where(weights.total.sum().isinf() & (kept != 0), math.nan, kept)
+    rows = replace(weights, factor=kept)
     return reduced(features, matrix, bias, labels, None, rows, "ce", smoothing, class_weight)
 
 
