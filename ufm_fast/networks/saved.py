@@ -204,7 +204,7 @@ def _head(training: Training) -> dict[str, Tensor]:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C, SIGTERM or SIGHUP has come, asked between steps: within one, an optimiser has moved half of all."""
+    """Whether Ctrl-C or another ending signal has come, asked between steps: within one, an optimiser has moved half of all."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
