@@ -35,7 +35,7 @@ class ChunkGradient:
 
     def __init__(self, loss: SoftmaxLoss, chunk: Chunk) -> None:
         self.chunk, dtype, c = chunk, chunk.E.dtype, chunk
-        self.slope = c.row_weight * c.M if loss.multi_label else c.row_weight * loss.weight(c.l, c.p)
+        self.slope = _slope(loss, c)
         self.factor = (self.slope * c.p / c.mass).to(dtype)
         self.exact = _entries(loss, c, self.slope)
         self.entry = self.exact.to(dtype)
@@ -56,7 +56,7 @@ class ChunkGradient:
         """out += G'1, float64 (K,), the even part left out; before ``store`` or by it."""
         c = self.chunk
         out.add_(c.E.sum(1) if self.stored else sums_along(c.E, self.factor))
-        own = self.exact if self.even is None else (-self.slope * c.p)[c.entry_row]
+        own = self.exact if self.even is None else c.of_entries(-self.slope * c.p)
         out.add_(class_totals(c.E.shape[0], c.entry_class, own))
 
     def add_times(self, right: Tensor, out: Tensor, *, fresh: bool = False) -> None:
@@ -94,6 +94,14 @@ def uneven(labels: Tensor, row_weight: Tensor, classes: int) -> Tensor:
     return weight - weight.mean()
 
 
+def _slope(loss: SoftmaxLoss, c: Chunk) -> Tensor:
+    """Row weight times g' (M where it has several targets)."""
+    if loss.multi_label:
+        return c.row_weight * c.M
+    plain = type(loss).weight is SoftmaxLoss.weight  # g' = 1: two passes less over a small head's vectors
+    return c.row_weight if plain else c.row_weight * loss.weight(c.l, c.p)
+
+
 def _entries(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     """Gradient in the logits at the target entries: -slope p for a single label, plus smoothing.
 
@@ -101,7 +109,7 @@ def _entries(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     """
     if not loss.multi_label:
         pull = -slope * c.p
-        return (pull + loss.smoothing * c.row_weight if loss.smoothing else pull)[c.entry_row]
+        return c.of_entries(pull + loss.smoothing * c.row_weight if loss.smoothing else pull)
     q = 1.0 - c.p
     rise = torch.expm1(c.entry_logit - c.mean_target[c.entry_row])
     level = c.excess < 1.0
@@ -140,10 +148,7 @@ def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
     dz.sub_(middle)
     rest = _column_products(c.E, dz).double() / c.mass
     mean = middle.double() + rest - own
-    if loss.multi_label:
-        slope, bend = c.row_weight * c.M, torch.zeros_like(c.p)
-    else:
-        slope, bend = c.row_weight * loss.weight(c.l, c.p), c.row_weight * loss.bend(c.l, c.p)
+    slope, bend = _slope(loss, c), torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p)
     scale, q = c.p / c.mass, 1.0 - c.p
     factor = (slope * scale).to(dz.dtype)
     shift = (scale * ((slope * q + bend) * mean - slope * rest)).to(dz.dtype)

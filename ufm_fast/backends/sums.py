@@ -50,7 +50,10 @@ def add_class_sums(out: Tensor, classes: Tensor, rows: Tensor, weight: Tensor | 
     for start in range(0, rows.shape[0], step):
         part = slice(start, start + step)
         block = rows[part].double() if weight is None else rows[part].double() * weight[part, None]
-        sums += torch.zeros_like(sums).index_add_(0, slot[part], block)
+        if start == 0:
+            sums.index_add_(0, slot[part], block)
+        else:
+            sums += torch.zeros_like(sums).index_add_(0, slot[part], block)
     if few:
         out.index_add_(0, classes, sums.to(out.dtype))
     else:

@@ -54,6 +54,10 @@ class Chunk:
         """Sum of the entries' values in each row."""
         return values if self.single else _segment_sum(values, self.entry_row, self.M.shape[0])
 
+    def of_entries(self, values: Tensor) -> Tensor:
+        """The rows' values at their entries."""
+        return values if self.single else values[self.entry_row]
+
 
 class _Entries(NamedTuple):
     """The targets of a chunk of C rows: row and class of each entry. ``single``: one a row, in order."""
@@ -62,6 +66,9 @@ class _Entries(NamedTuple):
     classes: Tensor
     number: int
     single: bool
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        return values if self.single else values[self.rows]
 
     def sum(self, values: Tensor) -> Tensor:
         return values if self.single else _segment_sum(values, self.rows, self.number)
@@ -103,13 +110,14 @@ class Sweep:
         mass, offset, top, rounded = exponentials(
             h, W, of_logits, offset, entries.rows, entries.classes, E, top=self.statistics
         )
-        margin = None if top is None else entries.least(alike(z, rounded, top[entries.rows])) - top
-        z = alike(z, rounded, (mass.log() + offset)[entries.rows])
+        margin = None if top is None else entries.least(alike(z, rounded, entries.of_rows(top))) - top
+        log_mass = mass.log()
+        z = alike(z, rounded, entries.of_rows(log_mass + offset))
 
         total = entries.sum(z)
         mean = _mean_target(z, total, M, entries)
         share, log_total, excess = _target_share(z, mean, M, entries)
-        log_mass = mass.log() + (offset - mean)
+        log_mass = log_mass + (offset - mean)
         if bias is not None:  # a parameter that has diverged must not pass for a perfect fit
             log_mass = torch.where(mean == math.inf, math.nan, log_mass)
         u = log_mass - log_total
@@ -134,7 +142,7 @@ class Sweep:
         if self.bias is not None:
             z = z + self.bias[entries.classes]
             mean_logit = mean_logit + self.bias.mean()
-        return z, M, (K * mean_logit - entries.sum(z)) / (K - M)
+        return z, M, (K * mean_logit - entries.sum(z)) / (K - 1 if entries.single else K - M)
 
     def _tilt(self, h: Tensor, entries: _Entries, exact: Tensor, start: int) -> Tensor:
         """The target's logit less the mean of all, margin included; ``exact``: the mean row of W."""
@@ -148,9 +156,9 @@ class Sweep:
 
 def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: _Entries) -> Tensor:
     """Mean target logit of each row; where a target is impossible (-inf) that of the best one, and 0 without any."""
-    mean = total / M
     if entries.single:
-        return mean
+        return z
+    mean = total / M
     best = entries.largest(z)
     return torch.where(mean == -math.inf, best.masked_fill(best == -math.inf, 0.0), mean)
 
@@ -158,7 +166,8 @@ def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: _Entries) -> Tens
 def _target_share(z: Tensor, mean: Tensor, M: Tensor, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax among the targets (entries), log T and D / T (rows), with T = sum exp(z - mean) = M + D over the targets."""
     if entries.single:
-        return torch.ones_like(z), torch.zeros_like(mean), torch.zeros_like(mean)
+        zero = torch.zeros_like(mean)
+        return M, zero, zero
     rows = entries.rows
     u = z - mean[rows]
     D = entries.sum(torch.expm1(u))
