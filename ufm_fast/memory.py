@@ -82,8 +82,8 @@ def begin_peak(device: torch.device) -> int:
     """Forget the peaks so far, where the machine can, and give the bytes that this process holds now; for ``peak_memory``."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):  # only Linux
-        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # only Linux
+        file.write("5")
     return _status("VmRSS") or _most()
 
 
