@@ -17,7 +17,7 @@ MODULES = (
     "ufm_fast", "ufm_fast.functional", "ufm_fast.nn", "ufm_fast.metrics", "ufm_fast.theory", "ufm_fast.groups",
     "ufm_fast.landscape",
     "ufm_fast.networks", "ufm_fast.networks.overlay", "ufm_fast.networks.switch", "ufm_fast.networks.tags",
-    "ufm_fast.continual", "ufm_fast.reproduce", "ufm_fast.plots", "ufm_fast.presets",
+    "ufm_fast.continual", "ufm_fast.reproduce", "ufm_fast.plots", "ufm_fast.curves", "ufm_fast.presets",
 )  # fmt: skip
 
 
@@ -51,12 +51,13 @@ One command regenerates each figure, with a CSV of what it shows and a verdict b
 
 def metrics() -> str:
     """A row for each metric of the catalogue."""
-    from ufm_fast.metrics import METRICS
+    from ufm_fast.metrics import DESCRIPTIONS, METRICS
 
     rows = (
         f"| `{name}` | {_cell(row.description)} | `{_cell(row.formula)}` | {row.source} |\n" for name, row in METRICS.items()
     )  # fmt: skip
-    return METRICS_HEAD + "".join(rows)
+    others = (f"| `{name}` | {_cell(words)} | | |\n" for name, words in DESCRIPTIONS.items() if name not in METRICS)
+    return METRICS_HEAD + "".join((*rows, *others))
 
 
 def gallery(figures: Path) -> str:

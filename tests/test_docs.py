@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from ufm_fast.cli.app import app
-from ufm_fast.metrics import METRICS
+from ufm_fast.metrics import DESCRIPTIONS
 from ufm_fast.reproduce import CLAIMS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -58,7 +58,7 @@ def test_pages_from_the_code_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import generated
 
     metrics, gallery, reference = generated.metrics(), generated.gallery(DOCS / "figures"), generated.reference()
-    assert all(f"| `{name}` |" in metrics for name in METRICS)
+    assert all(f"| `{name}` |" in metrics for name in DESCRIPTIONS)
     assert all(f"## {name}\n" in gallery for name in CLAIMS)
     assert "### ufm_fast.solve\n" in reference
     assert "### ufm_fast.functional.linear_cross_entropy\n" in reference

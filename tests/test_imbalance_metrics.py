@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from ufm_fast import Problem, solve
 from ufm_fast.errors import InputError
 from ufm_fast.groups import ClassGroups, group_metrics, group_minimum
+from ufm_fast.measure import measure
 from ufm_fast.metrics import collapsed_groups, group_cosines
+from ufm_fast.point import Point
 from ufm_fast.theory import seli_distance, seli_logit_distance, two_group_ce
 
 COUNTS = torch.tensor([10, 10, 1, 1])
@@ -57,10 +60,31 @@ def test_the_way_to_seli(penalty, cosine):
     assert majority == pytest.approx(two_group_ce((2, 2), (10, 1), penalty, penalty).cosine(0), abs=1e-6)
     grouped = group_metrics(group_minimum(ClassGroups.of_counts(COUNTS), penalty, penalty))
     assert seli_distance(point.W, COUNTS) == pytest.approx(grouped["seli_classifier"], abs=1e-5)
+    found = measure(problem, problem.rows(), point)
+    assert found["cosine_majority"] == pytest.approx(majority, rel=1e-12)
+    assert found["cosine_minority"] == pytest.approx(two_group_ce((2, 2), (10, 1), penalty, penalty).cosine(1), abs=1e-6)
+    assert found["seli_classifier"] == pytest.approx(seli_distance(point.W, COUNTS), rel=1e-12)
+    assert found["seli_logits"] == pytest.approx(seli_logit_distance(point.W, point.H, torch.arange(4), COUNTS), rel=1e-12)
     X = COUNTS.double().sqrt()[:, None] * (point.H @ point.W.T)
     limit = COUNTS.double().sqrt()[:, None] * (torch.eye(4, dtype=torch.float64) - 0.25)
     expected = float((X / X.norm() - limit / limit.norm()).norm())
     assert seli_logit_distance(point.W, point.H, torch.arange(4), COUNTS) == pytest.approx(expected, rel=1e-9)
+
+
+def test_metrics_of_unequal_classes_are_measured_where_they_mean_something():
+    W = torch.tensor([[2.0, 0], [0, 2], [1, 1], [1, 1], [0, 0]], dtype=torch.float64)
+    problem = Problem(counts=[3, 3, 1, 1, 0], dim=2, lambda_w=0.01, lambda_h=0.01)
+    point = Point(W, W[:4])
+    found = measure(problem, problem.rows(), point)
+    assert (found["collapsed_groups"], found["collapsed_classes"]) == (1.0, 2.0)
+    assert (found["cosine_majority"], found["cosine_minority"]) == (0.0, pytest.approx(1.0))
+    assert found["cosine_between"] == pytest.approx(0.5**0.5)
+    assert "seli_classifier" not in found  # a class without samples has no such limit
+    assert "cosine_majority" not in measure(problem, problem.rows(), point, "none")
+    equal = Problem(counts=[2, 2, 2, 2, 0], dim=2, lambda_w=0.01, lambda_h=0.01)
+    assert "cosine_majority" not in measure(equal, equal.rows(), point)
+    vectors = replace(problem, loss="mse")
+    assert "seli_logits" not in measure(vectors, vectors.rows(), point)
 
 
 def test_at_the_limit_and_at_zero():

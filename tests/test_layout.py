@@ -22,7 +22,7 @@ _FLOORS = (
     "starts theory measure",
     "solvers functional groups",
     "nn solving verdicts landscape",
-    "runs presets plots plan doctor continual networks",
+    "runs presets plots curves plan doctor continual networks",
     "reproduce studies",
     "cli",
 )

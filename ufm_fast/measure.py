@@ -30,6 +30,7 @@ from ufm_fast.metrics import (
 )  # fmt: skip
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.geometry import imbalance
+from ufm_fast.metrics.imbalance import imbalance_metrics
 from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.regression import regression_metrics
@@ -38,6 +39,7 @@ from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
+from ufm_fast.theory.imbalanced import seli_distance, seli_logit_distance
 from ufm_fast.theory.separation import predicted_frame
 
 #: Singular values of the logits below this share of the largest count as zero.
@@ -45,6 +47,8 @@ RANK_TOLERANCE = 1e-4
 #: One-vs-rest margins of a solution are those of so many rows (`metrics.one_vs_rest` has all of up to 2,000 classes), where
 #: a row's non-negative least squares take milliseconds.
 MARGIN_ROWS, MOST_MARGIN_CLASSES, MOST_MARGIN_DIM = 64, 10_000, 64
+#: Metrics of unequal classes compare all rows of W: up to so many, where that takes a fraction of a second.
+MOST_IMBALANCED = 512
 _LOST = 4 * torch.finfo(torch.float64).eps
 
 
@@ -87,7 +91,7 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     if not rows.targets.single:
         found |= tag_metrics(inputs[-1], rows.targets, rows.counts, problem.num_classes)
     if pairwise != "none" and not gone:
-        found |= _of_code(problem, model.W)
+        found |= _of_code(problem, model.W) | _of_imbalance(problem, rows, inputs[-1], model.W)
     if deep:
         for j, features in enumerate(inputs):
             found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
@@ -137,6 +141,21 @@ def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
     least, mean = one_vs_rest(W, sample=MARGIN_ROWS, seed=problem.seed, exact_classes=MARGIN_ROWS)
     found = {"one_vs_rest": least, "one_vs_rest_mean": mean.value}
     return found if mean.stderr is None else {**found, "one_vs_rest_mean_stderr": mean.stderr}
+
+
+def _of_imbalance(problem: Problem, rows: Rows, features: Tensor, W: Tensor) -> dict[str, float]:
+    """Of single labels whose classes have several counts: collapsed groups, cosines by groups, and of the plain cross-entropy,
+    which has that limit, the distances to no penalty.
+    """
+    counts = problem.counts.to(W.device)
+    if not rows.targets.single or len(counts) > MOST_IMBALANCED or len(torch.unique(counts[counts > 0])) < 2:
+        return {}
+    found = imbalance_metrics(W, counts)
+    if problem.kind.loss == "ce" and problem.kind.trunk == "none" and not problem.loss.smoothing and bool((counts > 0).all()):
+        labels, samples = rows.targets.indices.to(W.device), rows.counts.to(W.device)
+        found["seli_classifier"] = seli_distance(W, problem.counts)
+        found["seli_logits"] = seli_logit_distance(W, features, labels, samples)
+    return found
 
 
 def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -222,8 +222,7 @@ def _metric_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:
     """All metrics with their definitions."""
-    from ufm_fast.metrics import METRICS
-    from ufm_fast.metrics.regression import REGRESSION
+    from ufm_fast.metrics import DESCRIPTIONS
 
     table = Table(box=None, pad_edge=False)
     for header in ("metric", "value", "what it is"):
@@ -233,7 +232,7 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
             continue
         error = metrics.get(f"{name}_stderr")
         text = number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
-        table.add_row(name, text, METRICS[name].description if name in METRICS else REGRESSION.get(name, ""))
+        table.add_row(name, text, DESCRIPTIONS.get(name, ""))
     return table
 
 

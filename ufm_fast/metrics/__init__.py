@@ -16,13 +16,18 @@ from ufm_fast.metrics.geometry import (
     self_duality,
     stable_rank,
 )
-from ufm_fast.metrics.imbalance import collapsed_groups, group_cosines
+from ufm_fast.metrics.imbalance import IMBALANCE, collapsed_groups, group_cosines
 from ufm_fast.metrics.pairwise import Estimate, Sampling, cdnv, equiangularity, nc4
+from ufm_fast.metrics.regression import REGRESSION
 from ufm_fast.metrics.rows import RowMatrix, View
 from ufm_fast.metrics.statistics import ClassMoments, ClassStatistics
 from ufm_fast.metrics.streaming import StreamingStatistics
 
+#: Every number in words, for tables.
+DESCRIPTIONS = {name: metric.description for name, metric in METRICS.items()} | REGRESSION | IMBALANCE
+
 __all__ = [
+    "DESCRIPTIONS",
     "METRICS",
     "ClassMoments",
     "ClassStatistics",

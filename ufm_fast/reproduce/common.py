@@ -47,6 +47,11 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
+def columns(rows: Rows) -> dict[str, list[float]]:
+    """The numbers of rows as the columns that `ufm_fast.curves` draws."""
+    return {name: [row[name] for row in rows] for name, value in rows[0].items() if isinstance(value, (int, float))}
+
+
 def figure(panels: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
     """A row of panels, one column wide for one and two columns for more."""
     drawn = plots.new_figure(COLUMN if panels == 1 else PAGE, height)

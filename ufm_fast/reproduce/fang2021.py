@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ufm_fast import plots
+from ufm_fast.curves import against_imbalance
 from ufm_fast.functional import linear_cross_entropy
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure
+from ufm_fast.reproduce.common import Rows, columns, figure
 from ufm_fast.theory import layer_peeled_collapse_ratio, layer_peeled_two_groups
 from ufm_fast.theory.two_groups import layer_peeled_multiplier
 
@@ -65,12 +66,11 @@ def _curve(quick: bool) -> Evidence:
             })  # fmt: skip
         ratios = [10 ** (i / 8) for i in range(25)]
         lines = [layer_peeled_two_groups(groups, ratio, ENERGY_W, ENERGY_H).cosine(1) for ratio in ratios]
-        ax.plot(ratios, lines, color=plots.COLOURS[place], label=f"$k_A$ = {majority}")
-        found = [row for row in rows if row["majority"] == majority]
-        ax.plot([row["ratio"] for row in found], [row["cosine"] for row in found], "o", color=plots.COLOURS[place])
+        found = columns([row for row in rows if row["majority"] == majority])
+        theory_curve = {"ratio": ratios, "cosine": lines}
+        against_imbalance(ax, found, {"cosine": f"$k_A$ = {majority}"}, theory=theory_curve, colours=plots.COLOURS[place:])
     numbers["largest deviation of a direct minimum"] = max(row["deviation"] for row in rows)
-    ax.set(xscale="log", xlabel="imbalance ratio R", ylabel="cosine of minority classes")
-    ax.legend(frameon=False)
+    ax.set(ylabel="cosine of minority classes")
     return Evidence(numbers, rows, drawn)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ufm_fast import plots
+from ufm_fast.curves import against
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure
+from ufm_fast.reproduce.common import Rows, columns, figure
 from ufm_fast.solving import solve
 from ufm_fast.theory import two_group_ce
 
@@ -42,11 +42,9 @@ def _threshold(quick: bool) -> Evidence:
         "largest deviation of a value": max(row["deviation"] for row in rows),
     }
     drawn, (ax,) = figure()
-    shown = [max(row["spread"], 1e-12) for row in rows]
-    ax.plot([row["level"] for row in rows], shown, "o-", color=plots.COLOURS[0], label="found")
-    ax.axvline(1 / 300, color="0.5", linestyle="--", label="1/300")
-    ax.set(yscale="log", xlabel="penalty level l", ylabel="minority spread / majority's")
-    ax.legend(frameon=False)
+    shown = {**columns(rows), "spread": [max(row["spread"], 1e-12) for row in rows]}
+    against(ax, shown, "level", {"spread": "found"}, threshold=1 / 300, label="penalty level l", scale="linear")
+    ax.set(yscale="log", ylabel="minority spread / majority's")
     return Evidence(numbers, rows, drawn)
 
 
