@@ -10,6 +10,7 @@ from torch import Tensor
 from ufm_fast import plots
 from ufm_fast.curves import against_imbalance
 from ufm_fast.functional import linear_cross_entropy
+from ufm_fast.metrics import group_cosines
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
 from ufm_fast.reproduce.common import Rows, columns, figure
 from ufm_fast.theory import layer_peeled_collapse_ratio, layer_peeled_two_groups
@@ -24,7 +25,7 @@ POINTS = (1.0, 3.0, 10.0, 100.0, 1000.0)
 
 def _direct(majority: int, ratio: float, price: float, seed: int) -> tuple[float, float]:
     """The penalised form sum_A CE + (1/R) sum_B CE + price/2 (|W|^2 + |H|^2), minimised by torch's L-BFGS from a random
-    start: its value and the mean cosine of minority rows.
+    start: its value and the mean cosine of minority rows, nan where they are zero.
     """
     generator = torch.Generator().manual_seed(seed)
     W, H = (torch.randn(CLASSES, CLASSES, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
@@ -42,9 +43,8 @@ def _direct(majority: int, ratio: float, price: float, seed: int) -> tuple[float
         return value
 
     optimiser.step(objective)  # type: ignore[no-untyped-call]
-    minority = torch.nn.functional.normalize(W.detach()[majority:], dim=1)
-    gram, number = minority @ minority.T, CLASSES - majority
-    return float(objective().detach()), float((gram.sum() - number) / (number * (number - 1)))
+    cosine = group_cosines(W.detach(), (labels >= majority).long())[1, 1]
+    return float(objective().detach()), float(cosine)
 
 
 def _curve(quick: bool) -> Evidence:
