@@ -15,7 +15,6 @@ from ufm_fast.cli import main
 from ufm_fast.errors import InputError
 from ufm_fast.nn import UFM
 from ufm_fast.objective import Objective
-from ufm_fast.theory import closed_form
 from ufm_fast.theory.certificates import certify
 
 COUNTS = [7, 4, 2, 1]
@@ -81,23 +80,75 @@ def test_nothing_to_change_changes_no_bit(case):
 @pytest.mark.parametrize("case", [
     *CASES[:2], {"margin": 0.5, "margin_power": 0.25}, {"margin": [0.1, 3.0, 0.0, -2.0], "smoothing": 0.1, "bias": "free"},
     {"loss": "pick-all", "logit_adjustment": 1.0},
+    {"class_scales": 0.3, "logit_adjustment": 1.0, "margin": 0.2, "bias": "free"},
+    {"class_scales": [2.0, 1.0, 0.5, 3.0]},
+    {"feature_penalties": -1.0, "bias": "penalised", "lambda_b": 0.1},
+    {"feature_penalties": -1.0, "class_scales": 0.3, "smoothing": 0.1},
+    {"feature_penalties": [1.0, 0.2, 3.0, 1.0], "loss": "mse"},
+    {"feature_penalties": -1.0, "loss": "mse", "bias": "free"},
+    {"loss": "focal", "margin": 0.1, "class_scales": 0.2},
+    {"loss": "focal", "margin": 0.1, "bias": "penalised", "lambda_b": 0.1},
+    {"margin": 0.2, "constraint": "sphere", "temperature": 8.0, "lambda_w": 0.0, "lambda_h": 0.0},
+    {"class_scales": 0.3, "constraint": "sphere", "temperature": 4.0, "lambda_w": 0.0, "lambda_h": 0.0},
 ])  # fmt: skip
-def test_offsets_and_margins_are_certified(case):
+def test_adjusted_logits_and_penalties_of_each_class_are_certified(case):
     problem = Problem(**{**SMALL, **case})
     solution = solve(problem)
     assert solution.certificate.certified, solution.certificate
+    assert solution.theory is None
     objective = Objective(problem)
-    bound = certify(problem, objective.rows, objective.to_model(random_point(objective, 5)))
+    elsewhere = objective.geometry.project(random_point(objective, 5))
+    bound = certify(problem, objective.rows, objective.to_model(elsewhere))
     assert bound.lower_bound <= solution.value * (1 + 1e-12)
+    # The norm by blocks and by products is one, so that what is proved of many classes is as true.
+    few = certify(problem, objective.rows, solution.point, exact_classes=0)
+    assert few.lower_bound <= solution.value * (1 + 1e-12)
+    assert few.relative_gap < 1e-5
+
+
+def test_layers_have_the_bound_of_their_least_price():
+    for case in (
+        {"margin": 0.1},
+        {"class_scales": 0.3},
+        {"feature_penalties": -1.0},
+        {"loss": "mse", "feature_penalties": -1.0},
+    ):
+        found = solve(Problem(**{**SMALL, **case}, layers=2), max_steps=300)
+        assert 0 < found.certificate.lower_bound <= found.value
+
+
+def test_features_have_the_penalty_of_their_class():
+    kappa = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+    problem = Problem(**SMALL, feature_penalties=kappa)
+    every = Objective(problem, reduce="none", variables="raw")
+    x, y = random_point(every, 0), problem.sample_labels
+    expected = 0.005 * x.W.square().sum() + 0.002 * (kappa[y] * x.H.square().sum(1)).sum()
+    assert every.penalty(x) == pytest.approx(float(expected), rel=1e-13)
+    leaf = x.H.clone().requires_grad_()
+    data = torch.nn.functional.cross_entropy(leaf @ x.W.T, y)
+    (data + 0.002 * (kappa[y] * leaf.square().sum(1)).sum()).backward()
+    torch.testing.assert_close(every.value_and_grad(x).gradient.H, leaf.grad, rtol=1e-12, atol=1e-14)
+    for reduce in ("classes", "none"):
+        raw, balanced = (Objective(problem, reduce=reduce, variables=v) for v in ("raw", "balanced"))
+        at = random_point(raw, 1)
+        assert balanced.value_and_grad(balanced.from_model(at.W, at.H, None)).value == pytest.approx(
+            raw.value_and_grad(at).value, rel=1e-12
+        )
+    same, twice = Problem(**SMALL, feature_penalties=[2.0] * 4), Problem(**{**SMALL, "lambda_h": 0.008})
+    assert solve(same).value == pytest.approx(solve(twice).value, rel=1e-10)
+    one = Problem(**SMALL, feature_penalties=[1.0] * 4)
+    assert one.kind == Problem(**SMALL).kind
+    assert UFM(problem, reduce="none").penalty().isfinite()
+    rule = Problem(**SMALL, feature_penalties=-1.0)
+    assert rule.feature_factors.tolist() == pytest.approx([7 / n for n in COUNTS])
 
 
 def test_what_was_not_derived_is_not_served():
     scaled = Problem(**SMALL, class_scales=0.3)
-    focal = Problem(**SMALL, loss="focal", margin=0.1)
-    sphere = Problem(counts=COUNTS, dim=5, constraint="sphere", margin=0.1)
-    for problem in (scaled, focal, sphere, Problem(**SMALL, margin=0.1, layers=2)):
-        assert closed_form(problem) is None
-        assert solve(problem, max_steps=1).certificate.kind == "none"
+    assert solve(replace(scaled, freeze="h"), max_steps=1).certificate.kind == "none"
+    assert solve(Problem(**SMALL, margin=0.1, freeze="h"), max_steps=300).certificate.certified
+    with pytest.raises(InputError, match="not for feature_penalties"):
+        solve(Problem(**SMALL, feature_penalties=-1.0), reduce="groups")
     with pytest.raises(InputError, match="reduce groups"):
         solve(scaled, reduce="groups")
     with pytest.raises(InputError, match="UFM has logits as they are"):
@@ -124,6 +175,10 @@ def test_a_free_bias_takes_the_offsets_in():
     ({"logit_adjustment": 1.0, "counts": [3, 0, 2, 1]}, "a class is empty"),
     ({"margin": 1.0, "loss": "mse"}, "go with softmax losses"),
     ({"margin": 1.0, "loss": "pick-all"}, "margin goes with one label"),
+    ({"feature_penalties": [1.0, 2.0]}, "feature_penalties must be one number or 4"),
+    ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must be > 0"),
+    ({"feature_penalties": -1.0, "loss": "pick-all"}, "not with loss pick-all"),
+    ({"feature_penalties": -1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0}, "not with unit rows"),
 ])  # fmt: skip
 def test_what_contradicts_is_said(case, words):
     with pytest.raises(InputError, match=words):
@@ -132,10 +187,11 @@ def test_what_contradicts_is_said(case, words):
 
 def test_on_the_command_line(tmp_path, capsys):
     flags = ["--counts", "7,4,2,1", "--dim", "5", "--lambda-w", "0.01", "--lambda-h", "0.004"]
-    ours = ["--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0"]
+    ours = ["--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0", "--feature-penalties=-1"]
     assert main(["solve", "--no-plots", *flags, *ours, "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0])
+    problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0],
+                      feature_penalties=-1.0)  # fmt: skip
     assert summary["value"] == pytest.approx(solve(problem).value, rel=1e-12)
     assert main(["solve", "--no-plots", *flags, "--margin", "0.5,1"]) == 2
     assert "margin must be one number or 4" in capsys.readouterr().err

@@ -10,8 +10,18 @@
 
 An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so neither needs anything else
 of a backend. A scale is a factor on the rows of W; penalties lambda_k |w_k|^2 of each class are the scales
-sqrt(lambda / lambda_k) under one lambda, in other variables. Nothing here is given where it would change nothing: then the
-numbers are those of the loss alone, bit for bit.
+sqrt(lambda / lambda_k) under one lambda, in other variables. Penalties of the features of each class are factors kappa_k on
+lambda_h (`feature_factors`), which are none of the logits: a row weighs n_r kappa_y in the penalty and n_r in the loss.
+Nothing here is given where it would change nothing: then the numbers are those of the loss alone, bit for bit.
+
+Certificates. With S the diagonal of the scales and kappa_r the factor of a row, the least penalty of the logits Z S, Z = H W',
+is mu |D^1/2 Z|_*, D = diag(n_r kappa_r), so the convex form carries over, with layers too: dual rows g_r of the loss prove the
+same bound (`certificates.softmax`, `.squares`, `.focal` without a bias, and with one by the convex envelope alone), where the
+norm is that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S. On unit rows the bound of `certificates.spheres` needs the gradient
+in Z alone, and offsets, margins and scales are constants there. With a frozen factor scales have none.
+Margins in the angle (ArcFace, arXiv 1801.07698) are another thing: cos(theta + m) is convex in cos(theta), and the loss falls
+in it, so that the loss is not convex in the logits; and it has a kink at theta = 0, where features lie along their own rows.
+They are not served.
 """
 
 from __future__ import annotations
@@ -66,6 +76,23 @@ class Adjustment:
         return total
 
 
+def feature_factors(counts: Tensor, given: Any) -> Tensor | None:
+    """kappa_k on lambda_h of each class, float64 (K,): ``given``, or (n_k / n_max)^gamma of one number. None where all are 1.
+
+    Errors: as `make_adjustment`.
+    """
+    n = counts.double().cpu()
+    factors = _each("feature_penalties", given, n, lambda gamma: _relative(n) ** gamma, 1.0)
+    if factors is not None and not bool((factors > 0).all()):
+        raise InputError(f"feature_penalties must be > 0, got {float(factors.min())}")
+    return factors
+
+
+def _relative(counts: Tensor) -> Tensor:
+    """n_k / n_max, of an empty class 1 / n_max."""
+    return counts.clamp_min(1.0) / counts.max()
+
+
 def make_adjustment(
     counts: Tensor, *, logit_adjustment: Any, margin: Any, margin_power: float, class_scales: Any, temperature: float = 1.0
 ) -> Adjustment:
@@ -90,7 +117,7 @@ def make_adjustment(
     smallest = n[n > 0].min()
     offset = _each("logit_adjustment", logit_adjustment, n, lambda tau: tau * (n / n.sum()).log(), 0.0)
     least = _each("margin", margin, n, lambda m: m * (smallest / n.clamp_min(1.0)) ** power, 0.0)
-    scale = _each("class_scales", class_scales, n, lambda gamma: (n.clamp_min(1.0) / n.max()) ** gamma, 1.0)
+    scale = _each("class_scales", class_scales, n, lambda gamma: _relative(n) ** gamma, 1.0)
     if scale is not None and not bool((scale > 0).all()):
         raise InputError(f"class_scales must be > 0, got {float(scale.min())}")
     return Adjustment(offset, None if least is None else temperature * least, scale)

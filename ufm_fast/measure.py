@@ -76,7 +76,8 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     if problem.dense:
         return _of_vectors(problem, rows, model, inputs)
     labels, counts, alone = _single(rows, model.H.device)
-    lambda_w, lambda_h = (None, None) if deep else penalties(problem.lambda_w, problem.lambda_h)
+    of_one = not deep and problem.feature_factors is None  # lambda_h, which balancedness is of
+    lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h) if of_one else (None, None)
 
     def of(features: Tensor, weight: Tensor | None) -> dict[str, float]:
         H, classes_of, weights = comparable(features[alone], labels, counts) if labels.numel() else (None, None, None)

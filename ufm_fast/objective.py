@@ -85,12 +85,12 @@ class Objective:
         self.targets = self.rows.targets.to(device)
         counts = self.rows.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
-        self._set_scales(counts)
+        self._set_scales(problem.penalty_weights(self.rows))
         self._spent = [0.0]  # shared with `rounded` copies
         self._last: _Pass | None = None
 
-    def _set_scales(self, counts: Tensor) -> None:
-        """Scales and penalties of the solver's variables."""
+    def _set_scales(self, weights: Tensor) -> None:
+        """Scales and penalties of the solver's variables; ``weights`` of the rows in the penalty."""
         problem, balanced = self.problem, self.variables == "balanced"
         factors = (problem.lambda_w, problem.lambda_h, *problem.hidden_penalties)
         if balanced and all(factors) and problem.freeze is None:
@@ -100,11 +100,11 @@ class Objective:
             self.weight_scale, self.bias_scale, hidden = 1.0, 1.0, [1.0] * len(problem.hidden_penalties)
         self.hidden_scales = tuple(hidden)
         before_features = math.prod(self.hidden_scales, start=self.weight_scale)
-        row_scale = counts.rsqrt() / before_features if balanced else torch.ones_like(counts)
+        row_scale = weights.rsqrt() / before_features if balanced else torch.ones_like(weights)
         self.row_scale = row_scale.to(self.dtype)[:, None]
         self.penalties = Penalties(
             problem.lambda_w * self.weight_scale**2,
-            (problem.lambda_h * counts * row_scale**2)[:, None],
+            (problem.lambda_h * weights * row_scale**2)[:, None],
             problem.lambda_b * self.bias_scale**2,
             tuple(a * s**2 for a, s in zip(problem.hidden_penalties, self.hidden_scales, strict=True)),
         ).to(self.dtype)
@@ -123,7 +123,8 @@ class Objective:
     @property
     def plain(self) -> bool:
         """One layer in flat space, logits as they are: what preconditioners and closed forms of W H' are made for."""
-        return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment
+        factors = self.problem.feature_factors
+        return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment and factors is None
 
     # ---- maps between the solver's variables and the model's ---------------------------------------------------------
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ufm_fast.adjustments import Adjustment, make_adjustment
+from ufm_fast.adjustments import Adjustment, feature_factors, make_adjustment
 from ufm_fast.arguments import cpu_by_default, number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
@@ -47,9 +47,9 @@ class Kind(NamedTuple):
     """What a problem is: the key of every table of theory, certificates and preconditioners.
 
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
-    for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales as
-    'NAME scaled', and the squared error to target vectors as 'mse dense'. A kind that no row of a table
-    names has nothing there.
+    for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales, or with
+    penalties of each class, as 'NAME scaled', and the squared error to target vectors as 'mse dense'. A
+    kind that no row of a table names has nothing there.
     """
 
     trunk: str
@@ -96,6 +96,8 @@ class Problem:
 
     Adjusted logits (`adjustments`), of softmax losses: ``logit_adjustment`` tau or K offsets, ``margin`` m or K numbers,
     m (n_min/n_k)^``margin_power`` (on spheres times the temperature), ``class_scales`` gamma or K factors on the rows of W.
+    ``feature_penalties``: gamma or K factors kappa_k on lambda_h, so that a sample of class k has lambda_h kappa_k/2 |h|^2.
+    One number gamma is the rule (n_k/n_max)^gamma; -1 is the mean over each class in the place of the sum over samples.
 
     Errors: InputError / InputTypeError naming the argument, the value and what is allowed.
     Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375; Yaras et al., arXiv 2209.09211 (spheres).
@@ -122,6 +124,7 @@ class Problem:
     margin: Any
     margin_power: float
     class_scales: Any
+    feature_penalties: Any
     dtype: str
     device: str
     seed: int
@@ -158,6 +161,7 @@ class Problem:
         margin: float | Sequence[float] | None = None,
         margin_power: float = 0.0,
         class_scales: float | Sequence[float] | None = None,
+        feature_penalties: float | Sequence[float] | None = None,
         dtype: str = "float64",
         device: str = "cpu",
         seed: int = 0,
@@ -324,6 +328,9 @@ class Problem:
             )
         if self.multi_label and adjustment.margin is not None:
             raise InputError(f"margin goes with one label a sample, not with the loss {self.loss.name}; drop it, or choose ce")
+        if self.feature_factors is not None and (self.multi_label or self.dense or self.constraint != "none"):
+            what = "unit rows" if self.constraint != "none" else "target vectors" if self.dense else f"loss {self.loss.name}"
+            raise InputError(f"feature_penalties go with one label a sample and penalties, not with {what}; drop them")
 
     @cached_property
     def adjustment(self) -> Adjustment:
@@ -333,14 +340,27 @@ class Problem:
             class_scales=self.class_scales, temperature=self.temperature,
         ).to(self.device)  # fmt: skip
 
+    @cached_property
+    def feature_factors(self) -> Tensor | None:
+        """kappa_k on lambda_h of each class, float64 (K,); None where all are one."""
+        return feature_factors(self.counts, self.feature_penalties)
+
+    def penalty_weights(self, rows: Rows) -> Tensor:
+        """What each row weighs in the penalty of H, float64 (R,): its samples, times the factor of its class."""
+        counts = rows.counts.to(device=self.device, dtype=torch.float64)
+        factors = self.feature_factors
+        return counts if factors is None else counts * factors.to(counts)[rows.targets.indices.to(counts.device)]
+
     @property
     def kind(self) -> Kind:
         """The key that tables know this problem by."""
         trunk, loss = "none" if self.layers == 1 else self.activation, registered_name(self.loss)
         if loss and self.dense:
             loss += " dense"
-        if loss and self.adjustment:
-            loss += " shifted" if self.adjustment.scale is None else " scaled"
+        if loss and (self.adjustment.scale is not None or self.feature_factors is not None):
+            loss += " scaled"
+        elif loss and self.adjustment:
+            loss += " shifted"
         return Kind(trunk, self.constraint, loss, self.bias, self.freeze)
 
     @property
@@ -399,9 +419,11 @@ class Problem:
         return features if self.temperature == 1.0 else self.temperature * features
 
     def penalties(self, rows: Rows) -> Penalties:
-        """lambda of each part of a model point with these rows, each of which weighs its number of samples; float64."""
-        counts = rows.counts.to(device=self.device, dtype=torch.float64)
-        return Penalties(self.lambda_w, (self.lambda_h * counts)[:, None], self.lambda_b, self.hidden_penalties)
+        """lambda of each part of a model point with these rows, each of which weighs its number of samples (times the factor of
+        its class, `feature_factors`); float64.
+        """
+        weights = self.penalty_weights(rows)
+        return Penalties(self.lambda_w, (self.lambda_h * weights)[:, None], self.lambda_b, self.hidden_penalties)
 
     @property
     def torch_dtype(self) -> torch.dtype:

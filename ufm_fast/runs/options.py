@@ -74,6 +74,7 @@ _ROWS = (
     Setting("margin", float, None, "Margin off the target's logit, one or K (times the temperature)", several=True),
     Setting("margin_power", float, 0.0, "Margins margin (n_min/n_k)^power; LDAM has 0.25", follows="margin"),
     Setting("class_scales", float, None, "Class temperatures (n_k/n_max)^gamma, or K factors on W's rows", several=True),
+    Setting("feature_penalties", float, None, "Factors on lambda-h, (n_k/n_max)^gamma or one for each class", several=True),
     Setting("dtype", str, "float64", "float64 | float32 | bfloat16"),
     _free("device", str, "auto", "auto | cpu | cuda | cuda:0; auto takes CUDA where there is one", "problem"),
     Setting("seed", int, 0, "Seed of the start and of sampled metrics"),

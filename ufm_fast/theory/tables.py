@@ -41,6 +41,16 @@ def sphere(kind: Kind) -> bool:
     return kind == Kind("none", "sphere", "ce", "none", None)
 
 
+def adjusted_sphere(kind: Kind) -> bool:
+    """Serves the same with adjusted logits."""
+    return kind._replace(loss="ce") == Kind("none", "sphere", "ce", "none", None) and kind.loss in adjusted("ce")
+
+
+def adjusted(*losses: str) -> tuple[str, ...]:
+    """The names of these losses with offsets or margins, and with scales or penalties of each class (`adjustments`)."""
+    return tuple(f"{loss} {how}" for loss in losses for how in ("shifted", "scaled"))
+
+
 def lookup(table: Sequence[tuple[Serves, Row]], kind: Kind) -> Row | None:
     """The row that serves ``kind``, or None. Rows of one table serve different kinds (`tests/test_tables.py`)."""
     return next((row for serves, row in table if serves(kind)), None)

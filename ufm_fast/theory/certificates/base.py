@@ -86,6 +86,19 @@ class Candidate:
         return self.rows.counts.to(self.point.W.device).double()
 
     @cached_property
+    def weights(self) -> Tensor:
+        """What each row weighs in the penalty of H, float64 (R,)."""
+        counts = replace(self.rows, counts=self.counts)
+        return self.problem.penalty_weights(counts).to(self.counts.device)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The scale of each row of the dual, sqrt(n_r)/N, where it weighs more in the penalty than in the loss the less."""
+        roots = self.weights.sqrt()
+        own = roots if self.problem.feature_factors is None else self.counts / roots
+        return own / self.problem.num_samples
+
+    @cached_property
     def head(self) -> HeadInput:
         x = self.point
         weight = self.counts / self.problem.num_samples
@@ -114,12 +127,15 @@ class Candidate:
         ratio = norm.value / self.problem.mu if self.problem.layers == 1 else None
         return Proof(bound, ratio, norm.failure_probability)
 
-    def norm(self, dual: Dual) -> NormBound:
-        """An upper bound on |G|: exact for few classes, else but for a stated probability."""
+    def norm(self, dual: Dual, spans: tuple[Tensor, Tensor] | None = None) -> NormBound:
+        """An upper bound on |G|: exact for few classes, else but for a stated probability.
+
+        ``spans`` (K x d, R x d): what its leading singular vectors lie in at a minimum; W and D^1/2 H where not given.
+        """
         if self.problem.num_classes <= self.exact_classes:
             return dense_norm(dual.blocks(), self.problem.num_classes)
-        U, V = _basis(self.head.weight), _basis(self.head.features * self.counts.sqrt()[:, None])
-        return split_norm(dual.forward, dual.adjoint, U, V, seed=self.seed)
+        left, right = spans or (self.point.W, self.head.features * self.weights.sqrt()[:, None])
+        return split_norm(dual.forward, dual.adjoint, _basis(left), _basis(right), seed=self.seed)
 
     def bias_drop(self, column_sum: Tensor) -> float:
         """What a penalised bias takes off the bound at theta = 1; ``column_sum`` = sum_r n_r g_r / N, (K,)."""

@@ -15,6 +15,7 @@ mu |Z|_* with signs S leaves each row its own global minimum over one number, an
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,16 +40,21 @@ def unbiased_focal(candidate: Candidate) -> Proof:
 
 def biased_focal(candidate: Candidate) -> Proof:
     """The bound with a bias: the better of the convex envelope's and of the rows that follow the bias."""
-    problem, dual = candidate.problem, FocalDual(candidate)
+    problem, proof = candidate.problem, enveloped_focal(candidate)
     assert isinstance(problem.loss, Focal)
-    norm = candidate.norm(dual)
-    bound = max(0.0, dual.lower_bound(theta(norm, problem.mu)))
-    counts = problem.counts
+    bound, counts = max(0.0, proof.bound), problem.counts
     if bool((counts == counts[0]).all()):
         bound = max(bound, balanced_bound(problem.loss, len(counts), int(counts[0]), problem.mu))
     if len(counts) <= MOST_CLASSES:
         bound = following_bound(problem, candidate.rows, candidate.point, candidate.value, known=bound)
-    return candidate.proof(bound, norm)
+    return replace(proof, bound=bound)
+
+
+def enveloped_focal(candidate: Candidate) -> Proof:
+    """The bound with a bias by the convex envelope alone, which adjusted logits have too."""
+    dual = FocalDual(candidate)
+    norm = candidate.norm(dual)
+    return candidate.proof(dual.lower_bound(theta(norm, candidate.mu)), norm)
 
 
 class _FocalRows(SoftmaxDual):

@@ -5,7 +5,8 @@
 
 A free bias needs sum_r n_r g_r = 0 exactly, which a rank-one flow from the classes with too much mass to those with too little
 restores. Where the logits have an offset or a margin, a_r in all, the conjugate of the loss changes by the linear term
--<g_r, a_r>, so that the bound gains  theta sum_r (n_r/N) <g_r, a_r>.
+-<g_r, a_r>, so that the bound gains  theta sum_r (n_r/N) <g_r, a_r>. Scales S of the classes change the norm alone, that of
+G S then (`adjustments`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class SoftmaxDual:
         self.problem, self.head, self.loss, self.swept = problem, head, problem.loss, TiledSoftmaxHead()
         self.adjustment = problem.adjustment.to(head.weight.device)
         self.N = problem.num_samples
-        self.root = candidate.counts.sqrt() / self.N
+        self.root, self.scale = candidate.root, self.adjustment.scale
         K = head.weight.shape[0]
         self.column_sum = torch.zeros(K, dtype=torch.float64, device=head.weight.device)
         self.out_flow = torch.zeros_like(self.column_sum)  # taken from each target entry of a class, per sample
@@ -101,8 +102,10 @@ class SoftmaxDual:
             yield c, G
 
     def blocks(self) -> Iterator[Tensor]:
+        """Blocks of the scaled gradient, of rows n_r / (N sqrt(w_r)) g_r S; w_r is what the row weighs in the penalty."""
         for c, G in self._gradients():
-            yield G * self.root[c.start : c.stop, None]
+            block = G * self.root[c.start : c.stop, None]
+            yield block if self.scale is None else block * self.scale
 
     @cached_property
     def _held(self) -> Tensor | None:
@@ -116,21 +119,25 @@ class SoftmaxDual:
             if not out_of_memory(error):
                 raise
             return None
-        for c, G in self._gradients():
-            torch.mul(G, self.root[c.start : c.stop, None], out=held[c.start : c.stop])
+        start = 0
+        for block in self.blocks():
+            held[start : start + len(block)] = block
+            start += len(block)
         return held
 
     def forward(self, X: Tensor) -> Tensor:
         if self._held is not None:
             return self._held @ X
-        return torch.cat([(G * self.root[c.start : c.stop, None]) @ X for c, G in self._gradients()])
+        return torch.cat([block @ X for block in self.blocks()])
 
     def adjoint(self, Y: Tensor) -> Tensor:
         if self._held is not None:
             return self._held.T @ Y
         total = torch.zeros(self.head.weight.shape[0], Y.shape[1], dtype=Y.dtype, device=Y.device)
-        for c, G in self._gradients():
-            total.addmm_(G.T, Y[c.start : c.stop] * self.root[c.start : c.stop, None])
+        start = 0
+        for block in self.blocks():
+            total.addmm_(block.T, Y[start : start + len(block)])
+            start += len(block)
         return total
 
     def lower_bound(self, theta: float) -> float:

@@ -6,7 +6,8 @@ a_k and c_r, unit rows give <G, t H' W''> >= -t |C^-1/2 G A^-1/2| |C^1/2 H'|_F |
     LB = fit - <G, Z> - t |C^-1/2 G A^-1/2| sqrt(sum_k a_k  sum_r c_r).
 
 It is tight at a minimum with a_k = -<w_k, dfit/dw_k> and c_r = -<h_r, dfit/dh_r>, what holds the rows at their length, for
-then a_k w_k = -t (G'H)_k; these are positive at minima. Where one is not, all are taken equal. (Our derivation.)
+then a_k w_k = -t (G'H)_k; these are positive at minima. Where one is not, all are taken equal. Offsets and margins are
+constants, and with scales S of the classes G S takes the place of G in the norm (`adjustments`). (Our derivation.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def spheres(candidate: Candidate) -> Proof:
     best, ratio, failure = -math.inf, None, 0.0
     for a, c in dual.multipliers():
         dual.scale(a, c)
-        norm: NormBound = candidate.norm(dual)
+        # Where a and c hold the rows, G A^-1/2 and its transpose take A^1/2 W and C^1/2 H to one another.
+        spans = candidate.point.W * a.sqrt()[:, None], candidate.point.H * c.sqrt()[:, None]
+        norm: NormBound = candidate.norm(dual, spans)
         reach = norm.value * math.sqrt(float(a.sum()) * float(c.sum()))
         if fit - product - reach > best:
             best, failure = fit - product - reach, norm.failure_probability
@@ -42,7 +45,8 @@ class _SphereDual:
 
     def __init__(self, candidate: Candidate) -> None:
         inner = SoftmaxDual(candidate)
-        inner.root = candidate.head.row_weight  # G itself: rows (n_r / N) g_r
+        inner.root, inner.scale = candidate.head.row_weight, None  # G itself: rows (n_r / N) g_r
+        self.of_classes = 1.0 if inner.adjustment.scale is None else inner.adjustment.scale
         self.inner, self.head = inner, candidate.head
         t = candidate.problem.temperature
         pulled = inner.adjoint(self.head.features)  # t G'H, K x d
@@ -60,7 +64,7 @@ class _SphereDual:
             yield torch.ones_like(self.along_w), torch.ones_like(self.along_h)
 
     def scale(self, a: Tensor, c: Tensor) -> None:
-        self.columns, self.rows = a.rsqrt(), self.temperature * c.rsqrt()
+        self.columns, self.rows = self.of_classes * a.rsqrt(), self.temperature * c.rsqrt()
 
     def blocks(self) -> Iterator[Tensor]:
         start = 0

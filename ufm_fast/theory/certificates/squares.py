@@ -78,7 +78,7 @@ class SquaredDual:
                 assert head.bias is not None
                 head = replace(head, bias=head.bias - squared_error.residual_sum(head))
         self.head, self.backend = head, TiledBackend()
-        self.root = candidate.counts.sqrt() / problem.num_samples
+        self.root = candidate.root
         self.column_sum = squared_error.residual_sum(head)
         self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
         self.drop = candidate.bias_drop(self.column_sum)

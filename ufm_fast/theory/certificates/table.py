@@ -26,28 +26,36 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
 from ufm_fast.theory.certificates.base import EXACT_CLASSES, Candidate, Certificate, Proof, judge, without
-from ufm_fast.theory.certificates.focal import biased_focal, unbiased_focal
+from ufm_fast.theory.certificates.focal import biased_focal, enveloped_focal, unbiased_focal
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
 from ufm_fast.theory.certificates.spheres import spheres
 from ufm_fast.theory.certificates.squares import chord_squares, known_vectors, layered_squares, squares, vector_squares
-from ufm_fast.theory.tables import Serves, in_words, layered, lookup, plain, sphere
+from ufm_fast.theory.tables import Serves, adjusted, adjusted_sphere, in_words, layered, lookup, plain, sphere
+
+LAYERS = ("linear", "relu")
+#: Losses that are convex in the logits, and in W and H each where no scale stands before them.
+CONVEX = ("ce", "pick-all", "mse", "mse dense", "ce shifted", "pick-all shifted")
 
 #: Which certifier serves which kind of problem.
 CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
-    (plain("ce", "pick-all", "ce shifted", "pick-all shifted"), softmax),
-    (plain("focal", bias=("none",)), unbiased_focal),
+    (plain("ce", "pick-all", *adjusted("ce", "pick-all")), softmax),
+    (plain("focal", *adjusted("focal"), bias=("none",)), unbiased_focal),
     (plain("focal", bias=("penalised", "free")), biased_focal),
+    (plain(*adjusted("focal"), bias=("penalised", "free")), enveloped_focal),
     (plain("mse"), squares),
     (plain("mse dense"), vector_squares),
+    (plain("mse scaled"), chord_squares),
     (sphere, spheres),
-    (plain("ce", "pick-all", "mse", "mse dense", bias=("none", "penalised"), frozen=("w", "h")), frozen),
+    (adjusted_sphere, spheres),
+    (plain(*CONVEX, bias=("none", "penalised"), frozen=("w", "h")), frozen),
     (layered("mse", bias=("none", "free")), layered_squares),
     (layered("mse dense", bias=("none", "free")), known_vectors),
     (layered("mse", "mse dense", bias=("penalised",)), chord_squares),
     (layered("mse", "mse dense", trunks=("relu",)), chord_squares),
-    (layered("ce", "pick-all", trunks=("linear", "relu")), softmax),
-    (layered("focal", trunks=("linear", "relu"), bias=("none",)), unbiased_focal),
+    (layered("mse scaled", trunks=LAYERS), chord_squares),
+    (layered("ce", "pick-all", *adjusted("ce", "pick-all"), trunks=LAYERS), softmax),
+    (layered("focal", *adjusted("focal"), trunks=LAYERS, bias=("none",)), unbiased_focal),
 ]
 
 
