@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import child, printed
+from study_cells import CONTENT, SOLVE, InProcess, compared
 
 import ufm_fast
 from ufm_fast import Problem, solve
@@ -22,39 +23,6 @@ from ufm_fast.studies.cells import chains
 from ufm_fast.studies.folder import StudyFolder
 from ufm_fast.studies.spec import make_study
 from ufm_fast.studies.table import MEASURED, UNFINISHED, Table, read_rows
-
-SOLVE = {"dim": 6, "per_class": 3, "lambda_w": 1e-2, "start": "normal", "device": "cpu"}
-CONTENT = {
-    "solve": SOLVE,
-    "axes": {"classes": [4, 5], "seed": [0, 1]},
-    "derived": {"lambda_h": "lambda_w / n", "ratio": "K / d"},
-}
-
-
-class InProcess:
-    """In the place of a worker: cells of this process."""
-
-    def __init__(self, threads: int) -> None:
-        pass
-
-    def solve(self, path: Path, given: dict[str, object]) -> worker.Reply:
-        return worker.solve_cell(path, given)
-
-    def stop(self, kill: bool = False) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Worker", InProcess)
-
-
-def compared(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Rows without what two runs differ in."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 def test_a_study_is_a_row_a_cell_and_a_second_call_solves_nothing() -> None:
