@@ -15,10 +15,10 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 #: Modules by height; one may import those below it and its own.
 _FLOORS = (
     "errors version",
-    "arguments targets dense_targets losses adjustments point trunks datasets lanczos memory",
+    "arguments targets dense_targets losses adjustments layout point trunks datasets lanczos memory",
     "class_groups geometries penalties samples problem",
     "backends metrics",
-    "objective deep_starts",
+    "objective deep_starts sharded_starts",
     "starts theory measure",
     "solvers functional groups",
     "nn solving verdicts landscape",

@@ -54,7 +54,8 @@ _LOST = 4 * torch.finfo(torch.float64).eps
 
 def usable(point: Point) -> bool:
     """Whether metrics and certificates take the point: beyond that squares of squares overflow, though values may be finite."""
-    return all(float(part.abs().max()) < LARGEST for part in point.parts())
+    fits = all(part.numel() == 0 or float(part.abs().max()) < LARGEST for part in point.parts())
+    return fits if point.layout is None else point.layout.all(fits)
 
 
 def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:

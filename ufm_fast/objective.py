@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
+from ufm_fast.backends.sharded import ShardedBackend, parts_of
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES, Flat
+from ufm_fast.layout import Layout
 from ufm_fast.losses import SquaredError
 from ufm_fast.penalties import Penalties, balancing_scales
 from ufm_fast.point import Point
@@ -63,7 +65,8 @@ class Objective:
     ``reduce='classes'`` has one row for each class (exact); 'none' a row for each sample; 'auto' is 'classes'.
     Parameters are kept in float32 where the problem's dtype is bfloat16, and rounded to it before each product.
 
-    Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone.
+    Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone. With the backend `sharded` each rank has
+    its blocks of a point (``layout``), and ``targets``, ``row_weight`` and the scales of its own rows; ``rows`` are all.
     """
 
     def __init__(
@@ -80,14 +83,33 @@ class Objective:
         self.trunk = problem.trunk
         self.variables = "raw" if self.geometry.curved else variables
         self.rows: Rows = problem.rows(self.reduce)
+        self.layout = self._spread()
+        here = self.rows if self.layout is None else parts_of(self.rows, self.layout)
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
-        self.targets = self.rows.targets.to(device)
-        counts = self.rows.counts.to(device=device, dtype=torch.float64)
+        self.targets = here.targets.to(device)
+        counts = here.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
-        self._set_scales(problem.penalty_weights(self.rows))
+        self._set_scales(problem.penalty_weights(here))
         self._spent = [0.0]  # shared with `rounded` copies
         self._last: _Pass | None = None
+
+    def _spread(self) -> Layout | None:
+        """Which rank holds what. Errors: InputError for what only one process has."""
+        if not isinstance(self.backend, ShardedBackend):
+            return None
+        problem = self.problem
+        clashes = (
+            (problem.layers > 1, f"layers = {problem.layers}"),
+            (problem.constraint != "none", f"constraint {problem.constraint}"),
+            (bool(problem.adjustment), "adjusted logits"),
+            (problem.dense, "target vectors"),
+            (problem.feature_factors is not None, "feature_penalties"),
+        )
+        for clash, words in clashes:
+            if clash:
+                raise InputError(f"backend sharded does not go with {words} yet; solve that in one process")
+        return Layout(self.backend.mesh, problem.num_classes, self.rows.number)
 
     def _set_scales(self, weights: Tensor) -> None:
         """Scales and penalties of the solver's variables; ``weights`` of the rows in the penalty."""
@@ -122,9 +144,14 @@ class Objective:
 
     @property
     def plain(self) -> bool:
-        """One layer in flat space, logits as they are: what preconditioners and closed forms of W H' are made for."""
-        factors = self.problem.feature_factors
-        return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment and factors is None
+        """One layer in flat space, logits as they are, all in this process: what preconditioners are made for."""
+        if self.layout is not None or self.problem.feature_factors is not None:
+            return False
+        return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment
+
+    def agreed(self, answer: bool) -> bool:
+        """What all ranks go by where their answers may differ: the first one's."""
+        return answer if self.layout is None else self.layout.mesh.agreed(answer)
 
     # ---- maps between the solver's variables and the model's ---------------------------------------------------------
 
@@ -132,12 +159,12 @@ class Objective:
         """Solver variables of a model point with one feature row for each row of the problem."""
         bias = None if b is None else b.to(self.dtype) / self.bias_scale
         layers = tuple(V.to(self.dtype) / s for V, s in zip(hidden, self.hidden_scales, strict=True))
-        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, bias, layers)
+        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, bias, layers, self.layout)
 
     def to_model(self, x: Point) -> Point:
         """The model's parameters with one feature row for each row of the problem."""
         layers = tuple(V * s for V, s in zip(x.hidden, self.hidden_scales, strict=True))
-        return Point(x.W * self.weight_scale, x.H * self.row_scale, self.bias(x), layers)
+        return Point(x.W * self.weight_scale, x.H * self.row_scale, self.bias(x), layers, self.layout)
 
     def bias(self, x: Point) -> Tensor | None:
         """The model's bias at solver variables x."""
@@ -148,6 +175,8 @@ class Objective:
         model = self.to_model(x)
         if self.reduce == "none":
             return model
+        if self.layout is not None:
+            raise InputError("a point that is spread over ranks has no rows of all samples; load its checkpoint in one process")
         return replace(model, H=model.H.index_select(0, self.problem.sample_row().to(model.H.device)))
 
     # ---- value and derivatives ---------------------------------------------------------------------------------------
@@ -165,7 +194,9 @@ class Objective:
 
     def _head(self, x: Point, features: Tensor, *, direction: bool = False) -> HeadInput:
         adjustment, dtype = self.problem.adjustment, self.problem.torch_dtype
-        head = HeadInput(self.problem.loss, features, x.W, self.bias(x), self.targets, self.row_weight)
+        head = HeadInput(
+            self.problem.loss, features, x.W, self.bias(x), self.targets, self.row_weight, layout=self.layout
+        )  # fmt: skip
         if adjustment:
             head = adjustment.apply_scale(head) if direction else adjustment.apply(head)
         if dtype != self.dtype:
@@ -194,8 +225,8 @@ class Objective:
         """Hessian of f at x times a tangent v. Counts as two gradient evaluations."""
         self.evaluations += 2
         if self.problem.freeze is not None:
-            v = Point(v.W.new_zeros(v.W.shape) if self.problem.freeze == "w" else v.W,
-                      v.H.new_zeros(v.H.shape) if self.problem.freeze == "h" else v.H, v.b)  # fmt: skip
+            frozen_w = self.problem.freeze == "w"
+            v = replace(v, W=torch.zeros_like(v.W)) if frozen_w else replace(v, H=torch.zeros_like(v.H))
         product, out = self._prefilled(v)
         if self.trunk.empty:
             self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v), direction=True), out)
@@ -268,7 +299,7 @@ class Objective:
         b = None if x.b is None else x.b * (self.problem.lambda_b * self.bias_scale)  # in the units of the sums
         hidden = tuple(V * a for V, a in zip(x.hidden, penalties.hidden, strict=True))
         out = Gradients(None if freeze == "h" else H, None if freeze == "w" else W, b)
-        return Point(W, H, b, hidden), out
+        return Point(W, H, b, hidden, self.layout), out
 
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
@@ -283,6 +314,8 @@ class Objective:
         """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
         problem = self.problem
         if isinstance(problem.loss, SquaredError):
+            if self.layout is not None:
+                return 1e-15
             exact = by_residuals(self.targets, problem.num_classes, problem.head_dim, bias=problem.bias != "none")
             return 0.0 if exact else 1e-15
         return 0.0

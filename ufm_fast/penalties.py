@@ -58,8 +58,8 @@ class Penalties(Coefficients):
 
     @cached_property
     def even(self) -> bool:
-        """Whether all rows have the same."""
-        return bool((self.rows == self.rows[0]).all())
+        """Whether there are rows and all have the same."""
+        return self.rows.numel() > 0 and bool((self.rows == self.rows[0]).all())
 
     def to(self, dtype: torch.dtype) -> Penalties:
         return Penalties(self.weight, self.rows.to(dtype), self.bias, self.hidden)
@@ -76,19 +76,21 @@ class Penalties(Coefficients):
             total += 0.5 * self.bias * float(x.b.double() @ x.b.double())
         for W, coefficient in zip(x.hidden, self.hidden, strict=True):
             total += 0.5 * coefficient * _square(W)
-        return total
+        return x.summed(total)
 
     def energies(self, x: Point) -> dict[str, float]:
         """lambda |X|^2 of each factor by its name: equal at every critical point."""
         parts = {name: part for name, part in x.named().items() if name != "b"}
         H = float(torch.linalg.vecdot(x.H, x.H).double() @ self.rows[:, 0].double())
-        squares = {"W": self.weight * _square(x.W), "H": H}
+        squares = {"W": x.summed(self.weight * _square(x.W)), "H": x.summed(H)}
         return squares | {f"hidden{j}": c * _square(parts[f"hidden{j}"]) for j, c in enumerate(self.hidden, 1)}
 
     def size(self, x: Point) -> float:
         """The sum over the factors of |lambda X|: what a gradient's norm is small against."""
-        weights = self.weight * math.sqrt(_square(x.W))
-        if self.even:
+        weights = self.weight * math.sqrt(x.summed(_square(x.W)))
+        if x.layout is not None:
+            features = math.sqrt(x.summed(_square(x.H * self.rows)))
+        elif self.even:
             features = float(self.rows[0]) * math.sqrt(_square(x.H))
         else:
             features = float(torch.linalg.vector_norm((x.H * self.rows).double()))

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ufm_fast.layout import Layout
+
 
 @dataclass(frozen=True)
 class Point:
     """Classifier W (K x d), features H (R x d_0, a row per sample or per class), bias b (K,) or None, and the weights of the
     layers between, first to last (none: the head sees H, and d = d_0). Sums run in float64 whatever the dtype of the parts.
+    On several ranks each has its blocks of the parts; ``layout`` says which, and only what sums over all parts looks at it.
     """
 
     W: Tensor
     H: Tensor
     b: Tensor | None = None
     hidden: tuple[Tensor, ...] = ()
+    layout: Layout | None = None
 
     def parts(self) -> Iterator[Tensor]:
         yield self.W
@@ -43,20 +47,24 @@ class Point:
     def map(self, function: Callable[[Tensor], Tensor]) -> Point:
         """A new point with ``function`` applied to each part."""
         bias = None if self.b is None else function(self.b)
-        return Point(function(self.W), function(self.H), bias, tuple(map(function, self.hidden)))
+        return Point(function(self.W), function(self.H), bias, tuple(map(function, self.hidden)), self.layout)
 
     def zip(self, other: Point, function: Callable[[Tensor, Tensor], Tensor]) -> Point:
         """A new point with ``function`` applied to matching parts."""
         bias = None if self.b is None or other.b is None else function(self.b, other.b)
         hidden = tuple(map(function, self.hidden, other.hidden))
-        return Point(function(self.W, other.W), function(self.H, other.H), bias, hidden)
+        return Point(function(self.W, other.W), function(self.H, other.H), bias, hidden, self.layout)
 
     def dot(self, other: Point) -> float:
         """Euclidean inner product."""
         total = 0.0
         for left, right in zip(self.parts(), other.parts(), strict=True):
             total += inner(left, right)
-        return total
+        return self.summed(total)
+
+    def summed(self, part: float) -> float:
+        """A sum over the entries of the whole point, of which ``part`` is that over the entries here."""
+        return part if self.layout is None else self.layout.total(part)
 
     def norm(self) -> float:
         return float(max(self.dot(self), 0.0) ** 0.5)
@@ -78,7 +86,8 @@ class Point:
         return self.map(lambda x: x.to(device=device, dtype=dtype))
 
     def finite(self) -> bool:
-        return all(bool(torch.isfinite(x).all()) for x in self.parts())
+        here = all(bool(torch.isfinite(x).all()) for x in self.parts())
+        return here if self.layout is None else self.layout.all(here)
 
 
 def inner(left: Tensor, right: Tensor) -> float:

@@ -75,7 +75,7 @@ def solve(
         return lifted_solution(problem, best, certificate=options.certificate, metrics=options.metrics)
     objective = Objective(
         problem,
-        backend=make_backend(options.backend, problem.device, problem.torch_dtype),
+        backend=make_backend(options.backend, problem.device, problem.torch_dtype, options.mesh),
         reduce=options.reduce,
         variables=options.variables,
     )
@@ -132,6 +132,8 @@ def _fitted_by_bias(objective: Objective, run: Run) -> Run:
     problem = objective.problem
     if not isinstance(problem.loss, SquaredError) or problem.bias != "free" or problem.freeze is not None:
         return run
+    if objective.layout is not None:
+        return run
     target = _only_target(objective)
     if target is None or not run.outcome.success:
         return run
@@ -154,7 +156,8 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
     problem, run, theory, rows = objective.problem, result.run, result.theory, objective.rows
     model, method = objective.to_model(run.state.point), options.method
     fits = math.isfinite(run.state.evaluation.value) and usable(model)  # else there is no certificate, and no metrics
-    proof = certify(problem, rows, model) if options.certificate and fits else None
+    here = objective.layout is None
+    proof = certify(problem, rows, model) if options.certificate and fits and here else None
     found = at_saved_point(objective, run, model, exactly=proof is not None)
     outcome, message = run.outcome, run.message
     if method == "closed-form" and theory is not None:
@@ -179,7 +182,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         start=result.start,
         theory=theory,
         certificate=proof,
-        metrics=measure(problem, rows, model, options.pairwise, found.value) if options.metrics and fits else {},
+        metrics=measure(problem, rows, model, options.pairwise, found.value) if options.metrics and fits and here else {},
         notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
         structure=recognise(problem, found.value) if theory is None else None,
         history=run.history,

@@ -14,6 +14,7 @@ from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
+from ufm_fast.sharded_starts import cut, sharded_start
 
 #: Starts that a seed changes, whatever the problem: what restarts need.
 RANDOM_STARTS = ("normal", "orthogonal", "balanced", "small")
@@ -38,27 +39,34 @@ def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | N
       With layers each factor takes its share of the singular values of a simplex, or of an orthogonal frame (squared error,
       ReLU), whose level has the least value on its ray.
 
-    All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to length one.
-    Errors: InputError for an unknown name, or ``balanced`` with layers.
+    All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to length one. On several
+    ranks each has its blocks of the start (`sharded_starts`).
+    Errors: InputError for an unknown name, ``balanced`` with layers, or ``orthogonal`` or ``balanced`` on several ranks.
     """
     if name not in STARTS:
         raise InputError(f"start must be one of {', '.join(STARTS)} or a file; got {name!r}")
-    problem = objective.problem
-    generator = torch.Generator().manual_seed(problem.seed if seed is None else whole(seed, "seed", 0, 2**63 - 1))
-    if not objective.trunk.empty:
+    problem, layout = objective.problem, objective.layout
+    seed = problem.seed if seed is None else whole(seed, "seed", 0, 2**63 - 1)
+    generator = torch.Generator().manual_seed(seed)
+    if layout is not None:
+        strength = levels(objective) * objective.rows.counts.double().sqrt()
+        spread = sharded_start(objective, name, seed, strength, lambda one: _dense_spectral(one, generator))
+        W, H, hidden = spread.W, spread.H, spread.hidden
+    elif not objective.trunk.empty:
         W, H, hidden = deep_start(objective, name, generator)
     elif name == "spectral":
         (W, H), hidden = _spectral(objective, generator), ()
     else:
         (W, H), hidden = _random(objective, name, generator), ()
     device = torch.device(problem.device)
-    bias = None if problem.bias == "none" else torch.zeros(problem.num_classes, dtype=objective.dtype, device=device)
-    start = Point(W, H, None, hidden).scale(scale).to(dtype=objective.dtype, device=device)
+    bias = None if problem.bias == "none" else torch.zeros(W.shape[0], dtype=objective.dtype, device=device)
+    start = Point(W, H, None, hidden, layout).scale(scale).to(dtype=objective.dtype, device=device)
     return objective.geometry.project(replace(start, b=bias))
 
 
 def given_start(objective: Objective, point: Point) -> Point:
-    """Solver variables of a model point that a user gives, with an H row for each row, or for each sample.
+    """Solver variables of a model point that a user gives, with an H row for each row, or for each sample. On several ranks it
+    is the whole point, or one that has the objective's layout already.
 
     Errors: InputError / InputTypeError for what does not fit the problem.
     """
@@ -68,6 +76,8 @@ def given_start(objective: Objective, point: Point) -> Point:
     if not all(t.is_floating_point() and t.dtype.itemsize >= 2 for t in point.parts()):
         raise InputTypeError("the start's W, H and b must be floating-point tensors of 16 bits and more")
     device = torch.device(problem.device)
+    if point.layout is not None:
+        return objective.from_model(point.W, point.H, point.b)
     if tuple(point.W.shape) != (problem.num_classes, problem.head_dim):
         raise InputError(f"the start's W must have shape {(problem.num_classes, problem.head_dim)}, got {tuple(point.W.shape)}")
     layers = [tuple(part.shape) for part in point.hidden]
@@ -87,6 +97,8 @@ def given_start(objective: Objective, point: Point) -> Point:
     if b is not None and tuple(b.shape) != (problem.num_classes,):
         raise InputError(f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}")
     start = replace(point, H=H).to(device=device)
+    if objective.layout is not None:
+        start = cut(objective.layout, start)
     if not start.finite():
         raise InputError("the start holds NaN or infinite values; give finite W, H and b")
     x = objective.from_model(start.W, start.H, start.b, start.hidden)
@@ -132,6 +144,16 @@ def levels(objective: Objective) -> Tensor:
     return torch.log1p((1.0 - K * off.clamp_max(0.9 / K)) / off.clamp_max(0.9 / K))
 
 
+def _coded(objective: Objective) -> bool:
+    """Whether the spectral start is a random code."""
+    K, d, R = objective.problem.num_classes, objective.problem.dim, objective.rows.number
+    return d < min(R, K - 1) or max(R, K) > _DENSE
+
+
+def _dense_spectral(objective: Objective, generator: torch.Generator) -> Point | None:
+    return None if _coded(objective) else Point(*_spectral(objective, generator))
+
+
 def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     problem, K, d, R = objective.problem, objective.problem.num_classes, objective.problem.dim, objective.rows.number
     if problem.dense:
@@ -139,7 +161,7 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     level = levels(objective)
     strength = level * objective.rows.counts.double().sqrt()
     targets = objective.rows.targets
-    if d < min(R, K - 1) or max(R, K) > _DENSE:
+    if _coded(objective):
         return _random_code(targets.slice(0, R), strength, K, d, generator)
     rows, columns = targets.slice(0, R)
     Z = torch.zeros(R, K, dtype=torch.float64)

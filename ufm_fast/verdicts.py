@@ -35,7 +35,8 @@ def at_saved_point(objective: Objective, run: Run, model: Point, *, exactly: boo
     dtype = "float64" if exactly else "float32" if problem.dtype == "bfloat16" else problem.dtype
     if dtype == problem.dtype:
         return run.state.evaluation
-    wide = Objective(replace(problem, dtype=dtype), reduce=objective.reduce, variables="raw")
+    backend = None if objective.layout is None else objective.backend
+    wide = Objective(replace(problem, dtype=dtype), backend=backend, reduce=objective.reduce, variables="raw")
     return wide.value_and_grad(model.to(dtype=wide.dtype))
 
 

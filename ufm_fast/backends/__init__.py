@@ -9,8 +9,10 @@ import torch
 
 from ufm_fast.backends.base import Backend, Gradients, HeadInput, HeadResult, RowStatistics
 from ufm_fast.backends.reference import ReferenceBackend
+from ufm_fast.backends.sharded import ShardedBackend
 from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.errors import InputError
+from ufm_fast.layout import Mesh
 
 Maker = Callable[[torch.device, torch.dtype], Backend]
 
@@ -43,20 +45,29 @@ BACKENDS: dict[str, Maker] = {
     "reference": lambda device, dtype: ReferenceBackend(),
     "tiled": lambda device, dtype: TiledBackend(),
     "triton": _triton,
+    "sharded": lambda device, dtype: ShardedBackend(Mesh.of_world(None, device)),
 }
 
 
-def make_backend(name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
+def make_backend(
+    name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, mesh: str | None = None
+) -> Backend:
     """The backend called ``name``; 'auto' is triton on CUDA where it is installed and ``dtype`` is not float64, else tiled.
 
-    Errors: InputError for an unknown name, or for triton without triton, without a CUDA device, or in float64.
+    ``mesh``: of 'sharded', CxS ranks by classes times ranks by samples; by default all by classes.
+    Errors: InputError for an unknown name, for triton without triton, without a CUDA device, or in float64; for sharded
+    without torch.distributed, or a mesh that does not hold all ranks; for a mesh of another backend.
     """
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    if mesh is not None:
+        if name != "sharded":
+            raise InputError(f"mesh = {mesh} goes with backend sharded, not {name}; drop it, or start several ranks (torchrun)")
+        return ShardedBackend(Mesh.of_world(mesh, device))
     return BACKENDS[name](torch.device(device), dtype)
 
 
 __all__ = [
-    "BACKENDS", "Backend", "Gradients", "HeadInput", "HeadResult", "ReferenceBackend", "RowStatistics", "TiledBackend",
-    "has_triton", "make_backend",
+    "BACKENDS", "Backend", "Gradients", "HeadInput", "HeadResult", "ReferenceBackend", "RowStatistics", "ShardedBackend",
+    "TiledBackend", "has_triton", "make_backend",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.errors import InputError
+from ufm_fast.layout import Layout
 from ufm_fast.losses import Loss, SoftmaxLoss
 from ufm_fast.targets import Targets
 
@@ -32,6 +33,8 @@ class HeadInput:
     """One head evaluation: logits are ``features @ weight.T + bias``; the data term is sum_r row_weight_r l_r.
 
     ``margin`` (R,), of single labels, is taken off each row's target logit before the loss, not before the statistics.
+    With a ``layout`` (`sharded`) features, targets and row_weight are those of this rank's rows, weight and bias those of its
+    classes; targets name classes by their numbers among all.
     """
 
     loss: Loss
@@ -41,6 +44,7 @@ class HeadInput:
     targets: Targets
     row_weight: Tensor
     margin: Tensor | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)

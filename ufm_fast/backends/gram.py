@@ -7,11 +7,14 @@ With weights o_r and D = diag(o), A = W'W, S = H'DH, C = sum_r o_r e_{y_r} h_r' 
 
 The value is a difference of O(1) terms: its absolute error is about eps, so the Grams are formed in float64. Without
 ``targets`` (Y = 0: classes that no row belongs to) nothing cancels.
+
+A `Home` says where rows and classes are: here all of them. On several ranks (`exchange`) its totals are over the ranks, and
+a function returns this rank's part of the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +23,36 @@ from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
 
 _CHUNK = 1 << 13  # rows: a block and its float64 copy stay in the cache
+
+
+class Home:
+    """Rows and classes that are all here. ``y``: the targets of the rows."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
+
+    def total(self, part: Tensor) -> Tensor:
+        """A sum over all rows or classes, from that over those here."""
+        return part
+
+    def once(self, whole: Tensor) -> Tensor:
+        """A part of the value that is known of the whole."""
+        return whole
+
+    def rows(self, W: Tensor) -> Callable[[slice], Tensor]:
+        """The rows of W (or entries of a vector) that are the targets of a block of rows."""
+        return lambda part: W.index_select(0, self.y[part])
+
+    def add(self, out: Tensor, part: slice, rows: Tensor, weight: Tensor) -> None:
+        """out_k += the weighted sum of the rows of class k, of a block of rows."""
+        add_class_sums(out, self.y[part], rows, weight)
+
+    def settle(self, out: Tensor) -> None:
+        """After the last ``add``."""
+
+    def totals(self, classes: int, weight: Tensor) -> Tensor:
+        """The sum of the weights of each class."""
+        return class_totals(classes, self.y, weight)
 
 
 def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -> Tensor:
@@ -47,27 +80,28 @@ def row_blocks(rows: int) -> Iterator[slice]:
     return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
 
 
-def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True) -> Tensor:
+def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True, home: Home | None = None) -> Tensor:
     """Value (float64 scalar); adds gradients into ``out``. Beside them it holds d x d matrices and a block of rows."""
-    H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
+    H, W, b, home = x.features, x.weight, x.bias, home or Home(x.targets.indices)
     o = x.row_weight.double()
-    total = o.sum()
-    A, S = gram(W), _weighted_gram(H, o)
-    fit = 0.5 * (A * S).sum()
+    total = home.total(o.sum())
+    A, S = home.total(gram(W)), home.total(_weighted_gram(H, o))
+    fit = home.once(0.5 * (A * S).sum())
     if targets:
-        fit = fit + 0.5 * total
-    shift = None if b is None else b @ W
+        fit = fit + home.once(0.5 * total)
+    shift = None if b is None else home.total(b @ W)
+    of_targets = home.rows(W) if targets else None
     weight, A_cast = o.to(H.dtype)[:, None], A.to(H.dtype)
     if out.weight is not None:
         for part in row_blocks(W.shape[0]):
             out.weight[part].addmm_(W[part], S.to(W.dtype))
     for part in row_blocks(H.shape[0]):
-        h, own = H[part], W.index_select(0, y[part]) if targets else None
+        h, own = H[part], None if of_targets is None else of_targets(part)
         if own is not None:
             weighted = h * weight[part]
             fit = fit - (weighted * own).sum(dtype=torch.float64)
             if out.weight is not None:
-                add_class_sums(out.weight, y[part], h, -o[part])
+                home.add(out.weight, part, h, -o[part])
         if out.features is not None:
             residual = h @ A_cast
             if own is not None:
@@ -75,13 +109,15 @@ def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True) -> Ten
             if shift is not None:
                 residual.add_(shift)
             out.features[part].addcmul_(residual, weight[part])
+    if targets and out.weight is not None:
+        home.settle(out.weight)
     if b is not None:
-        m = weighted_sum(H, o)
+        m = home.total(weighted_sum(H, o))
         Wm, bias = W.double() @ m, b.double()
         slope = Wm + total * bias
         fit = fit + bias @ Wm + 0.5 * total * (bias @ bias)
         if targets:
-            v = class_totals(W.shape[0], y, o)
+            v = home.totals(W.shape[0], o)
             fit, slope = fit - v @ bias, slope - v
         if out.weight is not None:
             out.weight.addr_(b, m.to(W.dtype))
@@ -90,67 +126,69 @@ def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True) -> Ten
     return fit
 
 
-def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True) -> None:
+def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True, home: Home | None = None) -> None:
     """Adds the Hessian product; dG = (dH W' + H dW' + 1 db') D, so grad_H' = dG W + G dW and grad_W' = dG' H + G' dH."""
-    H, W, b, y = x.features, x.weight, x.bias, x.targets.indices
+    H, W, b, home = x.features, x.weight, x.bias, home or Home(x.targets.indices)
     dH, dW, db = v.features, v.weight, v.bias
     o = x.row_weight.double()
-    cross = gram(W, other=dW)
+    cross = home.total(gram(W, other=dW))
     if out.features is not None:
-        change = dH @ gram(W).to(H.dtype) + H @ (cross + cross.T).to(H.dtype)
+        change = dH @ home.total(gram(W)).to(H.dtype) + H @ (cross + cross.T).to(H.dtype)
         if targets:
-            change -= dW.index_select(0, y)
+            change -= home.rows(dW)(slice(None))
         if b is not None and db is not None:
-            change += db @ W + b @ dW
+            change += home.total(db @ W + b @ dW)
         out.features.addcmul_(change, x.row_weight[:, None].to(H.dtype))
-    mixed = gram(H, o, dH)
+    mixed = home.total(gram(H, o, dH))
     if out.weight is not None:
-        out.weight.addmm_(dW, gram(H, o).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype))
+        out.weight.addmm_(dW, home.total(gram(H, o)).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype))
         if targets:
             for part in row_blocks(H.shape[0]):
-                add_class_sums(out.weight, y[part], dH[part], -o[part])
+                home.add(out.weight, part, dH[part], -o[part])
+            home.settle(out.weight)
     if b is not None and db is not None:
-        m, dm = weighted_sum(H, o), weighted_sum(dH, o)
+        m, dm = home.total(weighted_sum(H, o)), home.total(weighted_sum(dH, o))
         if out.weight is not None:
             out.weight.addr_(db, m.to(W.dtype)).addr_(b, dm.to(W.dtype))
         if out.bias is not None:
-            out.bias.add_((dW.double() @ m + W.double() @ dm + o.sum() * db.double()).to(b.dtype))
+            out.bias.add_((dW.double() @ m + W.double() @ dm + home.total(o.sum()) * db.double()).to(b.dtype))
 
 
 class GramGradient:
     """G = D (H W' + 1 b' - Y) as an operator of low rank: no R x K array."""
 
-    def __init__(self, x: HeadInput) -> None:
-        self.x, self.weight = x, x.row_weight.double()
+    def __init__(self, x: HeadInput, home: Home | None = None) -> None:
+        self.x, self.weight, self.home = x, x.row_weight.double(), home or Home(x.targets.indices)
 
     def times(self, right: Tensor) -> Tensor:
         """G right."""
-        x = self.x
-        product = x.features @ (x.weight.T @ right) - right.index_select(0, x.targets.indices)
+        x, home = self.x, self.home
+        product = x.features @ home.total(x.weight.T @ right) - home.rows(right)(slice(None))
         if x.bias is not None:
-            product += x.bias @ right
+            product += home.total(x.bias @ right)
         return product.mul_(self.weight[:, None].to(x.features.dtype))
 
     def transposed_times(self, left: Tensor) -> Tensor:
         """G' left."""
-        x, y = self.x, self.x.targets.indices
-        product = x.weight @ gram(x.features, self.weight, left).to(x.weight.dtype)
+        x, home = self.x, self.home
+        product = x.weight @ home.total(gram(x.features, self.weight, left)).to(x.weight.dtype)
         for part in row_blocks(x.features.shape[0]):
-            add_class_sums(product, y[part], left[part], -self.weight[part])
+            home.add(product, part, left[part], -self.weight[part])
+        home.settle(product)
         if x.bias is not None:
-            product += torch.outer(x.bias, weighted_sum(left, self.weight).to(x.bias.dtype))
+            product += torch.outer(x.bias, home.total(weighted_sum(left, self.weight)).to(x.bias.dtype))
         return product
 
 
-def losses(x: HeadInput, *, targets: bool = True) -> Tensor:
+def losses(x: HeadInput, *, targets: bool = True, home: Home | None = None) -> Tensor:
     """1/2 |W h_r + b - e_y|^2 for each row, float64 (R,), by the Gram form."""
-    H, W, y = x.features.double(), x.weight.double(), x.targets.indices
-    value: Tensor = torch.linalg.vecdot(H @ gram(W), H).mul_(0.5)
+    H, W, home = x.features.double(), x.weight.double(), home or Home(x.targets.indices)
+    value: Tensor = torch.linalg.vecdot(H @ home.total(gram(W)), H).mul_(0.5)
     if x.bias is not None:
         b = x.bias.double()
-        value += H @ (W.T @ b) + 0.5 * b @ b
+        value += H @ home.total(W.T @ b) + 0.5 * home.total(b @ b)
         if targets:
-            value -= b[y]
+            value -= home.rows(b)(slice(None))
     if targets:
-        value += 0.5 - torch.linalg.vecdot(H, W.index_select(0, y))
+        value += 0.5 - torch.linalg.vecdot(H, home.rows(W)(slice(None)))
     return value

@@ -40,7 +40,7 @@ class ChunkGradient:
         self.exact = _entries(loss, c, self.slope)
         self.entry = self.exact.to(dtype)
         # Its sum over the rows is the caller's (`uneven`): there it would cancel the digits of what is left near collapse.
-        self.even = (-loss.smoothing / c.E.shape[0] * c.row_weight).to(dtype) if loss.smoothing else None
+        self.even = (-loss.smoothing / c.classes * c.row_weight).to(dtype) if loss.smoothing else None
         self.stored = False
 
     def store(self, class_sums: Tensor | None) -> None:
@@ -89,8 +89,12 @@ class ChunkGradient:
 
 def uneven(labels: Tensor, row_weight: Tensor, classes: int) -> Tensor:
     """Weight of each class's rows less the mean over the classes, float64 (K,): exactly zero where all are equal."""
-    weight = class_totals(classes, labels, row_weight.double())
-    weight -= weight[0].clone()
+    return centred(class_totals(classes, labels, row_weight.double()))
+
+
+def centred(weight: Tensor) -> Tensor:
+    """Numbers less their mean, exactly zero where all are equal."""
+    weight = weight - weight[0]
     return weight - weight.mean()
 
 
@@ -144,9 +148,9 @@ def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
     entry_dz = dz[c.entry_class, c.entry_row].double()
     own = c.row_sum(entry_dz if c.single else entry_dz * c.entry_share)
     # Taken off first, so that a class with nearly all the mass is left with a small number, and not two that cancel.
-    middle = (_column_products(c.E, dz).double() / c.mass).to(dz.dtype)
+    middle = c.total(_column_products(c.E, dz).double() / c.mass).to(dz.dtype)
     dz.sub_(middle)
-    rest = _column_products(c.E, dz).double() / c.mass
+    rest = c.total(_column_products(c.E, dz).double() / c.mass)
     mean = middle.double() + rest - own
     slope, bend = _slope(loss, c), torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p)
     scale, q = c.p / c.mass, 1.0 - c.p

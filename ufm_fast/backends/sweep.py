@@ -11,7 +11,7 @@ log T = log sum exp(z_k - z_y) over them is taken off u.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,10 @@ from torch import Tensor
 
 from ufm_fast.backends.base import HeadInput, compute_dtype, softmax_loss
 from ufm_fast.backends.exponentials import alike, exact_mean, exponentials, target_logits
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
 
 
 @dataclass
@@ -44,22 +48,21 @@ class Chunk:
     value: Tensor  # loss of each row, without row weight
     mean_target: Tensor
     row_weight: Tensor
-
-    @property
-    def single(self) -> bool:
-        """Whether each row has one target: then entries are rows, in order."""
-        return self.entry_row.numel() == self.M.numel()
+    classes: int  # K
+    single: bool  # whether each row has one target: then entries are rows, in order
+    # Of E's classes to sums over all K, which may be on other ranks (`sharded`).
+    total: Callable[[Tensor], Tensor] = _same
 
     def row_sum(self, values: Tensor) -> Tensor:
         """Sum of the entries' values in each row."""
-        return values if self.single else _segment_sum(values, self.entry_row, self.M.shape[0])
+        return values if self.single else self.total(_segment_sum(values, self.entry_row, self.M.shape[0]))
 
     def of_entries(self, values: Tensor) -> Tensor:
         """The rows' values at their entries."""
         return values if self.single else values[self.entry_row]
 
 
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     """The targets of a chunk of C rows: row and class of each entry. ``single``: one a row, in order."""
 
     rows: Tensor
@@ -83,6 +86,21 @@ class _Entries(NamedTuple):
         return values.new_full((self.number,), start).scatter_reduce(0, self.rows, values, how)
 
 
+class Told(NamedTuple):
+    """What the sweep of a chunk tells, float64: of its target entries the logit, the logit as the product rounded it and, with
+    smoothing, the logit less the mean of all; of its rows the number of targets M, the sum of exponentials, the offset those
+    are relative to and, with statistics, the largest logit off target.
+    """
+
+    z: Tensor
+    rounded: Tensor
+    tilt: Tensor | None
+    M: Tensor
+    mass: Tensor
+    offset: Tensor
+    top: Tensor | None
+
+
 class Sweep:
     """The chunks of a head, whose exponentials take turns in ``buffer`` (K x C): each is valid until the next is asked for.
 
@@ -101,39 +119,23 @@ class Sweep:
             yield self._chunk(start, exact)
 
     def _chunk(self, start: int, exact: Tensor | None) -> Chunk:
-        x, W, bias, loss = self.x, self.W, self.bias, self.loss
-        h = x.features[start : start + self.buffer.shape[1]].to(W.dtype)
+        h = self.x.features[start : start + self.buffer.shape[1]].to(self.W.dtype)
         stop = start + h.shape[0]
-        entries = _Entries(*x.targets.slice(start, stop), h.shape[0], x.targets.single)
+        entries = Entries(*self.x.targets.slice(start, stop), h.shape[0], self.x.targets.single)
+        E = self.buffer[:, : h.shape[0]]
+        return finished(self.x, slice(start, stop), h, E, entries, self._told(h, E, entries, exact, start), self.W.shape[0])
+
+    def _told(self, h: Tensor, E: Tensor, entries: Entries, exact: Tensor | None, start: int) -> Told:
+        """Fills E."""
         z, M, offset = self._logits(h, entries)
-        E, of_logits = self.buffer[:, : h.shape[0]], None if bias is None else bias.to(W.dtype)
+        of_logits = None if self.bias is None else self.bias.to(self.W.dtype)
         mass, offset, top, rounded = exponentials(
-            h, W, of_logits, offset, entries.rows, entries.classes, E, top=self.statistics
+            h, self.W, of_logits, offset, entries.rows, entries.classes, E, top=self.statistics
         )
-        margin = None if top is None else entries.least(alike(z, rounded, entries.of_rows(top))) - top
-        log_mass = mass.log()
-        z = alike(z, rounded, entries.of_rows(log_mass + offset))
+        tilt = None if exact is None else self._tilt(h, entries, exact, start)
+        return Told(z, rounded, tilt, M, mass, offset, top)
 
-        total = entries.sum(z)
-        mean = _mean_target(z, total, M, entries)
-        share, log_total, excess = _target_share(z, mean, M, entries)
-        log_mass = log_mass + (offset - mean)
-        if bias is not None:  # a parameter that has diverged must not pass for a perfect fit
-            log_mass = torch.where(mean == math.inf, math.nan, log_mass)
-        u = log_mass - log_total
-        if x.margin is not None:
-            u = u + x.margin[start:stop]
-        l, p = torch.nn.functional.softplus(u, threshold=40.0), torch.sigmoid(u)
-        value = torch.where(total == -math.inf, math.inf, M * (log_total + l)) if loss.multi_label else loss.value(l, p)
-        if exact is not None:
-            # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
-            value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, self._tilt(h, entries, exact, start))
-        return Chunk(
-            start, stop, h, E, mass, entries.rows, entries.classes, z, share, M, margin, l, p, log_mass, excess, value, mean,
-            x.row_weight[start:stop].double(),
-        )  # fmt: skip
-
-    def _logits(self, h: Tensor, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
+    def _logits(self, h: Tensor, entries: Entries) -> tuple[Tensor, Tensor, Tensor]:
         """Exact target logits (entries), targets a row, and the mean off-target logit (rows)."""
         K = self.W.shape[0]
         z = target_logits(h, self.W, entries.rows, entries.classes, entries.single)
@@ -144,7 +146,7 @@ class Sweep:
             mean_logit = mean_logit + self.bias.mean()
         return z, M, (K * mean_logit - entries.sum(z)) / (K - 1 if entries.single else K - M)
 
-    def _tilt(self, h: Tensor, entries: _Entries, exact: Tensor, start: int) -> Tensor:
+    def _tilt(self, h: Tensor, entries: Entries, exact: Tensor, start: int) -> Tensor:
         """The target's logit less the mean of all, margin included; ``exact``: the mean row of W."""
         tilt = target_logits(h, self.W, entries.rows, entries.classes, True, exact)
         if self.bias is not None:
@@ -154,7 +156,34 @@ class Sweep:
         return tilt
 
 
-def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: _Entries) -> Tensor:
+def finished(x: HeadInput, part: slice, h: Tensor, E: Tensor, entries: Entries, told: Told, classes: int) -> Chunk:
+    """The chunk of these rows: losses and shares, from what its sweep tells."""
+    loss, (z, rounded, tilt, M, mass, offset, top) = softmax_loss(x), told
+    margin = None if top is None else entries.least(alike(z, rounded, entries.of_rows(top))) - top
+    log_mass = mass.log()
+    z = alike(z, rounded, entries.of_rows(log_mass + offset))
+
+    total = entries.sum(z)
+    mean = _mean_target(z, total, M, entries)
+    share, log_total, excess = _target_share(z, mean, M, entries)
+    log_mass = log_mass + (offset - mean)
+    if x.bias is not None:  # a parameter that has diverged must not pass for a perfect fit
+        log_mass = torch.where(mean == math.inf, math.nan, log_mass)
+    u = log_mass - log_total
+    if x.margin is not None:
+        u = u + x.margin[part]
+    l, p = torch.nn.functional.softplus(u, threshold=40.0), torch.sigmoid(u)
+    value = torch.where(total == -math.inf, math.inf, M * (log_total + l)) if loss.multi_label else loss.value(l, p)
+    if tilt is not None:
+        # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
+        value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, tilt)
+    return Chunk(
+        part.start, part.stop, h, E, mass, entries.rows, entries.classes, z, share, M, margin, l, p, log_mass, excess, value,
+        mean, x.row_weight[part].double(), classes, entries.rows.numel() == M.numel(),
+    )  # fmt: skip
+
+
+def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: Entries) -> Tensor:
     """Mean target logit of each row; where a target is impossible (-inf) that of the best one, and 0 without any."""
     if entries.single:
         return z
@@ -163,7 +192,7 @@ def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: _Entries) -> Tens
     return torch.where(mean == -math.inf, best.masked_fill(best == -math.inf, 0.0), mean)
 
 
-def _target_share(z: Tensor, mean: Tensor, M: Tensor, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
+def _target_share(z: Tensor, mean: Tensor, M: Tensor, entries: Entries) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax among the targets (entries), log T and D / T (rows), with T = sum exp(z - mean) = M + D over the targets."""
     if entries.single:
         zero = torch.zeros_like(mean)

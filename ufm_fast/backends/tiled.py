@@ -136,10 +136,15 @@ class TiledSoftmaxHead:
         return HeadPlan(chunk, first_order, second_order, 6.0 * R * K * d)
 
 
+def spends(W: Tensor, out: Gradients) -> bool:
+    """Whether a pass over E, in which G takes its place, is cheaper than several over the features."""
+    return W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None)
+
+
 def _add_gradients(c: Chunk, sweep: Sweep, out: Gradients, class_sums: Tensor | None) -> None:
     """The chunk's part of the gradients; E is spent where classes are few."""
     G, W = ChunkGradient(sweep.loss, c), sweep.W
-    if W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None):
+    if spends(W, out):
         G.store(class_sums)
     elif class_sums is not None:
         G.add_class_sums(class_sums)

@@ -83,7 +83,8 @@ _ROWS = (
         "auto | gd | momentum | nesterov | sign | spectral | adam | lbfgs | cg | newton-cg | alternating | closed-form",
         "solve", resume=True,
     ),
-    Setting("backend", str, "auto", "auto | reference | tiled | triton", "solve", resume=True),
+    Setting("backend", str, "auto", "auto | reference | tiled | triton | sharded (under torchrun)", "solve", resume=True),
+    _free("mesh", str, None, "Ranks by classes times ranks by samples, as 4x2, of backend sharded (default: all by classes)"),
     Setting(
         "reduce", str, "auto",
         "Solve on classes (exact class means) | none (every sample) | groups (classes of equal counts alike) | auto", "solve",

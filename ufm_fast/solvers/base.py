@@ -9,6 +9,7 @@ import torch
 
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
+from ufm_fast.sharded_starts import sharded_normal
 from ufm_fast.solvers.solution import Outcome
 
 
@@ -68,11 +69,17 @@ def gradient_floor(objective: Objective, point: Point) -> float:
     return torch.finfo(objective.problem.torch_dtype).eps * objective.gradient_scale(point)
 
 
+def _random(x: Point) -> Point:
+    """A normal direction."""
+    if x.layout is not None:
+        return sharded_normal(x)
+    generator = torch.Generator().manual_seed(0)
+    return x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
+
+
 def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
     """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate from below)."""
-    generator = torch.Generator().manual_seed(0)
-    v = x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
-    size = 0.0
+    size, v = 0.0, _random(x)
     v = objective.geometry.tangent(x, v)
     for _ in range(steps):
         v = v.scale(1.0 / max(v.norm(), 1e-300))

@@ -5,6 +5,7 @@ gradient, and Adam: the dynamics that the papers study.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,12 +97,15 @@ class SteepestDescent(GradientDescent):
         s = gradient.map(torch.sign if self.name == "sign" else polar_factor)
         if objective.geometry.curved:
             s = objective.geometry.tangent(x, s)
-        return s if self.learning_rate is not None else s.zip(gradient, _projected)
+        if self.learning_rate is not None:
+            return s
+        return s.zip(gradient, lambda part, g: _projected(part, g, gradient.summed))
 
 
-def _projected(s: Tensor, gradient: Tensor) -> Tensor:
+def _projected(s: Tensor, gradient: Tensor, summed: Callable[[float], float]) -> Tensor:
     s64 = s.double()
-    return s * ((s64 * gradient).sum() / s64.square().sum().clamp_min(1e-300)).to(s.dtype)
+    along, square = summed(float((s64 * gradient).sum())), summed(float(s64.square().sum()))
+    return s * torch.tensor(along / max(square, 1e-300), dtype=torch.float64).to(s)
 
 
 def polar_factor(G: Tensor) -> Tensor:

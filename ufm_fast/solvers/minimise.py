@@ -123,7 +123,7 @@ def minimise(
                 log(state)
                 while next_log <= steps:
                     next_log = next(points)
-            if time.perf_counter() >= save_at:
+            if objective.agreed(time.perf_counter() >= save_at):
                 save_at = save(state)
             state = solver.step(objective, state)
             steps += 1
@@ -131,7 +131,8 @@ def minimise(
     except KeyboardInterrupt:
         outcome, message = interrupted
     except Exception:
-        save(state)  # what was reached is not lost with what went wrong
+        if objective.layout is None:  # of several ranks others may be gone, and what was saved last is what there is
+            save(state)  # what was reached is not lost with what went wrong
         raise
     return Run(state, steps, time.perf_counter() - started, outcome, message, history)
 
@@ -166,8 +167,10 @@ def _record(objective: Objective, state: State, step: int, seconds: float) -> St
     found = state.evaluation
     accuracy = margin = None
     if found.statistics is not None:
-        correct = (found.statistics.margin > 0).double()
-        accuracy, margin = float(objective.row_weight @ correct), float(found.statistics.margin.min())
+        correct, margins = (found.statistics.margin > 0).double(), found.statistics.margin
+        accuracy = state.point.summed(float(objective.row_weight @ correct))
+        margin = float(margins.min()) if margins.numel() else math.inf
+        margin = margin if objective.layout is None else objective.layout.least(margin)
     return StepRecord(
         step, found.value, found.data_value, found.gradient.norm(), objective.evaluations, seconds, accuracy, margin
     )

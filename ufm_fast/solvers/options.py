@@ -26,7 +26,7 @@ class SolveOptions:
 
     - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its kinks
       rounded ever less; on spheres, through other temperatures), always iterative.
-    - ``backend``: 'auto', 'reference', 'tiled' or 'triton'.
+    - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded'; ``mesh``: its ranks, CxS.
     - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none' one a sample; 'groups' the
       numbers of classes of equal count, exact too (`ufm_fast.groups`), which 'auto' takes beyond 4,096 classes where dim holds
       the minimiser whatever it is.
@@ -41,6 +41,7 @@ class SolveOptions:
 
     method: str = "auto"
     backend: str = "auto"
+    mesh: str | None = None
     reduce: str = "auto"
     variables: str = "balanced"
     start: str = DEFAULT_START
@@ -102,5 +103,7 @@ class SolveOptions:
         refusal = METHODS[self.method].refuses(problem)
         if refusal:
             raise InputError(f"method {self.method} {refusal}")
+        if self.backend == "sharded" and not METHODS[self.method].spread:
+            raise InputError(f"method {self.method} takes whole factors, and backend sharded has none; use auto")
         problem.reduction(self.reduce)
-        make_backend(self.backend, problem.device, problem.torch_dtype)
+        make_backend(self.backend, problem.device, problem.torch_dtype, self.mesh)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from ufm_fast.errors import InputError
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.theory.separation import predicted_frame
@@ -125,6 +126,8 @@ class Solution:
         """W, b and the features of all N samples (N x d), in the order of ``problem.sample_labels`` or target sets."""
         if self.reduce == "none":
             return self.point
+        if self.point.layout is not None:
+            raise InputError("a point that is spread over ranks has no rows of all samples; load its checkpoint in one process")
         rows = self.problem.sample_row().to(self.point.H.device)
         return replace(self.point, H=self.point.H.index_select(0, rows))
 

@@ -35,12 +35,14 @@ def _none(problem: Problem) -> None:
 class SolverSpec:
     """A row. ``vectors``: beside the point and its gradient, the next point and its gradient included; of methods with a
     history 2 a pair more. ``refuses``: what is wrong with a problem, in words that go on after the method's name, or None.
+    ``spread``: whether it runs on several ranks, of which none has whole factors.
     """
 
     make: Callable[[Problem, SolveOptions], Solver]
     vectors: int
     options: tuple[str, ...] = ()
     refuses: Callable[[Problem], str | None] = _none
+    spread: bool = True
 
 
 def _auto(problem: Problem, options: SolveOptions) -> Solver:
@@ -80,11 +82,11 @@ METHODS: dict[str, SolverSpec] = {
     "momentum": SolverSpec(_descent(momentum=True), 4, (*_OF_RATE, "momentum")),
     "nesterov": SolverSpec(_descent(momentum=True, nesterov=True), 5, (*_OF_RATE, "momentum")),
     "sign": SolverSpec(_steepest("sign"), 2, _OF_RATE),
-    "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE),
+    "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE, spread=False),
     "adam": SolverSpec(lambda problem, options: Adam(options.learning_rate), 7, _OF_RATE),
     "lbfgs": SolverSpec(lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)),
     "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 5),
     "newton-cg": SolverSpec(lambda problem, options: NewtonCG(), 5),
-    "alternating": SolverSpec(lambda problem, options: Alternating(), 2, (), _needs_squares),
-    "closed-form": SolverSpec(lambda problem, options: NewtonCG(), 1),  # evaluates its point only
+    "alternating": SolverSpec(lambda problem, options: Alternating(), 2, (), _needs_squares, spread=False),
+    "closed-form": SolverSpec(lambda problem, options: NewtonCG(), 1, spread=False),  # evaluates its point only
 }

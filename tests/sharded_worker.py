@@ -1,0 +1,214 @@
+"""What a rank does in the tests of several ranks: ``python sharded_worker.py RANK FOLDER`` joins worlds of 1, 2, 3 and 4 ranks.
+
+One set of four processes serves all tests, for starting them is what costs. The first rank writes RANKS.json: for each check
+its name, an error and what is allowed; an exception on any rank is a check that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from strategies import BIAS_CASES, LOSS_CASES, random_point
+
+from ufm_fast import point, solving
+from ufm_fast.backends import ShardedBackend, TiledBackend, sharded
+from ufm_fast.layout import Mesh, gathered
+from ufm_fast.objective import Objective
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.sharded_starts import SHARDED_STARTS, cut
+from ufm_fast.solvers import first_order, lbfgs, minimise
+from ufm_fast.solvers.solution import StepRecord
+from ufm_fast.solving import solve
+from ufm_fast.starts import make_start
+from ufm_fast.targets import TargetSets
+
+RANKS = (1, 2, 3, 4)
+Check = tuple[str, float, float]
+
+
+def problems() -> Iterator[tuple[str, Problem]]:
+    """Every loss and bias kind: ragged blocks, an empty one for 3 and 4 ranks, classes without samples."""
+    for case in LOSS_CASES:
+        for bias, lambda_b in BIAS_CASES:
+            common = {"dim": 4, "bias": bias, "lambda_b": lambda_b, "lambda_w": 0.02, "lambda_h": 0.005, **case}
+            name = " ".join(map(str, [*case.values(), bias]))
+            if case["loss"] == "pick-all":
+                sets = [[0, 1], [2], [3, 1, 4], [0], [1], [3], [4], [2, 0], [4, 3]]
+                indptr = torch.tensor([0, *map(len, sets)]).cumsum(0)
+                flat = [k for members in sets for k in members]
+                yield name, Problem(classes=5, target_sets=TargetSets.create(indptr, flat, 5, range(1, 10)), **common)
+                continue
+            counts = [3, 1, 2, 5, 4] if bias == "free" else [3, 0, 1, 0, 4]
+            yield name, Problem(counts=counts, **common)
+    yield "labels", Problem(labels=torch.tensor([4, 0, 2, 2, 4, 0, 1, 4, 4, 2, 9]), classes=11, dim=3, lambda_w=0.01)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300)) if expected.numel() else 0.0
+
+
+def whole(x: Point) -> Point:
+    """The blocks of all ranks together."""
+    world = x.layout.mesh.world
+    parts = {name: torch.cat(gathered(world, part, "test")) for name, part in x.named().items()}
+    return Point.of(parts)
+
+
+def heads(mesh: Mesh, scale: float = 1.0, reduce: str = "auto", every: int = 1) -> Iterator[Check]:
+    """Value, gradient, Hessian product, statistics, products and losses against `tiled` in one process."""
+    for name, problem in list(problems())[::every]:
+        one = Objective(problem, backend=TiledBackend(), reduce=reduce)
+        many = Objective(problem, backend=ShardedBackend(mesh, chunk=3 * mesh.ranks), reduce=reduce)
+        x, v = random_point(one, 1, scale), random_point(one, 2)
+        at, along = cut(many.layout, x), cut(many.layout, v)
+        softmax = problem.loss.name != "mse"
+        expected, found = one.value_and_grad(x, statistics=True), many.value_and_grad(at, statistics=True)
+        yield f"{name} value", abs(found.value / expected.value - 1), 1e-12
+        gradient = whole(found.gradient)
+        yield f"{name} gradient", gradient.axpy(-1.0, expected.gradient).norm() / expected.gradient.norm(), 1e-12
+        yield f"{name} dot", abs(found.gradient.dot(along) / expected.gradient.dot(v) - 1), 1e-10
+        product, exact = whole(many.hvp(at, along)), one.hvp(x, v)
+        yield f"{name} hessian", product.axpy(-1.0, exact).norm() / exact.norm(), 1e-12 * max(1.0, scale) ** 2
+        world = mesh.world
+        if softmax:
+            for field in ("margin", "log_off_target_mass"):
+                all_rows = torch.cat(gathered(world, getattr(found.statistics, field), "test"))
+                yield f"{name} {field}", relative(all_rows, getattr(expected.statistics, field)), 1e-12
+        generator = torch.Generator().manual_seed(0)
+        right, left = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (len(x.W), len(x.H)))
+        exact, G = (o.backend.logit_gradient(o.head_input(p)) for o, p in ((one, x), (many, at)))
+        forward, backward = G.times(right[many.layout.class_part]), G.transposed_times(left[many.layout.row_part])
+        for side, a, b in (("G", exact.times(right), forward), ("G'", exact.transposed_times(left), backward)):
+            yield f"{name} {side} product", relative(torch.cat(gathered(world, b, "test")), a), 1e-12
+        losses = torch.cat(gathered(world, many.backend.losses(many.head_input(at)), "test"))
+        yield f"{name} losses", relative(losses, one.backend.losses(one.head_input(x))), 1e-11
+
+
+def starts(mesh: Mesh, folder: Path) -> Iterator[Check]:
+    """Starts are those of the world before, of another number of ranks; the spectral one is that of one process."""
+    for name in SHARDED_STARTS:
+        for d in (2, 12):
+            problem = Problem(counts=[3, 0, 1, 0, 4, 2, 2, 2, 1], dim=d)
+            objective = Objective(problem, backend=ShardedBackend(mesh))
+            found = whole(make_start(objective, name, seed=3))
+            path = folder / f"{name}{d}.pt"
+            if mesh.ranks == 1:
+                torch.save(found.named(), path)
+            before = Point.of(torch.load(path))
+            if name == "spectral" and d == 12:
+                before = make_start(Objective(problem), name, seed=3)
+            yield f"start {name} {d}", found.axpy(-1.0, before).norm(), 1e-14
+
+
+_EASY = {"lambda_w": 0.03, "lambda_h": 0.03}
+_SMALL = {"counts": [3, 1, 2], "dim": 4, **_EASY}
+_TEN = {"max_steps": 10, "tol": 1e-14}
+#: Solves from one start, whose minima (or tenth points) are those of one process.
+SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"counts": [3, 0, 2, 5, 4], "dim": 6, **_EASY}, {}),
+    ({**_SMALL, "loss": "mse", "bias": "free"}, {}),
+    ({**_SMALL, "smoothing": 0.1, "bias": "penalised", "lambda_b": 0.01}, {"method": "newton-cg"}),
+    ({**_SMALL, "loss": "focal", "bias": "free"}, {"method": "cg"}),
+    ({**_SMALL, "freeze": "h"}, {"reduce": "none", "method": "lbfgs"}),
+    *((_SMALL, {"method": name, **_TEN}) for name in ("sign", "momentum", "nesterov", "adam")),
+    (_SMALL, {"method": "gd", "learning_rate": 0.5, **_TEN}),
+]
+
+
+def solves(*some: int) -> Iterator[Check]:
+    for given, options in (SOLVES[number] for number in some):
+        problem = Problem(**given)
+        one = Objective(problem, reduce=options.get("reduce", "auto"))
+        initial = one.to_model(make_start(one, "normal", seed=5))
+        curvatures = mock.patch.object(lbfgs, "curvature_of", return_value=None)
+        with curvatures, mock.patch.object(first_order, "largest_curvature", return_value=2.0):
+            expected, found = (solve(problem, initial=initial, backend=name, **options) for name in ("tiled", "sharded"))
+        assert found.outcome is expected.outcome, (given, options, found.message)
+        yield f"solve {given} {options}", abs(found.value / expected.value - 1), 1e-10
+
+
+def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
+    """Ranks whose clocks, memories and roundings differ take the same steps and save at the same time."""
+    rank, saves = mesh.rank, []
+    clock = itertools.count()
+    patches = (
+        mock.patch.object(time, "perf_counter", side_effect=lambda: 7.0 * rank + 0.1 * (1 + rank) * next(clock)),
+        mock.patch.object(sharded, "chunk_rows", return_value=1 + 2 * rank),
+        mock.patch.object(point, "inner", lambda a, b, exact=point.inner: exact(a, b) * (1.0 + 3e-16 * rank)),
+        mock.patch.object(minimise, "SAVE_SECONDS", 0.5),
+    )
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        found = solve(Problem(counts=[3, 1, 2, 5, 4], dim=6, **_EASY), backend="sharded", on_save=lambda *_: saves.append(1))
+    numbers = torch.tensor([found.value, found.steps, len(saves)], dtype=torch.float64)
+    for other in gathered(mesh.world, numbers, "test"):
+        yield "unlike ranks", (other - numbers).abs().max(), 0.0
+    yield "unlike ranks saved", 2 - len(saves), 0.0
+
+
+def interrupted(mesh: Mesh) -> Iterator[Check]:
+    """A rank that is told to stop stops all of them, at the same step."""
+
+    def tell(record: StepRecord, _: object) -> None:
+        if mesh.rank == mesh.ranks - 1 and record.step == 3:
+            backend.mesh.told.append("stop")
+
+    backend = ShardedBackend(mesh)
+    with mock.patch.object(solving, "make_backend", return_value=backend):
+        found = solve(Problem(counts=[3, 1, 2, 5, 4], dim=6), backend="sharded", start="normal", on_log=tell)
+    yield f"interrupted: {found.outcome} {found.steps}", abs(found.steps - 3) + (found.outcome.value != "interrupted"), 0.0
+
+
+def checks(ranks: int, folder: Path) -> Iterator[Check]:
+    yield from starts(Mesh.of_world(), folder)
+    yield from heads(Mesh.of_world(), every={1: 4, 2: 2, 3: 1, 4: 2}[ranks])
+    if ranks == 2:
+        yield from solves(*range(len(SOLVES)))
+    if ranks == 3:
+        yield from unlike_ranks(Mesh.of_world())
+    if ranks == 4:
+        yield from solves(0)
+        yield from interrupted(Mesh.of_world())
+    if ranks == 3:
+        yield from (("1x3 " + name, *rest) for name, *rest in heads(Mesh.of_world("1x3"), reduce="none", every=3))
+    if ranks == 4:
+        yield from (("2x2 " + name, *rest) for name, *rest in heads(Mesh.of_world("2x2"), scale=30.0, every=4))
+
+
+def join(ranks: int, rank: int, folder: Path) -> None:
+    store, limit = f"file://{folder}/store{ranks}", timedelta(minutes=1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=limit)
+    found: list[list[object]] = []
+    try:
+        for name, error, allowed in checks(ranks, folder):
+            found.append([name, float(error), allowed])
+    except Exception:
+        found.append([traceback.format_exc(), 1.0, 0.0])
+        (folder / f"{ranks}.failed.{rank}.json").write_text(json.dumps(found[-1:]))
+        raise
+    if rank == 0:
+        (folder / f"{ranks}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    own = int(sys.argv[1])
+    for number in RANKS:
+        if own < number:
+            join(number, own, Path(sys.argv[2]))

@@ -1,0 +1,93 @@
+"""Several ranks against one process: what `sharded_worker` checked in worlds of 1, 2, 3 and 4 gloo processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sharded_worker import RANKS
+
+from ufm_fast import Problem, solve
+from ufm_fast.backends import ShardedBackend
+from ufm_fast.errors import InputError
+from ufm_fast.layout import Axis, Mesh, block, mesh_shape
+from ufm_fast.objective import Objective
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    path = os.pathsep.join(str(p) for p in (TESTS.parent, TESTS, TESTS.parent / "kernels"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, TESTS / "sharded_worker.py", str(rank), folder],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(max(RANKS))
+    ]
+    try:
+        said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert not any(rank.returncode for rank in ranks), "\n".join(said)
+    return {number: json.loads((folder / f"{number}.json").read_text()) for number in RANKS}
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_ranks_compute_what_one_process_does(checked, ranks):
+    assert len(checked[ranks]) > 40
+    assert not [found for found in checked[ranks] if not found[1] <= found[2]]
+
+
+def test_blocks_are_those_of_chunk():
+    for number in (0, 1, 5, 12):
+        for ranks in RANKS:
+            chunks = torch.arange(number).chunk(ranks)
+            heights = [part.numel() for part in chunks] + [0] * (ranks - len(chunks))
+            parts = [block(number, ranks, rank) for rank in range(ranks)]
+            assert [part.stop - part.start for part in parts] == heights if number else not any(p.stop for p in parts)
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    assert mesh_shape(None, 4) == (4, 1)
+    assert mesh_shape("2x2", 4) == (2, 2)
+    for words in ("3x2", "4", "0x4", "2x-2", "axb"):
+        with pytest.raises(InputError, match="mesh"):
+            mesh_shape(words, 4)
+
+
+def test_without_ranks_sharded_is_refused():
+    with pytest.raises(InputError, match="torchrun"):
+        solve(Problem(classes=3, dim=4), backend="sharded")
+    with pytest.raises(InputError, match="mesh = 2x2 goes with backend sharded"):
+        solve(Problem(classes=3, dim=4), mesh="2x2")
+
+
+UNKNOWN = [
+    {"layers": 2}, {"constraint": "sphere"}, {"logit_adjustment": 1.0}, {"margin": 0.5}, {"class_scales": 0.3},
+    {"feature_penalties": [1.0, 2.0, 3.0]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", UNKNOWN, ids=str)
+def test_what_ranks_cannot_do_is_refused(given):
+    backend = ShardedBackend(Mesh((1, 1), 0, torch.device("cpu")))
+    with pytest.raises(InputError, match="backend sharded does not go with"):
+        Objective(Problem(counts=[3, 1, 2], dim=4, **given), backend=backend)
+
+
+def test_an_axis_of_one_says_nothing():
+    axis, x = Axis(1, 0, None, {}), torch.ones(3)
+    assert axis.sum_(x) is x
+    assert axis.gather(x, "x").wait() is x
+    assert axis.scatter_sum(x, "x").wait() is x
