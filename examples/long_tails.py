@@ -52,8 +52,7 @@ def main() -> None:
     below = 1 - np.geomspace(1e-4, 0.9, args.points)  # towards the threshold, where the cosine turns
     penalties = np.sort([*np.geomspace(1e-3, math.sqrt(MOST) * 0.98, args.points), *below, 1.0])
     with plots.paper_style():
-        figure = plots.new_figure(7.2, 2.9)
-        losses, cosines = figure.subplots(1, 2)
+        figure, (losses, cosines) = plots.panels(2, 2.9)
         for colour, size in zip(plots.COLOURS, SIZES, strict=False):
             groups = power_law(size)
             found = curve(groups, penalties)
@@ -67,8 +66,7 @@ def main() -> None:
             ax.set_xlabel(r"$\mu N = N\sqrt{\lambda_W \lambda_H}$")
             ax.set_ylabel(name)
         losses.set_title("rarest (solid), most frequent (dotted)", loc="left")
-        cosines.legend(frameon=False)
-        figure.savefig(args.out, dpi=200)
+        plots.finish(figure).savefig(args.out, dpi=200)
     print(args.out)
 
 

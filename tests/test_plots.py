@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from legible import assert_legible
 
 from ufm_fast import plots
 from ufm_fast.errors import InputError
@@ -83,7 +83,7 @@ def test_nc4_is_drawn_as_its_distance_from_one(ax: object) -> None:
 
 def test_no_metrics_no_legend(ax: object) -> None:
     plots.collapse_metrics(ax, [{"step": 0, "value": 1.0}])
-    assert ax.get_legend() is None
+    assert not plots.finish(ax.figure).legends
 
 
 def test_a_gram_matrix_of_few_classes_is_exact(ax: object) -> None:
@@ -206,26 +206,84 @@ def test_fonts_in_a_pdf_are_truetype_and_no_setting_stays(tmp_path: Path) -> Non
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.parametrize("classes", [2, 10, 1000, 10_000])
-def test_tick_labels_do_not_overlap(classes: int) -> None:
-    matrices = {"classifier": torch.randn(classes, 8), "class means": torch.randn(classes, 8)}
+@pytest.mark.parametrize("steps", [3, 40, 90_000])
+def test_figures_of_logs_are_legible(steps: int) -> None:
+    from ufm_fast.runs.figures import _convergence, _layers
+
+    names = ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "layer0/nc1_pinv", "layer1/nc1_pinv", "layer0/nc2_means")
+    logs = [
+        {"step": s, "seconds": 1e-3 * s, "value": 1 + 2.0**-s, "gradient_norm": 0.7**s} | dict.fromkeys(names, 0.8**s)
+        for s in {round(steps * i / 99) for i in range(100)}
+    ]
     with plots.paper_style():
-        figure = plots.new_figure(6.8, 2.4)
-        left, middle, right = figure.subplots(1, 3)
-        plots.gram_heatmap(left, matrices["classifier"])
-        plots.spectrum(middle, matrices)
-        plots.cosine_histogram(right, matrices)
+        single, (ax,) = plots.panels()
+        plots.collapse_metrics(ax, logs)
+        for figure in (single, _convergence(logs, {}), _layers(logs)):
+            assert_legible(plots.finish(figure))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000, 10_000])
+def test_figures_of_matrices_are_legible(classes: int) -> None:
+    from ufm_fast.runs.figures import _geometry, _gram
+
+    W = torch.randn(classes, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with plots.paper_style():
+        assert_legible(plots.finish(_gram({"classifier": W, "class means": W}, centred=True)))
+        assert_legible(plots.finish(_geometry({"classifier": W, "class means": W}, centred=True)))
+
+
+def test_labels_do_not_overlap_near_collapse() -> None:
+    near = frame(100) + 1e-9 * torch.rand(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with plots.paper_style():
+        figure, (ax,) = plots.panels()
+        plots.cosine_histogram(ax, {"classifier": near})
+        assert_legible(plots.finish(figure))
+
+
+@pytest.mark.parametrize("counts", [[1], [1000, 900], [100_000, 31, 4, 1]])
+def test_classes_against_their_frequency_are_legible(counts: list[int]) -> None:
+    table = {name: np.linspace(0.5, 0.7, len(counts)) for name in
+             ("classifier_norm", "mean_norm", "classifier_cosine", "self_duality", "loss")}  # fmt: skip
+    with plots.paper_style():
+        figure, axes = plots.panels(3)
+        plots.against_frequency(axes, {"count": np.array(counts), **table})
+        assert_legible(plots.finish(figure))
+
+
+def test_counts_have_whole_ticks_and_a_legend_says_what_a_label_is_once() -> None:
+    with plots.paper_style():
+        figure, axes = plots.panels(2)
+        for ax, label in zip(axes, ("seed", "temperature"), strict=True):
+            ax.plot([0, 1, 2], [3, 4, 5], label="found")
+            ax.set(xlabel=label, ylabel="pairs")
+        plots.finish(figure)
         figure.draw_without_rendering()
-        for ax in (left, middle, right):
-            low, high = sorted(ax.get_xlim())
-            boxes = [
-                t.label1.get_window_extent()
-                for t in ax.xaxis.get_major_ticks()
-                if low <= t.get_loc() <= high and t.label1.get_text()
-            ]
-            assert boxes
-            boxes.sort(key=lambda box: box.x0)
-            assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), ax.get_title()
+        assert all(float(tick).is_integer() for tick in (*axes[0].get_xticks(), *axes[0].get_yticks()))
+        assert not all(float(tick).is_integer() for tick in axes[1].get_xticks())
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["found"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.31, 0.35), (0.2, 0.9), (0.05, 0.7), (2.0, 90.0), (1e-48, 2.0)])
+def test_a_logarithmic_axis_has_labels_whatever_its_range(low: float, high: float) -> None:
+    with plots.paper_style():
+        figure, (ax,) = plots.panels()
+        ax.plot([low, high], [low, high], label="found")
+        ax.set(xscale="log", yscale="log", xlabel="temperature")
+        assert_legible(plots.finish(figure))
+        for axis in (ax.xaxis, ax.yaxis):
+            ends = sorted(axis.get_view_interval())
+            assert sum(ends[0] <= tick <= ends[1] for tick in axis.get_ticklocs()) >= 2
+
+
+def test_one_colour_for_one_quantity() -> None:
+    logs = [{"step": s, "value": 1 + 0.5**s, "gradient_norm": 0.5**s, "nc1_pinv": 0.5**s, "nc3": 0.4**s} for s in range(5)]
+    _, (ax,) = plots.panels()
+    plots.collapse_metrics(ax, logs)
+    _, (other,) = plots.panels()
+    plots.curves(other, logs, {"nc3": "NC3", "nc1_pinv": "NC1"})
+    assert [line.get_color() for line in ax.lines] == [line.get_color() for line in reversed(other.lines)]
+    colours = {plots.QUANTITY_COLOURS[name] for name in ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "gap", "nc4")}
+    assert len(colours) == 6
 
 
 def test_no_curve_sets_a_limit_for_those_that_come_later() -> None:
@@ -255,27 +313,6 @@ def test_rounding_is_not_drawn_as_a_trend(ax: object) -> None:
     assert len(other.lines[0].get_xdata()) == 8
     empty = plots.band(plots.new_figure().subplots(), [[{"step": 0, "nc3": 1e-15}, {"step": 1, "nc3": 2e-15}]], "nc3")
     assert not empty.lines
-
-
-def test_labels_do_not_overlap_near_collapse(ax: object) -> None:
-    generator = torch.Generator().manual_seed(0)
-    near = frame(100) + 1e-9 * torch.randn(100, 100, generator=generator, dtype=torch.float64)
-    plots.cosine_histogram(ax, {"classifier": near})
-    ax.figure.canvas.draw()
-    boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
-    inside = [box for box in boxes if box.x1 > ax.bbox.x0 and box.x0 < ax.bbox.x1]
-    assert len(inside) >= 2
-    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(inside))
-
-
-def test_figures_of_several_panels_stay_on_their_canvas() -> None:
-    from ufm_fast.runs.figures import _gram
-
-    rows = 1e-4 * frame(3)[torch.arange(900) % 3] + torch.randn(900, 3, dtype=torch.float64)
-    figure = _gram({"classifier": rows, "class means": rows}, centred=True)
-    figure.canvas.draw()
-    assert figure.bbox.x0 <= figure.get_tightbbox().x0 * figure.dpi
-    assert figure.get_tightbbox().x1 * figure.dpi <= figure.bbox.x1
 
 
 def test_fonts_are_outlines_whatever_the_users_settings(tmp_path: Path) -> None:

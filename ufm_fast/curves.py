@@ -1,4 +1,5 @@
-"""Figures of many solves: quantities against what was changed between them. As in `plots`, axes come and go.
+"""Figures of many solves: quantities against what was changed between them. As in `plots`, axes come and go, and `plots.finish`
+gives ticks and legend.
 
 A table is a mapping of columns with an entry for each solve, as studies and `reproduce` have them; nan entries are left out.
 What is measured is points, what is predicted a line of the same colour, a threshold of theory a dashed line across.
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ufm_fast.errors import InputError
-from ufm_fast.plots import COLOURS
+from ufm_fast.plots import COLOURS, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +56,9 @@ def against(
         if theory is not None and known:
             ax.plot(*_columns(theory, setting, name), color=colour, linewidth=1.2)
     if threshold is not None:
-        ax.axvline(threshold, color="0.5", linestyle="--", linewidth=1.0, label=f"{threshold:.4g}")
+        ax.axvline(threshold, color=THEORY, linestyle="--", linewidth=1.0, label=f"{threshold:.4g}")
     ax.set_xscale(scale)
     ax.set_xlabel(label or setting)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize="small")
     return ax
 
 

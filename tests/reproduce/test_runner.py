@@ -8,20 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from legible import assert_legible
 
+from ufm_fast import plots
 from ufm_fast.errors import InputError
 from ufm_fast.reproduce import CLAIMS, FAIL, PASS, REPORT, Claim, Evidence, Quantity, chosen, reproduce
 from ufm_fast.reproduce.claim import RELATIONS
-from ufm_fast.reproduce.common import curves, figure
 
 
 def _claim(name: str, numbers: dict[str, float], *quantities: Quantity, calls: list[bool] | None = None) -> Claim:
     def measure(quick: bool) -> Evidence:
         if calls is not None:
             calls.append(quick)
-        drawn, (ax,) = figure()
+        drawn, (ax,) = plots.panels()
         rows = [{"step": 1, "value": 2.0}, {"step": 2, "value": 1.0, "late": 3}]
-        curves(ax, rows, {"value": "value"})
+        plots.curves(ax, rows, {"value": "value"})
         return Evidence(numbers, rows, drawn)
 
     return Claim(name, "nobody", "It holds.", "none", "all", quantities, measure, seconds=1)
@@ -122,5 +123,13 @@ SHORT = [claim for claim in CLAIMS.values() if claim.expected_seconds(quick=True
 
 @pytest.mark.parametrize("claim", SHORT, ids=lambda claim: claim.name)
 def test_short_rows_hold(claim: Claim, tmp_path: Path):
-    (verdict,) = reproduce([claim], tmp_path, quick=True)
+    drawn: list[Evidence] = []
+
+    def measure(quick: bool) -> Evidence:
+        drawn.append(claim.measure(quick))
+        return drawn[0]
+
+    (verdict,) = reproduce([replace(claim, measure=measure)], tmp_path, quick=True)
     assert verdict.state in (PASS, REPORT), (verdict.line, verdict.quantities)
+    with plots.paper_style():
+        assert_legible(drawn[0].figure)

@@ -18,7 +18,6 @@ from ufm_fast.networks.overlay import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 DRAWN = {"nc1_quotient": "NC1 quotient", "nc2_means_frame": "NC2 frame", "nc3_frame": "NC3"}
 TITLES = ("h", "relu(W$_1$ h)")
@@ -27,31 +26,31 @@ BARS = {
     "diagonal": "diagonal", "|W_2|^2 / |W_1|^2": "|W$_2$|²/|W$_1$|²", "|W_2|^2": "|W$_2$|²", "|W_1|^2": "|W$_1$|²",
     "data loss": "data loss",
 }  # fmt: skip
-MATCHINGS = ("balance", "gap")
+MATCHINGS = {"balance": plots.COLOURS[4], "gap": plots.COLOURS[5]}
 
 
 def overlay_figure(networks: Sequence[Sequence[Mapping[str, Any]]], model: plots.Records, table: Sequence[Row]) -> Figure:
     """networks: the log of each; model: ``model_run``'s; table: ``compare``'s. Two columns wide."""
-    figure = plots.new_figure(6.8, 2.6)
-    *layers, bars = figure.subplots(1, 3)
+    figure, (*layers, bars) = plots.panels(3)
     for number, ax in enumerate(layers):
         for name in DRAWN:
             _curve(ax, f"layer{number}/{name}", plots.QUANTITY_COLOURS[name], networks, model)
         ax.set(xscale="log", yscale="log", xlabel="step", title=TITLES[number])
-    figure.legend(handles=_meanings(len(networks)), loc="outside lower left", ncols=5, frameon=False)
     _bars(bars, table)
-    return figure
+    return plots.finish(figure, _meanings(len(networks)))
 
 
-def _meanings(networks: int) -> list[Line2D]:
+def _meanings(networks: int) -> list[Any]:
     """What colours and dashes mean, and the band where there is one."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     of_networks = f"{networks} networks, median and band of least to most" if networks > 1 else "network"
     return [
         *(Line2D([], [], color=plots.QUANTITY_COLOURS[name], label=label) for name, label in DRAWN.items()),
         Line2D([], [], color="0.3", label=of_networks),
         Line2D([], [], color="0.3", linestyle="--", label="model"),
+        *(Patch(color=colour, label=f"by {matching}") for matching, colour in MATCHINGS.items()),
     ]
 
 
@@ -69,10 +68,9 @@ def _curve(ax: Axes, key: str, colour: str, networks: Sequence[Sequence[Mapping[
 
 def _bars(ax: Axes, table: Sequence[Row]) -> None:
     rows, places = {row["quantity"]: row for row in table}, np.arange(len(BARS))
-    for number, matching in enumerate(MATCHINGS):
+    for number, (matching, colour) in enumerate(MATCHINGS.items()):
         heights = [math.log(rows[name][f"ratio, {matching}"]) for name in BARS]
-        ax.barh(places + 0.35 * number, heights, height=0.35, color=plots.COLOURS[4 + number], label=f"by {matching}")
+        ax.barh(places + 0.35 * number, heights, height=0.35, color=colour)
     ax.set_yticks(places + 0.17, list(BARS.values()))
     ax.axvline(0.0, color="0.5", linewidth=0.8)
     ax.set_xlabel("log(measured / predicted)")
-    ax.legend(frameon=False, loc="lower right")

@@ -1,14 +1,13 @@
-"""What several papers' rows share: solutions with their trajectories, statistics of seeds, and figures."""
+"""What several papers' rows share: solutions with their trajectories and statistics of seeds."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ufm_fast import plots
 from ufm_fast.measure import collapse_metrics
 from ufm_fast.networks import LayerCollapse, Training, probe
 from ufm_fast.networks.train import BLOCK
@@ -17,17 +16,14 @@ from ufm_fast.problem import Problem
 from ufm_fast.solvers.solution import Solution, StepRecord
 from ufm_fast.solving import solve
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 Rows = list[dict[str, Any]]
-#: Widths of one and two columns, in inches.
-COLUMN, PAGE = 3.3, 6.8
-#: What is smaller is not drawn: it is rounding, not a trend.
-ROUNDING = 1e-12
 
 Measure = Callable[[Problem, Point], Mapping[str, float]]
+#: What a trajectory is drawn by, with its labels, where the minimum is a simplex or an orthogonal frame.
+TO_SIMPLEX = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
+TO_FRAME = {
+    "gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier_frame": "NC2 W", "nc2_means_frame": "NC2 means", "nc3_frame": "NC3",
+}  # fmt: skip
 
 
 def trajectory(problem: Problem, *, measure: Measure | None = None, **options: Any) -> tuple[Solution, Rows]:
@@ -50,44 +46,6 @@ def median(values: Sequence[float]) -> float:
 def columns(rows: Rows) -> dict[str, list[float]]:
     """The numbers of rows as the columns that `ufm_fast.curves` draws."""
     return {name: [row[name] for row in rows] for name, value in rows[0].items() if isinstance(value, (int, float))}
-
-
-def figure(panels: int = 1, height: float = 2.4) -> tuple[Figure, list[Axes]]:
-    """A row of panels, one column wide for one and two columns for more."""
-    drawn = plots.new_figure(COLUMN if panels == 1 else PAGE, height)
-    return drawn, list(drawn.subplots(1, panels, squeeze=False)[0])
-
-
-def curves(ax: Axes, rows: Rows, names: Mapping[str, str], *, against: str = "step", legend: bool = True) -> Axes:
-    """Columns of ``rows`` on a logarithmic axis, those of ``names`` with their labels."""
-    for number, (name, label) in enumerate(names.items()):
-        shown = [(row[against], row[name]) for row in rows if row.get(name) is not None and row[name] > ROUNDING]
-        if shown:
-            x, y = zip(*shown, strict=True)
-            ax.plot(x, y, label=label, **quantity_style(name, number))
-    ax.set_yscale("log")
-    ax.set_xlabel(against)
-    if legend:
-        ax.legend(frameon=False)
-    return ax
-
-
-def quantity_style(name: str, number: int) -> dict[str, Any]:
-    """The quantity's own colour, or the next of the palette."""
-    style = plots.line_style(number)
-    return {**style, "color": plots.QUANTITY_COLOURS.get(name, style["color"])}
-
-
-def strips(ax: Axes, values: Mapping[str, Sequence[float]], *, label: str) -> Axes:
-    """A column of dots, one a seed, for each name, with a line at the median."""
-    for place, (name, numbers) in enumerate(values.items()):
-        colour = plots.COLOURS[place % len(plots.COLOURS)]
-        ax.plot([place] * len(numbers), numbers, "o", color=colour, label=name)
-        ax.plot([place - 0.3, place + 0.3], [median(numbers)] * 2, color=colour, linewidth=1.5)
-    ax.set_xticks(range(len(values)), list(values), rotation=20, ha="right")
-    ax.set_xlim(-0.6, len(values) - 0.4)
-    ax.set_ylabel(label)
-    return ax
 
 
 def by_layer(training: Training, *, mismatch: bool = False) -> list[LayerCollapse]:

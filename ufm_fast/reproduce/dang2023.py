@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from ufm_fast import plots
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, curves, figure, trajectory
+from ufm_fast.reproduce.common import TO_FRAME, Rows, trajectory
 
 PAPER = "Dang et al., ICML 2023, arXiv 2301.00437"
 #: Number of layers -> the minimum.
@@ -21,7 +22,7 @@ def _depth(quick: bool) -> Evidence:
     numbers: dict[str, float] = {}
     table: Rows = []
     depths = [1, 3] if quick else list(MINIMA)
-    drawn, axes = figure(len(depths))
+    drawn, axes = plots.panels(len(depths))
     for ax, M in zip(axes, depths, strict=True):
         problem = Problem(loss="mse", classes=4, per_class=100, dim=64, layers=M, lambda_w=5e-4, lambda_h=5e-4)
         generator = torch.Generator().manual_seed(2)
@@ -34,9 +35,7 @@ def _depth(quick: bool) -> Evidence:
         for row in rows:
             row["gap"] = (row["value"] - MINIMA[M]) / MINIMA[M]
         table += [{"layers": M, **row} for row in rows]
-        labels = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc3": "NC3"}
-        curves(ax, rows, labels, legend=M == 1).set_title(f"M = {M}")
-        ax.set_xscale("log")
+        plots.curves(ax, rows, TO_FRAME).set_title(f"M = {M}")
     return Evidence(numbers, table, drawn)
 
 

@@ -12,7 +12,7 @@ from ufm_fast.curves import against_imbalance
 from ufm_fast.functional import linear_cross_entropy
 from ufm_fast.metrics import group_cosines
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, columns, figure
+from ufm_fast.reproduce.common import Rows, columns
 from ufm_fast.theory import layer_peeled_collapse_ratio, layer_peeled_two_groups
 from ufm_fast.theory.two_groups import layer_peeled_multiplier
 
@@ -51,7 +51,7 @@ def _curve(quick: bool) -> Evidence:
     rows: Rows = []
     numbers: dict[str, float] = {}
     budget = CLASSES * math.sqrt(ENERGY_W * ENERGY_H)
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     for place, majority in enumerate(RATIOS):
         groups = (majority, CLASSES - majority)
         numbers[f"ratio of collapse, k_A = {majority}"] = layer_peeled_collapse_ratio(groups, ENERGY_W, ENERGY_H)

@@ -7,7 +7,7 @@ from typing import Any
 from ufm_fast import plots
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure
+from ufm_fast.reproduce.common import Rows
 from ufm_fast.solvers.solution import Restart
 from ufm_fast.solving import solve
 
@@ -41,16 +41,15 @@ def _rank(quick: bool) -> Evidence:
         "lowest value": min(values),
         "value nearest to the simplex's": min(values, key=lambda value: abs(value - SIMPLEX)),
     }
-    drawn, axes = figure(2)
+    drawn, axes = plots.panels(2)
     for ax, width in zip(axes, (12, 70), strict=True):
         for place, name in enumerate(STARTS):
             mine = [row for row in rows if (row["width"], row["start"]) == (width, name)]
             numbers[f"share of low rank, width {width}, {name}"] = sum(row["rank"] == 5 for row in mine) / len(mine)
             ax.plot([row["rank"] for row in mine], [row["value"] for row in mine], "os^"[place], alpha=0.6, label=name)
-        ax.axhline(SIMPLEX, color="0.5", linewidth=0.8, linestyle="--")
-        ax.axhline(LOW_RANK, color="0.5", linewidth=0.8, linestyle=":")
-        ax.set(xlabel="rank of the logits", ylabel="value", title=f"width {width}", xticks=range(4, 10))
-    axes[0].legend(frameon=False)
+        ax.axhline(SIMPLEX, color=plots.THEORY, linewidth=0.8, linestyle="--", label="simplex")
+        ax.axhline(LOW_RANK, color=plots.THEORY, linewidth=0.8, linestyle=":", label="low rank")
+        ax.set(xlabel="rank of the logits", ylabel="value", title=f"width {width}", xlim=(3.5, 9.5))
     return Evidence(numbers, rows, drawn)
 
 
@@ -66,12 +65,17 @@ def _codes(quick: bool) -> Evidence:
         numbers[f"lowest value, {name}"] = best.value
         if value is not None:
             numbers[f"value nearest to the code's, {name}"] = min((run.value for run in runs), key=lambda v: abs(v - value))
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     for place, name in enumerate(dict.fromkeys(row["code"] for row in rows)):
         mine = [row for row in rows if row["code"] == name]
-        ax.plot([row["rank"] for row in mine], [row["value"] for row in mine], "o", label=name, color=plots.COLOURS[place % 6])
+        ax.plot(
+            [row["rank"] for row in mine],
+            [row["value"] for row in mine],
+            "o",
+            label=name,
+            color=plots.line_style(place)["color"],
+        )
     ax.set(xlabel="dimension of the logits", ylabel="value")
-    ax.legend(frameon=False)
     return Evidence(numbers, rows, drawn)
 
 

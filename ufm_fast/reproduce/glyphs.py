@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import torch
 
+from ufm_fast import plots
 from ufm_fast.metrics import collect
 from ufm_fast.networks import Architecture, Options, Training, load
 from ufm_fast.networks.train import BLOCK
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, curves, figure
+from ufm_fast.reproduce.common import Rows
 from ufm_fast.theory import ce_minimum
 
 DECAY, BATCH = 1e-5, 128
@@ -51,12 +52,12 @@ def _large(quick: bool) -> Evidence:
         rows.append({"epoch": training.step // epoch, **_measured(training)})
     numbers = {name: rows[-1][name] for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED)}
     numbers["classes"] = float(data.classes)
-    drawn, axes = figure(2)
+    drawn, axes = plots.panels(2)
     names = {"nc1_quotient": "NC1 quotient", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
-    curves(axes[0], rows, names, against="epoch")
-    curves(axes[1], rows, {"objective": "objective", "model": "minimum of the model"}, against="epoch")
-    for ax in axes:
-        ax.set_xticks(range(1, epochs + 1, max(1, epochs // 5)))
+    plots.curves(axes[0], rows, names, against="epoch")
+    plots.curves(axes[1], rows, {"objective": "objective", "model": "minimum of the model"}, against="epoch").set_ylabel(
+        "value"
+    )
     return Evidence(numbers, rows, drawn)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from ufm_fast import plots
 from ufm_fast.networks import load
 from ufm_fast.networks.switch import OPTIONS, VARIANTS, Switch, switches
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import figure, median, strips
+from ufm_fast.reproduce.common import median
 
 PAPER = "Harun and Kanan, CoLLAs 2025, arXiv 2503.06385"
 MOST_STEPS = 300
@@ -30,10 +31,10 @@ def _spike(quick: bool) -> Evidence:
         **{f"test accuracy then, {name}": median(accuracy[name]) for name in VARIANTS},
         **{f"steps, {name}": median(steps[name]) for name in VARIANTS},
     }
-    drawn, axes = figure(3)
+    drawn, axes = plots.panels(3)
     labels = ("loss after the switch", "test accuracy then", "steps to loss .1")
     for ax, values, label in zip(axes, (loss, accuracy, steps), labels, strict=True):
-        strips(ax, {name.replace("least squares", "LS"): numbers_ for name, numbers_ in values.items()}, label=label)
+        plots.strips(ax, {name.replace("least squares", "LS"): numbers_ for name, numbers_ in values.items()}, label=label)
     return Evidence(numbers, [asdict(row) for row in rows], drawn)
 
 

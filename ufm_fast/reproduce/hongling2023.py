@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ufm_fast import plots
 from ufm_fast.curves import against
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, columns, figure
+from ufm_fast.reproduce.common import Rows, columns
 from ufm_fast.solving import solve
 from ufm_fast.theory import two_group_ce
 
@@ -41,9 +42,8 @@ def _threshold(quick: bool) -> Evidence:
         "least level with the minority collapsed": min(together),
         "largest deviation of a value": max(row["deviation"] for row in rows),
     }
-    drawn, (ax,) = figure()
-    shown = {**columns(rows), "spread": [max(row["spread"], 1e-12) for row in rows]}
-    against(ax, shown, "level", {"spread": "found"}, threshold=1 / 300, label="penalty level l", scale="linear")
+    drawn, (ax,) = plots.panels()
+    against(ax, columns(rows), "level", {"spread": "found"}, threshold=1 / 300, label="penalty level l", scale="linear")
     ax.set(yscale="log", ylabel="minority spread / majority's")
     return Evidence(numbers, rows, drawn)
 

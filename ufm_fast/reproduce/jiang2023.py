@@ -10,7 +10,7 @@ from ufm_fast import plots
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure
+from ufm_fast.reproduce.common import Rows
 from ufm_fast.solving import solve
 from ufm_fast.theory.codes import Code, known_code
 
@@ -39,7 +39,7 @@ def margin(point: Point) -> float:
 def _codes(quick: bool) -> Evidence:
     rows: Rows = []
     numbers: dict[str, float] = {}
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     for (d, K), code in CODES.items():
         if quick and K > 56:
             continue
@@ -48,7 +48,9 @@ def _codes(quick: bool) -> Evidence:
         found = margin(solution.point)
         numbers |= {f"value, ({d}, {K})": solution.value, f"one-vs-rest, ({d}, {K})": found}
         rows += [{"d": d, "K": K, "seed": r.seed, "value": r.value, "evaluations": r.evaluations} for r in solution.restarts]
-        ax.plot([K] * 2, [found, 1 - max(code.cosines)], "o-", color=plots.COLOURS[0])
+        label, known = {True: ("found", "known code"), False: (None, None)}[min(size for _, size in CODES) == K]
+        ax.plot(K, found, "o", color=plots.COLOURS[0], label=label)
+        ax.plot(K, 1 - max(code.cosines), "x", color=plots.THEORY, label=known)
     ax.set(xscale="log", xlabel="classes K", ylabel="one-vs-rest distance")
     return Evidence(numbers, rows, drawn)
 
@@ -61,11 +63,10 @@ def _hundred(quick: bool) -> Evidence:
         solution = solve(sphere(100, 10, float(temperature)), metrics=False, certificate=False, **begin)
         point = solution.point
         rows.append({"temperature": temperature, "value": solution.value, "margin": margin(point), "steps": solution.steps})
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     ax.plot([row["temperature"] for row in rows], [row["margin"] for row in rows], "o-", label="found")
-    ax.axhline(PRINTED, color="0.5", linestyle="--", label="printed as optimal")
+    ax.axhline(PRINTED, color=plots.THEORY, linestyle="--", label="printed as optimal")
     ax.set(xscale="log", xlabel="temperature t", ylabel="one-vs-rest margin")
-    ax.legend(frameon=False)
     return Evidence({"one-vs-rest margin": rows[-1]["margin"]}, rows, drawn)
 
 

@@ -7,11 +7,12 @@ import time
 import torch
 from torch import Tensor
 
+from ufm_fast import plots
 from ufm_fast.networks import Architecture, Options, load, train
 from ufm_fast.networks.tags import network_tag_average, tag_average
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure, median, strips
+from ufm_fast.reproduce.common import Rows, median
 from ufm_fast.solving import solve
 from ufm_fast.targets import Targets, TargetSets
 from ufm_fast.theory import pick_all_minimum
@@ -47,9 +48,9 @@ def _fixed_head(quick: bool) -> Evidence:
           if name not in ("head", "seed")}  # fmt: skip
     numbers = {"test accuracies' difference": abs(of["accuracy"]["learned"] - of["accuracy"]["etf"])}
     numbers |= {f"{name}, {head}": of[name][head] for name in (*MEASURES, "trainable") for head in HEADS}
-    drawn, axes = figure(len(MEASURES), height=2.0)
+    drawn, axes = plots.panels(len(MEASURES), height=2.0)
     for ax, (name, label) in zip(axes, MEASURES.items(), strict=True):
-        strips(ax, {head: [row[name] for row in rows if row["head"] == head] for head in HEADS}, label=label)
+        plots.strips(ax, {head: [row[name] for row in rows if row["head"] == head] for head in HEADS}, label=label)
     return Evidence(numbers, rows, drawn)
 
 
@@ -80,11 +81,10 @@ def _tags(quick: bool) -> Evidence:
     numbers = {f"C_2, mu = {row['penalty']:g}": row["scale"] for row in rows}
     numbers["1 - least cosine to the tag average"] = 1 - min(row["cosine"] for row in rows)
     numbers["largest deviation of C_2 from the formula"] = max(abs(row["scale"] / row["theory"] - 1) for row in rows)
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     ax.plot(PENALTIES, [row["scale"] for row in rows], "o", label="found")
-    ax.plot(PENALTIES, [row["theory"] for row in rows], color="0.5", linewidth=1.0, label="formula")
+    ax.plot(PENALTIES, [row["theory"] for row in rows], color=plots.THEORY, linewidth=1.0, label="formula")
     ax.set(xscale="log", xlabel="sqrt(lambda$_W$ lambda$_H$)", ylabel="$C_2$")
-    ax.legend(frameon=False)
     return Evidence(numbers, rows, drawn)
 
 

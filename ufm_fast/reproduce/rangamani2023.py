@@ -7,7 +7,7 @@ import itertools
 from ufm_fast import plots
 from ufm_fast.networks import Architecture, Options, load, train
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import by_layer, figure
+from ufm_fast.reproduce.common import by_layer
 
 PAPER = "Rangamani et al., ICML 2023, PMLR 202:28729"
 DEPTH = 5
@@ -25,11 +25,11 @@ def _layers(quick: bool) -> Evidence:
         **{f"NC1 quotient, layer {number}": value for number, value in enumerate(quotient, 1)},
         **{f"alignment, layer {number}": value for number, value in enumerate(aligned, 1)},
     }
-    drawn, axes = figure(3, height=2.1)
+    drawn, axes = plots.panels(3, height=2.1)
     shown = {"nc1_quotient": "NC1 quotient", "mismatch": "mismatch", "alignment": "alignment"}
-    for ax, (place, (name, label)) in zip(axes, enumerate(shown.items()), strict=True):
-        ax.plot(range(1, DEPTH + 1), [row[name] for row in rows], marker="o", color=plots.COLOURS[place])
-        ax.set(xlabel="layer", ylabel=label, xticks=range(1, DEPTH + 1))
+    for ax, (name, label) in zip(axes, shown.items(), strict=True):
+        ax.plot(range(1, DEPTH + 1), [row[name] for row in rows], marker="o", **plots.quantity_style(name))
+        ax.set(xlabel="layer", ylabel=label)
     axes[0].set_yscale("log")
     return Evidence(numbers, rows, drawn)
 

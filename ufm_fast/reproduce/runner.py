@@ -123,6 +123,7 @@ def _run(claim: Claim, out: Path, quick: bool) -> Verdict:
     try:
         with plots.paper_style():
             evidence = claim.measure(quick)
+            plots.finish(evidence.figure)
         judgements = claim.judge(evidence.numbers, quick)
     except InputError:
         raise  # a package that is missing, said in one line

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufm_fast import plots
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure
+from ufm_fast.reproduce.common import Rows
 from ufm_fast.solving import solve
 
 PAPER = "Sukenik et al., NeurIPS 2024"
@@ -63,12 +64,11 @@ def _graph(quick: bool) -> Evidence:
         "value from a random start / frame, worst": max(run.value for run in runs) / FRAME,
         "value from a random start / frame, best": min(run.value for run in runs) / FRAME,
     }
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     ax.plot(range(len(runs)), [run.value / FRAME for run in runs], "o", label="normal starts")
-    ax.axhline(graph.value / FRAME, color="C1", label="from the graph")
-    ax.axhline(1.0, color="0.5", linestyle="--", label="deep neural collapse")
-    ax.set(xlabel="seed", ylabel="value / frame", xticks=range(len(runs)))
-    ax.legend(frameon=False)
+    ax.axhline(graph.value / FRAME, color=plots.COLOURS[1], label="from the graph")
+    ax.axhline(1.0, color=plots.THEORY, linestyle="--", label="deep neural collapse")
+    ax.set(xlabel="seed", ylabel="value / frame")
     return Evidence(numbers, rows, drawn)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ufm_fast import plots
 from ufm_fast.curves import against_penalty
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, columns, figure
+from ufm_fast.reproduce.common import Rows, columns
 from ufm_fast.solving import solve
 from ufm_fast.theory import two_group_ce
 
@@ -27,7 +28,7 @@ def _seli(quick: bool) -> Evidence:
         })  # fmt: skip
     numbers = {"largest deviation of a cosine": max(row["deviation"] for row in rows)}
     numbers |= {f"distance to SELI, lambda = {row['lambda']:g}": row["distance"] for row in rows}
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     shown = {"majority": "cosine, majority", "minority": "cosine, minority", "distance": "distance to SELI"}
     against_penalty(ax, columns(rows), shown)
     return Evidence(numbers, rows, drawn)

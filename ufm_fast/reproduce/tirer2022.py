@@ -12,7 +12,7 @@ from ufm_fast.point import Point
 from ufm_fast.presets import get_preset
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, curves, figure, trajectory
+from ufm_fast.reproduce.common import TO_FRAME, TO_SIMPLEX, Rows, trajectory
 from ufm_fast.solvers.solution import Solution
 from ufm_fast.solving import solve
 
@@ -39,7 +39,7 @@ def frame_metrics(problem: Problem, point: Point) -> dict[str, float]:
 
 def _frame(quick: bool) -> Evidence:
     problem = Problem(**get_preset("tirer2022").settings)
-    drawn, axes = figure(2)
+    drawn, axes = plots.panels(2)
     numbers: dict[str, float] = {}
     table: Rows = []
     for ax, method in zip(axes, ("gd", "momentum"), strict=True):
@@ -49,8 +49,7 @@ def _frame(quick: bool) -> Evidence:
         table += [{"method": method, **row} for row in rows]
         for row in rows:
             row["gap"] = (row["value"] - FRAME) / FRAME
-        labels = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier_frame": "NC2 W", "nc2_means_frame": "NC2 means"}
-        curves(ax, rows, {**labels, "self_duality_uncentred": "NC3"}).set_title(method)
+        plots.curves(ax, rows, {**TO_FRAME, "self_duality_uncentred": "NC3"}).set_title(method)
     return Evidence(numbers, table, drawn)
 
 
@@ -61,9 +60,8 @@ def _simplex(quick: bool) -> Evidence:
     numbers = {"value": solution.value, **{name: solution.metrics[name] for name in names}}
     for row in rows:
         row["gap"] = (row["value"] - SIMPLEX) / SIMPLEX
-    drawn, (ax,) = figure()
-    labels = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
-    curves(ax, rows, labels)
+    drawn, (ax,) = plots.panels()
+    plots.curves(ax, rows, TO_SIMPLEX)
     return Evidence(numbers, rows, drawn)
 
 
@@ -88,8 +86,8 @@ def _layers(activation: str, start: str, quick: bool) -> tuple[dict[str, float],
 
 def _linear2(quick: bool) -> Evidence:
     numbers, rows, solution = _layers("linear", "orthogonal", quick)
-    drawn, axes = figure(2)
-    axes[0].plot([row["seed"] for row in rows], [row["evaluations"] for row in rows], "o")
+    drawn, axes = plots.panels(2)
+    axes[0].plot([row["seed"] for row in rows], [row["evaluations"] for row in rows], "o", color=plots.VALUE)
     axes[0].set(xlabel="seed", ylabel="evaluations")
     _spectra(axes[1], solution)
     return Evidence(numbers, rows, drawn)
@@ -97,7 +95,7 @@ def _linear2(quick: bool) -> Evidence:
 
 def _relu2(quick: bool) -> Evidence:
     numbers, rows, solution = _layers("relu", "normal", quick)
-    drawn, axes = figure(2)
+    drawn, axes = plots.panels(2)
     _spectra(axes[1], solution)
     weak = {**get_preset("tirer2022").settings, "lambda_w": 5e-4, "lambda_h": 5e-4}
     problem = Problem(**weak, layers=2, activation="relu")
@@ -106,10 +104,7 @@ def _relu2(quick: bool) -> Evidence:
         numbers["value, momentum at lambda 5e-4"] = slow.value
     for row in log:
         row["gap"] = (row["value"] - WEAK) / WEAK
-    curves(
-        axes[0], log, {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
-    )
-    axes[0].set_xscale("log")
+    plots.curves(axes[0], log, TO_FRAME)
     return Evidence(numbers, rows + [{"momentum": True, **row} for row in log], drawn)
 
 
@@ -117,9 +112,9 @@ def _spectra(ax: Axes, solution: Solution) -> None:
     """Singular values of every factor."""
     for number, (name, factor) in enumerate(solution.point.named().items()):
         values = torch.linalg.svdvals(factor)[:8]
-        ax.plot(range(1, len(values) + 1), values.numpy(), marker="o", label=name, **plots.line_style(number))
-    ax.set(xlabel="index", ylabel="singular value", xticks=range(1, 9))
-    ax.legend(frameon=False)
+        style = {**plots.quantity_style(name, number), "marker": "o", "markersize": 7 - 2 * number}
+        ax.plot(range(1, len(values) + 1), values.numpy(), label=name, **style)
+    ax.set(xlabel="index", ylabel="singular value")
 
 
 def _zero(name: str, tolerance: float) -> Quantity:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ufm_fast import plots
 from ufm_fast.landscape import smallest_curvature
 from ufm_fast.networks import Architecture, Options, Training, load
 from ufm_fast.objective import Objective
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure, median, steps_to_accuracy, strips
+from ufm_fast.reproduce.common import Rows, median, steps_to_accuracy
 from ufm_fast.reproduce.jiang2023 import sphere
 from ufm_fast.solving import solve
 
@@ -36,11 +37,10 @@ def _spheres(quick: bool) -> Evidence:
             "nc2_classifier": solution.metrics["nc2_classifier"], "evaluations": solution.evaluations,
         })  # fmt: skip
     numbers = {f"value, t = {row['temperature']:g}": row["value"] for row in rows}
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     ax.plot([row["temperature"] for row in rows], [row["value"] for row in rows], "o", label="found")
-    ax.plot(list(FLOORS), list(FLOORS.values()), color="0.5", linewidth=1.0, label="theory")
+    ax.plot(list(FLOORS), list(FLOORS.values()), color=plots.THEORY, linewidth=1.0, label="theory")
     ax.set(xscale="log", yscale="log", xlabel="temperature t", ylabel="value")
-    ax.legend(frameon=False)
     return Evidence(numbers, rows, drawn)
 
 
@@ -54,11 +54,10 @@ def _saddle(quick: bool) -> Evidence:
         found = smallest_curvature(objective, x)
         rows.append({"classes": K, "eigenvalue": found.eigenvalue, "theory": -TEMPERATURE / K, "products": found.products})
     numbers = {f"smallest eigenvalue, K = {row['classes']}": row["eigenvalue"] for row in rows}
-    drawn, (ax,) = figure()
+    drawn, (ax,) = plots.panels()
     ax.plot([row["classes"] for row in rows], [-row["eigenvalue"] for row in rows], "o", label="found")
-    ax.plot(SADDLES, [TEMPERATURE / K for K in SADDLES], color="0.5", linewidth=1.0, label="t/K")
+    ax.plot(SADDLES, [TEMPERATURE / K for K in SADDLES], color=plots.THEORY, linewidth=1.0, label="t/K")
     ax.set(xscale="log", yscale="log", xlabel="classes K", ylabel="- smallest eigenvalue")
-    ax.legend(frameon=False)
     return Evidence(numbers, rows, drawn)
 
 
@@ -73,8 +72,8 @@ def _network(quick: bool) -> Evidence:
             rows.append({"head": name, "seed": seed, "steps": MOST if steps is None else steps, "reached": steps is not None})
     steps_of = {name: [row["steps"] for row in rows if row["head"] == name] for name in HEADS}
     plain, unit = (median(steps_of[name]) for name in HEADS)
-    drawn, (ax,) = figure()
-    strips(ax, steps_of, label="steps to 99 %")
+    drawn, (ax,) = plots.panels()
+    plots.strips(ax, steps_of, label="steps to 99 %")
     numbers = {"steps, unit / plain": unit / plain, "steps, plain": plain, "steps, unit": unit}
     return Evidence(numbers, rows, drawn)
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufm_fast import plots
 from ufm_fast.landscape import smallest_curvature
 from ufm_fast.networks import Options, load, train
 from ufm_fast.objective import Objective
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, by_layer, curves, figure, median, strips, trajectory
+from ufm_fast.reproduce.common import TO_SIMPLEX, Rows, by_layer, median, trajectory
 from ufm_fast.solving import solve
 
 PAPER = "Zhou et al., NeurIPS 2022, arXiv 2210.02192"
@@ -31,7 +32,7 @@ NETWORK = Options(steps=2000, weight_decay=5e-4)
 
 def _losses(quick: bool) -> Evidence:
     numbers, table = {}, []
-    drawn, axes = figure(len(LOSSES))
+    drawn, axes = plots.panels(len(LOSSES))
     for ax, (name, (settings, _)) in zip(axes, LOSSES.items(), strict=True):
         problem = Problem(**SIZES, **settings)
         exact = solve(problem, method="lbfgs", start="normal")
@@ -42,10 +43,8 @@ def _losses(quick: bool) -> Evidence:
         for row in rows:
             row["gap"] = abs(row["value"] - exact.value) / exact.value
         table += [{"loss": name, **row} for row in rows]
-        labels = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc3": "NC3"}
-        curves(ax, rows, labels, legend=name == "ce")
-        ax.set_title(name)
-        ax.set_xscale("log")
+        plots.curves(ax, rows, TO_SIMPLEX).set(title=name, ylabel="")
+    axes[0].set_ylabel("distance")
     return Evidence(numbers, table, drawn)
 
 
@@ -71,9 +70,9 @@ def _saddles(quick: bool) -> Evidence:
         f"largest deviation, {kind}": max(abs(row["eigenvalue"] / row["theory"] - 1) for row in rows if row["point"] == kind)
         for kind in KINDS
     }
-    drawn, (ax,) = figure()
-    ax.plot([row["theory"] for row in rows], [row["eigenvalue"] for row in rows], "o")
-    ax.axline((-0.04, -0.04), slope=1.0, color="0.5", linewidth=0.8)
+    drawn, (ax,) = plots.panels()
+    ax.plot([row["theory"] for row in rows], [row["eigenvalue"] for row in rows], "o", label="found")
+    ax.axline((-0.04, -0.04), slope=1.0, color=plots.THEORY, linewidth=0.8, label="formula")
     ax.set(xlabel="$\\mu - |G|$ by the formula", ylabel="smallest eigenvalue")
     return Evidence(numbers, rows, drawn)
 
@@ -119,10 +118,9 @@ def _networks(quick: bool) -> Evidence:
     collapse = {loss: median([row["nc1_quotient"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
     numbers = {"spread of test accuracies": max(accuracy.values()) - min(accuracy.values())}
     numbers |= {f"NC1 quotient, {loss}": value for loss, value in collapse.items()}
-    drawn, axes = figure(2)
+    drawn, axes = plots.panels(2)
     for ax, name, label in zip(axes, ("accuracy", "nc1_quotient"), ("test accuracy", "NC1 quotient"), strict=True):
-        strips(ax, {loss: [row[name] for row in rows if row["loss"] == loss] for loss in LOSSES}, label=label)
-    axes[1].set_yscale("log")
+        plots.strips(ax, {loss: [row[name] for row in rows if row["loss"] == loss] for loss in LOSSES}, label=label)
     return Evidence(numbers, rows, drawn)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ufm_fast import plots
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import Rows, figure, quantity_style
+from ufm_fast.reproduce.common import Rows
 from ufm_fast.solving import solve
 from ufm_fast.theory import ce_minimum
 
@@ -27,13 +28,10 @@ def _simplex(quick: bool) -> Evidence:
         row |= {"nc2_means": solution.metrics["nc2_means"], "nc3": solution.metrics["nc3"], "relative_gap": gap}
         numbers |= {f"{name}, K = {K}": value for name, value in row.items()}
         rows.append({"classes": K, **row, "steps": solution.steps, "seconds": solution.seconds})
-    drawn, (ax,) = figure()
-    for number, (name, label) in enumerate(MEASURES.items()):
-        shown = [max(abs(row[name]), 1e-17) for row in rows]
-        ax.plot([row["classes"] for row in rows], shown, marker="o", label=label, **quantity_style(name, number))
-    ax.set(xscale="log", yscale="log", xlabel="classes K", ylabel="distance from collapse")
+    drawn, (ax,) = plots.panels()
+    plots.curves(ax, rows, MEASURES, against="classes")
+    ax.set(xscale="log", xlabel="classes K")
     ax.set_xticks([row["classes"] for row in rows], [str(row["classes"]) for row in rows], minor=False)
-    ax.legend(frameon=False)
     return Evidence(numbers, rows, drawn)
 
 

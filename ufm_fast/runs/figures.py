@@ -22,7 +22,7 @@ def draw_run(run: RunDirectory) -> list[Path]:
     """Draw all figures into the run's plots/. Errors: InputError without matplotlib, or for a damaged run."""
     if run.plots.is_symlink():
         raise InputError(f"run: {run.plots} is a link to another place, where nothing is written; remove it")
-    with plots.style():
+    with plots.paper_style():
         return save_figures(make_figures(run), run.plots, "run")
 
 
@@ -42,14 +42,14 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
         raise InputError(f"run: {run.path} holds no state to draw; solve it first")
     grouped = load_groups(run)
     if grouped is not None:
-        figure = plots.new_figure(11.4, 3.8)
-        plots.against_frequency(figure.subplots(1, 3), group_table(grouped))
-        return {"geometry": figure}
+        figure, axes = plots.panels(3)
+        plots.against_frequency(axes, group_table(grouped))
+        return {"geometry": plots.finish(figure)}
     head = run_head(run)
     figures = {}
     if any("nc1_pinv" in record or "nrc1" in record for record in records):
-        figures["collapse"] = plots.new_figure(5.6, 4.0)
-        plots.collapse_metrics(figures["collapse"].subplots(), records)
+        figures["collapse"], (ax,) = plots.panels(height=3.0)
+        plots.collapse_metrics(ax, records)
     if any("layer0/nc1_pinv" in record for record in records):
         figures["layers"] = _layers(records)
     assert head.W is not None
@@ -61,19 +61,18 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
         centred = (run.summary or {}).get("frame") != "orthogonal"
         figures |= {"gram": _gram(matrices, centred), "geometry": _geometry(matrices, centred)}
     figures["convergence"] = _convergence(records, run.summary or {})
-    return figures
+    return {name: plots.finish(figure) for name, figure in figures.items()}
 
 
 def _layers(records: list[dict[str, Any]]) -> Figure:
     """NC1 and NC2 of each layer's input, two panels."""
-    figure = plots.new_figure(8.6, 3.6)
+    figure, (left, right) = plots.panels(2)
     frame = any("layer0/nc2_means_frame" in record for record in records)
     ideal, name = ("orthogonal frame", "nc2_means_frame") if frame else ("simplex", "nc2_means")
-    left, right = figure.subplots(1, 2)
     plots.layer_metric(left, records, "nc1_pinv", title="NC1")
     plots.layer_metric(right, records, name, title=f"NC2 to the {ideal}")
     for ax, what in ((left, "NC1 is zero throughout"), (right, "NC2 is not logged")):
-        if not any(len(line.get_xdata()) for line in ax.lines):
+        if not ax.lines:
             ax.set_axis_off()
             ax.text(0.5, 0.5, what, ha="center", va="center", color="0.4", transform=ax.transAxes)
     return figure
@@ -109,7 +108,7 @@ def log_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
     """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in their seed alone are a band."""
-    with plots.style():
+    with plots.paper_style():
         return save_figures({"compare": _comparison(runs)}, folder, "compare")
 
 
@@ -119,7 +118,7 @@ def _comparison(runs: list[RunDirectory]) -> Figure:
     for run in runs:
         groups.setdefault(_key(run, but=("seed",)), []).append(run)
     references = shared_references(runs)
-    figure = plots.new_figure(12.6, 6.4)
+    figure = plots.new_figure(plots.PAGE, 4.6)
     from matplotlib.lines import Line2D
 
     axes = figure.subplots(2, 3).ravel()
@@ -139,8 +138,8 @@ def _comparison(runs: list[RunDirectory]) -> Figure:
             ax.set_axis_off()
             ax.text(0.5, 0.5, f"{title}: zero or not logged", ha="center", va="center", color="0.4", transform=ax.transAxes)
     handles = [Line2D([], [], label=label, **plots.line_style(number)) for number, label in enumerate(labels)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize="small")
-    return figure
+    several = any(len(group) > 1 for group in groups.values())
+    return plots.finish(figure, handles, "lines: medians, bands: least to most of the runs" if several else None)
 
 
 def _settings(run: RunDirectory) -> dict[str, Any]:
@@ -218,7 +217,7 @@ def reference_value(records: list[dict[str, Any]], summary: dict[str, Any]) -> t
 
 
 def _convergence(records: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
-    figure = plots.new_figure(8.6, 5.8)
+    figure = plots.new_figure(plots.PAGE, 4.4)
     axes = figure.subplots(2, 2, sharey="row", sharex="col")
     reference, name = reference_value(records, summary)
     for column, against in enumerate(("step", "seconds")):
@@ -240,15 +239,14 @@ def _gram(matrices: dict[str, Tensor], centred: bool) -> Any:
         panels.append(("class means", means, None))
     if paired and means is not None:
         panels.append(("classifier and means", W, means))
-    figure = plots.new_figure(4.2 * len(panels), 3.7)
-    for ax, (title, left, right) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, axes = plots.panels(len(panels), 2.3)
+    for ax, (title, left, right) in zip(axes, panels, strict=True):
         plots.gram_heatmap(ax, left, right, title=title)
     return figure
 
 
 def _geometry(matrices: dict[str, Tensor], centred: bool) -> Any:
-    figure = plots.new_figure(9.2, 3.8)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = plots.panels(2, 2.8)
     plots.spectrum(left, matrices)
     plots.cosine_histogram(right, matrices, centred=centred)
     return figure
