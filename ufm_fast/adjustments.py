@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import number
+from ufm_fast.arguments import integers, number
 from ufm_fast.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
@@ -56,15 +56,23 @@ class Adjustment:
 
     def apply(self, x: HeadInput) -> HeadInput:
         """The head's input with its logits adjusted."""
-        x = self.apply_scale(x)
-        if self.offset is not None:
-            offset = self.offset.to(x.weight.dtype)
-            x = replace(x, bias=offset if x.bias is None else x.bias + offset)
-        return x if self.margin is None else replace(x, margin=self.margin[x.targets.indices])
+        weight, bias = self.classifier(x.weight, x.bias)
+        margin = None if self.margin is None else margins_of(self.margin, x.targets.indices)
+        return replace(x, weight=weight, bias=bias, margin=margin)
 
     def apply_scale(self, x: HeadInput) -> HeadInput:
         """The part that is linear in W: what a direction takes."""
-        return x if self.scale is None else replace(x, weight=x.weight * self.scale.to(x.weight.dtype)[:, None])
+        return replace(x, weight=self._scaled(x.weight))
+
+    def classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The adjusted classifier, which `Problem` and the drop-in functions share; differentiable."""
+        if self.offset is not None:
+            offset = self.offset.to(weight.dtype)
+            bias = offset if bias is None else bias + offset
+        return self._scaled(weight), bias
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight if self.scale is None else weight * self.scale.to(weight.dtype)[:, None]
 
     def constant(self, G: Tensor, classes: Tensor) -> Tensor:
         """<g_r, a_r> of each row of G (R x K) with single targets: a_r are the offsets and margins, float64 (R,)."""
@@ -74,6 +82,11 @@ class Adjustment:
         if self.margin is not None:
             total = total - self.margin[classes] * G.gather(1, classes[:, None])[:, 0]
         return total
+
+
+def margins_of(margin: Tensor, labels: Tensor) -> Tensor:
+    """What is taken off the target's logits of rows with these labels, float64 (R,); of `Problem` and of drop-in losses."""
+    return margin.double()[labels]
 
 
 def feature_factors(counts: Tensor, given: Any) -> Tensor | None:
@@ -94,12 +107,16 @@ def _relative(counts: Tensor) -> Tensor:
 
 
 def make_adjustment(
-    counts: Tensor, *, logit_adjustment: Any, margin: Any, margin_power: float, class_scales: Any, temperature: float = 1.0
-) -> Adjustment:
-    """From the settings of a problem: each a number, the rule's parameter, or K numbers, one for each class.
+    counts: Any, *, logit_adjustment: Any = None, margin: Any = None, margin_power: float = 0.0, class_scales: Any = None,
+    temperature: float = 1.0,
+) -> Adjustment:  # fmt: skip
+    """The Adjustment of classes with ``counts`` (K,) samples, for `Problem` and for the functions of ``ufm_fast.functional``.
 
+    logit_adjustment: tau of the offsets tau log(n_k/N), or K offsets. margin: m of the margins m (n_min/n_k)^``margin_power``,
+    or K margins; times ``temperature``. class_scales: gamma of the scales (n_k/n_max)^gamma, or K scales.
     Errors: InputError / InputTypeError naming the argument, the value and the mend.
     """
+    counts = integers(counts, "counts")
     if logit_adjustment is None and margin is None and class_scales is None and margin_power == 0:
         return Adjustment()
     n = counts.double().cpu()

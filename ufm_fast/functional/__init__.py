@@ -4,12 +4,14 @@ In ``from torch.nn.functional import linear_cross_entropy`` write ``ufm_fast.fun
 on torch from 2.11 on.
 """
 
+from ufm_fast.adjustments import Adjustment, make_adjustment
 from ufm_fast.functional.derivatives import HeadEvaluation, HeadGradients, hvp, value_and_grad
 from ufm_fast.functional.losses import linear_cross_entropy, linear_focal_loss, linear_pick_all, linear_squared_error
 from ufm_fast.functional.row_outputs import RowOutputs, linear_cross_entropy_rows
 from ufm_fast.functional.soft_targets import linear_soft_cross_entropy
 
 __all__ = [
+    "Adjustment",
     "HeadEvaluation",
     "HeadGradients",
     "RowOutputs",
@@ -20,5 +22,6 @@ __all__ = [
     "linear_pick_all",
     "linear_soft_cross_entropy",
     "linear_squared_error",
+    "make_adjustment",
     "value_and_grad",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.adjustments import Adjustment
 from ufm_fast.arguments import whole
 from ufm_fast.errors import InputError, InputTypeError
 
@@ -102,6 +103,22 @@ def check_weight_alone(class_weight: Tensor, classes: int) -> None:
         raise InputError(f"weight must have shape ({classes},), one for each class, got {tuple(class_weight.shape)}")
     if class_weight.requires_grad:
         raise InputError("weight (of the classes) must not require a gradient; pass weight.detach()")
+
+
+def check_adjustment(adjustment: object, weight: Tensor) -> Adjustment:
+    """On the device of a classifier of one head. Errors: InputError / InputTypeError."""
+    if adjustment is None:
+        return Adjustment()
+    if not isinstance(adjustment, Adjustment):
+        raise InputTypeError(f"adjustment must be one of make_adjustment(counts, ..), got {type(adjustment).__name__}")
+    if weight.dim() != 2:
+        raise InputError(f"adjustment goes with one head, linear_weight (K, d), got shape {tuple(weight.shape)}; leave it out")
+    sizes = {x.numel() for x in (adjustment.offset, adjustment.margin, adjustment.scale) if x is not None}
+    if sizes - {weight.shape[0]}:
+        raise InputError(
+            f"adjustment is of {max(sizes)} classes but linear_weight has {weight.shape[0]} rows; make it of its counts"
+        )
+    return adjustment.to(weight.device)
 
 
 def check_sample_weight(sample_weight: Tensor | None, weight: Tensor, shape: tuple[int, ...]) -> None:

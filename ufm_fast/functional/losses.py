@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufm_fast.adjustments import Adjustment
 from ufm_fast.errors import InputError
 from ufm_fast.functional import checks
 from ufm_fast.functional.accumulation import checked_buffers
@@ -34,6 +35,7 @@ def linear_cross_entropy(
     divisor: float | Tensor | None = None,
     logit_scale: float | Tensor | None = None,
     softcap: float | None = None,
+    adjustment: Adjustment | None = None,
     main_grad: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
     """Cross-entropy of ``linear(input, linear_weight, linear_bias)`` without holding the logits.
@@ -61,6 +63,9 @@ def linear_cross_entropy(
     is the sum of the row losses over it for both 'mean' and 'sum', so that the parts of a batch add up under gradient
     accumulation. ``logit_scale``, a number or a tensor of one, differentiable: z = logit_scale (W h + b).
     ``softcap`` c: the logits are c tanh(z / c), without smoothing; by torch's products on every device.
+    ``adjustment``: offsets, margins and scales of the classes, of ``make_adjustment(counts, ..)``: logit adjustment, LDAM,
+    CosFace (with unit rows and ``logit_scale``), CDT and VS. After the scale; with one head and class indices. Margins go by
+    ``tiled`` on every device, and not with a softcap, nor with class weights and smoothing at once.
     ``main_grad``: buffers in the dtype of sums (float32 for half precision) for linear_weight and linear_bias; the backward
     adds their gradients there, and they have no ``.grad``. With 'mean' and 'sum', one head, and class indices.
 
@@ -81,6 +86,17 @@ def linear_cross_entropy(
     if cap is not None and (smoothing or target.is_floating_point()):
         raise InputError("softcap goes with class indices and without label_smoothing; leave one of them out")
     checks.check_options(options)
+    adjusted = checks.check_adjustment(adjustment, linear_weight)
+    weighted = cap is not None or (smoothing and weight is not None)
+    if adjusted and (target.is_floating_point() or (weighted and adjusted.margin is not None)):
+        raise InputError(
+            "adjustment goes with class indices, and margins without softcap or smoothed class weights; leave one of them out"
+        )
+    if chosen.into is not None and (adjusted.scale is not None or adjusted.offset is not None):
+        raise InputError(
+            "main_grad takes gradients of linear_weight as it is, without offsets and scales; leave one of them out"
+        )
+    matrix, bias = adjusted.classifier(matrix, bias)
     if target.is_floating_point():
         if ignore_index is not None:
             raise InputError("ignore_index goes with class indices only; drop it or pass class indices as target")
@@ -88,19 +104,19 @@ def linear_cross_entropy(
     checks.check_labels_shape(target, shape)
     ignore = -100 if ignore_index is None else checks.check_ignore_index(ignore_index)
     labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
-    return over_heads(features, matrix, bias, labels, kept, chosen, smoothing, cap).to(dtype)
+    return over_heads(features, matrix, bias, labels, kept, chosen, smoothing, cap, adjusted.margin).to(dtype)
 
 
 def linear_focal_loss(
     input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, gamma: float = 2.0,
     weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
-    divisor: float | Tensor | None = None, logit_scale: float | Tensor | None = None,
+    divisor: float | Tensor | None = None, logit_scale: float | Tensor | None = None, adjustment: Adjustment | None = None,
 ) -> Tensor:  # fmt: skip
     """Focal loss  w_y (1 - p_y)^gamma (-log p_y)  of a linear classifier, without holding the logits.
 
     Shapes and class indices as in ``linear_cross_entropy`` with one head: input (d) or (N, d), linear_weight (K, d),
     target () or (N). 'mean' divides by sum w_y over the rows that are not ignored. gamma = 0 is the cross-entropy.
-    ``sample_weight``, ``divisor`` and ``logit_scale`` as there.
+    ``sample_weight``, ``divisor``, ``logit_scale`` and ``adjustment`` as there.
     Finite, with its digits, at p_y = 0 and p_y = 1, where the textbook form is NaN or 0. Equivalent, for moderate logits:
     ``l = F.cross_entropy(F.linear(input, linear_weight), target, reduction="none")``, then
     ``((1 - torch.exp(-l)) ** gamma * l).mean()``.
@@ -112,7 +128,7 @@ def linear_focal_loss(
         raise InputError(f"gamma must be a finite number >= 0, got {gamma}")
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     weights = (weight, sample_weight, divisor)
-    return single_label(tensors, target, weights, reduction, ignore_index, "focal", exponent, logit_scale)
+    return single_label(tensors, target, weights, reduction, ignore_index, "focal", exponent, logit_scale, adjustment)
 
 
 def linear_squared_error(

@@ -9,7 +9,8 @@
 formula:  d(value) = g . gradient  and  d(gradient . v) = Hessian v.  A third order is refused in words.
 All take the loss as its name and its one parameter (the first that its row of LOSSES names:
 smoothing of ce, gamma of focal): operators take no objects.
-Class weights come with a smoothed cross-entropy only, where they are more than a weight of its rows.
+Class weights come with a smoothed cross-entropy only, where they are more than a weight of its rows; and a loss whose name
+ends in MARGINS has the margins of the classes in their place.
 Library users want the functions of ``ufm_fast.functional``; these names are not part of the public interface.
 """
 
@@ -22,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ufm_fast.adjustments import margins_of
 from ufm_fast.arguments import INTEGERS
 from ufm_fast.backends import Backend, Gradients, HeadInput, TiledBackend, make_backend
 from ufm_fast.backends.base import compute_dtype
@@ -48,6 +50,7 @@ from ufm_fast.targets import Targets
 TILED = TiledBackend()
 HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? class_weight"
 _LOSS = "str loss, float parameter"
+MARGINS = " with margins"  # after the name of a loss of one label a row
 SOFTCAP = "ce-softcap"  # the cross-entropy of capped logits, with the cap for its parameter: no loss of the solver's table
 
 
@@ -88,13 +91,15 @@ def head_input(
     targets = _targets(indices, indptr)
     # Backends may read memory directly, so what is strided or expanded is laid out first.
     bias = None if bias is None else bias.contiguous()
-    backend = backend_for(weight.device.type, weight.dtype)
+    backend, margin = backend_for(weight.device.type, weight.dtype), None
+    if loss.endswith(MARGINS) and class_weight is not None:
+        margin, class_weight, loss = margins_of(class_weight, targets.indices), None, loss.removesuffix(MARGINS)
     if loss == SOFTCAP:
         backend, loss, parameter = SoftcapBackend(parameter), "ce", 0.0
     if class_weight is not None:
         backend, parameter = ClassWeighted(backend, class_weight.double(), parameter), 0.0
     x = HeadInput(
-        named_loss(loss, parameter), features.contiguous(), weight.contiguous(), bias, targets, row_weight.contiguous()
+        named_loss(loss, parameter), features.contiguous(), weight.contiguous(), bias, targets, row_weight.contiguous(), margin
     )
     return backend, x
 

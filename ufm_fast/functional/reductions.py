@@ -18,7 +18,7 @@ from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
 from ufm_fast.functional.accumulation import MainGrad, accumulating_value
-from ufm_fast.functional.operators import SOFTCAP, checked_labels, row_losses, value_and_gradients
+from ufm_fast.functional.operators import MARGINS, SOFTCAP, checked_labels, row_losses, value_and_gradients
 from ufm_fast.functional.registration import blind, forward_mode
 
 # Asked once: torch 2.11 can't trace the question.
@@ -107,10 +107,12 @@ def prepared(tensors: dict[str, Any], logit_scale: object = None) -> tuple[Tenso
 
 def single_label(
     tensors: dict[str, Any], target: Tensor, weights: tuple[Tensor | None, Tensor | None, Any], reduction: str,
-    ignore_index: int, loss: str, parameter: float, logit_scale: object = None,
+    ignore_index: int, loss: str, parameter: float, logit_scale: object = None, adjustment: object = None,
 ) -> Tensor:  # fmt: skip
     """A loss of one label a row; ``weights``: of classes, of samples, and the divisor."""
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
+    adjusted = checks.check_adjustment(adjustment, matrix)
+    matrix, bias = adjusted.classifier(matrix, bias)
     checks.check_target(target, features.device)
     chosen = Reduction.checked(reduction, matrix, tuple(target.shape), *weights)
     if matrix.dim() != 2:
@@ -120,28 +122,30 @@ def single_label(
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
     labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
     rows = chosen.weights(kept.reshape(-1), labels.reshape(-1))
-    values = of_rows(features.reshape(-1, features.shape[-1]), matrix, bias, labels.reshape(-1), None, rows, loss, parameter)
+    values = of_rows(
+        features.reshape(-1, features.shape[-1]), matrix, bias, labels.reshape(-1), None, rows, loss, parameter, adjusted.margin
+    )
     return (values.reshape(target.shape) if reduction == "none" else values).to(dtype)
 
 
 def of_rows(
     features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, weights: Weights,
-    loss: str, parameter: float,
+    loss: str, parameter: float, margin: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The losses of rows as ``weights`` reduces them, NaN for a mean that is not defined."""
+    """The losses of rows as ``weights`` reduces them, NaN for a mean that is not defined; ``margin`` (K,) of the classes."""
     features = without_ignored(features, weights.kept)
 
-    rows = (features, matrix, bias, indices, indptr)
-    values = reduced(*rows, weights, loss, parameter)
+    rows, loss = (features, matrix, bias, indices, indptr), loss if margin is None else loss + MARGINS
+    values = reduced(*rows, weights, loss, parameter, margin)
     if weights.reduction != "mean":
         return values
     summed = replace(weights, reduction="sum")
-    return defined(values, weights, lambda total: reduced(*rows, summed, loss, parameter) / total)
+    return defined(values, weights, lambda total: reduced(*rows, summed, loss, parameter, margin) / total)
 
 
 def over_heads(
     features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, chosen: Reduction, smoothing: float,
-    softcap: float | None = None,
+    softcap: float | None = None, margin: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as ``chosen`` says."""
     rows = features.reshape(-1, features.shape[-1])
@@ -157,7 +161,7 @@ def over_heads(
 
     def of_heads(weights: Weights, smoothing: float) -> list[Tensor]:
         return [
-            _one_head(rows, W, b, labels[:, j], weights.head(j), chosen.class_weight, smoothing, softcap)
+            _one_head(rows, W, b, labels[:, j], weights.head(j), chosen.class_weight, smoothing, softcap, margin)
             for j, (W, b) in enumerate(parts)
         ]
 
@@ -180,10 +184,12 @@ def over_heads(
 
 def _one_head(
     features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: Weights, class_weight: Tensor | None,
-    smoothing: float, softcap: float | None,
+    smoothing: float, softcap: float | None, margin: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
     features = without_ignored(features, weights.kept)
+    if margin is not None:
+        return reduced(features, matrix, bias, labels, None, weights, "ce" + MARGINS, smoothing, margin)
     if softcap is not None:
         return reduced(features, matrix, bias, labels, None, weights, SOFTCAP, softcap)
     if (class_weight is None and smoothing < 1.0) or smoothing == 0.0:

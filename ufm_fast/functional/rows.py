@@ -37,7 +37,8 @@ def rows_of(x: HeadInput, rows: Tensor) -> HeadInput:
         pointer = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         shift = torch.repeat_interleave(targets.indptr[:-1][rows] - pointer[:-1], sizes)
         chosen = Targets(targets.indices[torch.arange(shift.numel(), device=shift.device) + shift], pointer)
-    return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows])
+    margin = None if x.margin is None else x.margin[rows]
+    return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows], margin)
 
 
 def over_rows(
