@@ -41,6 +41,7 @@ setup(
         "plot": PLOT,
         "data": DATA,
         "tables": TABLES,
+        "tensorboard": ["tensorboard>=2.15"],
         "docs": PLOT + DATA + DOCS,
         "all": PLOT + DATA + TABLES,
         "test": [

@@ -15,14 +15,14 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 #: Modules by height; one may import those below it and its own.
 _FLOORS = (
     "errors version",
-    "arguments targets dense_targets losses adjustments layout point trunks datasets lanczos memory",
+    "arguments stopwatch targets dense_targets losses adjustments layout point trunks datasets lanczos memory",
     "class_groups geometries penalties samples problem",
     "backends metrics",
     "objective deep_starts sharded_starts",
     "starts theory measure",
     "solvers functional groups",
     "nn solving verdicts landscape",
-    "runs presets plots curves plan doctor continual networks",
+    "runs presets plots curves plan doctor tensorboard continual networks",
     "reproduce studies",
     "cli",
 )

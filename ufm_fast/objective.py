@@ -23,6 +23,7 @@ from ufm_fast.losses import SquaredError
 from ufm_fast.penalties import Penalties, balancing_scales
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
+from ufm_fast.stopwatch import NO_WATCH, NoWatch
 from ufm_fast.targets import Rows
 from ufm_fast.trunks import ReLU, Tape
 
@@ -67,10 +68,17 @@ class Objective:
 
     Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone. With the backend `sharded` each rank has
     its blocks of a point (``layout``), and ``targets``, ``row_weight`` and the scales of its own rows; ``rows`` are all.
+    ``watch`` gets the seconds of the head, in the tiled backend's softmax head those of logits, dH and dW apart.
     """
 
     def __init__(
-        self, problem: Problem, *, backend: Backend | None = None, reduce: str = "auto", variables: str = "balanced"
+        self,
+        problem: Problem,
+        *,
+        backend: Backend | None = None,
+        reduce: str = "auto",
+        variables: str = "balanced",
+        watch: NoWatch = NO_WATCH,
     ) -> None:
         if not isinstance(problem, Problem):
             raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
@@ -78,6 +86,9 @@ class Objective:
             raise InputError(f"variables must be one of {', '.join(VARIABLES)}; got {variables!r}")
         self.problem = problem
         self.backend: Backend = TiledBackend() if backend is None else backend
+        self.watch = watch
+        if isinstance(self.backend, TiledBackend):
+            self.backend.softmax.watch = watch
         self.reduce = problem.reduction(reduce)
         self.geometry: Flat = GEOMETRIES[problem.constraint]()
         self.trunk = problem.trunk
@@ -210,7 +221,8 @@ class Objective:
         gradient, out = self._prefilled(x)
         tape = self.forward(x)
         pulled = None if self.trunk.empty else torch.zeros_like(tape.features)
-        result = self.backend.head(self._head(x, tape.features), _into(out, pulled), statistics=statistics)
+        with self.watch("head"):
+            result = self.backend.head(self._head(x, tape.features), _into(out, pulled), statistics=statistics)
         if pulled is not None:
             gradient = _with(gradient, *tape.pull(pulled))
         self._unscale(gradient)
@@ -229,13 +241,15 @@ class Objective:
             v = replace(v, W=torch.zeros_like(v.W)) if frozen_w else replace(v, H=torch.zeros_like(v.H))
         product, out = self._prefilled(v)
         if self.trunk.empty:
-            self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v), direction=True), out)
+            with self.watch("head"):
+                self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v), direction=True), out)
         else:
             at, moves = self._pass(x), (self._features(v), v.hidden)
             assert at.pulled is not None
             change = torch.zeros_like(at.pulled)
             direction = self._head(v, at.tape.push(*moves), direction=True)
-            self.backend.head_hvp(self._head(x, at.tape.features), direction, _into(out, change))
+            with self.watch("head"):
+                self.backend.head_hvp(self._head(x, at.tape.features), direction, _into(out, change))
             product = _with(product, *at.tape.curve(at.pulled, change, *moves))
         self._unscale(product)
         return self.geometry.hessian(x, v, self._pass(x).normal, product) if self.geometry.curved else product

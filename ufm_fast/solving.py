@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +22,13 @@ from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.solvers.base import State
+from ufm_fast.solvers.callbacks import Callback, Callbacks, OnLog, OnPoint
 from ufm_fast.solvers.minimise import Run
 from ufm_fast.solvers.options import SolveOptions
-from ufm_fast.solvers.restarts import Begun, OnPoint, OnSave, StartLoop, last_record
+from ufm_fast.solvers.restarts import Begun, OnSave, StartLoop, last_record
 from ufm_fast.solvers.solution import Effort, Outcome, Restart, Solution, Starts
 from ufm_fast.solvers.table import METHODS
+from ufm_fast.stopwatch import NO_WATCH, NoWatch
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
 from ufm_fast.theory.structures import recognise
@@ -47,8 +50,10 @@ def solve(
     options: SolveOptions | None = None,
     *,
     initial: Point | None = None,
+    callbacks: Sequence[Callback] = (),
     on_log: OnPoint | None = None,
     on_save: OnSave | None = None,
+    watch: NoWatch = NO_WATCH,
     spent: Effort | None = None,
     starts: Starts | None = None,
     **changes: Any,
@@ -57,27 +62,31 @@ def solve(
 
     ``options``: a SolveOptions, where all are described; or its fields as keywords, which also change one that is given:
     ``solve(problem, method="lbfgs", start="normal", restarts=10)``. ``initial``: a Point to start from, with W, one H row for
-    each row (or each sample), b and hidden layers (``runs.foreign.read_start`` reads one from a file). ``on_log(record,
-    model_point)`` is called at each log point with a function that gives the model's Point; ``on_save(record, model_point,
-    starts)`` whenever the point is worth saving: every ten seconds, at an error, and at the end before certificate and metrics;
-    of several starts the best, at the end of each, too. ``spent``: what earlier runs that this one continues have spent;
-    ``starts``: how far they came of several, ``initial`` being the point that was saved with it. Ctrl-C returns the point that
-    was reached, outcome 'interrupted'. Returns a Solution; example: ``solve(Problem(classes=10, dim=16)).value``.
+    each row (or each sample), b and hidden layers (``runs.foreign.read_start`` reads one from a file). ``callbacks`` hear of
+    phases, log points, steps and the end (`Callback`); ``on_log(record, model_point)`` is the ``log`` of one.
+    ``on_save(record, model_point, starts)`` is called whenever the point is worth saving: every ten seconds, at an error, and
+    at the end before certificate and metrics; of several starts the best, at the end of each, too. ``watch``: a Stopwatch for
+    the seconds by phase. ``spent``: what earlier runs that this one continues have spent; ``starts``: how far they came of
+    several, ``initial`` being the point that was saved with it. Ctrl-C returns the point that was reached, outcome
+    'interrupted'. Returns a Solution; example: ``solve(Problem(classes=10, dim=16)).value``.
 
     Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape; InputTypeError for an
     option that there is not.
     """
     options = SolveOptions.of(**changes) if options is None else replace(options, **changes)
     check(problem, options)
-    spent = spent or Effort()
+    spent, told = spent or Effort(), Callbacks([*([] if on_log is None else [OnLog(on_log)]), *callbacks])
     if by_groups(problem, options, begun=initial is not None or spent.steps > 0):
         best = minimise_groups(problem, options.tol)
-        return lifted_solution(problem, best, certificate=options.certificate, metrics=options.metrics)
+        solution = lifted_solution(problem, best, certificate=options.certificate, metrics=options.metrics)
+        told.end(solution)
+        return solution
     objective = Objective(
         problem,
         backend=make_backend(options.backend, problem.device, problem.torch_dtype, options.mesh),
         reduce=options.reduce,
         variables=options.variables,
+        watch=watch,
     )
     objective.evaluations = spent.evaluations
     if options.method == "closed-form" and not spent.steps and (initial is not None or options.start != "spectral"):
@@ -91,7 +100,7 @@ def solve(
         if options.method == "closed-form":
             result = _Result(_closed_form_run(objective, theory), (), "closed-form", theory)
         else:
-            loop = StartLoop(objective, options, Begun(initial, spent, starts or Starts()), on_log, on_save)
+            loop = StartLoop(objective, options, Begun(initial, spent, starts or Starts()), told, on_save)
             run, starts = loop.run(), loop.starts
             start = options.start if initial is None or loop.several else "given"
             result = _Result(_fitted_by_bias(objective, run), loop.rows, start, theory)
@@ -99,7 +108,9 @@ def solve(
             run = result.run
             total = Effort(spent.steps + run.steps, 0.0, spent.seconds + run.seconds)
             on_save(last_record(objective, run, total), lambda: objective.to_model(run.state.point), starts)
-        return _solution(objective, result, options, spent)
+        solution = _solution(objective, result, options, spent, told)
+    told.end(solution)
+    return solution
 
 
 @dataclass(frozen=True)
@@ -152,12 +163,15 @@ def _only_target(objective: Objective) -> Tensor | None:
     return torch.where(counts > 0, 1.0, 0.0) if int((counts > 0).sum()) == 1 else None
 
 
-def _solution(objective: Objective, result: _Result, options: SolveOptions, spent: Effort) -> Solution:
+def _solution(objective: Objective, result: _Result, options: SolveOptions, spent: Effort, told: Callback) -> Solution:
     problem, run, theory, rows = objective.problem, result.run, result.theory, objective.rows
     model, method = objective.to_model(run.state.point), options.method
     fits = math.isfinite(run.state.evaluation.value) and usable(model)  # else there is no certificate, and no metrics
-    here = objective.layout is None
-    proof = certify(problem, rows, model) if options.certificate and fits and here else None
+    here, proof = objective.layout is None, None
+    if options.certificate and fits and here:
+        told.phase("certificate")
+        with objective.watch("certificate"):
+            proof = certify(problem, rows, model)
     found = at_saved_point(objective, run, model, exactly=proof is not None)
     outcome, message = run.outcome, run.message
     if method == "closed-form" and theory is not None:
@@ -182,9 +196,16 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         start=result.start,
         theory=theory,
         certificate=proof,
-        metrics=measure(problem, rows, model, options.pairwise, found.value) if options.metrics and fits and here else {},
+        metrics=_measured(objective, model, options, found.value, told) if options.metrics and fits and here else {},
         notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
         structure=recognise(problem, found.value) if theory is None else None,
         history=run.history,
         restarts=result.restarts,
+        phases=dict(objective.watch.seconds),
     )
+
+
+def _measured(objective: Objective, model: Point, options: SolveOptions, value: float, told: Callback) -> dict[str, float]:
+    told.phase("metrics")
+    with objective.watch("metrics"):
+        return measure(objective.problem, objective.rows, model, options.pairwise, value)

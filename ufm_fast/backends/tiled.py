@@ -44,6 +44,7 @@ from ufm_fast.backends.logit_gradient import ChunkGradient, add_change, uneven
 from ufm_fast.backends.squared_head import SquaredErrorHead
 from ufm_fast.backends.sweep import Chunk, Sweep
 from ufm_fast.losses import SoftmaxLoss, SquaredError
+from ufm_fast.stopwatch import NO_WATCH, NoWatch
 
 _FEW = 4  # classes to a column of features up to which a pass over E is cheaper than several over the features
 
@@ -62,7 +63,9 @@ class TiledBackend(HeadByLoss):
 
 
 class TiledSoftmaxHead:
-    """Every softmax loss, by chunks of exponentials."""
+    """Every softmax loss, by chunks of exponentials. ``watch`` gets the seconds of its products."""
+
+    watch: NoWatch = NO_WATCH
 
     def __init__(self, chunk: int | None = None) -> None:
         self._buffers = Buffers(chunk)
@@ -81,14 +84,14 @@ class TiledSoftmaxHead:
         total = torch.zeros((), dtype=torch.float64, device=x.weight.device)
         class_sums = None if out.bias is None else total.new_zeros(x.weight.shape[0])
         margins, masses = [], []
-        for c in sweep:
+        for c in self.watch.each("logits", sweep):
             total += weighed(c.row_weight, c.value)
             if c.margin is not None:
                 margins.append(c.margin)
                 masses.append(c.log_mass)
             if visit is not None:
                 visit(c)
-            _add_gradients(c, sweep, out, class_sums)
+            _add_gradients(c, sweep, out, class_sums, self.watch)
         if out.bias is not None and class_sums is not None:
             if sweep.loss.smoothing:
                 class_sums += sweep.loss.smoothing * uneven(x.targets.indices, x.row_weight, x.weight.shape[0])
@@ -110,19 +113,22 @@ class TiledSoftmaxHead:
         sweep = Sweep(x, buffer)
         W, dW = sweep.W, v.weight.to(sweep.W.dtype)
         class_sums = None if out.bias is None else torch.zeros(W.shape[0], dtype=torch.float64, device=W.device)
-        for c in sweep:
+        for c in self.watch.each("logits", sweep):
             dz = change[:, : c.stop - c.start]
             dh = v.features[c.start : c.stop].to(W.dtype)
-            torch.mm(W, dh.T, out=dz)
-            dz.addmm_(dW, c.features.T)
-            if v.bias is not None:
-                dz.add_(v.bias.to(W.dtype)[:, None])
+            with self.watch("logits"):
+                torch.mm(W, dh.T, out=dz)
+                dz.addmm_(dW, c.features.T)
+                if v.bias is not None:
+                    dz.add_(v.bias.to(W.dtype)[:, None])
             # First the part G dW and G' dH, which uses E as it is; then E is overwritten by the change of G.
             G = ChunkGradient(sweep.loss, c)
             if out.features is not None:
-                G.add_times(dW, out.features[c.start : c.stop])
+                with self.watch("dH"):
+                    G.add_times(dW, out.features[c.start : c.stop])
             if out.weight is not None:
-                G.add_transposed_times(dh, out.weight)
+                with self.watch("dW"):
+                    G.add_transposed_times(dh, out.weight)
             add_change(sweep.loss, c, W, dz, Gradients(out.features, out.weight, class_sums))
         if out.bias is not None and class_sums is not None:
             out.bias.add_(class_sums)
@@ -141,7 +147,7 @@ def spends(W: Tensor, out: Gradients) -> bool:
     return W.shape[0] <= _FEW * W.shape[1] and not (out.features is None and out.weight is None)
 
 
-def _add_gradients(c: Chunk, sweep: Sweep, out: Gradients, class_sums: Tensor | None) -> None:
+def _add_gradients(c: Chunk, sweep: Sweep, out: Gradients, class_sums: Tensor | None, watch: NoWatch) -> None:
     """The chunk's part of the gradients; E is spent where classes are few."""
     G, W = ChunkGradient(sweep.loss, c), sweep.W
     if spends(W, out):
@@ -149,9 +155,11 @@ def _add_gradients(c: Chunk, sweep: Sweep, out: Gradients, class_sums: Tensor | 
     elif class_sums is not None:
         G.add_class_sums(class_sums)
     if out.features is not None:
-        G.add_times(W, out.features[c.start : c.stop], fresh=out.fresh)
+        with watch("dH"):
+            G.add_times(W, out.features[c.start : c.stop], fresh=out.fresh)
     if out.weight is not None:
-        G.add_transposed_times(c.features, out.weight, fresh=out.fresh and c.start == 0)
+        with watch("dW"):
+            G.add_transposed_times(c.features, out.weight, fresh=out.fresh and c.start == 0)
 
 
 class _Gradient:

@@ -47,6 +47,8 @@ def solve(
     json: Json = False,
     quiet: Quiet = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures at the end")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Seconds by phase: logits, dH, dW, solver, metrics")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard (needs the extra)")] = False,
     list_presets: Annotated[bool, typer.Option("--list-presets", help="Print the presets and stop")] = False,
     **given: Any,
 ) -> None:
@@ -56,7 +58,8 @@ def solve(
     if list_presets:
         commands.print_presets(json)
         return
-    code = commands.solve(given, config, out, resume, json=json, quiet=quiet, plots=plots)
+    shown = commands.Shown(json=json, quiet=quiet, plots=plots, verbose=verbose, tensorboard=tensorboard)
+    code = commands.solve(given, config, out, resume, shown)
     raise typer.Exit(TOLD if code == INTERRUPTED else code)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ufm_fast.cli import report
 from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
+from ufm_fast.cli.heartbeat import Heartbeat
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
 from ufm_fast.runs import settings
@@ -20,51 +21,76 @@ from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import WriteError, first_line
 from ufm_fast.runs.model import is_network, saved_model
 from ufm_fast.runs.words import printable, quoted
+from ufm_fast.stopwatch import NO_WATCH, Stopwatch
 
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
+    from ufm_fast.solvers.callbacks import Callback
     from ufm_fast.solvers.solution import Solution
 
 
-def solve(
-    given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None,
-    *, json: bool, quiet: bool, plots: bool,
-) -> int:  # fmt: skip
+@dataclass(frozen=True)
+class Shown:
+    """What a solve shows, and writes beside its run. ``json``: one object; ``quiet``: errors; ``verbose``: seconds by phase."""
+
+    json: bool = False
+    quiet: bool = False
+    plots: bool = True
+    verbose: bool = False
+    tensorboard: bool = False
+
+    @property
+    def silent(self) -> bool:
+        return self.json or self.quiet
+
+
+def solve(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None, shown: Shown) -> int:
     """Solve or resume; returns the exit code."""
     from ufm_fast.runs import job as runs
+    from ufm_fast.tensorboard import TensorBoard, summary_writer
 
-    silent = json or quiet
+    if shown.tensorboard:
+        summary_writer()  # or a refusal, before anything is written
     with runs.terminate_like_interrupt():
-        job = _job(given, file, out, resume)
-        if isinstance(job, RunDirectory):
-            return _already_finished(job, json=json, silent=silent, plots=plots)
-        if job.grouped:
-            return _solve_groups(job, json=json, quiet=quiet, plots=plots)
-        try:
-            solution = _executed(job, silent=silent)
-        except KeyboardInterrupt:
-            if not job.run.state_file.exists():
-                raise
-            report.note(f"interrupted and saved; go on with: {_resuming(job.run)}")
-            if json:  # between the last step and the summary
-                report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
-            return INTERRUPTED
+        with Heartbeat(report.note, shown=not shown.silent, bar=Console(stderr=True).is_terminal) as heartbeat:
+            job = _job(given, file, out, resume)
+            if isinstance(job, RunDirectory):
+                return _already_finished(job, json=shown.json, silent=shown.silent, plots=shown.plots)
+            if job.grouped:
+                return _solve_groups(job, json=shown.json, quiet=shown.quiet, plots=shown.plots)
+            try:
+                heard = [heartbeat, TensorBoard(job.run.path / "tensorboard")] if shown.tensorboard else [heartbeat]
+                heartbeat.size = _size(job)
+                solution = _executed(job, shown, heard)
+            except KeyboardInterrupt:
+                if not job.run.state_file.exists():
+                    raise
+                report.note(f"interrupted and saved; go on with: {_resuming(job.run)}")
+                if shown.json:  # between the last step and the summary
+                    report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
+                return INTERRUPTED
         interrupted = solution.outcome.value == "interrupted"
-        summary = {**solution.summary(), "run": str(job.run.path), "config": job.config}
-        if json:
-            report.print_json(summary)
-        elif not quiet:
-            Console().print(report.result_table(summary, str(job.run.path)))
-            if solution.restarts:
-                Console().print(report.restarts_table(summary))
-        if plots and not interrupted:
-            _draw(job.run, silent=silent)
+        _print_solution(solution, job, shown)
+        if shown.plots and not interrupted:
+            _draw(job.run, silent=shown.silent)
     if interrupted:
         report.note(f"interrupted after {solution.steps} steps and saved; go on with: {_resuming(job.run)}")
         return INTERRUPTED
-    if not solution.success and not silent:
+    if not solution.success and not shown.silent:
         report.note(_how_to_go_on(solution, job.config["method"], job.run))
     return OK if solution.success else NOT_CONVERGED
+
+
+def _print_solution(solution: Solution, job: Job, shown: Shown) -> None:
+    summary = {**solution.summary(), "run": str(job.run.path), "config": job.config}
+    if shown.json:
+        report.print_json(summary)
+    elif not shown.quiet:
+        Console().print(report.result_table(summary, str(job.run.path)))
+        if solution.restarts:
+            Console().print(report.restarts_table(summary))
+        if solution.phases:
+            Console().print(report.phases_table(solution.phases))
 
 
 def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
@@ -92,13 +118,21 @@ def _job(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: 
     return runs.resume(resume, given, file)
 
 
-def _executed(job: Job, *, silent: bool) -> Solution:
+def _size(job: Job) -> str:
+    rows, problem = job.problem.rows(job.reduce).number, job.problem
+    return f"; {rows:,} rows, {problem.num_classes:,} classes, {problem.dim:,} dimensions"
+
+
+def _executed(job: Job, shown: Shown, callbacks: Sequence[Callback]) -> Solution:
     """Errors: what ``execute`` raises, and a word on how to go on where something was saved before."""
+    import torch
+
     from ufm_fast.runs import job as runs
 
+    watch = Stopwatch(torch.device(job.problem.device)) if shown.verbose else NO_WATCH
     try:
-        with report.progress_bar(job, shown=not silent) as bar:
-            return runs.execute(job, bar)
+        with report.progress_bar(job, shown=not shown.silent) as bar:
+            return runs.execute(job, bar, callbacks=callbacks, watch=watch)
     except WriteError as error:
         again = _resuming(job.run) if job.run.state_file.exists() else "the same command"
         raise InputError(f"{error} with {again}") from error

@@ -173,6 +173,18 @@ def _of_code(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "one-vs-rest margin", f"{number(metrics['one_vs_rest'])}{'  (least of 64 rows)' if sampled else ''}"
 
 
+def phases_table(phases: Mapping[str, float]) -> Table:
+    """Seconds by phase, the most first; 'head' is what is left of the head beside its products, or all of it."""
+    table = Table(title="seconds by phase", title_justify="left", title_style="bold")
+    table.add_column("phase", style="dim")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    total = max(sum(phases.values()), 1e-300)
+    for name, seconds in sorted(phases.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{seconds:.3f}", f"{seconds / total:.0%}")
+    return table
+
+
 def restarts_table(summary: Mapping[str, Any]) -> Table:
     """A row for each of several starts."""
     table = Table(title="starts", title_justify="left")

@@ -272,13 +272,14 @@ def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Con
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
-    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point.
+def execute(job: Job, report: Callable[[StepRecord], None], **told: Any) -> Solution:
+    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point. ``told``: of
+    ``solve``, its ``callbacks`` and its ``watch``.
 
     Errors: InputError where another process writes to the run, or has gone on with it since it was read.
     """
     with job.run.locked(job.stamp):
-        return _execute(job, report)
+        return _execute(job, report, told)
 
 
 def execute_groups(job: Job) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def execute_groups(job: Job) -> dict[str, Any]:
     return summary
 
 
-def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
+def _execute(job: Job, report: Callable[[StepRecord], None], told: Mapping[str, Any]) -> Solution:
     import torch
 
     from ufm_fast.memory import begin_peak, peak_memory
@@ -308,7 +309,7 @@ def _execute(job: Job, report: Callable[[StepRecord], None]) -> Solution:
     log, device = Log(job, report), torch.device(job.problem.device)
     held = begin_peak(device)
     try:
-        solution: Solution = solve(job.problem, **_arguments(job), on_log=log, on_save=log.save)
+        solution: Solution = solve(job.problem, **_arguments(job), **told, on_log=log, on_save=log.save)
     except BaseException as error:
         log.leave(saving=isinstance(error, KeyboardInterrupt))
         raise

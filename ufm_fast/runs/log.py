@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ufm_fast.runs import settings
@@ -13,9 +12,6 @@ if TYPE_CHECKING:
     from ufm_fast.point import Point
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import Solution, Starts, StepRecord
-
-#: NC metrics are logged by default up to this many entries of W, H and layers: at ten times as many a point takes a second.
-_CHEAP = 1 << 16
 
 
 class Log:
@@ -31,9 +27,6 @@ class Log:
         self._last_step = max((step for step in steps if job.fresh or step <= job.progress.step), default=-1)
         self._reached: tuple[StepRecord, Callable[[], Point]] | None = None
         self._unsaved = False
-        wanted = job.config["log_metrics"]
-        size = job.problem.entries(job.problem.rows(job.reduce).number)
-        self._metrics = size <= _CHEAP if wanted is None else wanted
         self._several = job.restarts > 1
         self._starts = job.progress.starts or (Starts() if self._several else None)
 
@@ -49,8 +42,7 @@ class Log:
         self._begin()
         usable = math.isfinite(record.value)
         if record.step > self._last_step:
-            metrics = self._measure(point(), record.value) if self._metrics and usable else {}
-            self._append({**asdict(record), **metrics})
+            self._append(record.flat())
         saved = self.job.run.state_file.exists()
         if usable and not (saved and self._several):  # of several starts ``solve`` saves the best
             self._reach(record, point)
@@ -65,11 +57,6 @@ class Log:
         if (math.isfinite(record.value) and math.isfinite(record.gradient_norm)) or not self.job.run.state_file.exists():
             self._reach(record, point)
             self._write()
-
-    def _measure(self, point: Point, value: float) -> dict[str, float]:
-        from ufm_fast.measure import collapse_metrics
-
-        return collapse_metrics(self.job.problem, point, self.job.reduce, value)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.job.run.append(record)

@@ -108,7 +108,7 @@ _ROWS = (
     _free("certificate", bool, True, "Prove how close the value is to the global minimum"),
     _free("pairwise", str, "auto", "Metrics over pairs of classes: auto | exact | sampled | none"),
     _free("log_every", int, None, "Log every so many steps (default: log-spaced steps)"),
-    _free("log_metrics", bool, None, "NC1-NC3 at each log point (default: where it costs little)", "run"),
+    _free("log_metrics", bool, None, "NC1-NC3 at each log point (default: where it costs little)"),
 )  # fmt: skip
 
 #: Settings by name, in the order of the help.

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -25,6 +25,8 @@ from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, large
 from ufm_fast.solvers.solution import Outcome, StepRecord
 
 OnLog = Callable[[StepRecord, Point], None]
+OnStep = Callable[[int, float, float], None]
+Measure = Callable[[Point, float], Mapping[str, float]]
 #: Seconds between calls of ``on_save``, or twenty times what the last one took, where that is more.
 SAVE_SECONDS = 10.0
 
@@ -64,6 +66,8 @@ def minimise(
     log_points: Iterator[int] | None = None,
     on_log: OnLog | None = None,
     on_save: OnLog | None = None,
+    on_step: OnStep | None = None,
+    measure: Measure | None = None,
     first_step: int = 0,
     previous_seconds: float = 0.0,
 ) -> Run:
@@ -71,9 +75,10 @@ def minimise(
 
     ``max_steps`` counts this run's steps; ``first_step`` and ``previous_seconds`` continue an earlier run's numbering.
     Ctrl-C ends the loop with the last state and the outcome ``interrupted``. ``on_save`` gets the state from time to time, by
-    the clock, and when an error ends the loop.
+    the clock, and when an error ends the loop; ``on_step`` each step's number, value and gradient norm. ``measure`` gives the
+    metrics of the records, of a point and its value.
     """
-    limit = solver.max_steps if max_steps is None else max_steps
+    limit, watch = solver.max_steps if max_steps is None else max_steps, objective.watch
     points = log_spaced() if log_points is None else log_points
     started = time.perf_counter()
     history: list[StepRecord] = []
@@ -86,9 +91,13 @@ def minimise(
         return _record(objective, current, first_step + steps, previous_seconds + time.perf_counter() - started)
 
     def log(current: State) -> None:
-        history.append(record(current))
+        found = record(current)
+        if measure is not None and math.isfinite(found.value):
+            with watch("metrics"):
+                found = replace(found, metrics=measure(current.point, found.value))
+        history.append(found)
         if on_log is not None:
-            on_log(history[-1], current.point)
+            on_log(found, current.point)
 
     def save(current: State) -> float:
         before = time.perf_counter()
@@ -99,7 +108,8 @@ def minimise(
 
     interrupted = Outcome.INTERRUPTED, "interrupted; resume to go on"
     try:
-        state = solver.init(objective, point)
+        with watch("solver"):
+            state = solver.init(objective, point)
     except KeyboardInterrupt:
         state = State(point, objective.value_and_grad(point))
         return Run(state, 0, time.perf_counter() - started, *interrupted, history)
@@ -109,6 +119,8 @@ def minimise(
         while True:
             # Judged before the log point, so that the last step is always in the history.
             size = state.evaluation.gradient.norm()
+            if on_step is not None and steps > 0:
+                on_step(first_step + steps, state.evaluation.value, size)
             progress = progress.update(objective, state.evaluation, size)
             ended = _verdict(objective, state, size, tol)
             if ended is None and not state.provisional and progress.idle > max(200, steps // 4):
@@ -125,7 +137,8 @@ def minimise(
                     next_log = next(points)
             if objective.agreed(time.perf_counter() >= save_at):
                 save_at = save(state)
-            state = solver.step(objective, state)
+            with watch("solver"):
+                state = solver.step(objective, state)
             steps += 1
         log(state)
     except KeyboardInterrupt:
@@ -134,7 +147,8 @@ def minimise(
         if objective.layout is None:  # of several ranks others may be gone, and what was saved last is what there is
             save(state)  # what was reached is not lost with what went wrong
         raise
-    return Run(state, steps, time.perf_counter() - started, outcome, message, history)
+    kept = replace(state, memory=None)  # a history of steps is as large as many points
+    return Run(kept, steps, time.perf_counter() - started, outcome, message, history)
 
 
 def _verdict(objective: Objective, state: State, size: float, tol: float) -> tuple[Outcome, str] | None:

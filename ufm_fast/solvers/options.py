@@ -36,6 +36,7 @@ class SolveOptions:
     - ``tol``: converged when |grad| <= tol max(sum of lambda |part|, mu); on spheres tol |Euclidean gradient|.
     - ``max_steps``: of this call and each restart (None: the method's). ``log_every``: steps between log points (None:
       log-spaced). ``learning_rate``, ``momentum``, ``history``: of the methods that have them.
+    - ``log_metrics``: NC1 to NC3 at each log point, in ``history`` (None: where it costs little).
     - ``certificate``, ``metrics``: whether to make them; ``pairwise``: metrics over pairs of classes.
     """
 
@@ -53,6 +54,7 @@ class SolveOptions:
     learning_rate: float | None = None
     momentum: float | None = None
     history: int | None = None
+    log_metrics: bool | None = False
     certificate: bool = True
     metrics: bool = True
     pairwise: Pairwise = "auto"

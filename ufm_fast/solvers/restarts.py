@@ -8,23 +8,24 @@ process, the next goes on with the start after those rows: from its seed, or fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ufm_fast.measure import logit_rank, logit_spectrum, usable
+from ufm_fast.measure import collapse_metrics, logit_rank, logit_spectrum, usable
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import State
+from ufm_fast.solvers.callbacks import Callback
 from ufm_fast.solvers.minimise import OnLog, Run, log_spaced, minimise
 from ufm_fast.solvers.options import SolveOptions
 from ufm_fast.solvers.solution import Effort, Outcome, Restart, Starts, StepRecord
 from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import given_start, make_start
 
-#: Called with a record and a function that gives the model's Point.
-OnPoint = Callable[[StepRecord, Callable[[], Point]], None]
-#: The same, and how far several starts have come; None of a single one.
+#: NC metrics are logged by default up to this many entries of W, H and layers: at ten times as many a point takes a second.
+CHEAP = 1 << 16
+#: Called with a record, a function that gives the model's Point, and how far several starts have come; None of a single one.
 OnSave = Callable[[StepRecord, Callable[[], Point], Starts | None], None]
 
 
@@ -41,9 +42,9 @@ class StartLoop:
     """``options.restarts`` starts of an objective. After ``run``: ``rows``, one a start, and ``starts``; of several only."""
 
     def __init__(
-        self, objective: Objective, options: SolveOptions, begun: Begun, on_log: OnPoint | None, on_save: OnSave | None
+        self, objective: Objective, options: SolveOptions, begun: Begun, callbacks: Callback, on_save: OnSave | None
     ) -> None:
-        self.objective, self.options, self.on_log, self.on_save = objective, options, on_log, on_save
+        self.objective, self.options, self.callbacks, self.on_save = objective, options, callbacks, on_save
         self.first = self.spent = begun.spent
         self.done, self.several = list(begun.starts.done), options.restarts > 1
         self.given = begun.point if begun.starts.pending else None
@@ -89,22 +90,34 @@ class StartLoop:
         return run, self._row(run, seed, self.spent.steps - before[0], objective.evaluations - before[1])
 
     def _first_point(self, seed: int) -> Point:
+        self.callbacks.phase("start")
         if self.given is not None:
             return given_start(self.objective, self.given)
         return make_start(self.objective, self.options.start, seed=seed, scale=self.options.start_scale)
 
     def _minimised(self, point: Point) -> Run:
-        objective, options, every = self.objective, self.options, self.options.log_every
+        objective, options, every, callbacks = self.objective, self.options, self.options.log_every, self.callbacks
+        callbacks.phase("steps")
         return minimise(  # which lets go of the start
             objective, METHODS[options.method].make(objective.problem, options), point,
-            tol=options.tol, max_steps=options.max_steps, on_log=self._logging(), on_save=self._saving(),
+            tol=options.tol, max_steps=options.max_steps, on_save=self._saving(),
+            on_log=lambda record, x: callbacks.log(record, partial(objective.to_model, x)),
+            on_step=callbacks.step, measure=self._measure if self._measuring else None,
             log_points=log_spaced() if every is None else iter(range(0, 1 << 62, every)),
             first_step=self.spent.steps, previous_seconds=self.spent.seconds,
         )  # fmt: skip
 
-    def _logging(self) -> OnLog | None:
-        on_log, to_model = self.on_log, self.objective.to_model
-        return None if on_log is None else lambda record, point: on_log(record, lambda: to_model(point))
+    @property
+    def _measuring(self) -> bool:
+        """Whether log points have metrics: as asked for, else where they cost little."""
+        wanted, objective = self.options.log_metrics, self.objective
+        if objective.layout is not None:  # a block of a point has no metrics
+            return False
+        return objective.problem.entries(objective.rows.number) <= CHEAP if wanted is None else wanted
+
+    def _measure(self, point: Point, value: float) -> Mapping[str, float]:
+        objective = self.objective
+        return collapse_metrics(objective.problem, objective.to_model(point), objective.reduce, value)
 
     def _saving(self) -> OnLog | None:
         """``on_save`` of points that are better than the best start so far."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ class Starts:
 @dataclass(frozen=True)
 class StepRecord:
     """One log point. ``gradient_norm`` is in the variables that the solver works in; ``evaluations`` are
-    gradient-equivalents (a Hessian product counts as two); ``seconds`` since the solve began, earlier runs included.
+    gradient-equivalents (a Hessian product counts as two); ``seconds`` since the solve began, earlier runs included;
+    ``metrics``: NC1 to NC3, with the option log_metrics.
     """
 
     step: int
@@ -83,6 +85,12 @@ class StepRecord:
     seconds: float
     accuracy: float | None = None
     margin_min: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """All numbers by their names, as a line of a log has them."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "metrics"}
+        return {**own, **self.metrics}
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class Solution:
     sample); ``lifted()`` has all N rows. ``restarts``: a row for each of several starts, of which this is the best.
     ``theory`` and ``certificate`` are None where there is none. ``notes``: what the numbers do not tell, in words.
     ``structure``: one that is known but not proved to be the minimum, where theory is None and the value is its.
+    ``phases``: seconds by phase, of a solve with a Stopwatch.
     """
 
     problem: Problem
@@ -117,6 +126,7 @@ class Solution:
     restarts: tuple[Restart, ...] = ()
     notes: list[str] = field(default_factory=list)
     structure: Structure | None = None
+    phases: dict[str, float] = field(default_factory=dict)
 
     @property
     def success(self) -> bool:
@@ -161,4 +171,5 @@ class Solution:
             "empty_classes": int((self.problem.counts == 0).sum()),
             "notes": self.notes,
             "structure": None if self.structure is None else asdict(self.structure),
+            **({"phases": self.phases} if self.phases else {}),
         }
