@@ -109,7 +109,11 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def check(folder: Path, undisturbed: Path) -> None:
     """Errors: AssertionError for a table that differs, or a log that is out of order."""
-    assert table(folder) == table(undisturbed), "the tables differ"
+    pairs = zip(table(folder), table(undisturbed), strict=True)
+    differing = [
+        (row["cell"], name, row[name], plain[name]) for row, plain in pairs for name in plain if row[name] != plain[name]
+    ]
+    assert not differing, f"the tables differ: {differing}"
     for path in (folder / "cells").iterdir():
         steps = [record["step"] for record in RunDirectory.open(path).records()]
         assert steps == sorted(set(steps)), f"the log of {path} is out of order"

@@ -140,6 +140,7 @@ def interrupted(path: Path, given: dict[str, object], step: int, monkeypatch: py
 
 
 def test_a_broken_cell_takes_the_steps_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ANEW_SECONDS", 0.0)
     given = {**SOLVE, "classes": 4, "method": "gd", "learning_rate": 0.1, "max_steps": 40, "tol": 1e-15}
     assert worker.solve_cell(Path("whole"), given) == {"state": "done"}
     interrupted(Path("half"), given, 13, monkeypatch)
@@ -152,8 +153,9 @@ def test_a_broken_cell_takes_the_steps_that_are_left(monkeypatch: pytest.MonkeyP
     assert RunDirectory.open(Path("half")).summary == half
 
 
-def test_cells_at_their_start_and_of_several_starts_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, step, more in (("start", 0, {}), ("starts", 50, {"restarts": 2})):
+def test_cells_of_less_than_ten_seconds_and_of_several_starts_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, step, more, least in (("short", 17, {}, 10.0), ("starts", 50, {"restarts": 2}, 0.0)):
+        monkeypatch.setattr(worker, "ANEW_SECONDS", least)
         given = {**SOLVE, "classes": 4, "method": "gd", "max_steps": 40, "tol": 1e-15, **more}
         assert worker.solve_cell(Path(name), given) == {"state": "done"}
         whole = RunDirectory.open(Path(name)).summary

@@ -93,15 +93,20 @@ def plan(config: ConfigFile = None, json: Json = False, **given: Any) -> None:
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or the folder of a study")],
     compare: Annotated[
         Path | None, typer.Option(help="Draw the runs together in this folder; equal but for the seed: a band")
     ] = None,
+    column: Annotated[Optional[str], typer.Option(help="Of a study: the column to draw (default: its figures)")] = None,  # noqa: UP045
+    against: Annotated[Optional[str], typer.Option(help="Of a study: the axis to draw it against")] = None,  # noqa: UP045
+    lines: Annotated[Optional[str], typer.Option(help="Of a study: the axis with a curve for each value")] = None,  # noqa: UP045
+    across: Annotated[Optional[str], typer.Option(help="Of a study: the axis with a panel for each value")] = None,  # noqa: UP045
 ) -> None:
-    """Draw the figures of runs into RUN/plots, as PNG and PDF; or all of them in one figure."""
-    from ufm_fast.cli import commands
+    """Draw the figures of runs into RUN/plots, as PNG and PDF, or all of them in one figure; or those of a study."""
+    from ufm_fast.cli import commands, study_runs
 
-    commands.plot(runs, compare)
+    if not study_runs.plot(runs, compare, {"column": column, "against": against, "lines": lines, "across": across}):
+        commands.plot(runs, compare)
 
 
 @app.command()

@@ -40,11 +40,24 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells with predicted memory and time only")] = False,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")] = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures once all cells are finished")] = True,
 ) -> None:
     """Run a study, or go on with one. Exit code 0: all cells finished; 3: some failed; 130: stopped, and saved."""
     from ufm_fast.cli import study_runs
 
-    raise typer.Exit(study_runs.run(source, out, jobs, shard, dry=dry_run, json=json, quiet=quiet))
+    raise typer.Exit(study_runs.run(source, out, jobs, shard, dry=dry_run, json=json, quiet=quiet, plots=plots))
+
+
+@group.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study")],
+    columns: Annotated[Optional[str], typer.Option(help="Columns of the table: a,b,c")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Mean and standard deviation over seeds, of the best over starts."""
+    from ufm_fast.cli import study_runs
+
+    study_runs.show(folder, columns, json=json)
 
 
 @group.command("list")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,23 @@ from rich.table import Table
 
 from ufm_fast.cli import report
 from ufm_fast.cli.app import NOT_CONVERGED, OK, TOLD
+from ufm_fast.errors import InputError
+from ufm_fast.runs.files import first_line
 from ufm_fast.runs.words import printable
 from ufm_fast.studies import library, ready
 from ufm_fast.studies.cells import Cell
-from ufm_fast.studies.folder import TABLE
+from ufm_fast.studies.figures import Fitted, draw_study
+from ufm_fast.studies.folder import TABLE, StudyFolder, is_study
 from ufm_fast.studies.predict import predict
 from ufm_fast.studies.runner import Progress, Report, parse_shard, sharded
+from ufm_fast.studies.show import SHOWN, check_column, finished, groups
+from ufm_fast.studies.spec import Plot
+from ufm_fast.studies.table import UNFINISHED, read_rows
 
 
 def run(
-    source: str, out: Path | None, jobs: int | None, shard: str | None, *, dry: bool, json: bool, quiet: bool
+    source: str, out: Path | None, jobs: int | None, shard: str | None,
+    *, dry: bool, json: bool, quiet: bool, plots: bool = True,
 ) -> int:  # fmt: skip
     """Run a study, or print its cells; returns the exit code."""
     prepared = library.prepare(source)
@@ -45,7 +52,28 @@ def run(
     if result.interrupted:
         report.note(f"interrupted and saved; the same command goes on ({progress.finished} of {progress.cells} cells finished)")
         return TOLD
+    if plots and all(row["outcome"] != UNFINISHED for row in result.rows):
+        _draw(folder, silent=json or quiet)
     return NOT_CONVERGED if result.failed else OK
+
+
+def _draw(folder: Path, *, silent: bool) -> None:
+    """Figures are an extra of a study: what keeps them from being drawn is said, and is no failure."""
+    try:
+        paths, fits = draw_study(StudyFolder.open(folder))
+    except Exception as error:  # matplotlib raises whatever a setting of its own leads it to
+        report.note(f"no plots: {first_line(error)}")
+        return
+    if not silent:
+        print_figures(folder, paths, fits)
+
+
+def print_figures(folder: Path, paths: Sequence[Path], fits: Sequence[Fitted]) -> None:
+    """The slopes, and where the figures are."""
+    for fit in fits:
+        where = ", ".join(filter(None, (fit.panel, fit.label if fit.plot.lines else "")))
+        print(f"{fit.plot.column} against {fit.plot.against}{' where ' if where else ''}{where}: slope {fit.slope.words}")
+    print(printable(f"{folder}: {', '.join(str(path.relative_to(folder)) for path in paths)}"))
 
 
 def _say_end(progress: Progress, folder: Path) -> None:
@@ -138,6 +166,65 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
         values = (_short(str(row.get(name, "")), 20) for name in names)
         table.add_row(row["cell"], *values, readable(row["bytes"]), report.number(row["seconds_per_evaluation"], 2))
     Console().print(table)
+
+
+def plot(paths: Sequence[Path], compare: Path | None, named: Mapping[str, str | None]) -> bool:
+    """Draw studies; whether ``paths`` are some. Errors: InputError for a mixture, and for flags of the other kind."""
+    given = {name: value for name, value in named.items() if value is not None}
+    studies = [path for path in paths if is_study(path)]
+    if not studies and given:
+        raise InputError(f"{next(iter(given))} is for studies, and {paths[0]} is the folder of none; drop it")
+    if studies and (len(studies) < len(paths) or compare is not None):
+        raise InputError(f"runs: {studies[0]} is a study: draw it alone, without runs and --compare")
+    for path in studies:
+        folder = StudyFolder.open(path)
+        wanted = [_plot(given, folder.study.varied)] if given else []
+        print_figures(path, *draw_study(folder, wanted))
+    return bool(studies)
+
+
+def _plot(given: Mapping[str, str], varied: Sequence[str]) -> Plot:
+    if not {"column", "against"} <= set(given):
+        raise InputError("a figure of a study needs --column and --against")
+    for name in ("lines", "across"):
+        if given.get(name) not in (None, *varied):
+            raise InputError(f"{name} = {given[name]!r} is no axis of the study; there are {', '.join(varied)}")
+    return Plot(f"{given['column']}-{given['against']}".replace("/", "-"), **given)
+
+
+def show(path: Path, columns: str | None, *, json: bool) -> None:
+    """Print the table of groups."""
+    folder = StudyFolder.open(path)
+    rows, varied = read_rows(folder), folder.study.varied
+    names = list(SHOWN) if columns is None else [name.strip() for name in columns.split(",")]
+    for name in names if columns is not None else names[:1]:
+        check_column(rows, name)
+    found = [(group, {name: group.mean(name) for name in names}) for group in groups(rows, varied)]
+    if json:
+        parts = [
+            {**group.place, "seeds": len(group.rows)}
+            | {name: value and {"mean": value[0], "std": value[1]} for name, value in means.items()}
+            for group, means in found
+        ]
+        report.print_json({"study": str(path), "groups": parts, "unfinished": len(rows) - len(finished(rows))})
+        return
+    table = Table(box=SIMPLE, pad_edge=False)
+    axes = [name for name in varied if name != "seed" and name not in folder.study.derived]
+    for header in (*axes, "cells", *names):
+        table.add_column(header, overflow="fold")
+    for group, means in found:
+        words = (_short(str(group.place[name]), 20) for name in axes)
+        table.add_row(*words, str(len(group.rows)), *(_spread(means[name]) for name in names))
+    Console().print(table)
+    left = len(rows) - len(finished(rows))
+    print("mean and, in brackets, standard deviation over seeds" + (f"; {left} cells are unfinished" if left else ""))
+
+
+def _spread(value: tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    mean, deviation = value
+    return report.number(mean) if deviation <= 1e-12 * abs(mean) else f"{report.number(mean)} ({report.number(deviation, 1)})"
 
 
 def list_ready(*, json: bool) -> None:

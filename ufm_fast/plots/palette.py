@@ -18,6 +18,12 @@ QUANTITY_COLOURS = {
     **dict.fromkeys(("nc3", "nc3_frame", "self_duality_uncentred", "self_duality", "alignment", "nrc3"), _DUALITY),
     **dict.fromkeys(("nc4", "accuracy", "mismatch"), _SHARE),
     **dict.fromkeys(("gradient_norm", "hidden1"), _OTHER),
+    **dict.fromkeys(("evaluations", "steps"), "#117733"),
+    **dict.fromkeys(("seconds", "seconds_per_evaluation"), "#882255"),
+    **dict.fromkeys(("peak_bytes", "peak_extra_bytes", "device_peak_bytes"), "#AA4499"),
+    **dict.fromkeys(("max_cosine_classifier", "max_cosine_means"), "#661100"),
+    "one_vs_rest": "#332288",
+    "certified": "#999933",
     "model": THEORY,
     "classifier_cosine": _CLASSIFIER,
 }

@@ -14,9 +14,9 @@ makes any solve do. A cell that loses its worker, or a worker that loses its run
 than a solve saves every ten seconds: a study that goes on must not find its cells still being solved by nobody's processes.
 
 A broken cell goes on from its saved state, by the steps that are left of ``max_steps``. Two begin anew, so that the table is
-that of an undisturbed study: one that was saved at its start only, and one of several restarts, of which a resume would begin
-no other. What a state does not hold (the pairs of L-BFGS, a momentum) is lost to a resume: it may take other steps to the same
-minimum.
+that of an undisturbed study: one that has taken less than ten seconds, and one of several restarts, of which a resume would
+begin no other. What a state does not hold (the pairs of L-BFGS, a momentum) is lost to a resume: it may take other steps to
+the same minimum.
 
 Decisions
 
@@ -52,6 +52,8 @@ Reply = dict[str, Any]
 COMMAND = (sys.executable, "-m", "ufm_fast.studies.worker")
 #: What a scheduler, a terminal and Ctrl-C stop a study with.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
+#: A cell that was solved for less begins anew.
+ANEW_SECONDS = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -271,7 +273,7 @@ def _begins_anew(run: Any) -> bool:
 
     if not run.state_file.exists() or run.config.get("restarts", 1) > 1 or saved_data(run) is not None:
         return True
-    return load_state(run)[1].step == 0
+    return load_state(run)[1].seconds < ANEW_SECONDS
 
 
 def _limit(job: Job, given: Mapping[str, Any]) -> int:
