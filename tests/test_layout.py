@@ -96,3 +96,17 @@ def test_the_public_names_are_listed_and_described():
         "missing = [name for name in ufm_fast.__all__ if name.strip('_') not in text]; assert not missing, missing"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": "kernels"})
+
+
+def test_help_of_solve_describes_every_argument_what_it_returns_and_an_example():
+    from dataclasses import fields
+    from inspect import signature
+
+    from ufm_fast import solve
+    from ufm_fast.solvers.options import SolveOptions
+
+    text = solve.__doc__ or ""
+    for name in [*signature(solve).parameters, *(field.name for field in fields(SolveOptions))]:
+        assert f"``{name}" in text, name
+    assert "Returns a Solution" in text
+    assert ">>> solution = solve(" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -60,15 +61,23 @@ def solve(
 ) -> Solution:
     """Minimise the problem's objective and prove how good the answer is.
 
-    ``options``: a SolveOptions, where all are described; or its fields as keywords, which also change one that is given:
-    ``solve(problem, method="lbfgs", start="normal", restarts=10)``. ``initial``: a Point to start from, with W, one H row for
-    each row (or each sample), b and hidden layers (``runs.foreign.read_start`` reads one from a file). ``callbacks`` hear of
-    phases, log points, steps and the end (`Callback`); ``on_log(record, model_point)`` is the ``log`` of one.
-    ``on_save(record, model_point, starts)`` is called whenever the point is worth saving: every ten seconds, at an error, and
-    at the end before certificate and metrics; of several starts the best, at the end of each, too. ``watch``: a Stopwatch for
-    the seconds by phase. ``spent``: what earlier runs that this one continues have spent; ``starts``: how far they came of
-    several, ``initial`` being the point that was saved with it. Ctrl-C returns the point that was reached, outcome
-    'interrupted'. Returns a Solution; example: ``solve(Problem(classes=10, dim=16)).value``.
+    - ``problem``: what is minimised.
+    - ``options``: a SolveOptions; or its fields as keywords (``changes``), which also change one that is given.
+    - ``initial``: a Point to start from, with W, one H row for each row (or each sample), b and hidden layers
+      (``runs.foreign.read_start`` reads one from a file).
+    - ``callbacks``: hear of phases, log points, steps and the end (`Callback`); ``on_log(record, model_point)`` is the ``log``
+      of one, called with a function that gives the model's Point.
+    - ``on_save(record, model_point, starts)``: called whenever the point is worth saving: every ten seconds, at an error, at
+      the end before certificate and metrics; of several starts the best, at the end of each, too.
+    - ``watch``: a Stopwatch for the seconds by phase.
+    - ``spent``: what earlier runs that this one continues have spent; ``starts``: how far they came of several, ``initial``
+      being the point that was saved with it.
+
+    Returns a Solution: point, value, outcome, theory, certificate, metrics. Ctrl-C returns the point that was reached, outcome
+    'interrupted'.
+
+    >>> solution = solve(Problem(classes=10, dim=16), method="lbfgs", start="normal")
+    >>> solution.value, solution.certificate.relative_gap, solution.metrics["nc2_classifier"]
 
     Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape; InputTypeError for an
     option that there is not.
@@ -111,6 +120,10 @@ def solve(
         solution = _solution(objective, result, options, spent, told)
     told.end(solution)
     return solution
+
+
+# So that help(solve) describes every keyword, from the one place where they stand.
+solve.__doc__ = f"{inspect.cleandoc(solve.__doc__ or '')}\n\n{inspect.cleandoc(SolveOptions.__doc__ or '')}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""Tirer and Bruna, Extended unconstrained features model for exploring deep neural collapse, arXiv 2202.08087."""
+"""Tirer and Bruna, Extended unconstrained features model for exploring deep neural collapse, arXiv 2202.08087.
+
+How near momentum comes to the minimum of two ReLU layers in 30,000 steps depends on its start, and 1e-6 was not reached
+(November 2026): 5.9e-5 above it from the row's start, 1.6e-5 and 2.1e-5 from two other seeds, 1.7e-4 and 5.5e-4 from the first
+times .3 and .1, 5.6e-5 from an orthogonal one, 9.8e-5 and 1.3e-4 from N(0, .1^2) of two seeds. NC1 is rounding by then, but the
+means of H are no frame yet, and the gap falls as a power of the step. The row asks L-BFGS for 1e-8 and momentum for 1e-4.
+"""
 
 from __future__ import annotations
 
@@ -100,6 +106,7 @@ def _relu2(quick: bool) -> Evidence:
     weak = {**get_preset("tirer2022").settings, "lambda_w": 5e-4, "lambda_h": 5e-4}
     problem = Problem(**weak, layers=2, activation="relu")
     slow, log = trajectory(problem, method="momentum", learning_rate=0.1, max_steps=2000 if quick else 30_000)
+    numbers["value, lbfgs at lambda 5e-4"] = solve(problem, start="normal", restarts=2, metrics=False).value
     if not quick:
         numbers["value, momentum at lambda 5e-4"] = slow.value
     for row in log:
@@ -163,7 +170,10 @@ ROWS = (
             ("linear2", "orthogonal", ", 10 seeds", (), _linear2, 3, "3 seeds", 1),
             (
                 "relu2", "normal", ", 10 seeds; momentum .1/.9 at lambda 5e-4, 30,000 steps over all samples",
-                (Quantity("value, momentum at lambda 5e-4", WEAK, 1e-6, quick=False),), _relu2, 40,
+                (
+                    Quantity("value, lbfgs at lambda 5e-4", WEAK, 1e-8),
+                    Quantity("value, momentum at lambda 5e-4", WEAK, 1e-4, quick=False),
+                ), _relu2, 40,
                 "3 seeds, 2,000 momentum steps", 6,
             ),
         )
