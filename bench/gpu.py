@@ -229,10 +229,8 @@ def squared_rows(task: Task, most: int) -> Iterator[dict]:
 
 def device_tests() -> bool:
     """The value tests of kernels and backend, compiled for this device, against float64; in parallel where xdist is."""
-    files = [
-        str(ROOT / "tests" / "kernels" / name) for name in ("test_interpreter.py", "test_interpreter_fp8.py", "test_backend.py")
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", *files]
+    folders = [str(ROOT / "tests" / name) for name in ("kernels", "backends")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-m", "interpreted", *folders]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     try:

@@ -1,4 +1,4 @@
-"""Run the value tests of the kernels under triton's interpreter, in a process of their own (see kernels/conftest.py)."""
+"""Tests that run in the interpreter's process (conftest.py): where they run, and that what fails there fails here."""
 
 import os
 import subprocess
@@ -7,13 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_cases import MARKS
+
+ROOT = Path(__file__).parents[1]
+FAIL = "UFM_TEST_FAIL"
+
+
+@pytest.mark.interpreted
+def test_values_are_interpreted_where_there_is_no_device():
+    assert os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()
+    assert FAIL not in os.environ, "asked to fail"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the same tests run compiled on the device")
-def test_kernels_under_the_interpreter():
-    pytest.importorskip("triton", reason="triton has no build for this platform")
-    tests = Path(__file__).parent / "kernels"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "--durations=5", str(tests)]
-    run = subprocess.run(command, env=environment, cwd=tests.parents[1], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+def test_a_failure_in_the_interpreters_process_is_one_here():
+    assert MARKS[0].name == "interpreted"
+    case = f"{Path(__file__).relative_to(ROOT)}::test_values_are_interpreted_where_there_is_no_device"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {FAIL: "1"}
+    command = [sys.executable, "-m", "pytest", case]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "asked to fail" in run.stdout

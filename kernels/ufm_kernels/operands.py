@@ -19,7 +19,7 @@ Decisions
 2026-11-25. `fp16x3` takes the logits from pairs of float16, the products from pairs of bfloat16. An exponential turns a
 logit's absolute error into a relative one, so at 50 nats and d = 24 the bfloat16 pair leaves 1e-4 in loss and
 gradients; the float16 pair, six bits longer at the same cost, leaves 5e-6 (both under the interpreter,
-`tests/kernels/test_interpreter.py`). E has not float16's range, nor has a Hessian direction, so those stay in bfloat16
+`tests/kernels/test_head_digits.py`). E has not float16's range, nor has a Hessian direction, so those stay in bfloat16
 pairs. The backend keeps tf32x3 for float32: before collapse its gradients are those of a float32 product (1e-7), and a
 pair's are not (3e-6).
 """

@@ -1,16 +1,11 @@
 """The triton backend against the dense definition in float64, on the float32 numbers that it was given."""
 
 import copy
-import os
 import pickle
 
 import pytest
 import torch
-
-pytest.importorskip("triton", reason="triton has no build for this platform")
-if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-    pytest.skip("tests/test_kernels.py runs this under the interpreter", allow_module_level=True)
-
+from kernel_cases import DEVICE, MARKS
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
 
@@ -25,9 +20,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Targets
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter meets infinities that numpy remarks upon.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+pytestmark = MARKS
 
 LOSSES = [
     make_loss("ce"), make_loss("ce", smoothing=0.1), make_loss("focal"), make_loss("focal", gamma=0.5),

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-
-pytest.importorskip("triton", reason="triton has no build for this platform")
+from kernel_cases import DEVICE, MARKS
 
 from ufm_kernels import fp8_head
 from ufm_kernels.fp8_head import fp8_value_and_grad, quantised
 from ufm_kernels.tiles import tile_for
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+    *MARKS,
     pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="sm_90 only"),
 ]
 K, N, D = 1000, 200, 48

@@ -1,0 +1,97 @@
+"""Values of kernels run under triton's interpreter in one process of their own, and each is reported under its own id.
+
+The decorator of a kernel reads TRITON_INTERPRET when it is imported, and the compile gate wants it unset. So tests marked
+``interpreted`` are collected here, but called in a child with that variable, which says of each how it went as soon as it
+has ended. On a CUDA device they run here, compiled; with the variable set by hand, here, interpreted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import pytest
+
+_REPORTS = "UFM_TEST_REPORTS"  # the child's file descriptor to write to
+CHILD = pytest.StashKey["Child"]()
+
+
+class Child:
+    """A pytest of some node ids under the interpreter."""
+
+    def __init__(self, config: pytest.Config, ids: Sequence[str]) -> None:
+        read, write = os.pipe()
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", _REPORTS: str(write)}
+        command = [sys.executable, "-m", "pytest", "--rootdir", str(config.rootpath), *ids]
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the child)
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=config.rootpath, pass_fds=[write], stdout=self.output, stderr=subprocess.STDOUT
+        )
+        os.close(write)
+        self.reports = os.fdopen(read, encoding="utf-8")
+        self.known: dict[str, tuple[str, str]] = {}
+
+    def report(self, name: str) -> tuple[str, str]:
+        """(outcome, text) of a test, once it has ended."""
+        while name not in self.known:
+            line = self.reports.readline()
+            if not line:
+                self.output.seek(0)
+                return "failed", f"the process of the interpreter ended without it:\n{self.output.read()[-4000:]}"
+            ended, outcome, text = json.loads(line)
+            self.known[ended] = outcome, text
+        return self.known[name]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.reports.close()
+        self.output.close()
+
+
+def _in_child(item: pytest.Item) -> bool:
+    if item.get_closest_marker("interpreted") is None or os.environ.get("TRITON_INTERPRET") == "1":
+        return False
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not _in_child(pyfuncitem):
+        return None
+    session = pyfuncitem.session
+    if CHILD not in session.stash:
+        ids = [item.nodeid for item in session.items if _in_child(item)]
+        session.stash[CHILD] = Child(session.config, ids)
+    outcome, text = session.stash[CHILD].report(pyfuncitem.nodeid)
+    if outcome == "failed":
+        pytest.fail(text, pytrace=False)
+    if outcome == "skipped":
+        pytest.skip(text)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if CHILD in session.stash:
+        session.stash[CHILD].close()
+
+
+_worst: dict[str, tuple[str, str]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the child: each test's outcome, when its teardown has ended."""
+    if _REPORTS not in os.environ:
+        return
+    if report.outcome != "passed" and report.nodeid not in _worst:
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        _worst[report.nodeid] = report.outcome, text
+    if report.when == "teardown":
+        line = json.dumps([report.nodeid, *_worst.pop(report.nodeid, ("passed", ""))])
+        os.write(int(os.environ[_REPORTS]), (line + "\n").encode())
