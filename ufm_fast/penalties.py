@@ -13,7 +13,7 @@ for the dynamics of the papers.
 
 2026-11-25. The bias is balanced too. In the balanced variables b = c / sqrt(1 + lambda_b / mu), so that no penalty is
 far above mu. With lambda_b = 100 and mu = 3e-6 the bias had a curvature 3e7 times the others' and cost thousands of
-evaluations; now as many as with a small one (`tests/test_solvers.py`).
+evaluations; now as many as with a small one (`tests/solvers/test_methods.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Decisions
 underflows and, in float32, carries the rounding of numbers near -80. The mean off-target logit is known before the
 sweep (one product with the mean row of W), so E = exp(z - mean) is moderate near collapse, and the target enters in
 float64 as a vector of length N. Relative errors at a margin of 80 nats: below 1e-5 in float32 and 1e-13 in float64
-(`tests/test_backends.py`). Rows that overflow take their own maximum.
+(`tests/backends/test_tiled.py`). Rows that overflow take their own maximum.
 
 2026-11-25. Mean logits below 8 nats stay in the exponent. Subtracting the offset is a pass over E; where every row's is
 small, which near collapse it is (the off-target mean is -margin/(K-1)), it buys nothing.

@@ -14,7 +14,7 @@ for equal classes. Added as two parts chunk by chunk it left rounding where at m
 
 2026-11-26. A Hessian product takes the mean off first. Where a wrong class has all the mass, its change and the mean of
 all changes cancelled in float32: up to 5e-3 of the largest entry, 1e-5 now, for one more pass over the changes
-(`tests/test_backends.py`). The kernels still do it in one.
+(`tests/backends/test_tiled.py`). The kernels still do it in one.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ most d, else of the class means, beside the Gram of the deviations from them (`b
 never more numbers than a d x d matrix, nothing cancels in the value, and the bias kinds and count vectors of the tests
 end within 1e-12 of theory. The certificate cuts the factors into leading and trailing bits first, so that residuals of
 1e-9 have all their digits, and puts a free bias where the residuals' mean vanishes: its bound stays below the minimum
-whatever the point (`tests/test_certificate.py`). The point's own rounding then leaves gaps of 1e-8 at lambda = 1e-9 and
+whatever the point (`tests/theory/test_certificates.py`). The point's own rounding then leaves gaps of 1e-8 at lambda = 1e-9 and
 1e-5 at 1e-12; but here the best dual rows of all are known (`squared_error.mse_bound`), and they close them.
 """
 

@@ -4,7 +4,7 @@ Decisions
 
 2026-11-25. L-BFGS hands over to Newton-CG after 500 steps where d >= K - 1. With label smoothing, d = K and penalties
 of 1e-6 its paired preconditioner is worse than none, and 20,000 steps did not converge; Newton-CG ends those within 50
-steps (`tests/test_solvers.py`), and imbalanced squared errors sooner too. With d < K - 1, where a softmax problem is
+steps (`tests/solvers/test_methods.py`), and imbalanced squared errors sooner too. With d < K - 1, where a softmax problem is
 not convex, it took more evaluations than L-BFGS, so there nothing changes.
 """
 

@@ -7,7 +7,7 @@ their residual. Within the value's rounding a step is judged by the gradient, an
 change is the model's within a fifth: for want of that such problems ended with gaps of 1e-7.
 
 2026-11-26. Newton-CG is stalled only where its model promises no more than rounding. Six rejected radii in a row were
-taken for a stall, and a squared error with penalties of 1e-10 ended 4 % above its minimum (`tests/test_solvers.py`).
+taken for a stall, and a squared error with penalties of 1e-10 ended 4 % above its minimum (`tests/solvers/test_methods.py`).
 """
 
 from __future__ import annotations

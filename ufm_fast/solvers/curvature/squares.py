@@ -21,7 +21,7 @@ the balanced ones of the same product, the best point of the directions that kee
 samples, lambda of 1e-5 to 1e-8, a random start: 48 to 197 evaluations instead of 400 to 18,401 for d >= K - 1, and 91
 to 546 instead of 3,229 to 21,217 at d = 5 (`bench/squared_model.py`, counts only). L-BFGS builds it at step 30: sooner,
 a full step could put out a direction that the minimum needs, and random starts ended at saddles
-(`tests/test_solvers.py`). Penalties of 1e-10 still take many thousands. Tried and dropped: balanced factors every few
+(`tests/solvers/test_methods.py`). Penalties of 1e-10 still take many thousands. Tried and dropped: balanced factors every few
 steps of softmax losses, which cost more evaluations than they saved. Its vectors are planned (`bench/memory.py`).
 """
 

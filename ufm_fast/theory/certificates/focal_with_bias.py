@@ -30,7 +30,7 @@ multiplier bounds exactly. And no sample does worse with its own features than w
 conjugate before the loss turns over. Rows that have collapsed get the steeper dual row that the norm leaves room for.
 Of 54 random problems that the envelope leaves open (K up to 12), 32 are certified below 1e-7, and the worst gap of the
 others is 4e-3 instead of 0.2 (`bench/focal_bound.py`); no point's bound lay above the lowest value found
-(`tests/test_certificate.py`). It costs a few hundred K^2 logarithms, hence the limit of 1,024 classes. For balanced
+(`tests/theory/test_certificates.py`). It costs a few hundred K^2 logarithms, hence the limit of 1,024 classes. For balanced
 classes it is a function of one number, `balanced_bound`, by which theory now knows the minimum up to a percent from the
 jump.
 """
@@ -85,7 +85,7 @@ def balanced_bound(loss: Focal, classes: int, per_class: int, mu: float) -> floa
 
     It meets the simplex but within a percent of the penalty at which the gap jumps to zero. There it lies below, most at the
     jump and for many classes: relatively 1.0e-5 at K = 20, 1.6e-4 at K = 40, 2.9e-4 at K = 60, 7.5e-4 at K = 200, the largest
-    over gamma of 0.25 to 8 (`tests/test_certificate.py`).
+    over gamma of 0.25 to 8 (`tests/theory/test_certificates.py`).
     """
     rise = Rise(loss)
     kappa = classes * math.sqrt(per_class) * mu

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from named_problems import CASES, build
 from strategies import problems, random_point
-from test_solvers import CASES, build
 
 from ufm_fast import Point, Problem, solve
 from ufm_fast.losses import Focal

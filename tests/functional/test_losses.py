@@ -479,7 +479,7 @@ def test_the_focal_loss_of_an_impossible_target_pulls_like_the_cross_entropy(gam
 
 def test_the_example_trains_a_classifier_as_torch_does() -> None:
     pytest.importorskip("sklearn")
-    path = pathlib.Path(__file__).parents[1] / "examples" / "train_classifier.py"
+    path = pathlib.Path(__file__).parents[2] / "examples" / "train_classifier.py"
     spec = importlib.util.spec_from_file_location("train_classifier", path)
     assert spec is not None
     assert spec.loader is not None

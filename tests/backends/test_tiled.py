@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from fractions import Fraction
 from unittest import mock
 
 import numpy as np
@@ -19,15 +17,11 @@ from ufm_fast.backends import (
     HeadInput,
     ReferenceBackend,
     TiledBackend,
-    chunks,
     make_backend,
-    residual,
-    squared_error,
     tiled,
 )
-from ufm_fast.backends.chunks import buffer_bytes, chunk_rows
 from ufm_fast.errors import InputError
-from ufm_fast.losses import SquaredError, make_loss
+from ufm_fast.losses import make_loss
 from ufm_fast.objective import Objective
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Targets
@@ -272,63 +266,6 @@ def test_half_precision_inputs_give_float32_gradients():
     assert objective.value_and_grad(x).gradient.W.dtype == torch.float32
 
 
-def test_out_of_memory_halves_the_chunk(monkeypatch):
-    asked = []
-    real = torch.empty
-
-    def scarce(*shape, **options):
-        asked.append(shape[1])
-        if shape[1] > 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return real(*shape, **options)
-
-    problem = Problem(classes=9, dim=3)
-    objective = Objective(problem, backend=TiledBackend(9))
-    x = random_point(objective, 1)
-    expected = objective.value_and_grad(x)
-    monkeypatch.setattr(torch, "empty", scarce)
-    actual = Objective(problem, backend=TiledBackend(9)).value_and_grad(x)
-    assert asked[:3] == [9, 4, 2]
-    assert actual.value == pytest.approx(expected.value, rel=1e-14)
-
-
-def test_a_kept_buffer_changes_nothing():
-    """One backend for problems of several sizes and dtypes, in and out of inference mode, against a new one each time."""
-    backend = TiledBackend()
-    for seed, (classes, dtype, inference) in enumerate(
-        [(5, "float64", False), (5, "float64", False), (9, "float64", True), (9, "float64", False), (9, "float32", False)]
-    ):
-        problem = Problem(classes=classes, dim=4, dtype=dtype)
-        with torch.inference_mode(inference):
-            x = random_point(Objective(problem), seed)
-            found = Objective(problem, backend=backend).value_and_grad(x)
-            wanted = Objective(problem, backend=TiledBackend()).value_and_grad(x)
-        assert float(found.value) == float(wanted.value)
-        assert torch.equal(found.gradient.W, wanted.gradient.W)
-        assert torch.equal(found.gradient.H, wanted.gradient.H)
-
-
-def test_chunks_are_bounded_and_never_empty():
-    cpu = torch.device("cpu")
-    assert chunk_rows(10, 5, 8, cpu) == 10
-    for rows, classes, buffers in itertools.product(
-        (1, 15, 17, 33, 64, 500, 4096, 10**6), (2, 100, 8192, 65536, 10**6), (1, 2)
-    ):
-        chunk = chunk_rows(rows, classes, 4, cpu, buffers)
-        number = -(-rows // chunk)
-        assert 1 <= chunk <= rows
-        assert buffers * buffer_bytes(chunk, classes, 4) <= max(132 << 20, buffers * 32 * classes * 4)  # padding included
-        if number > 1:
-            assert (rows + number - 1) // number > chunk - 64  # no chunk is much shorter than the others
-
-
-def test_chunks_fit_what_is_free(monkeypatch):
-    monkeypatch.setattr(chunks, "available_bytes", lambda device: 8 * 20 * 10**6 * 4)
-    assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 16
-    monkeypatch.setattr(chunks, "available_bytes", lambda device: 100)
-    assert chunk_rows(10**6, 10**6, 4, torch.device("cpu")) == 1
-
-
 def test_backend_names():
     assert make_backend("auto", "cpu").name == "tiled"
     assert make_backend("reference").name == "reference"
@@ -336,78 +273,6 @@ def test_backend_names():
         make_backend("cuda")
     with pytest.raises(InputError, match="triton"):
         make_backend("triton", "cpu")
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_exact_residuals_are_exact(bias):
-    """E = H W' + b - Y where all of it is rounding in float64: against rational arithmetic."""
-    generator = torch.Generator().manual_seed(3)
-    W = torch.eye(4, 5, dtype=torch.float64) + 1e-3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
-    b = torch.full((4,), 0.25, dtype=torch.float64) if bias else None
-    goal = torch.eye(4, dtype=torch.float64) - (0.0 if b is None else b)
-    H = torch.linalg.lstsq(W, goal.T).solution.T.contiguous() * (1 - 1e-9)
-    x = HeadInput(SquaredError(), H, W, b, Targets(torch.arange(4)), torch.full((4,), 0.25, dtype=torch.float64))
-
-    def exact(r: int, k: int) -> Fraction:
-        product = sum((Fraction(p) * Fraction(q) for p, q in zip(H[r].tolist(), W[k].tolist(), strict=True)), Fraction(0))
-        return product + (0 if b is None else Fraction(float(b[k]))) - (r == k)
-
-    found = torch.cat([E for _, E in residual.blocks(x, exact=True)])
-    own, total = residual.own(x, exact=True), squared_error.residual_sum(x)
-    for r in range(4):
-        for k in range(4):
-            assert float(abs(Fraction(float(found[r, k])) - exact(r, k))) < 1e-20
-        assert float(abs(Fraction(float(own[r])) - exact(r, r))) < 1e-20
-        assert float(abs(Fraction(float(total[r])) - sum(exact(i, r) for i in range(4)) / 4)) < 1e-20
-
-
-@pytest.mark.parametrize("dim", [2, 3, 4, 5, 6, 7])
-def test_residual_sums_go_to_their_classes(dim):
-    """Classes without rows first, between and last; d on either side of the classes that have rows, of all, and of the rows."""
-    generator = torch.Generator().manual_seed(1)
-    H, W = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for n in (7, 6))
-    b, y = torch.randn(6, generator=generator, dtype=torch.float64), torch.tensor([1, 3, 4, 1, 3, 3, 4])
-    o = torch.rand(7, generator=generator, dtype=torch.float64)
-    x = HeadInput(SquaredError(), H, W, b, Targets(y), o)
-    E = H @ W.T + b - torch.nn.functional.one_hot(y, 6)
-    torch.testing.assert_close(squared_error.residual_sum(x), o @ E)
-    own, shift = E[torch.arange(7), y], torch.rand(6, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(squared_error.along_targets(x, shift), o @ (own - shift[y]))
-    torch.testing.assert_close(squared_error.losses(x), 0.5 * E.square().sum(1))
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.integers(1, 40), st.integers(2, 8), st.integers(1, 11), st.integers(0, 10**6), st.booleans(), st.booleans())
-def test_squared_error_of_many_rows_equals_the_definition(rows, classes, dim, seed, biased, signed):
-    """More rows than dimensions, or fewer; classes without rows; weights of any sign, as a backward pass may bring."""
-    generator = torch.Generator().manual_seed(seed)
-    H, W, b = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((rows, dim), (classes, dim), (classes,))
-    )
-    y = torch.randint(classes, (rows,), generator=generator) // (1 + seed % 2)
-    o = torch.rand(rows, generator=generator, dtype=torch.float64) - (0.5 if signed else 0.0)
-    x = HeadInput(SquaredError(), H, W, b if biased else None, Targets(y), o)
-    ours, dense = (Gradients(*(None if p is None else torch.ones_like(p) for p in (H, W, x.bias))) for _ in range(2))
-    value, expected = squared_error.value_and_grad(x, ours), ReferenceBackend().head(x, dense).value
-    torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-11)
-    for part in ("features", "weight", "bias"):
-        if getattr(ours, part) is not None:
-            torch.testing.assert_close(getattr(ours, part), getattr(dense, part), rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(squared_error.losses(x), ReferenceBackend().losses(x), rtol=1e-11, atol=1e-11)
-
-
-def test_the_value_of_many_collapsed_rows_keeps_its_digits():
-    """Residuals of 1e-7 and a spread of 1e-9 about the class means: 1e-14 of the O(1) terms of a Gram value."""
-    generator = torch.Generator().manual_seed(2)
-    W = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q[:5]
-    y = torch.arange(200) % 5
-    H = (1 - 1e-7) * W[y] + 1e-9 * torch.randn(200, 8, generator=generator, dtype=torch.float64)
-    x = HeadInput(SquaredError(), H, W, None, Targets(y), torch.full((200,), 1 / 200, dtype=torch.float64))
-    E = torch.cat([E for _, E in residual.blocks(x, exact=True)])
-    exact = float(0.5 * E.square().sum(1).mean())
-    value = float(squared_error.value_and_grad(x, Gradients(torch.zeros_like(H), torch.zeros_like(W), None)))
-    assert value == pytest.approx(exact, rel=1e-8)
-    assert float(squared_error.losses(x).mean()) == pytest.approx(exact, rel=1e-8)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
