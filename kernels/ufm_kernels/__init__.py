@@ -4,7 +4,7 @@ From the simplest to the cleverest:
 
     primitives.py     device functions that every kernel shares
     tiles.py          which tile each kernel uses on which architecture
-    operands.py       precision modes: how a matrix is rounded or split before the tensor cores see it
+    operands.py       precision modes: how a matrix is rounded or split for the tensor cores
     prepare.py        the kernel that rounds, splits, pads and turns them
     segments.py       sums of rows that share a class, and one dot product per row and target
     off_target.py     E = exp(z - z_y) off the targets, with its row sums
@@ -15,10 +15,10 @@ From the simplest to the cleverest:
     hvp.py            the tile of the Hessian-vector product
     squared_error.py  Gram matrices in float64, for the squared error
     row_sums.py       the kernels between the passes: from the sums of a row's tiles to its factors
-    rows.py           loss and gradient factors of a row from its sums: where the loss functions live
+    rows.py           loss and gradient factors of a row from its sums
     head.py           drivers on torch tensors: values and gradients
     fp8_head.py       driver on torch tensors of mode fp8, with its fall-back to bfloat16
-    curvature.py      drivers on torch tensors: Hessian-vector products, products with the logit gradient
+    curvature.py      drivers on torch tensors: Hessian and logit-gradient products
     squared_head.py   driver on torch tensors of the squared error
     builds.py         what the gate builds: types, constants and tiles of every launch
     compile_gate.py   builds every kernel without a GPU and inspects the result

@@ -1,4 +1,6 @@
-"""What the compile gate builds: every kernel with the types, constants and tiles that the drivers launch it with."""
+"""What the compile gate builds: every kernel with the types, constants and tiles that the drivers
+launch it with.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +14,9 @@ TENSOR_CORE = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 @dataclass(frozen=True)
 class Build:
-    """One kernel with one set of types and constants. `types` maps runtime arguments to triton type strings."""
+    """One kernel with one set of types and constants. `types` maps runtime arguments to triton type
+    strings.
+    """
 
     name: str
     kernel: str
@@ -22,8 +26,23 @@ class Build:
     constants: dict[str, object]
     tensor_core: str = ""
     aligned: tuple[str, ...] = field(
-        default=("depth", "columns", "width", "span", "stride", "stride_a", "stride_b", "stride_t", "stride_points")
+        default=(
+            "depth",
+            "columns",
+            "width",
+            "span",
+            "stride",
+            "stride_a",
+            "stride_b",
+            "stride_t",
+            "stride_points",
+        )
     )
+
+
+def typed(kind: str, names: str) -> dict[str, str]:
+    """Arguments of one type."""
+    return dict.fromkeys(names.split(), kind)
 
 
 def described(element: str, tile: Tile, block: tuple[int, int]) -> str:
@@ -34,8 +53,12 @@ def described(element: str, tile: Tile, block: tuple[int, int]) -> str:
 def blocks(tile: Tile) -> dict[str, object]:
     """The constants of a tiled kernel."""
     return {
-        "TMA": tile.tma, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth, "GROUP": tile.group,
-    }  # fmt: skip
+        "TMA": tile.tma,
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.columns,
+        "BLOCK_K": tile.depth,
+        "GROUP": tile.group,
+    }
 
 
 # Mode -> operand of the logits, element of E and of its products, passes.
@@ -57,23 +80,49 @@ def off_target_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
         size = 4 if stored == "fp32" else 2
         depths = (64, DEEP) if mode == "bf16" else (64,)
-        single = [(1, bias, flag, depth) for bias in (False, True) for flag in (False, True) for depth in depths]
+        single = [
+            (1, bias, flag, depth)
+            for bias in (False, True)
+            for flag in (False, True)
+            for depth in depths
+        ]
         for targets, bias, flag, depth in (*single, (32, True, False, 64)):
-            tile = tile_of(kernel_name(passes, targets, size, depth, bias), operand, architecture, passes)
+            tile = tile_of(
+                kernel_name(passes, targets, size, depth, bias), operand, architecture, passes
+            )
             types = {
                 "H": described(operand, tile, (tile.rows, tile.depth)),
                 "W": described(operand, tile, (tile.columns, tile.depth)),
-                "bias": "*fp32", "offset": "*fp32", "labels": "*i32", "flag": "*i32",
-                "E": described(stored, tile, (tile.rows, tile.columns // tile.split)), "statistics": "*fp32",
-                "rows": "i32", "classes": "i32", "depth": "i32", "stride": "i32",
-            }  # fmt: skip
+                "E": described(stored, tile, (tile.rows, tile.columns // tile.split)),
+                **typed("*fp32", "bias offset statistics"),
+                **typed("*i32", "labels flag"),
+                **typed("i32", "rows classes depth stride"),
+            }
             constants = {
-                "TARGETS": targets, "BIAS": bias, "FLAG": flag, "SINGLE": stored == "fp32", "PASSES": passes,
-                "FLATTEN": tile.flatten, "SPLIT": tile.split, **blocks(tile),
-            }  # fmt: skip
-            options = "".join(f"/{name}" for name, on in (("bias", bias), ("flag", flag), ("deep", depth == DEEP)) if on)
+                "TARGETS": targets,
+                "BIAS": bias,
+                "FLAG": flag,
+                "SINGLE": stored == "fp32",
+                "PASSES": passes,
+                "FLATTEN": tile.flatten,
+                "SPLIT": tile.split,
+                **blocks(tile),
+            }
+            options = "".join(
+                f"/{name}"
+                for name, on in (("bias", bias), ("flag", flag), ("deep", depth == DEEP))
+                if on
+            )
             name = f"off_target/{mode}/targets={targets}{options}"
-            yield Build(name, "off_target.off_target_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+            yield Build(
+                name,
+                "off_target.off_target_kernel",
+                architecture,
+                tile,
+                types,
+                constants,
+                TENSOR_CORE[architecture],
+            )
 
 
 def product_builds(architecture: int) -> Iterator[Build]:
@@ -85,27 +134,47 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode == "bf16" and architecture == 90:  # of mode fp8
             flagged = ((False, 0, usual, False, True), (True, 0, usual, False, True))
         for transposed, targets, down, exact, flag in (
-            (False, 1, usual, False, False), (False, 32, usual, False, False), (False, 0, usual, False, False),
-            (True, 0, usual, False, False), (False, 0, False, True, False), (False, 1, False, True, False), *flagged,
-        ):  # fmt: skip
+            (False, 1, usual, False, False),
+            (False, 32, usual, False, False),
+            (False, 0, usual, False, False),
+            (True, 0, usual, False, False),
+            (False, 0, False, True, False),
+            (False, 1, False, True, False),
+            *flagged,
+        ):
             tile = tile_of(product_name(transposed, targets), stored, architecture, passes)
             left = (tile.depth, tile.rows) if transposed else (tile.rows, tile.depth)
             right = (tile.depth, tile.columns) if down else (tile.columns, tile.depth)
             types = {
-                "A": described(stored, tile, left), "B": described(stored, tile, right),
-                "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
-                "points": "*fp32" if exact else f"*{stored}", "flag": "*i32",
-                "rows": "i32", "columns": "i32", "classes": "i32", "depth": "i32", "stride_a": "i32", "stride_b": "i32",
-                "stride_points": "i32",
-            }  # fmt: skip
+                "A": described(stored, tile, left),
+                "B": described(stored, tile, right),
+                "points": "*fp32" if exact else f"*{stored}",
+                **typed("*fp32", "out factor coefficient"),
+                **typed("*i32", "labels flag"),
+                **typed("i32", "rows columns classes depth stride_a stride_b stride_points"),
+            }
             constants = {
-                "TRANSPOSED": transposed, "DOWN": down, "FACTOR": targets > 0, "TARGETS": targets, "PASSES": passes,
-                "PAIRS": passes == 3 and not exact, "FLAG": flag,
-                "FLATTEN": tile.flatten, **blocks(tile),
-            }  # fmt: skip
+                "TRANSPOSED": transposed,
+                "DOWN": down,
+                "FACTOR": targets > 0,
+                "TARGETS": targets,
+                "PASSES": passes,
+                "PAIRS": passes == 3 and not exact,
+                "FLAG": flag,
+                "FLATTEN": tile.flatten,
+                **blocks(tile),
+            }
             kind = "transposed" if transposed else f"targets={targets}"
             name = f"product/{mode}/{kind}{'/exact' if exact else ''}{'/flag' if flag else ''}"
-            yield Build(name, "products.product_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+            yield Build(
+                name,
+                "products.product_kernel",
+                architecture,
+                tile,
+                types,
+                constants,
+                TENSOR_CORE[architecture],
+            )
 
 
 def epilogue_builds(architecture: int) -> Iterator[Build]:
@@ -113,10 +182,17 @@ def epilogue_builds(architecture: int) -> Iterator[Build]:
     for stored in ("bf16", "fp32"):
         for targets, add in ((1, True), (1, False), (32, True), (32, False)):
             types = {
-                "product": "*fp32", "out": "*fp32", "factor": "*fp32", "coefficient": "*fp32", "labels": "*i32",
-                "points": f"*{stored}", "rows": "i32", "columns": "i32", "classes": "i32", "stride": "i32",
-            }  # fmt: skip
-            constants = {"TARGETS": targets, "ADD": add, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+                "points": f"*{stored}",
+                **typed("*fp32", "product out factor coefficient"),
+                **typed("*i32", "labels"),
+                **typed("i32", "rows columns classes stride"),
+            }
+            constants = {
+                "TARGETS": targets,
+                "ADD": add,
+                "BLOCK_M": tile.rows,
+                "BLOCK_N": tile.columns,
+            }
             name = f"epilogue/{stored}/targets={targets}{'' if add else '/fresh'}"
             yield Build(name, "products.epilogue_kernel", architecture, tile, types, constants)
 
@@ -124,41 +200,77 @@ def epilogue_builds(architecture: int) -> Iterator[Build]:
 def one_pass_builds(architecture: int) -> Iterator[Build]:
     for mode, (operand, stored, passes) in MODES.items():
         for depth, targets in ((64, 1), (128, 32)):
-            of_rows, of_classes = (tile_of(name, stored, architecture, passes) for name in ("one_pass", "one_pass_weight"))
+            of_rows, of_classes = (
+                tile_of(name, stored, architecture, passes)
+                for name in ("one_pass", "one_pass_weight")
+            )
             common = {"bias": "*fp32", "offset": "*fp32", "labels": "*i32", "out": "*fp32", **SIZES}
             matrices = {"H": f"*{operand}", "W": f"*{operand}"}
             constants = {
-                "TARGETS": targets, "BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, "D": depth,
-            }  # fmt: skip
-            forward = {**matrices, "V": f"*{stored}", "flag": "*i32", "statistics": "*fp32", **common}
+                "TARGETS": targets,
+                "BIAS": True,
+                "SINGLE": stored == "fp32",
+                "PASSES": passes,
+                "D": depth,
+            }
+            forward = {
+                **matrices,
+                "V": f"*{stored}",
+                "flag": "*i32",
+                "statistics": "*fp32",
+                **common,
+            }
             weight = {**matrices, "X": f"*{stored}", "factor": "*fp32", "sums": "*fp64", **common}
             yield Build(
-                f"one_pass/{mode}/d={depth}/forward", "one_pass.forward_kernel", architecture, of_rows, forward,
+                f"one_pass/{mode}/d={depth}/forward",
+                "one_pass.forward_kernel",
+                architecture,
+                of_rows,
+                forward,
                 {**constants, "FLAG": True, "BLOCK_M": of_rows.rows, "BLOCK_N": of_rows.columns},
                 TENSOR_CORE[architecture],
-            )  # fmt: skip
+            )
             yield Build(
-                f"one_pass/{mode}/d={depth}/weight", "one_pass.weight_kernel", architecture, of_classes, weight,
-                {**constants, "BLOCK_M": of_classes.rows, "BLOCK_N": of_classes.columns}, TENSOR_CORE[architecture],
-            )  # fmt: skip
+                f"one_pass/{mode}/d={depth}/weight",
+                "one_pass.weight_kernel",
+                architecture,
+                of_classes,
+                weight,
+                {**constants, "BLOCK_M": of_classes.rows, "BLOCK_N": of_classes.columns},
+                TENSOR_CORE[architecture],
+            )
 
 
-SIZES = {"rows": "i32", "classes": "i32", "depth": "i32", "width": "i32", "span": "i32"}
+SIZES = typed("i32", "rows classes depth width span")
 
 
 def gram_builds(architecture: int) -> Iterator[Build]:
     for element, weight in (("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)):
         wide = element == "fp32"
-        if not (wide and architecture == 100):  # no float64 product there in this compiler: the library's is used
+        if not (
+            wide and architecture == 100
+        ):  # no float64 product there in this compiler: the library's is used
             tile = tile_of("gram", element, architecture)
             types = {
-                "X": f"*{element}", "weight": "*fp32", "out": "*fp64", "rows": "i32", "columns": "i32", "stride": "i32",
-                "span": "i32",
-            }  # fmt: skip
-            constants = {"WIDE": wide, "WEIGHT": weight, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
+                "X": f"*{element}",
+                **typed("*fp32", "weight"),
+                **typed("*fp64", "out"),
+                **typed("i32", "rows columns stride span"),
+            }
+            constants = {
+                "WIDE": wide,
+                "WEIGHT": weight,
+                "BLOCK_M": tile.rows,
+                "BLOCK_N": tile.columns,
+                "BLOCK_K": tile.depth,
+            }
             core = "mma.sync" if wide else TENSOR_CORE[architecture]
-            name = f"gram/{element}/{'float64' if wide else 'promoted'}{'/weighted' if weight else ''}"
-            yield Build(name, "squared_error.gram_kernel", architecture, tile, types, constants, core)
+            name = (
+                f"gram/{element}/{'float64' if wide else 'promoted'}{'/weighted' if weight else ''}"
+            )
+            yield Build(
+                name, "squared_error.gram_kernel", architecture, tile, types, constants, core
+            )
 
 
 def matvec_builds(architecture: int) -> Iterator[Build]:
@@ -166,16 +278,27 @@ def matvec_builds(architecture: int) -> Iterator[Build]:
         tile = tile_of("matvec", operand, architecture, passes)
         for transposed in (False, True):
             types = {
-                "A": f"*{operand}", "B": f"*{operand}", "X": "*fp32", "bias": "*fp32", "offset": "*fp32",
-                "labels": "*i32", "out": "*fp32", "rows": "i32", "columns": "i32", "depth": "i32", "span": "i32",
-            }  # fmt: skip
+                "A": f"*{operand}",
+                "B": f"*{operand}",
+                **typed("*fp32", "X bias offset out"),
+                **typed("*i32", "labels"),
+                **typed("i32", "rows columns depth span"),
+            }
             constants = {
-                "TRANSPOSED": transposed, "TARGETS": 32, "BIAS": True, "PASSES": passes, "VECTORS": 16,
-                "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth,
-            }  # fmt: skip
+                "TRANSPOSED": transposed,
+                "TARGETS": 32,
+                "BIAS": True,
+                "PASSES": passes,
+                "VECTORS": 16,
+                "BLOCK_M": tile.rows,
+                "BLOCK_N": tile.columns,
+                "BLOCK_K": tile.depth,
+            }
             name = f"matvec/{mode}{'/transposed' if transposed else ''}"
             kernel = "matvec.logit_product_kernel"
-            yield Build(name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture])
+            yield Build(
+                name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture]
+            )
 
 
 def hvp_builds(architecture: int) -> Iterator[Build]:
@@ -186,12 +309,24 @@ def hvp_builds(architecture: int) -> Iterator[Build]:
         left = described(operand, tile, (tile.rows, tile.depth))
         right = described(operand, tile, (tile.columns, tile.depth))
         types = {
-            "H": left, "W": right, "dH": left, "dW": right, "db": "*fp32", "base": "*fp32", "slope": "*fp32",
-            "curvature": "*fp32", "E": f"*{stored}", "sums": "*fp32",
-            "rows": "i32", "classes": "i32", "depth": "i32", "stride": "i32",
-        }  # fmt: skip
+            "H": left,
+            "W": right,
+            "dH": left,
+            "dW": right,
+            "E": f"*{stored}",
+            **typed("*fp32", "db base slope curvature sums"),
+            **typed("i32", "rows classes depth stride"),
+        }
         constants = {"BIAS": True, "SINGLE": stored == "fp32", "PASSES": passes, **blocks(tile)}
-        yield Build(f"hvp/{mode}", "hvp.hvp_kernel", architecture, tile, types, constants, TENSOR_CORE[architecture])
+        yield Build(
+            f"hvp/{mode}",
+            "hvp.hvp_kernel",
+            architecture,
+            tile,
+            types,
+            constants,
+            TENSOR_CORE[architecture],
+        )
 
 
 def fp8_builds(architecture: int) -> Iterator[Build]:
@@ -199,12 +334,13 @@ def fp8_builds(architecture: int) -> Iterator[Build]:
         return
     tile = tile_for("fp8_exponentials", 16, architecture)
     types = {
-        "H": described("bf16", tile, (tile.rows, tile.depth)), "W": described("bf16", tile, (tile.columns, tile.depth)),
-        "bias": "*fp32", "offset": "*fp32", "target": "*fp32", "level": "*fp32",
-        "labels": "*i32", "flag": "*i32", "E": "*fp8e4nv", "T": "*fp8e4nv",
-        "scale": "*fp32", "scale_t": "*fp32", "statistics": "*fp32", "rows": "i32", "classes": "i32", "depth": "i32",
-        "stride": "i32", "stride_t": "i32",
-    }  # fmt: skip
+        "H": described("bf16", tile, (tile.rows, tile.depth)),
+        "W": described("bf16", tile, (tile.columns, tile.depth)),
+        **typed("*fp32", "bias offset target level scale scale_t statistics"),
+        **typed("*i32", "labels flag"),
+        **typed("*fp8e4nv", "E T"),
+        **typed("i32", "rows classes depth stride stride_t"),
+    }
     for bias, flag in ((False, False), (True, True)):
         constants = {"BIAS": bias, "FLAG": flag, **blocks(tile)}
         name = f"fp8/exponentials{'/bias' if bias else ''}"
@@ -212,14 +348,22 @@ def fp8_builds(architecture: int) -> Iterator[Build]:
         yield Build(name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture])
     tile = tile_for("fp8_product", 8, architecture)
     types = {
-        "A": described("fp8e4nv", tile, (tile.rows, tile.depth)), "B": described("fp8e4nv", tile, (tile.columns, tile.depth)),
-        "scale_a": "*fp32", "scale_b": "*fp32", "flag": "*i32", "out": "*fp32", "rows": "i32", "columns": "i32",
-        "depth": "i32", "stride_a": "i32", "stride_b": "i32", "stride_out": "i32",
-    }  # fmt: skip
+        "A": described("fp8e4nv", tile, (tile.rows, tile.depth)),
+        "B": described("fp8e4nv", tile, (tile.columns, tile.depth)),
+        **typed("*fp32", "scale_a scale_b out"),
+        **typed("*i32", "flag"),
+        **typed("i32", "rows columns depth stride_a stride_b stride_out"),
+    }
     for add in (False, True):
         constants = {"ADD": add, **blocks(tile)}
         yield Build(
-            f"fp8/product{'/add' if add else ''}", "fp8.product_kernel", architecture, tile, types, constants, "e4m3.e4m3"
+            f"fp8/product{'/add' if add else ''}",
+            "fp8.product_kernel",
+            architecture,
+            tile,
+            types,
+            constants,
+            "e4m3.e4m3",
         )
 
 
@@ -227,37 +371,90 @@ def segment_builds(architecture: int) -> Iterator[Build]:
     tile = Tile(16, 128, 128, 4, 2)
     for element in ("bf16", "fp16", "fp32"):
         types = {
-            "H": f"*{element}", "W": f"*{element}", "bias": "*fp32", "labels": "*i32", "out": "*fp32", "rows": "i32",
-            "columns": "i32", "classes": "i32", "stride_h": "i32", "stride_w": "i32",
-        }  # fmt: skip
+            "H": f"*{element}",
+            "W": f"*{element}",
+            **typed("*fp32", "bias out"),
+            **typed("*i32", "labels"),
+            **typed("i32", "rows columns classes stride_h stride_w"),
+        }
         constants = {"TARGETS": 1, "BIAS": True, "BLOCK_M": 16, "BLOCK_K": 128}
-        yield Build(f"target_logits/{element}", "segments.target_logits_kernel", architecture, tile, types, constants)
+        yield Build(
+            f"target_logits/{element}",
+            "segments.target_logits_kernel",
+            architecture,
+            tile,
+            types,
+            constants,
+        )
         types = {
-            "H": f"*{element}", "weight": "*fp32", "order": "*i64", "ordered": "*i32", "starts": "*i64", "out": "*fp32",
-            "columns": "i32", "classes": "i32", "stride": "i32", "scale": "fp32",
-        }  # fmt: skip
+            "H": f"*{element}",
+            **typed("*fp32", "weight out"),
+            **typed("*i64", "order starts"),
+            **typed("*i32", "ordered"),
+            **typed("i32", "columns classes stride"),
+            **typed("fp32", "scale"),
+        }
         sums = [(span, pairs, "fp32") for span in (128, 512) for pairs in (False, True)]
         if element == "fp32":  # of a bias
             sums += [(128, False, "fp64"), (128, True, "fp64")]
         for span, pairs, out in sums:
-            constants = {"PAIRS": pairs, "TARGETS": 1, "SPLITS": 16, "BLOCK_M": 2048 // span, "BLOCK_N": span}
+            constants = {
+                "PAIRS": pairs,
+                "TARGETS": 1,
+                "SPLITS": 16,
+                "BLOCK_M": 2048 // span,
+                "BLOCK_N": span,
+            }
             name = f"class_sums/{element}/{span}/{'pairs' if pairs else 'classes'}/{out}"
-            yield Build(name, "segments.class_sums_kernel", architecture, tile, {**types, "out": f"*{out}"}, constants)
+            yield Build(
+                name,
+                "segments.class_sums_kernel",
+                architecture,
+                tile,
+                {**types, "out": f"*{out}"},
+                constants,
+            )
 
 
 def row_builds(architecture: int) -> Iterator[Build]:
     tile = Tile(32, 64, 0, 4, 2)
     for targets in (1, 32):
         common = {
-            "statistics": "*fp32", "z": "*fp32", "labels": "*i32", "mean": "*fp32", "offset": "*fp32",
-            "flag": "*i32", "totals": "*fp64", "rows": "i32", "tiles": "i32", "plane": "i32",
-        }  # fmt: skip
+            "statistics": "*fp32",
+            "z": "*fp32",
+            "labels": "*i32",
+            "mean": "*fp32",
+            "offset": "*fp32",
+            "flag": "*i32",
+            "totals": "*fp64",
+            "rows": "i32",
+            "tiles": "i32",
+            "plane": "i32",
+        }
         raised = {**common, "band": "fp32"}
-        constants: dict[str, object] = {"TARGETS": targets, "BLOCK": tile.rows, "SPAN": tile.columns}
-        yield Build(f"rows/raise/targets={targets}", "row_sums.raise_kernel", architecture, tile, raised, constants)
-        types = {**common, "scale": "*fp32", "out": "*fp32", "own": "*fp32"}
+        constants: dict[str, object] = {
+            "TARGETS": targets,
+            "BLOCK": tile.rows,
+            "SPAN": tile.columns,
+        }
+        yield Build(
+            f"rows/raise/targets={targets}",
+            "row_sums.raise_kernel",
+            architecture,
+            tile,
+            raised,
+            constants,
+        )
+        types = {**common, **typed("*fp32", "scale out own")}
         constants = {**constants, "ROUNDED": True}
-        yield Build(f"rows/finish/targets={targets}", "row_sums.finish_kernel", architecture, tile, types, constants)
+        yield Build(
+            f"rows/finish/targets={targets}",
+            "row_sums.finish_kernel",
+            architecture,
+            tile,
+            types,
+            constants,
+        )
 
 
 def prepare_builds(architecture: int) -> Iterator[Build]:
@@ -273,28 +470,46 @@ def prepare_builds(architecture: int) -> Iterator[Build]:
         ):
             height, span = (32, 64) if turned else (16, 128)
             types = {
-                "X": f"*{element}", "weight": "*fp32", "out": f"*{stored}", "rows": "i32", "columns": "i32",
-                "width": "i32", "stride": "i32",
-            }  # fmt: skip
-            constants = {"WEIGHT": weight, "HALVES": halves, "TURNED": turned, "BLOCK_M": height, "BLOCK_N": span}
+                "X": f"*{element}",
+                "out": f"*{stored}",
+                **typed("*fp32", "weight"),
+                **typed("i32", "rows columns width stride"),
+            }
+            constants = {
+                "WEIGHT": weight,
+                "HALVES": halves,
+                "TURNED": turned,
+                "BLOCK_M": height,
+                "BLOCK_N": span,
+            }
             name = f"prepare/{element}/{stored}/halves={halves}{'/turned' if turned else ''}"
             yield Build(name, "prepare.prepare_kernel", architecture, tile, types, constants)
 
 
 def weighted_sums_builds(architecture: int) -> Iterator[Build]:
     types = {
-        "E": "*bf16", "weight": "*fp32", "out": "*fp32", "rows": "i32", "classes": "i32", "stride": "i32",
-    }  # fmt: skip
+        **typed("*bf16", "E"),
+        **typed("*fp32", "weight out"),
+        **typed("i32", "rows classes stride"),
+    }
     for element in ("bf16", "fp32"):
         for transposed, halves, block, span in ((True, 1, 64, 64), (False, 2, 16, 256)):
             tile = Tile(block, span, 0, 4, 2)
             constants = {"TRANSPOSED": transposed, "HALVES": halves, "BLOCK": block, "SPAN": span}
             name = f"weighted_sums/{element}/{'transposed' if transposed else 'rows'}"
             stored = {**types, "E": f"*{element}", "out": "*fp64" if transposed else "*fp32"}
-            yield Build(name, "products.weighted_sums_kernel", architecture, tile, stored, constants)
+            yield Build(
+                name, "products.weighted_sums_kernel", architecture, tile, stored, constants
+            )
 
 
 def all_builds(architectures=tuple(SHARED_MEMORY)) -> list[Build]:
     """Every kernel x configuration of the table."""
-    makers = [value for name, value in globals().items() if name.endswith("_builds") and name != "all_builds"]
-    return [build for architecture in architectures for maker in makers for build in maker(architecture)]
+    makers = [
+        value
+        for name, value in globals().items()
+        if name.endswith("_builds") and name != "all_builds"
+    ]
+    return [
+        build for architecture in architectures for maker in makers for build in maker(architecture)
+    ]

@@ -2,10 +2,11 @@
 
     python -m ufm_kernels.compile_gate [--json] [--only TEXT] [--architecture 90] [--processes 2]
 
-For each build: no spills, shared memory within the device's limit (the compiler itself does not check it), the
-architecture's tensor-core instructions where there is a dot (mma.sync, wgmma, tcgen05), TMA loads where the tile asks
-for them, and sums of products of pairs that round to nearest. One line a build, a summary, exit status 1 if any build
-fails. It needs triton only, not torch.
+For each build: no spills, shared memory within the device's limit (the compiler itself does not
+check it), the architecture's tensor-core instructions where there is a dot (mma.sync, wgmma,
+tcgen05), TMA loads where the tile asks for them, and sums of products of pairs that round to
+nearest. One line a build, a summary, exit status 1 if any build fails. It needs triton only, not
+torch.
 """
 
 import argparse
@@ -32,29 +33,41 @@ def cuobjdump() -> str:
 
 
 def inspect(cubin: bytes) -> dict[str, int]:
-    """Registers of the only kernel in a cubin, bytes of its stack, and its spills: loads and stores of local memory.
+    """Registers of the only kernel in a cubin, bytes of its stack, and its spills: loads and stores
+    of local memory.
 
-    A small stack without such an instruction is a call frame or a reserve of the tensor cores, not a spill.
+    A small stack without such an instruction is a call frame or a reserve of the tensor cores, not
+    a spill.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
 
         def dump(option: str) -> str:
-            return subprocess.run([cuobjdump(), option, file.name], capture_output=True, text=True, check=True).stdout
+            return subprocess.run(
+                [cuobjdump(), option, file.name], capture_output=True, text=True, check=True
+            ).stdout
 
-        found = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", dump("--dump-resource-usage"))}
-        found["SPILLS"] = len(re.findall(r"\b(?:STL|LDL)\b", dump("-sass"))) if found.get("STACK") else 0
+        found = {
+            key: int(value)
+            for key, value in re.findall(r"(REG|STACK):(\d+)", dump("--dump-resource-usage"))
+        }
+        found["SPILLS"] = (
+            len(re.findall(r"\b(?:STL|LDL)\b", dump("-sass"))) if found.get("STACK") else 0
+        )
     return found
 
 
 def promotes(ttir: str) -> bool:
-    """Whether every chain of products starts from zero, so that totals are added to outside the tensor cores, which truncate.
+    """Whether every chain of products starts from zero, so that totals are added to outside the
+    tensor cores, which truncate.
 
     The compiler likes to fold an addition into the product before it.
     """
     products = re.findall(r"(%\S+) = tt\.dot %\S+, %\S+, (%[\w#.]+)", ttir)
-    starts = {name for name, _ in products} | set(re.findall(r"(%\S+) = arith\.constant dense<0\.0", ttir))
+    starts = {name for name, _ in products} | set(
+        re.findall(r"(%\S+) = arith\.constant dense<0\.0", ttir)
+    )
     return bool(products) and all(start in starts for _, start in products)
 
 
@@ -75,7 +88,9 @@ def problems_of(build: Build, shared: int, usage: dict[str, int], ptx: str, ttir
 
 
 def compile_one(build: Build) -> dict[str, object]:
-    """Compile one build and return a row of the report; a compiler error is a problem, not an exception."""
+    """Compile one build and return a row of the report; a compiler error is a problem, not an
+    exception.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -89,14 +104,30 @@ def compile_one(build: Build) -> dict[str, object]:
         for argument, kind in build.types.items()
         if kind.startswith("*") or argument in build.aligned
     }
-    options = {"num_warps": build.tile.warps, "num_stages": build.tile.stages, "enable_fp_fusion": True}
-    row: dict[str, object] = {"name": build.name, "architecture": build.architecture, **asdict_tile(build.tile)}
+    options = {
+        "num_warps": build.tile.warps,
+        "num_stages": build.tile.stages,
+        "enable_fp_fusion": True,
+    }
+    row: dict[str, object] = {
+        "name": build.name,
+        "architecture": build.architecture,
+        **asdict_tile(build.tile),
+    }
     try:
         source = ASTSource(kernel, signature, build.constants, aligned)
-        built = triton.compile(source, target=GPUTarget("cuda", build.architecture, 32), options=options)
+        built = triton.compile(
+            source, target=GPUTarget("cuda", build.architecture, 32), options=options
+        )
         usage = inspect(built.asm["cubin"])
-        problems = problems_of(build, built.metadata.shared, usage, built.asm["ptx"], built.asm["ttir"])
-        row |= {"shared": built.metadata.shared, "registers": usage.get("REG"), "problems": problems}
+        problems = problems_of(
+            build, built.metadata.shared, usage, built.asm["ptx"], built.asm["ttir"]
+        )
+        row |= {
+            "shared": built.metadata.shared,
+            "registers": usage.get("REG"),
+            "problems": problems,
+        }
     except Exception as error:  # a compiler error is what this gate is there to report
         while error.__cause__ is not None:
             error = error.__cause__
@@ -105,7 +136,11 @@ def compile_one(build: Build) -> dict[str, object]:
 
 
 def asdict_tile(tile: Tile) -> dict[str, object]:
-    return {"tile": f"{tile.rows}x{tile.columns}x{tile.depth}", "warps": tile.warps, "stages": tile.stages}
+    return {
+        "tile": f"{tile.rows}x{tile.columns}x{tile.depth}",
+        "warps": tile.warps,
+        "stages": tile.stages,
+    }
 
 
 def run(builds: list[Build], processes: int) -> Iterator[dict[str, object]]:
@@ -118,10 +153,16 @@ def run(builds: list[Build], processes: int) -> Iterator[dict[str, object]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ufm_kernels.compile_gate", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
+    parser = argparse.ArgumentParser(
+        prog="python -m ufm_kernels.compile_gate", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line instead of text"
+    )
     parser.add_argument("--only", default="", help="builds whose name contains this text")
-    parser.add_argument("--architecture", type=int, choices=tuple(SHARED_MEMORY), help="one architecture only")
+    parser.add_argument(
+        "--architecture", type=int, choices=tuple(SHARED_MEMORY), help="one architecture only"
+    )
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     chosen = parser.parse_args(arguments)
     architectures = (chosen.architecture,) if chosen.architecture else tuple(SHARED_MEMORY)
@@ -136,12 +177,18 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             verdict = "; ".join(row["problems"]) or "ok"
             print(
-                f"sm_{row['architecture']:<4}{row['name']:<44} {row['tile']:>12} w{row['warps']} s{row['stages']} "
-                f"shared {row.get('shared', '-'):>6} registers {row.get('registers', '-'):>3}  {verdict}", flush=True,
-            )  # fmt: skip
+                f"sm_{row['architecture']:<4}{row['name']:<44} {row['tile']:>12} w{row['warps']} "
+                f"s{row['stages']} "
+                f"shared {row.get('shared', '-'):>6} registers {row.get('registers', '-'):>3}  "
+                f"{verdict}",
+                flush=True,
+            )
     import triton
 
-    print(f"triton {triton.__version__}: {len(builds)} builds, {failed} failed", file=sys.stderr if chosen.json else None)
+    print(
+        f"triton {triton.__version__}: {len(builds)} builds, {failed} failed",
+        file=sys.stderr if chosen.json else None,
+    )
     return int(failed > 0)
 
 

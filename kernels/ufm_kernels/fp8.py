@@ -1,22 +1,36 @@
-"""Mode fp8: logits in bfloat16, E in e4m3, both gradient products by the fp8 tensor cores. sm_90 only, by name only.
+"""Mode fp8: logits in bfloat16, E in e4m3, both gradient products by the fp8 tensor cores. sm_90
+only, by name only.
 
-An exponential turns a logit's absolute error into a relative one, so fp8 cannot carry logits. It can carry E: roundings of
-2^-4 are independent from entry to entry and the target stands outside, so the errors of a sum average. Each operand has a
-scale for every row and every 128 terms along the contraction, and what 128 terms sum to is multiplied by its scales and
-added in fp32: the tensor cores keep 14 bits of such a sum. They take both operands along the depth only, so the epilogue
-writes E for dH and its transpose for dW, 1 byte each: the bytes of one bfloat16 E, which takes their place where a chunk
-falls back.
+An exponential turns a logit's absolute error into a relative one, so fp8 cannot carry logits. It
+can carry E: roundings of 2^-4 are independent from entry to entry and the target stands outside, so
+the errors of a sum average. Each operand has a scale for every row and every 128 terms along the
+contraction, and what 128 terms sum to is multiplied by its scales and added in fp32: the tensor
+cores keep 14 bits of such a sum. They take both operands along the depth only, so the epilogue
+writes E for dH and its transpose for dW, 1 byte each: the bytes of one bfloat16 E, which takes
+their place where a chunk falls back.
 
-The normwise error of dH and dW is about 0.04 sqrt(sum_k E_k^2) / sum_k E_k, root mean square over rows (float64 emulation,
-K from 1,000 to 16,384, logits of deviation 0.5 to 3). It falls out of the sweep; a chunk beyond a bound takes bfloat16
-products, as the device decides. Untimed; by counting, (65536, 65536, 1024) takes 27 ms where bfloat16 takes 43.
+The normwise error of dH and dW is about 0.04 sqrt(sum_k E_k^2) / sum_k E_k, root mean square over
+rows (float64 emulation, K from 1,000 to 16,384, logits of deviation 0.5 to 3). It falls out of the
+sweep; a chunk beyond a bound takes bfloat16 products, as the device decides. Untimed; by counting,
+(65536, 65536, 1024) takes 27 ms where bfloat16 takes 43.
 """
 
 import triton
 import triton.language as tl
 
 from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
-from .primitives import INTERPRETED, add_logits, corner, exponential, halves_of, load_tile, mask_target, multiply, tile_at
+from .primitives import (
+    INTERPRETED,
+    Block,
+    add_logits,
+    corner,
+    exponential,
+    halves_of,
+    load_tile,
+    mask_target,
+    multiply,
+    tile_at,
+)
 
 TERMS = 128  # along the contraction to a scale
 LARGEST = tl.constexpr(448.0)  # of e4m3
@@ -31,9 +45,11 @@ def scale_of(top):
 
 @triton.jit
 def lift_of(offset, target, level):
-    """What a row of the transpose is multiplied by, for rows that share a scale must be of one size.
+    """What a row of the transpose is multiplied by, for rows that share a scale must be of one
+    size.
 
-    e^(target's logit - mean logit) makes them so, whatever the target's logit is; a row relative to its maximum is already.
+    e^(target's logit - mean logit) makes them so, whatever the target's logit is; a row relative to
+    its maximum is already.
     """
     lift = tl.exp(tl.minimum(tl.maximum(target - level, -80.0), 80.0))
     return tl.where(offset == target, lift, 1.0)
@@ -41,7 +57,9 @@ def lift_of(offset, target, level):
 
 @triton.jit
 def e4m3(x):
-    """x >= 0 rounded to nearest: a multiple of 2^-9 below 2^-6, else three bits behind the first."""
+    """x >= 0 rounded to nearest: a multiple of 2^-9 below 2^-6, else three bits behind the
+    first.
+    """
     if INTERPRETED:  # which would truncate what is small
         bits = x.to(tl.uint32, bitcast=True)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & 0xFFF00000).to(tl.float32, bitcast=True)
@@ -51,10 +69,32 @@ def e4m3(x):
 
 @triton.jit
 def exponentials_kernel(
-    H, W, bias, offset, target, level, labels, flag, E, T, scale, scale_t, statistics, rows, classes, depth, stride, stride_t,
-    BIAS: tl.constexpr, FLAG: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    H,
+    W,
+    bias,
+    offset,
+    target,
+    level,
+    labels,
+    flag,
+    E,
+    T,
+    scale,
+    scale_t,
+    statistics,
+    rows,
+    classes,
+    depth,
+    stride,
+    stride_t,
+    BIAS: tl.constexpr,
+    FLAG: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(classes, BLOCK_N)
     tiles = down * across
     if FLAG:
@@ -64,7 +104,9 @@ def exponentials_kernel(
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        z = add_logits(z, H, W, row, column, rows, classes, depth, 1, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
+        z = add_logits(
+            z, H, W, row, column, rows, classes, depth, Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA), 1
+        )
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
         z = tl.where((r < rows)[:, None] & (c < classes)[None, :], z, float("-inf"))
@@ -87,14 +129,29 @@ def exponentials_kernel(
         e *= lift[:, None]
         of_columns = scale_of(tl.max(e, 0))
         q = e4m3(e / of_columns[None, :])
-        tl.store(slot + 4 * plane, tl.sum(q.to(tl.float32) * of_columns[None, :], 1) / lift, mask=r < rows)
+        tl.store(
+            slot + 4 * plane,
+            tl.sum(q.to(tl.float32) * of_columns[None, :], 1) / lift,
+            mask=r < rows,
+        )
         tl.store(scale_t + tile_row.to(tl.int64) * classes + c, of_columns, mask=c < classes)
         place, inside = tile_at(T, column, row, classes, stride_t, stride_t, BLOCK_N, BLOCK_M)
         tl.store(place, q.T, mask=inside)
 
 
 @triton.jit
-def store(total, out, row, column, rows, columns, stride, ADD: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+def store(
+    total,
+    out,
+    row,
+    column,
+    rows,
+    columns,
+    stride,
+    ADD: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """A part of a tile is written, or added to what stands there."""
     place, inside = tile_at(out, row, column, rows, columns, stride, HEIGHT, WIDTH)
     if ADD:
@@ -104,11 +161,28 @@ def store(total, out, row, column, rows, columns, stride, ADD: tl.constexpr, HEI
 
 @triton.jit
 def product_kernel(
-    A, B, scale_a, scale_b, flag, out, rows, columns, depth, stride_a, stride_b, stride_out,
-    ADD: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    A,
+    B,
+    scale_a,
+    scale_b,
+    flag,
+    out,
+    rows,
+    columns,
+    depth,
+    stride_a,
+    stride_b,
+    stride_out,
+    ADD: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-):  # fmt: skip
-    """out = or += A B', A (rows, depth) and B (columns, depth) with scales (depth / 128, rows) and (depth / 128, columns)."""
+):
+    """out = or += A B', A (rows, depth) and B (columns, depth) with scales (depth / 128, rows) and
+    (depth / 128, columns).
+    """
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     tiles = down * across * (1 - tl.load(flag))
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -118,10 +192,16 @@ def product_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for step in range(tl.cdiv(depth, BLOCK_K)):
             a = load_tile(A, row, step * BLOCK_K, 0, rows, depth, stride_a, BLOCK_M, BLOCK_K, TMA)
-            b = load_tile(B, column, step * BLOCK_K, 0, columns, depth, stride_b, BLOCK_N, BLOCK_K, TMA)
+            b = load_tile(
+                B, column, step * BLOCK_K, 0, columns, depth, stride_b, BLOCK_N, BLOCK_K, TMA
+            )
             part = multiply(a, b.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-            of_rows = tl.load(scale_a + tl.cast(step, tl.int64) * rows + r, mask=r < rows, other=0.0)
-            of_columns = tl.load(scale_b + tl.cast(step, tl.int64) * columns + c, mask=c < columns, other=0.0)
+            of_rows = tl.load(
+                scale_a + tl.cast(step, tl.int64) * rows + r, mask=r < rows, other=0.0
+            )
+            of_columns = tl.load(
+                scale_b + tl.cast(step, tl.int64) * columns + c, mask=c < columns, other=0.0
+            )
             total += part * of_rows[:, None] * of_columns[None, :]
         half: tl.constexpr = BLOCK_N // 2
         left, right = halves_of(total, BLOCK_M, BLOCK_N)
@@ -130,12 +210,30 @@ def product_kernel(
 
 
 @on_device
-def exponentials(H, W, bias, offset, target, level, labels, E, T, scale, scale_t, *, flag=None, into=None, launch=None):
-    """Fill E (rows, stride) and T (classes, stride_t), e4m3, and their scales; return statistics (5, tiles, rows).
+def exponentials(
+    H,
+    W,
+    bias,
+    offset,
+    target,
+    level,
+    labels,
+    E,
+    T,
+    scale,
+    scale_t,
+    *,
+    flag=None,
+    into=None,
+    launch=None,
+):
+    """Fill E (rows, stride) and T (classes, stride_t), e4m3, and their scales; return statistics
+    (5, tiles, rows).
 
-    The planes: sums of E, sums of E as the first copy rounds it, maxima of z, sums of squares, sums as the second rounds it.
-    target and level (rows,) fp32: the targets' logits and the mean logits; T holds E times `lift_of` them. Scales are fp32,
-    (tiles, rows) and (row tiles, classes). Otherwise as `off_target.off_target`, with one label a row.
+    The planes: sums of E, sums of E as the first copy rounds it, maxima of z, sums of squares, sums
+    as the second rounds it. target and level (rows,) fp32: the targets' logits and the mean logits;
+    T holds E times `lift_of` them. Scales are fp32, (tiles, rows) and (row tiles, classes).
+    Otherwise as `off_target.off_target`, with one label a row.
     """
     check_written(E=E, T=T, scale=scale, scale_t=scale_t)
     H, W, bias, offset, target, level, labels = laid_out(H, W, bias, offset, target, level, labels)
@@ -148,16 +246,36 @@ def exponentials(H, W, bias, offset, target, level, labels, E, T, scale, scale_t
     if tile.tma:
         h, w = descriptor(H, (tile.rows, tile.depth)), descriptor(W, (tile.columns, tile.depth))
     exponentials_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
-        h, w, offset if bias is None else bias, offset, target, level, labels, labels if flag is None else flag, E, T, scale,
-        scale_t, statistics, rows, classes, H.shape[1], E.shape[1], T.shape[1], BIAS=bias is not None, FLAG=flag is not None,
+        h,
+        w,
+        offset if bias is None else bias,
+        offset,
+        target,
+        level,
+        labels,
+        labels if flag is None else flag,
+        E,
+        T,
+        scale,
+        scale_t,
+        statistics,
+        rows,
+        classes,
+        H.shape[1],
+        E.shape[1],
+        T.shape[1],
+        BIAS=bias is not None,
+        FLAG=flag is not None,
         **launch.options(),
-    )  # fmt: skip
+    )
     return statistics
 
 
 @on_device
 def product(out, A, B, scale_a, scale_b, flag, *, add, launch=None):
-    """out (rows, columns) fp32 = or, with `add`, += A B', unless the device's flag is 1; operands as `quantised` makes them."""
+    """out (rows, columns) fp32 = or, with `add`, += A B', unless the device's flag is 1; operands
+    as `quantised` makes them.
+    """
     check_written(out=out)
     launch = launch or Launch.of("fp8_product", A)
     tile = launch.tile
@@ -166,6 +284,18 @@ def product(out, A, B, scale_a, scale_b, flag, *, add, launch=None):
         a, b = descriptor(A, (tile.rows, tile.depth)), descriptor(B, (tile.columns, tile.depth))
     (rows, columns), depth = out.shape, A.shape[1]
     product_kernel[launch.grid(ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns))](
-        a, b, scale_a, scale_b, flag, out, rows, columns, depth, A.stride(0), B.stride(0), out.stride(0), ADD=add,
+        a,
+        b,
+        scale_a,
+        scale_b,
+        flag,
+        out,
+        rows,
+        columns,
+        depth,
+        A.stride(0),
+        B.stride(0),
+        out.stride(0),
+        ADD=add,
         **launch.options(),
-    )  # fmt: skip
+    )

@@ -1,6 +1,8 @@
-"""Driver of mode fp8 on torch tensors: loss and gradients of a softmax head, chunk by chunk, with the fall-back to bfloat16.
+"""Driver of mode fp8 on torch tensors: loss and gradients of a softmax head, chunk by chunk, with
+the fall-back to bfloat16.
 
-Whether a chunk falls back is a number on the device that kernels read: both ways are launched, and one of them ends at once.
+Whether a chunk falls back is a number on the device that kernels read: both ways are launched, and
+one of them ends at once.
 """
 
 from functools import partial
@@ -15,7 +17,14 @@ from .launch import on_device
 from .off_target import off_target
 from .operands import MODES, logit_operands, operand, padded
 from .products import add_finished, add_product
-from .rows import HeadResult, LossFunction, Rows, as_labels, cross_entropy_value, cross_entropy_weight
+from .rows import (
+    HeadResult,
+    LossFunction,
+    Rows,
+    as_labels,
+    cross_entropy_value,
+    cross_entropy_weight,
+)
 from .segments import Segments, target_logits
 
 BOUND = 2e-3  # of the root mean square of a chunk's error estimates
@@ -39,10 +48,11 @@ def fp8_value_and_grad(
     bound: float = BOUND,
     segments: Segments | None = None,
 ) -> tuple[HeadResult, Tensor]:
-    """`head.softmax_value_and_grad` in mode fp8, and the estimate of every row's error in the products, fp32 (R,).
+    """`head.softmax_value_and_grad` in mode fp8, and the estimate of every row's error in the
+    products, fp32 (R,).
 
-    Bfloat16 features and weight, one label a row, no smoothing; buffers are added to, and None costs
-    no product. Chunks whose estimates have a root
+    Bfloat16 features and weight, one label a row, no smoothing; buffers are added to, and None
+    costs no product. Chunks whose estimates have a root
     mean square above `bound` take bfloat16 products.
 
     Raises:
@@ -64,7 +74,17 @@ def fp8_value_and_grad(
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         rows, chunk = every.part(part), room.part(len(H[part]))
-        sweep = partial(fp8.exponentials, H[part], W, bias, rows.offset, rows.mean, level[part], rows.labels, *chunk[:4])
+        sweep = partial(
+            fp8.exponentials,
+            H[part],
+            W,
+            bias,
+            rows.offset,
+            rows.mean,
+            level[part],
+            rows.labels,
+            *chunk[:4],
+        )
         statistics = rows.settle(sweep, weight_fn)
         errors.append(estimates(statistics[3], rows.mass))
         flag = (errors[-1].square().mean() > bound**2).int()
@@ -74,7 +94,9 @@ def fp8_value_and_grad(
         lift = (rows.mean - level[part]).clamp(-80.0, 80.0).exp()
         lift = torch.where((flag == 0) & (rows.offset == rows.mean), lift, 1.0)
         if grad_weight is not None:
-            add_weight(grad_weight, chunk, features[part].float() * (factors[1] / lift)[:, None], flag)
+            add_weight(
+                grad_weight, chunk, features[part].float() * (factors[1] / lift)[:, None], flag
+            )
         if columns is not None:
             sums = torch.zeros((len(W), 16), device=W.device)
             add_weight(sums, chunk, (factors[1] / lift)[:, None].expand(-1, 16), flag)
@@ -86,7 +108,9 @@ def fp8_value_and_grad(
 
 
 class Chunk(NamedTuple):
-    """E (rows, width) and its transpose (classes, height) in e4m3, the scales of each, and E in bfloat16 in their place."""
+    """E (rows, width) and its transpose (classes, height) in e4m3, the scales of each, and E in
+    bfloat16 in their place.
+    """
 
     E: Tensor
     T: Tensor
@@ -96,12 +120,16 @@ class Chunk(NamedTuple):
 
 
 class Room:
-    """Memory of a chunk: E, its transpose and their scales, and in the place of both E in bfloat16."""
+    """Memory of a chunk: E, its transpose and their scales, and in the place of both E in
+    bfloat16.
+    """
 
     def __init__(self, rows: int, classes: int, device: torch.device) -> None:
         width, height = padded(classes, fp8.TERMS), padded(rows, fp8.TERMS)
         self.classes, self.width = classes, width
-        self.bytes = torch.empty(max(rows * width + classes * height, 2 * rows * width), dtype=torch.uint8, device=device)
+        self.bytes = torch.empty(
+            max(rows * width + classes * height, 2 * rows * width), dtype=torch.uint8, device=device
+        )
         self.scale = torch.empty(width // fp8.TERMS * rows, device=device)
         self.scale_t = torch.empty(height // fp8.TERMS * classes, device=device)
 
@@ -113,12 +141,22 @@ class Room:
         scale = self.scale[: self.width // fp8.TERMS * rows]
         scale_t = self.scale_t[: height // fp8.TERMS * self.classes]
         kind = torch.float8_e4m3fn
-        return Chunk(E.view(kind).view(rows, -1), rest.view(kind).view(self.classes, -1), scale, scale_t, wide)
+        return Chunk(
+            E.view(kind).view(rows, -1),
+            rest.view(kind).view(self.classes, -1),
+            scale,
+            scale_t,
+            wide,
+        )
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (depth, columns) turned, in e4m3 (columns, depth padded), and its scales (depth / 128, columns)."""
-    turned = torch.nn.functional.pad(x.T.float(), (0, -len(x) % fp8.TERMS)).unflatten(1, (-1, fp8.TERMS))
+    """x (depth, columns) turned, in e4m3 (columns, depth padded), and its scales (depth / 128,
+    columns).
+    """
+    turned = torch.nn.functional.pad(x.T.float(), (0, -len(x) % fp8.TERMS)).unflatten(
+        1, (-1, fp8.TERMS)
+    )
     top = turned.abs().amax(2)
     scale = torch.where(top > 0, top / fp8.LARGEST.value, 1.0)
     return (turned / scale[:, :, None]).to(torch.float8_e4m3fn).flatten(1), scale.T.contiguous()
@@ -130,8 +168,12 @@ def estimates(squares: Tensor, mass: Tensor) -> Tensor:
 
 
 def factors_of(rows, statistics, flag, H, W, bias, wide):
-    """The factors of E for dH and for dW, each by the sum of E as that product reads it; bfloat16 E is made if flag is 1."""
-    again = off_target(H, W, bias, rows.offset, rows.labels, wide, passes=1, classes=len(W), flag=flag)
+    """The factors of E for dH and for dW, each by the sum of E as that product reads it; bfloat16 E
+    is made if flag is 1.
+    """
+    again = off_target(
+        H, W, bias, rows.offset, rows.labels, wide, passes=1, classes=len(W), flag=flag
+    )
     whole = rows.factor * torch.where(rows.mass > 0, rows.kept / rows.mass, 1.0)
 
     def rescaled(kept):
@@ -153,4 +195,12 @@ def add_weight(out, chunk, X, flag):
     """out += E' X."""
     turned, scale = quantised(X)
     fp8.product(out, chunk.T, turned, chunk.scale_t, scale, flag, add=True)
-    add_product(out, chunk.wide, operand(X.contiguous(), torch.bfloat16, 1), passes=1, depth=len(X), transposed=True, flag=flag)
+    add_product(
+        out,
+        chunk.wide,
+        operand(X.contiguous(), torch.bfloat16, 1),
+        passes=1,
+        depth=len(X),
+        transposed=True,
+        flag=flag,
+    )

@@ -1,25 +1,46 @@
-"""The tile of the Hessian-vector product: how the logit gradient moves when features and classes move.
+"""The tile of the Hessian-vector product: how the logit gradient moves when features and classes
+move.
 
     du = dH W' + H dW' + db - (its target entry),    R = E (a du + c)
 
-with a_i = phi'(s_i), c_i = phi''(s_i) ds_i of the row. R is the off-target part of the directional derivative of the
-logit gradient; E is read and R written over it, so a chunk needs no second buffer. R then enters the same two products
-as E (`products`), and its row sums are its target entries.
+with a_i = phi'(s_i), c_i = phi''(s_i) ds_i of the row. R is the off-target part of the directional
+derivative of the logit gradient; E is read and R written over it, so a chunk needs no second
+buffer. R then enters the same two products as E (`products`), and its row sums are its target
+entries.
 """
 
 import triton
 import triton.language as tl
 
 from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
-from .primitives import add_logits, corner, round_to
+from .primitives import Block, add_logits, corner, round_to
 
 
 @triton.jit
 def hvp_kernel(
-    H, W, dH, dW, db, base, slope, curvature, E, sums, rows, classes, depth, stride,
-    BIAS: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
-    TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    H,
+    W,
+    dH,
+    dW,
+    db,
+    base,
+    slope,
+    curvature,
+    E,
+    sums,
+    rows,
+    classes,
+    depth,
+    stride,
+    BIAS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    PASSES: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     width = stride // halves
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
@@ -27,8 +48,30 @@ def hvp_kernel(
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         dz = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        dz = add_logits(dz, dH, W, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
-        dz = add_logits(dz, H, dW, row, column, rows, classes, depth, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K)
+        dz = add_logits(
+            dz,
+            dH,
+            W,
+            row,
+            column,
+            rows,
+            classes,
+            depth,
+            Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
+            PASSES,
+        )
+        dz = add_logits(
+            dz,
+            H,
+            dW,
+            row,
+            column,
+            rows,
+            classes,
+            depth,
+            Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
+            PASSES,
+        )
         r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         if BIAS:
             dz += tl.load(db + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
@@ -52,9 +95,11 @@ def hvp_kernel(
 
 @on_device
 def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, launch=None):
-    """Replace E by R = E (slope (dz - base) + curvature) and return the row sums of the rounded R, (rows,) fp32.
+    """Replace E by R = E (slope (dz - base) + curvature) and return the row sums of the rounded R,
+    (rows,) fp32.
 
-    H, dH (rows, .) and W, dW (classes, .): operands of `passes`. db (classes,) or None. base, slope, curvature: (rows,)
+    H, dH (rows, .) and W, dW (classes, .): operands of `passes`. db (classes,) or None. base,
+    slope, curvature: (rows,)
     fp32: the target entry of dz, phi'(s) and phi''(s) ds.
     """
     check_written(E=E)
@@ -68,10 +113,25 @@ def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, la
     operands = (H, W, dH, dW)
     if tile.tma:
         left, right = (tile.rows, tile.depth), (tile.columns, tile.depth)
-        operands = [descriptor(x, block) for x, block in zip(operands, (left, right, left, right), strict=True)]
+        operands = [
+            descriptor(x, block)
+            for x, block in zip(operands, (left, right, left, right), strict=True)
+        ]
     hvp_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
-        *operands, base if db is None else db, base, slope, curvature, E, sums,
-        rows, W.shape[0], H.shape[1] // halves, E.shape[1],
-        BIAS=db is not None, SINGLE=E.element_size() == 4, PASSES=passes, **launch.options(),
-    )  # fmt: skip
+        *operands,
+        base if db is None else db,
+        base,
+        slope,
+        curvature,
+        E,
+        sums,
+        rows,
+        W.shape[0],
+        H.shape[1] // halves,
+        E.shape[1],
+        BIAS=db is not None,
+        SINGLE=E.element_size() == 4,
+        PASSES=passes,
+        **launch.options(),
+    )
     return sums.sum(0)

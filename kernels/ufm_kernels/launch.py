@@ -1,4 +1,6 @@
-"""How a kernel is launched: tile, grid and compile options for the device that holds the operands."""
+"""How a kernel is launched: tile, grid and compile options for the device that holds the
+operands.
+"""
 
 from dataclasses import dataclass
 from functools import wraps
@@ -19,13 +21,19 @@ def next_power_of_2(number):
 
 
 def descriptor(matrix, block):
-    """The host-side TMA descriptor of a row-major matrix whose tiles are `block` (zero outside the matrix)."""
-    stride = matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]  # torch leaves that of a single row at 1
+    """The host-side TMA descriptor of a row-major matrix whose tiles are `block` (zero outside the
+    matrix).
+    """
+    stride = (
+        matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
+    )  # torch leaves that of a single row at 1
     return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], list(block))
 
 
 def laid_out(*tensors):
-    """Each tensor row by row in memory, as kernels read it: itself, or a copy where it is strided or expanded."""
+    """Each tensor row by row in memory, as kernels read it: itself, or a copy where it is strided
+    or expanded.
+    """
     return tuple(x if x is None or x.is_contiguous() else x.contiguous() for x in tensors)
 
 
@@ -37,7 +45,9 @@ def check_written(**tensors):
 
 
 def on_device(driver):
-    """The driver with the device of its first argument current, where triton launches, and without autocast."""
+    """The driver with the device of its first argument current, where triton launches, and without
+    autocast.
+    """
 
     @wraps(driver)
     def run(*given, **named):
@@ -66,7 +76,9 @@ class Launch:
 
     @classmethod
     def of(cls, kernel, operand, passes=1):
-        """The table's launch of `kernel` for the dtype and device of `operand`; CPU tensors mean the interpreter."""
+        """The table's launch of `kernel` for the dtype and device of `operand`; CPU tensors mean
+        the interpreter.
+        """
         bits = 8 * operand.element_size()
         if not operand.is_cuda:
             return cls(tile_for(kernel, bits, 0))
@@ -84,10 +96,18 @@ class Launch:
         """The keyword arguments of a tiled kernel."""
         tile = self.tile
         return {
-            "TMA": tile.tma, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth, "GROUP": tile.group,
+            "TMA": tile.tma,
+            "BLOCK_M": tile.rows,
+            "BLOCK_N": tile.columns,
+            "BLOCK_K": tile.depth,
+            "GROUP": tile.group,
             **self.compile_options(),
-        }  # fmt: skip
+        }
 
     def compile_options(self):
         """Warps and stages. fp fusion is asked for by name because a later triton turns it off."""
-        return {"num_warps": self.tile.warps, "num_stages": self.tile.stages, "enable_fp_fusion": True}
+        return {
+            "num_warps": self.tile.warps,
+            "num_stages": self.tile.stages,
+            "enable_fp_fusion": True,
+        }

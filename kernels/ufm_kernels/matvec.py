@@ -1,9 +1,11 @@
-"""Products with the logit gradient and its transpose, for features of any width: G X and G' Y without G.
+"""Products with the logit gradient and its transpose, for features of any width: G X and G' Y
+without G.
 
     G = f (E - s e_y),  E = exp(H W' + b - o) off the target
 
-The optimality certificate needs the operator norm of G, that is, these two products with a few vectors at a time. Both
-rebuild E tile by tile; X and Y have up to 16 columns (zero-padded to 16), which stay in registers.
+The optimality certificate needs the operator norm of G, that is, these two products with a few
+vectors at a time. Both rebuild E tile by tile; X and Y have up to 16 columns (zero-padded to 16),
+which stay in registers.
 """
 
 import triton
@@ -11,17 +13,33 @@ import triton.language as tl
 
 from .launch import Launch, ceil_div, laid_out, on_device
 from .one_pass import parts_of
-from .primitives import add_logits, mask_targets, multiply_pairs, round_to
+from .primitives import Block, add_logits, mask_targets, multiply_pairs, round_to
 
 VECTORS = 16
 
 
 @triton.jit
 def logit_product_kernel(
-    A, B, X, bias, offset, labels, out, rows, columns, depth, span,
-    TRANSPOSED: tl.constexpr, TARGETS: tl.constexpr, BIAS: tl.constexpr, PASSES: tl.constexpr, VECTORS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    A,
+    B,
+    X,
+    bias,
+    offset,
+    labels,
+    out,
+    rows,
+    columns,
+    depth,
+    span,
+    TRANSPOSED: tl.constexpr,
+    TARGETS: tl.constexpr,
+    BIAS: tl.constexpr,
+    PASSES: tl.constexpr,
+    VECTORS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """out_part = E X over a span of columns; TRANSPOSED: A holds the classes and B the samples."""
     row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     r = row + tl.arange(0, BLOCK_M)
@@ -30,7 +48,18 @@ def logit_product_kernel(
     total = tl.zeros((BLOCK_M, VECTORS), tl.float32)
     for column in range(first, last, BLOCK_N):
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        z = add_logits(z, A, B, row, column, rows, columns, depth, PASSES, False, BLOCK_M, BLOCK_N, BLOCK_K)
+        z = add_logits(
+            z,
+            A,
+            B,
+            row,
+            column,
+            rows,
+            columns,
+            depth,
+            Block(BLOCK_M, BLOCK_N, BLOCK_K, False),
+            PASSES,
+        )
         c = column + tl.arange(0, BLOCK_N)
         if TRANSPOSED:
             if BIAS:
@@ -43,8 +72,13 @@ def logit_product_kernel(
             z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
             z = mask_targets(z, labels, r, c, rows, TARGETS)
         e = tl.exp(tl.where(c[None, :] < last, z, float("-inf")))
-        # Both factors as tf32 pairs: a certificate is worth its digits, and this product is the small one.
-        x = tl.load(X + c.to(tl.int64)[:, None] * VECTORS + v[None, :], mask=(c < columns)[:, None], other=0.0)
+        # Both factors as tf32 pairs: a certificate is worth its digits, and this product is the
+        # small one.
+        x = tl.load(
+            X + c.to(tl.int64)[:, None] * VECTORS + v[None, :],
+            mask=(c < columns)[:, None],
+            other=0.0,
+        )
         e_high, x_high = round_to(e, True), round_to(x, True)
         total = multiply_pairs(e_high, e - e_high, x_high, x - x_high, total)
     place = out + (part.to(tl.int64) * rows + r)[:, None] * VECTORS + v[None, :]
@@ -52,10 +86,14 @@ def logit_product_kernel(
 
 
 @on_device
-def exponential_product(H, W, bias, offset, labels, X, *, passes, transposed=False, launch=None, parts=None):
-    """E X (rows, r) for X (classes, r), or E' X (classes, r) for X (rows, r) if `transposed`; r <= 16, fp32.
+def exponential_product(
+    H, W, bias, offset, labels, X, *, passes, transposed=False, launch=None, parts=None
+):
+    """E X (rows, r) for X (classes, r), or E' X (classes, r) for X (rows, r) if `transposed`; r <=
+    16, fp32.
 
-    H, W: operands of `passes`; offset (rows,) fp32; labels (rows, T) int32. Targets are excluded from E.
+    H, W: operands of `passes`; offset (rows,) fp32; labels (rows, T) int32. Targets are excluded
+    from E.
     """
     H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
     vectors = X.shape[1]
@@ -70,9 +108,25 @@ def exponential_product(H, W, bias, offset, labels, X, *, passes, transposed=Fal
     wide[:, :vectors] = X
     out = offset.new_empty((parts, A.shape[0], VECTORS))
     logit_product_kernel[(blocks, parts)](
-        A, B, wide, offset if bias is None else bias, offset, labels, out, A.shape[0], B.shape[0],
-        A.shape[1] // (1 if passes == 1 else 2), span,
-        TRANSPOSED=transposed, TARGETS=labels.shape[1], BIAS=bias is not None, PASSES=passes, VECTORS=VECTORS,
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, **launch.compile_options(),
-    )  # fmt: skip
+        A,
+        B,
+        wide,
+        offset if bias is None else bias,
+        offset,
+        labels,
+        out,
+        A.shape[0],
+        B.shape[0],
+        A.shape[1] // (1 if passes == 1 else 2),
+        span,
+        TRANSPOSED=transposed,
+        TARGETS=labels.shape[1],
+        BIAS=bias is not None,
+        PASSES=passes,
+        VECTORS=VECTORS,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_K=tile.depth,
+        **launch.compile_options(),
+    )
     return out.sum(0)[:, :vectors]

@@ -1,10 +1,11 @@
 """Loss and both gradients with E never stored, for features of at most 128 columns.
 
-    forward   a program owns rows: streams the classes, keeps s, the sum of rounded E, max u and E V in registers
-    weight    a program owns classes: streams the rows, keeps E' X and E' f in registers
+    forward   a program owns rows: streams the classes, keeps s, the sum of rounded E, max u and E V
+    weight    a program owns classes: streams the rows, keeps E' X and E' f
 
-Like attention with V = W, but the offset z_y is known beforehand, so nothing is rescaled on the way. Either loop can be
-cut into parts (a second grid axis) whose results are summed in a fixed order, for when rows or classes are few.
+Like attention with V = W, but the offset z_y is known beforehand, so nothing is rescaled on the
+way. Either loop can be cut into parts (a second grid axis) whose results are summed in a fixed
+order, for when rows or classes are few.
 """
 
 import triton
@@ -25,7 +26,7 @@ def load_half(matrix, row, shift, rows, columns, stride, HEIGHT: tl.constexpr, W
 @triton.jit
 def multiply_halves(a, a_low, b, b_low, total, PASSES: tl.constexpr, TURNED: tl.constexpr = False):
     """total + a b, or the product of two pairs if PASSES is 3."""
-    if PASSES == 3:  # noqa: SIM108 (a constexpr branch, not a select)
+    if PASSES == 3:
         total = multiply_pairs(a, a_low, b, b_low, total, TURNED)
     else:
         total = multiply(a, b, total)
@@ -34,10 +35,29 @@ def multiply_halves(a, a_low, b, b_low, total, PASSES: tl.constexpr, TURNED: tl.
 
 @triton.jit
 def forward_kernel(
-    H, W, V, bias, offset, labels, flag, statistics, out, rows, classes, depth, width, span,
-    TARGETS: tl.constexpr, BIAS: tl.constexpr, FLAG: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    H,
+    W,
+    V,
+    bias,
+    offset,
+    labels,
+    flag,
+    statistics,
+    out,
+    rows,
+    classes,
+    depth,
+    width,
+    span,
+    TARGETS: tl.constexpr,
+    BIAS: tl.constexpr,
+    FLAG: tl.constexpr,
+    SINGLE: tl.constexpr,
+    PASSES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+):
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     first, last = part * span, tl.minimum((part + 1) * span, classes)
@@ -57,7 +77,9 @@ def forward_kernel(
         c = column + tl.arange(0, BLOCK_N)
         w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_N, D)
         w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_N, D)
-        z = multiply_halves(h, h_low, w.T, w_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES)
+        z = multiply_halves(
+            h, h_low, w.T, w_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES
+        )
         if BIAS:
             z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
         z = mask_targets(tl.where(c[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS)
@@ -77,16 +99,36 @@ def forward_kernel(
     tl.store(slot, mass, mask=r < written)
     tl.store(slot + plane, kept, mask=r < written)
     tl.store(slot + 2 * plane, peak, mask=r < written)
-    place, inside = tile_at(out + part.to(tl.int64) * rows * width, row, 0, written, width, width, BLOCK_M, D)
+    place, inside = tile_at(
+        out + part.to(tl.int64) * rows * width, row, 0, written, width, width, BLOCK_M, D
+    )
     tl.store(place, total, mask=inside)
 
 
 @triton.jit
 def weight_kernel(
-    H, W, X, bias, offset, labels, factor, out, sums, rows, classes, depth, width, span,
-    TARGETS: tl.constexpr, BIAS: tl.constexpr, SINGLE: tl.constexpr, PASSES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    H,
+    W,
+    X,
+    bias,
+    offset,
+    labels,
+    factor,
+    out,
+    sums,
+    rows,
+    classes,
+    depth,
+    width,
+    span,
+    TARGETS: tl.constexpr,
+    BIAS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    PASSES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+):
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     low: tl.constexpr = PASSES // 2
     column, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
@@ -102,27 +144,38 @@ def weight_kernel(
         r = row + tl.arange(0, BLOCK_N)
         h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_N, D)
         h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_N, D)
-        # The logits of `forward_kernel` to the last bit: E and the sums that it is divided by must err alike.
-        z = multiply_halves(w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES, TURNED=True)
+        # The logits of `forward_kernel` to the last bit: E and the sums that it is divided by must
+        # err alike.
+        z = multiply_halves(
+            w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES, TURNED=True
+        )
         if BIAS:
             z += shift[:, None]
         origin = tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
-        z = mask_targets(tl.where(r[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS, TURNED=True)
+        z = mask_targets(
+            tl.where(r[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS, TURNED=True
+        )
         z = exponential(z, origin, not SINGLE and PASSES == 1)
         e = round_to(z, SINGLE)
         e_low = round_to(z - e.to(tl.float32), SINGLE)
         kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)
-        weights += tl.sum(kept * tl.load(factor + r, mask=r < rows, other=0.0)[None, :], 1).to(tl.float64)
+        weights += tl.sum(kept * tl.load(factor + r, mask=r < rows, other=0.0)[None, :], 1).to(
+            tl.float64
+        )
         x = load_half(X, row, 0, rows, width, width * halves, BLOCK_N, D)
         x_low = load_half(X, row, low * width, rows, width, width * halves, BLOCK_N, D)
         total = multiply_halves(e, e_low, x, x_low, total, PASSES)
     tl.store(sums + part.to(tl.int64) * classes + c, weights, mask=c < classes)
-    place, inside = tile_at(out + part.to(tl.int64) * classes * width, column, 0, classes, width, width, BLOCK_M, D)
+    place, inside = tile_at(
+        out + part.to(tl.int64) * classes * width, column, 0, classes, width, width, BLOCK_M, D
+    )
     tl.store(place, total, mask=inside)
 
 
 def parts_of(blocks, length, block, resident=264):
-    """(parts, span): how many parts to cut a loop of `length` into so that blocks * parts fills the device."""
+    """(parts, span): how many parts to cut a loop of `length` into so that blocks * parts fills the
+    device.
+    """
     parts = max(1, min(resident // max(blocks, 1), ceil_div(length, 8 * block)))
     span = ceil_div(ceil_div(length, parts), block) * block
     return ceil_div(length, span), span
@@ -134,11 +187,15 @@ def block_width(depth, width):
 
 
 @on_device
-def forward(H, W, V, bias, offset, labels, *, passes, flag=None, into=None, launch=None, parts=None):
-    """(statistics (3, parts, rows), E V (parts, rows, width) fp32) with E = exp(H W' + b - offset), zero at the targets.
+def forward(
+    H, W, V, bias, offset, labels, *, passes, flag=None, into=None, launch=None, parts=None
+):
+    """(statistics (3, parts, rows), E V (parts, rows, width) fp32) with E = exp(H W' + b - offset),
+    zero at the targets.
 
-    H, W and V are operands of `passes`; with float32 operands E is kept in tf32, else in bfloat16 (V then is, too).
-    Statistics are the sums of E and of rounded E and the maxima of z. `flag`, `into` as in `off_target`.
+    H, W and V are operands of `passes`; with float32 operands E is kept in tf32, else in bfloat16
+    (V then is, too). Statistics are the sums of E and of rounded E and the maxima of z. `flag`,
+    `into` as in `off_target`.
     """
     H, W, V, bias, offset, labels = laid_out(H, W, V, bias, offset, labels)
     halves = 1 if passes == 1 else 2
@@ -147,19 +204,43 @@ def forward(H, W, V, bias, offset, labels, *, passes, flag=None, into=None, laun
     tile = launch.tile
     blocks = ceil_div(rows, tile.rows)
     parts, span = parts_of(blocks, W.shape[0], tile.columns) if parts is None else parts
-    statistics, out = into or (offset.new_empty((3, parts, rows)), offset.new_empty((parts, rows, width)))
+    statistics, out = into or (
+        offset.new_empty((3, parts, rows)),
+        offset.new_empty((parts, rows, width)),
+    )
     forward_kernel[(blocks, parts)](
-        H, W, V, bias if bias is not None else offset, offset, labels, flag if flag is not None else labels,
-        statistics, out, rows, W.shape[0], depth, width, span,
-        TARGETS=labels.shape[1], BIAS=bias is not None, FLAG=flag is not None, SINGLE=V.element_size() == 4,
-        PASSES=passes, BLOCK_M=tile.rows, BLOCK_N=tile.columns, D=block_width(depth, width), **launch.compile_options(),
-    )  # fmt: skip
+        H,
+        W,
+        V,
+        bias if bias is not None else offset,
+        offset,
+        labels,
+        flag if flag is not None else labels,
+        statistics,
+        out,
+        rows,
+        W.shape[0],
+        depth,
+        width,
+        span,
+        TARGETS=labels.shape[1],
+        BIAS=bias is not None,
+        FLAG=flag is not None,
+        SINGLE=V.element_size() == 4,
+        PASSES=passes,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        D=block_width(depth, width),
+        **launch.compile_options(),
+    )
     return statistics, out
 
 
 @on_device
 def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, parts=None):
-    """(E' X (classes, width) fp32, E' factor (classes,) fp64), E as in `forward`, X (rows, halves * width)."""
+    """(E' X (classes, width) fp32, E' factor (classes,) fp64), E as in `forward`, X (rows, halves *
+    width).
+    """
     H, W, X, bias, offset, labels, factor = laid_out(H, W, X, bias, offset, labels, factor)
     halves = 1 if passes == 1 else 2
     classes, depth, width = W.shape[0], W.shape[1] // halves, X.shape[1] // halves
@@ -170,9 +251,27 @@ def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, pa
     out = offset.new_empty((parts, classes, width))
     sums = offset.new_empty((parts, classes), dtype=float64_of(offset))
     weight_kernel[(blocks, parts)](
-        H, W, X, bias if bias is not None else offset, offset, labels, factor, out, sums,
-        H.shape[0], classes, depth, width, span,
-        TARGETS=labels.shape[1], BIAS=bias is not None, SINGLE=X.element_size() == 4, PASSES=passes,
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, D=block_width(depth, width), **launch.compile_options(),
-    )  # fmt: skip
+        H,
+        W,
+        X,
+        bias if bias is not None else offset,
+        offset,
+        labels,
+        factor,
+        out,
+        sums,
+        H.shape[0],
+        classes,
+        depth,
+        width,
+        span,
+        TARGETS=labels.shape[1],
+        BIAS=bias is not None,
+        SINGLE=X.element_size() == 4,
+        PASSES=passes,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        D=block_width(depth, width),
+        **launch.compile_options(),
+    )
     return out.sum(0), sums.sum(0)

@@ -1,12 +1,13 @@
-"""Operands in one pass: a matrix times its rows' weights, rounded, or split into two halves, and padded with zeros.
+"""Operands in one pass: a matrix times its rows' weights, rounded, or split into two halves, and
+padded with zeros.
 
 Decisions
 
-2026-11-26. An operand is prepared in one pass (`prepare`): scaled by its rows' factors, rounded or split, padded. In
-torch it was ten passes in the three-pass modes, as many bytes as the squared error's own work. A Gram matrix takes the
-rows' weights inside its product, of either sign, so no weighted copy of H is made where the device multiplies in
-float64. In the interpreter bfloat16 is rounded to nearest by its bits, since its cast truncates: tests see the device's
-numbers.
+2026-11-26. An operand is prepared in one pass (`prepare`): scaled by its rows' factors, rounded or
+split, padded. In torch it was ten passes in the three-pass modes, as many bytes as the squared
+error's own work. A Gram matrix takes the rows' weights inside its product, of either sign, so no
+weighted copy of H is made where the device multiplies in float64. In the interpreter bfloat16 is
+rounded to nearest by its bits, since its cast truncates: tests see the device's numbers.
 """
 
 import triton
@@ -30,9 +31,19 @@ def rounded(x, out):
 
 @triton.jit
 def prepare_kernel(
-    X, weight, out, rows, columns, width, stride,
-    WEIGHT: tl.constexpr, HALVES: tl.constexpr, TURNED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    X,
+    weight,
+    out,
+    rows,
+    columns,
+    width,
+    stride,
+    WEIGHT: tl.constexpr,
+    HALVES: tl.constexpr,
+    TURNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     place, inside = tile_at(X, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
     x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -52,7 +63,8 @@ def prepare_kernel(
 
 @on_device
 def prepare(x, out, halves, weight=None, *, turned=False):
-    """Fill out (rows, halves * width), width >= columns, with x (rows, columns) times weight (rows,) fp32 or None.
+    """Fill out (rows, halves * width), width >= columns, with x (rows, columns) times weight
+    (rows,) fp32 or None.
 
     turned: out is (columns, halves * width), width >= rows, and takes the transpose of that.
     """
@@ -62,7 +74,18 @@ def prepare(x, out, halves, weight=None, *, turned=False):
     height, span = (32, 64) if turned else (16, 128)
     blocks = (width, x.shape[1]) if turned else (len(x), width)
     prepare_kernel[(ceil_div(blocks[0], height), ceil_div(blocks[1], span))](
-        x, out if weight is None else weight, out, *x.shape, width, out.stride(0), WEIGHT=weight is not None,
-        HALVES=halves, TURNED=turned, BLOCK_M=height, BLOCK_N=span, num_warps=4, num_stages=2,
-    )  # fmt: skip
+        x,
+        out if weight is None else weight,
+        out,
+        *x.shape,
+        width,
+        out.stride(0),
+        WEIGHT=weight is not None,
+        HALVES=halves,
+        TURNED=turned,
+        BLOCK_M=height,
+        BLOCK_N=span,
+        num_warps=4,
+        num_stages=2,
+    )
     return out

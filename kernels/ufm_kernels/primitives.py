@@ -1,4 +1,12 @@
-"""Device functions that every kernel shares: loads of a tile, the tensor-core product, tile order, rounding."""
+"""Device functions that every kernel shares: loads of a tile, the tensor-core product, tile order,
+rounding.
+
+What belongs together goes through them as one NamedTuple (`Block`, `Operand`), which a kernel makes
+of its own arguments: the code is that of the arguments one by one. It is made in the call, for the
+compiler takes constants that are assigned to a name, within a tuple too, for tensors.
+"""
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -9,24 +17,61 @@ INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
+class Block(NamedTuple):
+    """The constants of a kernel's tile: rows and columns of the output, depth of a step, loads by
+    descriptor.
+    """
+
+    HEIGHT: tl.constexpr
+    WIDTH: tl.constexpr
+    DEPTH: tl.constexpr
+    TMA: tl.constexpr
+
+
+class Operand(NamedTuple):
+    """A factor of a product: matrix or descriptor, rows, stride; DOWN: stored with its depth
+    down.
+    """
+
+    matrix: tl.tensor
+    rows: tl.tensor
+    stride: tl.tensor
+    DOWN: tl.constexpr
+
+
 @triton.jit
 def tile_at(matrix, row, column, rows, columns, stride, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """(pointers, mask) of the HEIGHT x WIDTH tile at (row, column) of a row-major matrix.
 
-    The corner is a 64-bit offset; offsets inside the tile are 32-bit (HEIGHT * stride < 2^31), which saves registers.
+    The corner is a 64-bit offset; offsets inside the tile are 32-bit (HEIGHT * stride < 2^31),
+    which saves registers.
     """
     i, j = tl.arange(0, HEIGHT), tl.arange(0, WIDTH)
     inside = (row + i < rows)[:, None] & (column + j < columns)[None, :]
-    return matrix + (tl.cast(row, tl.int64) * stride + column) + (i[:, None] * stride + j[None, :]), inside
+    return matrix + (tl.cast(row, tl.int64) * stride + column) + (
+        i[:, None] * stride + j[None, :]
+    ), inside
 
 
 @triton.jit
-def load_tile(source, row, column, shift, rows, columns, stride, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TMA: tl.constexpr):
+def load_tile(
+    source,
+    row,
+    column,
+    shift,
+    rows,
+    columns,
+    stride,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """The HEIGHT x WIDTH tile at (row, column + shift); zero outside rows x columns.
 
-    `source` is a descriptor if TMA, else a pointer to a row-major matrix. `shift` selects the second half of a
-    split operand. A descriptor masks against the whole matrix, both halves: what it reads past `columns` of the first
-    half lands in output columns that are never stored, or is zero by the padding of the operand.
+    `source` is a descriptor if TMA, else a pointer to a row-major matrix. `shift` selects the
+    second half of a split operand. A descriptor masks against the whole matrix, both halves: what
+    it reads past `columns` of the first half lands in output columns that are never stored, or is
+    zero by the padding of the operand.
     """
     if TMA:
         tile = source.load([row, column + shift])
@@ -39,7 +84,7 @@ def load_tile(source, row, column, shift, rows, columns, stride, HEIGHT: tl.cons
 @triton.jit
 def multiply(a, b, total):
     """total + a b on the tensor cores, accumulated in fp32; fp32 operands are taken as tf32."""
-    if INTERPRETED:  # noqa: SIM108 (a constexpr branch, not a select)
+    if INTERPRETED:
         total = tl.dot(a.to(tl.float32), b.to(tl.float32), total)
     else:
         total = tl.dot(a, b, total, input_precision="tf32")
@@ -48,11 +93,12 @@ def multiply(a, b, total):
 
 @triton.jit
 def multiply_pairs(a, a_low, b, b_low, total, TURNED: tl.constexpr = False):
-    """total + (a + a_low)(b + b_low), without the product of the two low halves; TURNED: the bits of the transposed product.
+    """total + (a + a_low)(b + b_low), without the product of the two low halves; TURNED: the bits
+    of the transposed product.
 
-    Tensor cores truncate where they add to an accumulator, and over thousands of steps that costs more than a pair has
-    beyond its high half. So the three products of a block are summed apart, the small ones first, and their sum is
-    added to the total by an addition that rounds to nearest.
+    Tensor cores truncate where they add to an accumulator, and over thousands of steps that costs
+    more than a pair has beyond its high half. So the three products of a block are summed apart,
+    the small ones first, and their sum is added to the total by an addition that rounds to nearest.
     """
     part = tl.zeros_like(total)
     if TURNED:
@@ -66,34 +112,35 @@ def multiply_pairs(a, a_low, b, b_low, total, TURNED: tl.constexpr = False):
 
 @triton.jit
 def load_operand(
-    source, row, k, shift, rows, depth, stride,
-    DOWN: tl.constexpr, HEIGHT: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """The HEIGHT x BLOCK_K tile at (row, k) of an operand, which is stored with its depth down if DOWN."""
-    if DOWN:
-        tile = load_tile(source, k, row, shift, depth, rows, stride, BLOCK_K, HEIGHT, TMA).T
+    source, row, k, shift, depth, HEIGHT: tl.constexpr, SPAN: tl.constexpr, TMA: tl.constexpr
+):
+    """The HEIGHT x SPAN tile at (row, k) of an operand."""
+    matrix, rows, stride = source.matrix, source.rows, source.stride
+    if source.DOWN:
+        tile = load_tile(matrix, k, row, shift, depth, rows, stride, SPAN, HEIGHT, TMA).T
     else:
-        tile = load_tile(source, row, k, shift, rows, depth, stride, HEIGHT, BLOCK_K, TMA)
+        tile = load_tile(matrix, row, k, shift, rows, depth, stride, HEIGHT, SPAN, TMA)
     return tile
 
 
 @triton.jit
-def contract(
-    total, A, B, row, column, rows, columns, depth, stride_a, stride_b,
-    A_DOWN: tl.constexpr, B_DOWN: tl.constexpr, PASSES: tl.constexpr, TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """total + the tile of A B' at (row, column), A (rows, depth) and B (columns, depth) before `load_operand`'s DOWN.
+def contract(total, A, B, row, column, depth, block, PASSES: tl.constexpr):
+    """total + the tile of A B' at (row, column), A (rows, depth) and B (columns, depth) before
+    `Operand`'s DOWN.
 
     With 3 PASSES both are pairs, [high | low] along their rows in memory.
     """
-    for step in range(tl.cdiv(depth, BLOCK_K)):
-        k = step * BLOCK_K
-        a = load_operand(A, row, k, 0, rows, depth, stride_a, A_DOWN, BLOCK_M, BLOCK_K, TMA)
-        b = load_operand(B, column, k, 0, columns, depth, stride_b, B_DOWN, BLOCK_N, BLOCK_K, TMA)
+    HEIGHT: tl.constexpr = block.HEIGHT
+    WIDTH: tl.constexpr = block.WIDTH
+    SPAN: tl.constexpr = block.DEPTH
+    TMA: tl.constexpr = block.TMA
+    for step in range(tl.cdiv(depth, SPAN)):
+        k = step * SPAN
+        a = load_operand(A, row, k, 0, depth, HEIGHT, SPAN, TMA)
+        b = load_operand(B, column, k, 0, depth, WIDTH, SPAN, TMA)
         if PASSES == 3:
-            a_low = load_operand(A, row, k, stride_a // 2, rows, depth, stride_a, A_DOWN, BLOCK_M, BLOCK_K, TMA)
-            b_low = load_operand(B, column, k, stride_b // 2, columns, depth, stride_b, B_DOWN, BLOCK_N, BLOCK_K, TMA)
+            a_low = load_operand(A, row, k, A.stride // 2, depth, HEIGHT, SPAN, TMA)
+            b_low = load_operand(B, column, k, B.stride // 2, depth, WIDTH, SPAN, TMA)
             total = multiply_pairs(a, a_low, b.T, b_low.T, total)
         else:
             total = multiply(a, b.T, total)
@@ -101,15 +148,19 @@ def contract(
 
 
 @triton.jit
-def add_logits(
-    total, H, W, row, column, rows, classes, depth,
-    PASSES: tl.constexpr, TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+def add_logits(total, H, W, row, column, rows, classes, depth, block, PASSES: tl.constexpr):
     """total + the tile of H W' at (row, column), of operands as `operands` prepares them."""
     stride = depth * (1 if PASSES == 1 else 2)
     return contract(
-        total, H, W, row, column, rows, classes, depth, stride, stride, False, False, PASSES, TMA, BLOCK_M, BLOCK_N, BLOCK_K
-    )  # fmt: skip
+        total,
+        Operand(H, rows, stride, False),
+        Operand(W, classes, stride, False),
+        row,
+        column,
+        depth,
+        block,
+        PASSES,
+    )
 
 
 @triton.jit
@@ -121,7 +172,9 @@ def halves_of(tile, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def corner(tile, tiles_down, tiles_across, GROUP: tl.constexpr):
-    """(tile row, tile column) in an order that walks bands of GROUP tile rows, so that operands stay in L2."""
+    """(tile row, tile column) in an order that walks bands of GROUP tile rows, so that operands
+    stay in L2.
+    """
     per_band = GROUP * tiles_across
     band = tile // per_band
     height = tl.minimum(tiles_down - band * GROUP, GROUP)
@@ -133,7 +186,8 @@ def corner(tile, tiles_down, tiles_across, GROUP: tl.constexpr):
 def mask_targets(z, labels, row, column, rows, TARGETS: tl.constexpr, TURNED: tl.constexpr = False):
     """z with -inf at the targets of its rows; TURNED: the rows lie across, and the classes down.
 
-    labels is (rows, TARGETS) int32, padded with -1. A loop, and no tile of booleans: dozens of targets must not spill.
+    labels is (rows, TARGETS) int32, padded with -1. A loop, and no tile of booleans: dozens of
+    targets must not spill.
     """
     for t in tl.range(TARGETS, num_stages=1):
         label = tl.load(labels + row.to(tl.int64) * TARGETS + t, mask=row < rows, other=-1)
@@ -153,9 +207,11 @@ def mask_target(z, label, column, TURNED: tl.constexpr = False):
 
 @triton.jit
 def exponential(z, shift, QUICK: tl.constexpr):
-    """exp(z - shift). QUICK: by the device's instruction, which takes results below 2^-126 for zero.
+    """exp(z - shift). QUICK: by the device's instruction, which takes results below 2^-126 for
+    zero.
 
-    The difference comes before its scale: a common offset of both cancels, and no fused product rounds it otherwise.
+    The difference comes before its scale: a common offset of both cancels, and no fused product
+    rounds it otherwise.
     """
     if QUICK:
         power = (z - shift) * LOG2E
@@ -163,8 +219,13 @@ def exponential(z, shift, QUICK: tl.constexpr):
             e = tl.exp2(power)
         else:
             e = tl.inline_asm_elementwise(
-                "ex2.approx.ftz.f32 $0, $1;", "=f,f", [power], dtype=tl.float32, is_pure=True, pack=1
-            )  # fmt: skip
+                "ex2.approx.ftz.f32 $0, $1;",
+                "=f,f",
+                [power],
+                dtype=tl.float32,
+                is_pure=True,
+                pack=1,
+            )
     else:
         e = tl.exp(z - shift)
     return e
@@ -172,14 +233,24 @@ def exponential(z, shift, QUICK: tl.constexpr):
 
 @triton.jit
 def round_to(x, SINGLE: tl.constexpr):
-    """x rounded to nearest as the tensor cores will read it: bfloat16, or tf32 in a float32 (which they truncate)."""
+    """x rounded to nearest as the tensor cores will read it: bfloat16, or tf32 in a float32 (which
+    they truncate).
+    """
     if SINGLE:
-        rounded = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+        rounded = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(
+            tl.float32, bitcast=True
+        )
     elif INTERPRETED:  # which would truncate
         bits = x.to(tl.uint32, bitcast=True)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
-    else:  # two at a time: the compiler's own conversion is one at a time, on the unit that the exponentials need
+        rounded = (
+            ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
+            .to(tl.float32, bitcast=True)
+            .to(tl.bfloat16)
+        )
+    # Two at a time: the compiler's own conversion is one at a time, on the unit that the
+    # exponentials need.
+    else:
         rounded = tl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
-        )  # fmt: skip
+        )
     return rounded

@@ -1,21 +1,26 @@
-"""From the sums of every row's tiles to its loss and gradient factors: all that lies between the N x K passes, in two launches.
+"""From the sums of every row's tiles to its loss and gradient factors: all that lies between the N
+x K passes, in two launches.
 
-    raise_offsets    sums the tiles, finds the rows whose exponentials overflow, moves their offset to their maximum, and
-                     sets a flag; a target's logit that rounding alone may keep from the largest other becomes that
-    finish_rows      log-ratio, probability, loss, margin, and the factors of both products; the formulas of `rows`. The
-                     tiles are summed anew only where the flag says that they were written anew
+    raise_offsets    sums the tiles, finds the rows whose exponentials overflow, moves their offset
+                     to their maximum, and sets a flag; a target's logit that rounding alone may
+                     keep from the largest other becomes that
+    finish_rows      log-ratio, probability, loss, margin, and the factors of both products; the
+                     formulas of `rows`. The tiles are summed anew only where the flag says that
+                     they were written anew
 
 Tiles are summed in a fixed order in float64, in which no formula needs the care that float32 would.
 
 Decisions
 
-2026-11-26. What lies between the passes over N x K is two kernels (`row_sums`). Hostile rows, loss and factors were a
-hundred torch operations on vectors a chunk of rows, which at d of 64 to 256 would cost a device more than the products
-do. A chunk is seven launches now for cross-entropy (eight where the library forms dH), one more with a bias, 23 for a
-focal loss with one; a test counts them. Their sums run in float64, where the formulas need no care. g' of a loss stays
-a torch function, so no loss has device code; the cross-entropy skips it. The third statistic is the largest logit
-itself, not its distance from the offset: at 1e9 the difference is rounded to dozens of nats. A flag of one chunk is set
-by any program that finds a hostile row, all of which write the same number: no atomics.
+2026-11-26. What lies between the passes over N x K is two kernels (`row_sums`). Hostile rows, loss
+and factors were a hundred torch operations on vectors a chunk of rows, which at d of 64 to 256
+would cost a device more than the products do. A chunk is seven launches now for cross-entropy
+(eight where the library forms dH), one more with a bias, 23 for a focal loss with one; a test
+counts them. Their sums run in float64, where the formulas need no care. g' of a loss stays a torch
+function, so no loss has device code; the cross-entropy skips it. The third statistic is the largest
+logit itself, not its distance from the offset: at 1e9 the difference is rounded to dozens of nats.
+A flag of one chunk is set by any program that finds a hostile row, all of which write the same
+number: no atomics.
 """
 
 import triton
@@ -23,8 +28,12 @@ import triton.language as tl
 
 from .launch import ceil_div, check_written, laid_out, on_device
 
-HOSTILE = tl.constexpr(2.0**40)  # a wrong class leads by about 28 nats: from here on a row uses its maximum as the offset
-IMPOSSIBLE = tl.constexpr(2.0**-20)  # the targets alone weigh 1 at their mean, unless one has a logit of -inf
+HOSTILE = tl.constexpr(
+    2.0**40
+)  # a wrong class leads by about 28 nats: from here on a row uses its maximum as the offset
+IMPOSSIBLE = tl.constexpr(
+    2.0**-20
+)  # the targets alone weigh 1 at their mean, unless one has a logit of -inf
 BLOCKS = {"BLOCK": 32, "SPAN": 64, "num_warps": 4, "num_stages": 2}
 
 
@@ -40,7 +49,9 @@ def collected(statistics, r, rows, tiles, BLOCK: tl.constexpr, SPAN: tl.constexp
         inside = (t < tiles)[:, None] & (r < rows)[None, :]
         mass += tl.sum(tl.load(place, mask=inside, other=0.0).to(tl.float64), 0)
         kept += tl.sum(tl.load(place + plane, mask=inside, other=0.0).to(tl.float64), 0)
-        peak = tl.maximum(peak, tl.max(tl.load(place + 2 * plane, mask=inside, other=float("-inf")), 0))
+        peak = tl.maximum(
+            peak, tl.max(tl.load(place + 2 * plane, mask=inside, other=float("-inf")), 0)
+        )
     return mass, kept, peak
 
 
@@ -66,9 +77,21 @@ def expm1(x):
 
 @triton.jit
 def raise_kernel(
-    statistics, z, labels, mean, offset, flag, totals, rows, tiles, plane, band,
-    TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
+    statistics,
+    z,
+    labels,
+    mean,
+    offset,
+    flag,
+    totals,
+    rows,
+    tiles,
+    plane,
+    band,
+    TARGETS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+):
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
     plane = tl.cast(plane, tl.int64)
@@ -87,7 +110,9 @@ def raise_kernel(
         mass += tl.where(known, tl.exp(logit - base.to(tl.float64)), 0.0)
         count += known.to(tl.int32)
         top = tl.maximum(top, tl.where(known, logit.to(tl.float32), float("-inf")))
-    hostile = ((mass <= HOSTILE) == 0) | ((mass < IMPOSSIBLE) & (count > 0) & (top > float("-inf")))  # nan is hostile, too
+    hostile = ((mass <= HOSTILE) == 0) | (
+        (mass < IMPOSSIBLE) & (count > 0) & (top > float("-inf"))
+    )  # nan is hostile, too
     hostile = hostile & (r < rows)
     tl.store(offset + r, top, mask=hostile)
     # Every program that finds one writes the same number.
@@ -96,9 +121,24 @@ def raise_kernel(
 
 @triton.jit
 def finish_kernel(
-    statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, tiles, plane,
-    ROUNDED: tl.constexpr, TARGETS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
+    statistics,
+    totals,
+    flag,
+    z,
+    labels,
+    mean,
+    offset,
+    scale,
+    out,
+    own,
+    rows,
+    tiles,
+    plane,
+    ROUNDED: tl.constexpr,
+    TARGETS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+):
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     plane = tl.cast(plane, tl.int64)
     if tl.load(flag) == 1:
@@ -112,8 +152,15 @@ def finish_kernel(
     middle = tl.load(mean + r, mask=r < rows, other=0.0).to(tl.float64)
     shift = tl.load(offset + r, mask=r < rows, other=0.0).to(tl.float64) - middle
     raised = (shift == 0) == 0  # rows that were moved to their maximum, or are nan
-    count, excess, unit = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    least, most = tl.full((BLOCK,), float("inf"), tl.float64), tl.full((BLOCK,), float("-inf"), tl.float64)
+    count, excess, unit = (
+        tl.zeros((BLOCK,), tl.float64),
+        tl.zeros((BLOCK,), tl.float64),
+        tl.zeros((BLOCK,), tl.float64),
+    )
+    least, most = (
+        tl.full((BLOCK,), float("inf"), tl.float64),
+        tl.full((BLOCK,), float("-inf"), tl.float64),
+    )
     for t in tl.range(TARGETS, num_stages=1):
         logit, known = target_of(z, labels, r, rows, t, TARGETS)
         count += tl.where(known, 1.0, 0.0)
@@ -142,7 +189,9 @@ def finish_kernel(
     factor = common * count * tl.where(kept > 0, mass / tl.where(kept > 0, kept, 1.0), 1.0)
     loss = log_ratio  # with one target log_total is the drift
     if TARGETS > 1:
-        loss = tl.where(log_ratio == float("inf"), log_ratio, count * (log_ratio + log_total) - drift)
+        loss = tl.where(
+            log_ratio == float("inf"), log_ratio, count * (log_ratio + log_total) - drift
+        )
     tl.store(out + r, loss, mask=r < rows)
     tl.store(out + plane + r, log_ratio, mask=r < rows)
     tl.store(out + 2 * plane + r, mass * common, mask=r < rows)
@@ -168,38 +217,72 @@ def check_planes(**matrices):
 
 @on_device
 def raise_offsets(statistics, z, labels, mean, offset, flag, totals, band=0.0):
-    """offset (rows,) becomes the row's maximum, and flag (one int32) becomes 1, where exponentials overflow.
+    """offset (rows,) becomes the row's maximum, and flag (one int32) becomes 1, where exponentials
+    overflow.
 
-    statistics (3, tiles, rows) as `off_target` and `one_pass.forward` leave them; target logits z and labels (rows, T). Where
-    z is the largest other logit but for band |z| it becomes that: its sum ran in another order than those of the tiles, and
-    however large the logits, classes that are equal must stay so.
-    mean (rows,): the offset that the exponentials had. totals (3, rows), fp64: their sums, and the maximum, over tiles.
+    statistics (3, tiles, rows) as `off_target` and `one_pass.forward` leave them; target logits z
+    and labels (rows, T). Where z is the largest other logit but for band |z| it becomes that: its
+    sum ran in another order than those of the tiles, and however large the logits, classes that are
+    equal must stay so.
+    mean (rows,): the offset that the exponentials had. totals (3, rows), fp64: their sums, and the
+    maximum, over tiles.
     """
     check_written(offset=offset, flag=flag, z=z)
     check_planes(totals=totals)
     statistics, labels, mean = laid_out(statistics, labels, mean)
     rows, targets = labels.shape
     raise_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
-        statistics, z, labels, mean, offset, flag, totals, rows, statistics.shape[1], totals.stride(0), float(band),
-        TARGETS=targets, **BLOCKS,
-    )  # fmt: skip
+        statistics,
+        z,
+        labels,
+        mean,
+        offset,
+        flag,
+        totals,
+        rows,
+        statistics.shape[1],
+        totals.stride(0),
+        float(band),
+        TARGETS=targets,
+        **BLOCKS,
+    )
 
 
 @on_device
-def finish_rows(statistics, totals, flag, z, labels, mean, offset, scale, out, own, *, rounded=True):
-    """Fill out (8, rows) and own (rows, T), fp32, from totals, or with a flag from the statistics of the last launch.
+def finish_rows(
+    statistics, totals, flag, z, labels, mean, offset, scale, out, own, *, rounded=True
+):
+    """Fill out (8, rows) and own (rows, T), fp32, from totals, or with a flag from the statistics
+    of the last launch.
 
-    The rows of out: loss of the cross-entropy over the targets, log-ratio l, probability p, s / T, margin, sum of E, sum
-    of rounded E, and scale times the factor of E for g' = 1; own is scale times minus the gradient at each target, for
-    g' = 1. rounded: whether the products read the rounded E.
+    The rows of out: loss of the cross-entropy over the targets, log-ratio l, probability p, s / T,
+    margin, sum of E, sum of rounded E, and scale times the factor of E for g' = 1; own is scale
+    times minus the gradient at each target, for g' = 1. rounded: whether the products read the
+    rounded E.
     """
     check_written(own=own)
     check_planes(out=out)
     if totals.stride() != out.stride():
         raise ValueError("totals: its rows must lie as far apart as those of out")
-    statistics, z, labels, mean, offset, scale = laid_out(statistics, z, labels, mean, offset, scale)
+    statistics, z, labels, mean, offset, scale = laid_out(
+        statistics, z, labels, mean, offset, scale
+    )
     rows, targets = labels.shape
     finish_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
-        statistics, totals, flag, z, labels, mean, offset, scale, out, own, rows, statistics.shape[1], out.stride(0),
-        ROUNDED=rounded, TARGETS=targets, **BLOCKS,
-    )  # fmt: skip
+        statistics,
+        totals,
+        flag,
+        z,
+        labels,
+        mean,
+        offset,
+        scale,
+        out,
+        own,
+        rows,
+        statistics.shape[1],
+        out.stride(0),
+        ROUNDED=rounded,
+        TARGETS=targets,
+        **BLOCKS,
+    )

@@ -1,13 +1,15 @@
 """Squared error through Gram matrices: no product with N x K entries.
 
-With A = W'W, c = W'b, the half squared error 1/2 |W h_i + b - e_(y_i)|^2 needs d x d matrices and class sums only:
+With A = W'W, c = W'b, the half squared error 1/2 |W h_i + b - e_(y_i)|^2 needs d x d matrices and
+class sums only:
 
     value     = 1/2 (<W'W, H'H> + 2 <c, sum_i h_i> + N |b|^2 - 2 sum_i (<w_y, h_i> + b_y) + N)
     dh_i      = A h_i + c - w_(y_i)
     dW        = W (H'H) + b (sum_i h_i)' - class sums of H
 
-The value and A h_i - w_y are small differences of large terms near collapse, so Gram matrices accumulate in float64.
-The two products are `products.add_product`, which adds targets and penalty, and takes a momentum step, in the same pass.
+The value and A h_i - w_y are small differences of large terms near collapse, so Gram matrices
+accumulate in float64. The two products are `products.add_product`, which adds targets and penalty,
+and takes a momentum step, in the same pass.
 """
 
 import triton
@@ -22,10 +24,22 @@ PROGRAMS = 2048  # of a Gram matrix: enough that the last ones leave little of a
 
 @triton.jit
 def gram_kernel(
-    X, weight, out, rows, columns, stride, span,
-    WIDE: tl.constexpr, WEIGHT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One tile of X' diag(weight) X over `span` rows; tiles below the diagonal are left to the symmetric copy."""
+    X,
+    weight,
+    out,
+    rows,
+    columns,
+    stride,
+    span,
+    WIDE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of X' diag(weight) X over `span` rows; tiles below the diagonal are left to the
+    symmetric copy.
+    """
     row, column, part = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N, tl.program_id(2)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
     first, last = part * span, tl.minimum((part + 1) * span, rows)
@@ -43,18 +57,27 @@ def gram_kernel(
             # A short sum in fp32, then float64: for devices without float64 tensor cores.
             total += multiply(a.T, b, tl.zeros((BLOCK_M, BLOCK_N), tl.float32)).to(tl.float64)
     place, inside = tile_at(
-        out + part.to(tl.int64) * columns * columns, row, column, columns, columns, columns, BLOCK_M, BLOCK_N
+        out + part.to(tl.int64) * columns * columns,
+        row,
+        column,
+        columns,
+        columns,
+        columns,
+        BLOCK_M,
+        BLOCK_N,
     )
     tl.store(place, total, mask=inside)
 
 
 @on_device
 def gram(X, weight=None, *, launch=None, parts=None):
-    """X' diag(weight) X (d, d) in float64 for X (rows, d) of any float dtype; the same bits from run to run.
+    """X' diag(weight) X (d, d) in float64 for X (rows, d) of any float dtype; the same bits from
+    run to run.
 
-    weight: (rows,) fp32, or None for ones. float64: on the library. float32: float64 products (on the library where the
-    device or the compiler has none). 16-bit: products are exact in fp32, sums of a tile's depth of rows are fp32, and
-    these are added up in float64; with weights, as float32 (a copy).
+    weight: (rows,) fp32, or None for ones. float64: on the library. float32: float64 products (on
+    the library where the device or the compiler has none). 16-bit: products are exact in fp32, sums
+    of a tile's depth of rows are fp32, and these are added up in float64; with weights, as float32
+    (a copy).
     """
     rows, columns = X.shape
     if weight is not None:
@@ -70,10 +93,20 @@ def gram(X, weight=None, *, launch=None, parts=None):
     span = ceil_div(ceil_div(rows, parts), tile.depth) * tile.depth
     out = X.new_zeros((parts, columns, columns), dtype=float64_of(X))
     gram_kernel[(across, ceil_div(columns, tile.columns), parts)](
-        X, out if weight is None else weight, out, rows, columns, X.stride(0), span,
-        WIDE=wide, WEIGHT=weight is not None, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth,
+        X,
+        out if weight is None else weight,
+        out,
+        rows,
+        columns,
+        X.stride(0),
+        span,
+        WIDE=wide,
+        WEIGHT=weight is not None,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_K=tile.depth,
         **launch.compile_options(),
-    )  # fmt: skip
+    )
     upper = out.sum(0).triu()
     return upper + upper.triu(1).T
 
@@ -84,8 +117,12 @@ def parts_for(across: int) -> int:
 
 
 def gram_bytes(rows: int, columns: int) -> int:
-    """Bytes that `gram` takes beside its result at most: its parts, and copies in float64 if the library multiplies."""
-    return 8 * columns**2 * (parts_for(-(-columns // 64)) + 2) + min(2 * 8 * SPAN, 2 * 8 * rows * columns)
+    """Bytes that `gram` takes beside its result at most: its parts, and copies in float64 if the
+    library multiplies.
+    """
+    return 8 * columns**2 * (parts_for(-(-columns // 64)) + 2) + min(
+        2 * 8 * SPAN, 2 * 8 * rows * columns
+    )
 
 
 def block_rows(columns):
@@ -103,7 +140,9 @@ def weighted_sum(X, weight):
 
 
 def library_gram(X, weight=None):
-    """`gram` by library products in float64: eight bands of the upper triangle, of as many rows at a time as 128 MiB hold."""
+    """`gram` by library products in float64: eight bands of the upper triangle, of as many rows at
+    a time as 128 MiB hold.
+    """
     rows, columns = X.shape
     total = X.new_zeros((columns, columns), dtype=float64_of(X))
     height = max(64, ceil_div(columns, 8))

@@ -1,8 +1,9 @@
 """Which tile every kernel uses, by architecture and operand: the one table that is tuned.
 
-Those of sm_90 for bfloat16 heads and float32 Gram matrices were among the fastest of `bench/tune.py` on an H100 and an
-H200, one for all widths but where a row says otherwise. The rest are chosen by resources (registers, shared memory,
-occupancy of the epilogue). `compile_gate` builds every one.
+Those of sm_90 for bfloat16 heads and float32 Gram matrices were among the fastest of
+`bench/tune.py` on an H100 and an H200, one for all widths but where a row says otherwise. The rest
+are chosen by resources (registers, shared memory, occupancy of the epilogue). `compile_gate` builds
+every one.
 """
 
 from functools import cache
@@ -15,8 +16,8 @@ class Tile(NamedTuple):
     """Rows x columns of the output a program owns, depth of one step, and how it is scheduled.
 
     With `tma` programs stay and walk over the tiles, `programs` of them a multiprocessor;
-    with `flatten` a program loads for its next tile while it finishes this one. `split`: the parts, a power of two, in which
-    the epilogue takes a tile.
+    with `flatten` a program loads for its next tile while it finishes this one. `split`: the parts,
+    a power of two, in which the epilogue takes a tile.
     """
 
     rows: int
@@ -35,8 +36,8 @@ class Tile(NamedTuple):
 INTERPRETED = Tile(32, 64, 32)
 SCALED = Tile(128, 128, 128)  # and of mode fp8, where a scale is of 128 terms
 
-# (kernel, bits of an operand's element) -> architecture -> tile. Pointer tiles for sm_80 stay below the 99 KiB of
-# its smaller relatives (8.6, 8.9, 12.0), which use the same row.
+# (kernel, bits of an operand's element) -> architecture -> tile. Pointer tiles for sm_80 stay below
+# the 99 KiB of its smaller relatives (8.6, 8.9, 12.0), which use the same row.
 TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target", 16): {
         80: Tile(128, 128, 32, 8, 4),
@@ -103,14 +104,46 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         100: Tile(128, 128, 32, 8, 3, tma=True),
     },
     # Rows kept and columns streamed a step; the depth is the whole feature width.
-    ("one_pass", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(128, 128, 0, 8, 3), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
-    ("one_pass_weight", 16): {80: Tile(64, 64, 0, 8, 2), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass_weight", 32): {80: Tile(64, 32, 0, 8, 2), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 2)},
-    ("gram", 16): {80: Tile(64, 64, 32, 4, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 3)},
-    ("gram", 32): {80: Tile(32, 32, 32, 4, 3), 90: Tile(64, 64, 16, 4, 4), 100: Tile(64, 64, 32, 4, 3)},
-    ("matvec", 16): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 64, 4, 3), 100: Tile(128, 64, 64, 8, 3)},
-    ("matvec", 32): {80: Tile(64, 64, 32, 8, 3), 90: Tile(64, 64, 32, 4, 3), 100: Tile(128, 64, 32, 8, 3)},
+    ("one_pass", 16): {
+        80: Tile(64, 64, 0, 8, 2),
+        90: Tile(128, 128, 0, 8, 3),
+        100: Tile(128, 32, 0, 8, 2),
+    },
+    ("one_pass", 32): {
+        80: Tile(64, 32, 0, 8, 2),
+        90: Tile(64, 32, 0, 4, 1),
+        100: Tile(64, 32, 0, 8, 2),
+    },
+    ("one_pass_weight", 16): {
+        80: Tile(64, 64, 0, 8, 2),
+        90: Tile(64, 32, 0, 4, 2),
+        100: Tile(128, 32, 0, 8, 2),
+    },
+    ("one_pass_weight", 32): {
+        80: Tile(64, 32, 0, 8, 2),
+        90: Tile(64, 32, 0, 4, 1),
+        100: Tile(64, 32, 0, 8, 2),
+    },
+    ("gram", 16): {
+        80: Tile(64, 64, 32, 4, 3),
+        90: Tile(64, 64, 32, 4, 3),
+        100: Tile(64, 64, 32, 4, 3),
+    },
+    ("gram", 32): {
+        80: Tile(32, 32, 32, 4, 3),
+        90: Tile(64, 64, 16, 4, 4),
+        100: Tile(64, 64, 32, 4, 3),
+    },
+    ("matvec", 16): {
+        80: Tile(64, 64, 32, 8, 3),
+        90: Tile(64, 64, 64, 4, 3),
+        100: Tile(128, 64, 64, 8, 3),
+    },
+    ("matvec", 32): {
+        80: Tile(64, 64, 32, 8, 3),
+        90: Tile(64, 64, 32, 4, 3),
+        100: Tile(128, 64, 32, 8, 3),
+    },
     # One scale a row and 128 terms: a tile of E is as wide, and a step of the product as deep.
     ("fp8_exponentials", 16): {90: Tile(128, 128, 64, 8, 3, tma=True)},
     ("fp8_product", 8): {90: Tile(128, 128, 128, 8, 3, tma=True)},
@@ -127,9 +160,13 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
 }
 
 
-# Pairs: a step loads four tiles and a second accumulator holds its three products. Where the tile above does not fit.
+# Pairs: a step loads four tiles and a second accumulator holds its three products. Where the tile
+# above does not fit.
 PAIRS: dict[tuple[str, int], dict[int, Tile]] = {
-    ("off_target_wide", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 64, 64, 8, 3, tma=True)},
+    ("off_target_wide", 16): {
+        90: Tile(128, 128, 64, 8, 3, tma=True),
+        100: Tile(128, 64, 64, 8, 3, tma=True),
+    },
     ("off_target_wide", 32): {
         80: Tile(64, 64, 32, 8, 3),
         90: Tile(128, 128, 32, 8, 2, tma=True),
@@ -137,21 +174,44 @@ PAIRS: dict[tuple[str, int], dict[int, Tile]] = {
     },
     ("product", 16): {90: Tile(128, 128, 64, 8, 3, tma=True)},
     ("product", 32): {100: Tile(128, 64, 32, 8, 2, tma=True)},
-    ("product_wide", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 32, 64, 8, 4, tma=True)},
+    ("product_wide", 16): {
+        90: Tile(128, 128, 64, 8, 3, tma=True),
+        100: Tile(128, 32, 64, 8, 4, tma=True),
+    },
     ("product_wide", 32): {100: Tile(128, 64, 32, 8, 2, tma=True)},
-    ("transposed", 16): {90: Tile(128, 128, 64, 8, 3, tma=True), 100: Tile(128, 64, 64, 8, 3, tma=True)},
+    ("transposed", 16): {
+        90: Tile(128, 128, 64, 8, 3, tma=True),
+        100: Tile(128, 64, 64, 8, 3, tma=True),
+    },
     ("transposed", 32): {80: Tile(64, 64, 32, 4, 3), 100: Tile(64, 64, 32, 4, 2, tma=True)},
-    ("one_pass", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 4, 1)},
-    ("one_pass_weight", 16): {80: Tile(32, 32, 0, 4, 1), 90: Tile(64, 32, 0, 4, 2), 100: Tile(128, 32, 0, 8, 2)},
-    ("one_pass_weight", 32): {80: Tile(32, 32, 0, 8, 1), 90: Tile(64, 32, 0, 4, 1), 100: Tile(64, 32, 0, 8, 1)},
+    ("one_pass", 16): {
+        80: Tile(32, 32, 0, 4, 1),
+        90: Tile(64, 32, 0, 4, 2),
+        100: Tile(128, 32, 0, 8, 2),
+    },
+    ("one_pass", 32): {
+        80: Tile(32, 32, 0, 8, 1),
+        90: Tile(64, 32, 0, 4, 1),
+        100: Tile(64, 32, 0, 4, 1),
+    },
+    ("one_pass_weight", 16): {
+        80: Tile(32, 32, 0, 4, 1),
+        90: Tile(64, 32, 0, 4, 2),
+        100: Tile(128, 32, 0, 8, 2),
+    },
+    ("one_pass_weight", 32): {
+        80: Tile(32, 32, 0, 8, 1),
+        90: Tile(64, 32, 0, 4, 1),
+        100: Tile(64, 32, 0, 8, 1),
+    },
     ("matvec", 16): {100: Tile(128, 32, 32, 8, 3)},
     ("matvec", 32): {80: Tile(64, 32, 32, 8, 3), 100: Tile(64, 32, 32, 8, 3)},
     ("hvp", 16): {100: Tile(128, 64, 64, 8, 3, tma=True)},
 }
 
 
-# From triton 3.8 on, whose compiler keeps more in registers: where the tiles above, which were timed with 3.6, spill.
+# From triton 3.8 on, whose compiler keeps more in registers: where the tiles above, which were
+# timed with 3.6, spill.
 NEWER_TRITON = (3, 8)
 NEWER: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target", 16): {90: Tile(128, 128, 64, 4, 3, tma=True, programs=2, flatten=True, split=4)},
@@ -162,8 +222,9 @@ NEWER: dict[tuple[str, int], dict[int, Tile]] = {
 }
 
 
-# Mode of a single pass -> (least columns of features, (who forms dH, who forms dW)), widest first: what measured faster on an
-# H200, see bench/results. A library's product beats ours by what it has in hand, ours saves the pass of the epilogue.
+# Mode of a single pass -> (least columns of features, (who forms dH, who forms dW)), widest first:
+# what measured faster on an H200, see bench/results. A library's product beats ours by what it has
+# in hand, ours saves the pass of the epilogue.
 PRODUCTS: dict[str, tuple[tuple[int, tuple[str, str]], ...]] = {
     "bf16": (
         (4096, ("triton", "library")),
@@ -185,10 +246,14 @@ def products_for(mode: str, columns: int) -> tuple[str, str]:
 
 
 def architecture_of(capability: tuple[int, int]) -> int:
-    """The row of the table for a compute capability: 80 also serves 8.6, 8.9 and 12.x; 100 serves 10.x."""
+    """The row of the table for a compute capability: 80 also serves 8.6, 8.9 and 12.x; 100 serves
+    10.x.
+    """
     major = capability[0]
     if major < 8:
-        raise ValueError(f"capability={capability}: these kernels need compute capability 8.0 or newer")
+        raise ValueError(
+            f"capability={capability}: these kernels need compute capability 8.0 or newer"
+        )
     return {9: 90, 10: 100}.get(major, 80)
 
 
@@ -201,11 +266,16 @@ def newer_triton() -> bool:
 
 
 def tile_for(kernel: str, bits: int, architecture: int, passes: int = 1) -> Tile:
-    """The tile of `kernel` for operands of `bits` bits on sm_`architecture`; architecture 0 is the interpreter."""
+    """The tile of `kernel` for operands of `bits` bits on sm_`architecture`; architecture 0 is the
+    interpreter.
+    """
     if architecture == 0:
         return SCALED if kernel.startswith("fp8") else INTERPRETED
     special = PAIRS if passes == 3 else NEWER if newer_triton() else {}
     rows = {**TILES[kernel, bits], **special.get((kernel, bits), {})}
     if architecture not in rows:
-        raise ValueError(f"{kernel}: has no tile on sm_{architecture}, only on {', '.join(f'sm_{known}' for known in rows)}")
+        raise ValueError(
+            f"{kernel}: has no tile on sm_{architecture}, only on "
+            f"{', '.join(f'sm_{known}' for known in rows)}"
+        )
     return rows[architecture]
