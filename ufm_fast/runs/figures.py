@@ -48,8 +48,8 @@ def make_figures(run: RunDirectory) -> dict[str, Figure]:
     head = run_head(run)
     figures = {}
     if any("nc1_pinv" in record or "nrc1" in record for record in records):
-        figures["collapse"], (ax,) = plots.panels(height=3.0)
-        plots.collapse_metrics(ax, records)
+        figures["collapse"] = plots.new_figure(plots.PAGE, 3.2)
+        plots.collapse_metrics(figures["collapse"].subplots(), records)
     if any("layer0/nc1_pinv" in record for record in records):
         figures["layers"] = _layers(records)
     assert head.W is not None
@@ -239,7 +239,7 @@ def _gram(matrices: dict[str, Tensor], centred: bool) -> Any:
         panels.append(("class means", means, None))
     if paired and means is not None:
         panels.append(("classifier and means", W, means))
-    figure, axes = plots.panels(len(panels), 2.3)
+    figure, axes = plots.panels(len(panels), 2.1)
     for ax, (title, left, right) in zip(axes, panels, strict=True):
         plots.gram_heatmap(ax, left, right, title=title)
     return figure
