@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from command_line import refused
 
 from ufm_fast.errors import InputError
 from ufm_fast.runs.options import SETTINGS, Setting
-from ufm_fast.studies import library
-from ufm_fast.studies.cells import chains
+from ufm_fast.studies import library, ready
+from ufm_fast.studies.cells import chains, problem_of
 from ufm_fast.studies.folder import toml_text
 from ufm_fast.studies.spec import make_study, parse
 
@@ -138,3 +139,19 @@ def test_the_command_refuses_in_one_line_and_leaves_nothing(capsys: pytest.Captu
     assert "not empty and holds no study" in refused(capsys, "study", "sweep", "--out", "mine")
     Path("study.toml").write_text("[axes]\nseed = [1]")
     assert "holds another study" in refused(capsys, "study", "sweep", "--out", ".")
+
+
+@pytest.mark.parametrize("name", ready.names())
+def test_ready_studies_are_whole(name: str) -> None:
+    study, text = ready.load(name)
+    found = chains(study)
+    assert len(found) > 3
+    assert len(ready.title(name)) < 120
+    assert text.startswith("# ")
+    assert study.plots
+    on_gpu = name.endswith("-gpu")
+    assert all(cell.given.get("device") == ("cuda" if on_gpu else None) for chain in found for cell in chain)
+    if on_gpu:
+        assert name.removesuffix("-gpu") in ready.names()
+    smallest = min((cell for chain in found for cell in chain), key=lambda cell: cell.given.get("classes", 100))
+    problem_of(replace(smallest, given={**smallest.given, "device": "cpu", "backend": "auto"}))

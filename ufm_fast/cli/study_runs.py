@@ -20,7 +20,7 @@ from ufm_fast.errors import InputError
 from ufm_fast.runs.files import first_line
 from ufm_fast.runs.words import printable
 from ufm_fast.studies import library, ready
-from ufm_fast.studies.cells import Cell
+from ufm_fast.studies.cells import Cell, problem_of
 from ufm_fast.studies.figures import Fitted, draw_study
 from ufm_fast.studies.folder import TABLE, StudyFolder, is_study
 from ufm_fast.studies.predict import predict
@@ -151,7 +151,7 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
 
     rows: list[dict[str, Any]] = []
     for cell in cells:
-        found = predict(cell)
+        found = predict(*problem_of(cell))
         rows.append(
             {"cell": cell.name, **cell.columns, "bytes": found.bytes, "seconds_per_evaluation": found.seconds_per_evaluation}
         )

@@ -103,6 +103,6 @@ def _legend(figure: Figure, handles: list[Any], title: str | None) -> None:
             handles=handles, title=title, loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.2,
             handlelength=1.6,
         )  # fmt: skip
-        if columns == 1 or made.get_window_extent().width <= figure.bbox.width:
+        if columns == 1 or made.get_window_extent().width <= 0.95 * figure.bbox.width:
             return
         made.remove()

@@ -17,12 +17,15 @@ from ufm_fast.runs import settings
 from ufm_fast.runs.files import config_hash
 from ufm_fast.runs.options import SETTINGS
 from ufm_fast.studies.expressions import evaluate
+from ufm_fast.studies.predict import predict
 from ufm_fast.studies.spec import Study
 
 if TYPE_CHECKING:
     from ufm_fast.problem import Problem
 
 _DIGITS = 12
+#: Operations that stand for starting, saving and measuring a cell, shared out over its evaluations.
+_OVERHEAD = 1e8
 Chain = tuple["Cell", ...]
 
 
@@ -114,7 +117,7 @@ def problem_of(cell: Cell) -> tuple[Problem, dict[str, Any]]:
 def check(studied: Sequence[Chain]) -> dict[str, float]:
     """Build every problem and let go of it: refused in words before anything runs. Returns each cell's share of the work.
 
-    The share is that of an evaluation, 6 R K d operations for R rows, beside what any cell costs.
+    The share is the operations of an evaluation, beside what any cell costs.
     Errors: InputError naming the cell; where the points of a chain do not fit one another.
     """
     work = {}
@@ -123,7 +126,7 @@ def check(studied: Sequence[Chain]) -> dict[str, float]:
         for cell in chain:
             problem, config = problem_of(cell)
             rows = min(problem.num_samples, problem.num_classes) if config["reduce"] != "none" else problem.num_samples
-            work[cell.name] = 1e8 + 6.0 * rows * problem.num_classes * problem.dim
+            work[cell.name] = _OVERHEAD + predict(problem, config).flops
             found = (problem.num_classes, problem.dim, problem.bias != "none", problem.trunk.widths, rows)
             if shape is not None and found != shape:
                 raise InputError(

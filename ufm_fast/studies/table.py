@@ -2,6 +2,7 @@
 
 Columns, in this order: cell; axes and derived values; the other settings that are not the default in some cell; results; every
 metric by its own name; the environment. A cell that is not finished has the outcome ``unfinished`` and no other result.
+``symmetric``: of models with layers, whether the value is that of deep neural collapse.
 What theory says of the largest cosine stands beside it: ``simplex_level`` -1/(K-1), which is Welch's bound for K <= d + 1, and
 ``welch_level`` sqrt((K-d)/(d(K-1))) beyond.
 
@@ -41,12 +42,12 @@ def row_of(folder: StudyFolder, cell: Cell) -> Row:
     sizes = {"classes": summary["classes"] if "classes" in summary else config["classes"], "dim": config["dim"]}
     settings = {**changed, **{name: cell.given[name] for name in cell.given if name != "start_from"}, **sizes}
     return {
-        "cell": cell.name, **cell.columns, **settings, **_results(summary), **(summary.get("metrics") or {}),
+        "cell": cell.name, **cell.columns, **settings, **_results(summary, given["layers"]), **(summary.get("metrics") or {}),
         **_environment(read_json(folder.cell(cell) / "environment.json", "study")),
     }  # fmt: skip
 
 
-def _results(summary: Mapping[str, Any]) -> Row:
+def _results(summary: Mapping[str, Any], layers: int) -> Row:
     from ufm_fast.theory.codes import simplex_level, welch_level
 
     certificate, theory, structure = (summary.get(name) or {} for name in ("certificate", "theory", "structure"))
@@ -63,6 +64,7 @@ def _results(summary: Mapping[str, Any]) -> Row:
         "relative_gap": certificate.get("relative_gap"),
         "spectral_ratio": certificate.get("spectral_ratio"),
         "structure": structure.get("name"),
+        "symmetric": "deep neural collapse" in (structure.get("name") or "") if layers > 1 else None,
         "starts": len(starts) or 1,
         "starts_at_best": sum(abs(start["value"] - best) <= 1e-8 * abs(best) for start in starts) if starts else 1,
         **{name: summary.get(name) for name in ("peak_bytes", "peak_extra_bytes", "device_peak_bytes", "backend", "method")},
