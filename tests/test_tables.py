@@ -65,6 +65,7 @@ def registered(monkeypatch):
 def test_rows_serve_different_kinds_that_they_were_derived_for(name):
     table, used = TABLES[name], set()
     changed = ("ce shifted", "ce scaled", "focal shifted", "focal scaled", "pick-all shifted", "pick-all scaled", "mse scaled")
+    changed += ("pick-all weighted",)
     for loss, bias, frozen in product(("", "tilted", "mse dense", *changed, *LOSSES), BIASES, FREEZES):
         for trunk, geometry in product(("none", "linear", "relu"), ("none", "sphere")):
             rows = [i for i, (serves, _) in enumerate(table) if serves(Kind(trunk, geometry, loss, bias, frozen))]
@@ -188,7 +189,7 @@ def test_a_registered_backend_is_planned(monkeypatch):
 def test_a_loss_that_no_head_serves_is_refused_in_words(registered, monkeypatch):
     def squares_only(device, dtype):
         backend = TiledBackend()
-        backend.heads = backend.heads[1:]
+        backend.heads = backend.heads[-1:]
         return backend
 
     monkeypatch.setitem(BACKENDS, "squares", squares_only)

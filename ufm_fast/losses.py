@@ -24,6 +24,7 @@ from ufm_fast.arguments import number
 from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.targets import Targets
+from ufm_fast.weighted_targets import WeightedTargets
 
 _LARGEST = 1e30  # stands for an infinite l where it is multiplied by exp(-l) = 0
 
@@ -126,7 +127,8 @@ class Focal(SoftmaxLoss):
 class PickAll(SoftmaxLoss):
     """Pick-all-label loss of Li et al. (arXiv 2310.15903): sum over the row's targets of the cross-entropy.
 
-    l_i = sum_{k in S} (logsumexp(z) - z_k).  With one target a row it is the cross-entropy.
+    l_i = sum_{k in S} (logsumexp(z) - z_k).  With one target a row it is the cross-entropy. Weighted sets (`weighted_targets`)
+    have q_k times each term.
     """
 
     name: ClassVar[str] = "pick-all"
@@ -142,6 +144,8 @@ class PickAll(SoftmaxLoss):
             targets = Targets(targets)
         rows, columns = _entries(targets)
         log_loss = torch.logsumexp(z, 1)[rows] - z[rows, columns]
+        if isinstance(targets, WeightedTargets):
+            log_loss = log_loss * targets.weights.to(z.dtype)
         return torch.zeros(targets.rows, dtype=z.dtype, device=z.device).index_add(0, rows, log_loss)
 
 

@@ -90,7 +90,7 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
         )  # fmt: skip
 
     found = of(inputs[-1], model.W)
-    if not rows.targets.single:
+    if not rows.targets.single and not problem.weighted:
         found |= tag_metrics(inputs[-1], rows.targets, rows.counts, problem.num_classes)
     if pairwise != "none" and not gone:
         found |= _of_code(problem, model.W) | _of_imbalance(problem, rows, inputs[-1], model.W)

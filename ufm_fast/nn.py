@@ -66,8 +66,8 @@ class UFM(nn.Module):
             raise InputError(
                 "UFM has logits as they are; use solve for logit_adjustment, margin and class_scales, or drop them"
             )
-        if problem.dense:
-            raise InputError("UFM has labels or sets of them; use solve for target vectors (targets)")
+        if problem.dense or problem.weighted:
+            raise InputError("UFM has labels or sets of them; use solve for target vectors (targets) and weighted sets")
         objective = Objective(problem, reduce=reduce, variables="raw")
         self.problem, self.reduce = problem, objective.reduce
         self._loss, self._parameter = loss_arguments(problem.loss)

@@ -156,7 +156,7 @@ class Objective:
     @property
     def plain(self) -> bool:
         """One layer in flat space, logits as they are, all in this process: what preconditioners are made for."""
-        if self.layout is not None or self.problem.feature_factors is not None:
+        if self.layout is not None or self.problem.feature_factors is not None or self.problem.weighted:
             return False
         return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment
 

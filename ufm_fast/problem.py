@@ -48,8 +48,9 @@ class Kind(NamedTuple):
 
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
     for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales, or with
-    penalties of each class, as 'NAME scaled', and the squared error to target vectors as 'mse dense'. A
-    kind that no row of a table names has nothing there.
+    penalties of each class, as 'NAME scaled', the squared error to target vectors as 'mse dense', and the
+    pick-all loss of weighted sets as 'pick-all weighted'. A kind that no row of a table names has nothing
+    there.
     """
 
     trunk: str
@@ -75,7 +76,7 @@ class Problem:
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
     - ``groups``: pairs (classes, samples of each), or the words '10:500,90:50';
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
-    - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``);
+    - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``), with weights of distillation or of next tokens;
     - ``multiplicities``: {m: n_m}, or the words '1:310,2:20': all C(K, m) sets of m labels, n_m samples each (``pick-all``);
     - ``targets``: an N x t array of target vectors, of regression or of encoded labels (loss ``mse``; K is t then);
 
@@ -355,8 +356,8 @@ class Problem:
     def kind(self) -> Kind:
         """The key that tables know this problem by."""
         trunk, loss = "none" if self.layers == 1 else self.activation, registered_name(self.loss)
-        if loss and self.dense:
-            loss += " dense"
+        if loss and (self.dense or self.weighted):
+            loss += " dense" if self.dense else " weighted"
         if loss and (self.adjustment.scale is not None or self.feature_factors is not None):
             loss += " scaled"
         elif loss and self.adjustment:
@@ -382,6 +383,11 @@ class Problem:
     def dense(self) -> bool:
         """Whether samples have target vectors, which name no classes."""
         return self.samples.given_vectors is not None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether samples have weighted target sets: distributions over a few classes."""
+        return self.multi_label and self.samples.sets.weights is not None
 
     @cached_property
     def trunk(self) -> Trunk:

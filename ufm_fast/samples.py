@@ -21,6 +21,7 @@ from ufm_fast.datasets import load_labels
 from ufm_fast.dense_targets import DenseTargets, merged_rows, target_vectors
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.targets import Rows, Targets, TargetSets, check_labels
+from ufm_fast.weighted_targets import WeightedTargets
 
 REDUCTIONS = ("classes", "none")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
@@ -116,10 +117,10 @@ class Samples:
     def _of_sets(cls, classes: int | None, sets: Any) -> Samples:
         if not isinstance(sets, TargetSets):
             raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
-        sets = TargetSets.create(sets.indptr, sets.indices, classes or MOST_CLASSES, sets.counts)
+        sets = TargetSets.create(sets.indptr, sets.indices, classes or MOST_CLASSES, sets.counts, sets.weights)
         classes = _told(classes, int(sets.indices.max()) + 1)
         check_labels(sets.indices, classes, "target_sets")
-        if int(torch.diff(sets.indptr).max()) >= classes:
+        if sets.weights is None and int(torch.diff(sets.indptr).max()) >= classes:
             raise InputError("a target set holds every class; leave one out or raise classes")
         rows = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), torch.diff(sets.indptr))
         counts = torch.zeros(classes, dtype=torch.int64, device="cpu").index_add_(0, sets.indices, sets.counts[rows])
@@ -243,14 +244,17 @@ class Samples:
     def _set_rows(self, reduce: str) -> Rows:
         if reduce == "classes":
             distinct = self._distinct[0]
-            return Rows(Targets(distinct.indices, distinct.indptr), distinct.counts)
+            return Rows(_targets(distinct.indices, distinct.indptr, distinct.weights), distinct.counts)
         sets = self.sets
         sample_set = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), sets.counts)
         sizes = torch.diff(sets.indptr)[sample_set]
         pointer = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), sizes.cumsum(0)])
         offset = torch.arange(int(pointer[-1]), device="cpu") - torch.repeat_interleave(pointer[:-1], sizes)
-        indices = sets.indices[torch.repeat_interleave(sets.indptr[:-1][sample_set], sizes) + offset]
-        return Rows(Targets(indices, pointer), torch.ones(sample_set.numel(), dtype=torch.int64, device="cpu"))
+        place = torch.repeat_interleave(sets.indptr[:-1][sample_set], sizes) + offset
+        weights = None if sets.weights is None else sets.weights[place]
+        return Rows(
+            _targets(sets.indices[place], pointer, weights), torch.ones(sample_set.numel(), dtype=torch.int64, device="cpu")
+        )
 
     def sample_row(self, *, as_sets: bool = False) -> Tensor:
         """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a solution is lifted back."""
@@ -260,6 +264,10 @@ class Samples:
             return torch.repeat_interleave(self._distinct[1], self.sets.counts)
         row_of_class = torch.cumsum(self.counts > 0, 0) - 1
         return row_of_class[self.labels]
+
+
+def _targets(indices: Tensor, indptr: Tensor, weights: Tensor | None) -> Targets:
+    return Targets(indices, indptr) if weights is None else WeightedTargets(indices, indptr, weights=weights)
 
 
 def _told(classes: int | None, least: int) -> int:

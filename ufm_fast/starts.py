@@ -15,6 +15,7 @@ from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.sharded_starts import cut, sharded_start
+from ufm_fast.weighted_targets import WeightedTargets
 
 #: Starts that a seed changes, whatever the problem: what restarts need.
 RANDOM_STARTS = ("normal", "orthogonal", "balanced", "small")
@@ -166,6 +167,8 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     rows, columns = targets.slice(0, R)
     Z = torch.zeros(R, K, dtype=torch.float64)
     Z[rows, columns] = strength[rows]
+    if isinstance(targets, WeightedTargets):  # sets of all classes would leave nothing, once they are centred
+        Z[rows, columns] *= targets.weights / targets.sums()[rows]
     if not isinstance(problem.loss, SquaredError) or problem.bias == "free":
         Z -= Z.mean(1, keepdim=True)
     U, s, Vh = torch.linalg.svd(Z, full_matrices=False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import MOST, cpu_by_default, integers, whole
-from ufm_fast.errors import InputError
+from ufm_fast.errors import InputError, InputTypeError
 
 #: Of all sets of some sizes; beyond it the number was a slip, and no machine holds their features.
 MOST_SETS = 10**6
@@ -96,16 +96,20 @@ class Targets:
 class TargetSets:
     """Multi-label data: R target sets in CSR form and how many samples have each (default one).
 
-    ``indptr`` int64 (R+1,), ``indices`` int64 (entries,), ``counts`` int64 (R,). Never an N x K array.
+    ``indptr`` int64 (R+1,), ``indices`` int64 (entries,), ``counts`` int64 (R,). Never an N x K array. ``weights``: of the
+    entries, positive float64 (entries,), None where all are one; then a row is a distribution over a few classes, or over all.
     """
 
     indptr: Tensor
     indices: Tensor
     counts: Tensor
+    weights: Tensor | None = None
 
     @classmethod
     @cpu_by_default
-    def create(cls, indptr: object, indices: object, classes: int, counts: object | None = None) -> TargetSets:
+    def create(
+        cls, indptr: object, indices: object, classes: int, counts: object | None = None, weights: object | None = None
+    ) -> TargetSets:
         """Check and build. Errors: InputError / InputTypeError naming the array and the mend."""
         whole(classes, "classes", 2)
         pointer = integers(indptr, "indptr").cpu()
@@ -119,10 +123,11 @@ class TargetSets:
         sizes = pointer[1:] - pointer[:-1]
         if bool((sizes < 1).any()):
             raise InputError("every row of target sets needs at least one class; drop the rows without a label")
-        if bool((sizes >= classes).any()):
+        q = None if weights is None else _entry_weights(weights, entries.numel())
+        if q is None and bool((sizes >= classes).any()):
             raise InputError("a target set holds every class: its loss has no off-target class; leave one class out")
         rows = torch.repeat_interleave(torch.arange(sizes.numel()), sizes)
-        key = torch.sort(rows * classes + entries).values
+        key, order = torch.sort(rows * classes + entries)
         if bool((key[1:] == key[:-1]).any()):
             raise InputError("indices names a class twice in one row; list each class of a target set once")
         repeats = torch.ones_like(sizes) if counts is None else integers(counts, "counts").cpu()
@@ -130,7 +135,7 @@ class TargetSets:
             raise InputError(f"counts must hold {sizes.numel()} positive integers, one for each target set")
         if float((repeats.double() * sizes).sum()) > MOST:
             raise InputError(f"counts must sum to at most {MOST} entries of samples")
-        return cls(pointer, key - rows * classes, repeats)
+        return cls(pointer, key - rows * classes, repeats, None if q is None else q[order])
 
     @classmethod
     def every(cls, classes: int, multiplicities: Mapping[int, int]) -> TargetSets:
@@ -162,14 +167,29 @@ class TargetSets:
     @cpu_by_default
     def grouped(self) -> tuple[TargetSets, Tensor]:
         """Merge equal sets. Returns the distinct sets and, for each old row, the index of its set, int64 (R,)."""
-        order: dict[tuple[int, ...], int] = {}
-        pointer, entries = self.indptr.tolist(), self.indices.tolist()
+        order: dict[tuple[tuple[int, float], ...], int] = {}
+        q = torch.ones(self.indices.numel(), dtype=torch.float64) if self.weights is None else self.weights
+        pointer, entries = self.indptr.tolist(), list(zip(self.indices.tolist(), q.tolist(), strict=True))
         index = torch.tensor([order.setdefault(tuple(entries[a:b]), len(order)) for a, b in pairwise(pointer)])
         counts = torch.zeros(len(order), dtype=torch.int64).index_add_(0, index, self.counts)
         sizes = torch.tensor([len(members) for members in order])
         merged = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-        flat = torch.tensor([k for members in order for k in members])
-        return TargetSets(merged, flat, counts), index
+        flat = torch.tensor([k for members in order for k, _ in members])
+        weights = None if self.weights is None else torch.tensor([q for members in order for _, q in members]).double()
+        return TargetSets(merged, flat, counts, weights), index
+
+
+def _entry_weights(given: object, entries: int) -> Tensor | None:
+    """Positive float64 (entries,); None where all are one. Errors: InputError / InputTypeError."""
+    try:
+        weights = torch.as_tensor(given).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputTypeError(f"weights must hold a number for each entry of indices ({error})") from error
+    if tuple(weights.shape) != (entries,):
+        raise InputError(f"weights must have shape ({entries},), one for each entry of indices, got {tuple(weights.shape)}")
+    if not bool((torch.isfinite(weights) & (weights > 0)).all()):
+        raise InputError("weights of target sets must be finite and > 0; drop the entries that weigh nothing")
+    return None if bool((weights == 1).all()) else weights
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _empty_classes(problem: Problem) -> str:
 
 def _never_alone(problem: Problem) -> str:
     sets = problem.target_sets
-    if sets is None or bool((sets.indptr.diff() == 1).all()):
+    if sets is None or sets.weights is not None or bool((sets.indptr.diff() == 1).all()):
         return ""
     single = sets.indices[sets.indptr[:-1][sets.indptr.diff() == 1]]
     missing = torch.nonzero((torch.bincount(single, minlength=problem.num_classes) == 0) & (problem.counts > 0)).reshape(-1)

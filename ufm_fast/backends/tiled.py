@@ -43,7 +43,8 @@ from ufm_fast.backends.chunks import Buffers, buffer_bytes, chunk_rows
 from ufm_fast.backends.logit_gradient import ChunkGradient, add_change, uneven
 from ufm_fast.backends.squared_head import SquaredErrorHead
 from ufm_fast.backends.sweep import Chunk, Sweep
-from ufm_fast.losses import SoftmaxLoss, SquaredError
+from ufm_fast.backends.weighted import PickAllHead
+from ufm_fast.losses import PickAll, SoftmaxLoss, SquaredError
 from ufm_fast.stopwatch import NO_WATCH, NoWatch
 
 _FEW = 4  # classes to a column of features up to which a pass over E is cheaper than several over the features
@@ -59,7 +60,7 @@ class TiledBackend(HeadByLoss):
 
     def __init__(self, chunk: int | None = None) -> None:
         self.softmax = TiledSoftmaxHead(chunk)
-        super().__init__((SoftmaxLoss, self.softmax), (SquaredError, SquaredErrorHead()))
+        super().__init__((PickAll, PickAllHead(self.softmax)), (SoftmaxLoss, self.softmax), (SquaredError, SquaredErrorHead()))
 
 
 class TiledSoftmaxHead:

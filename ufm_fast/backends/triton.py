@@ -37,8 +37,9 @@ from ufm_fast.backends.squared_head import SquaredErrorHead, room
 from ufm_fast.backends.tiled import TiledSoftmaxHead
 from ufm_fast.backends.triton_labels import Labels
 from ufm_fast.backends.triton_memory import SOFTMAX_MODE, SQUARED_MODE, ChunkRows, softmax_plan, squared_workspace
+from ufm_fast.backends.weighted import PickAllHead
 from ufm_fast.errors import InputError
-from ufm_fast.losses import SoftmaxLoss, SquaredError
+from ufm_fast.losses import PickAll, SoftmaxLoss, SquaredError
 from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
@@ -78,7 +79,8 @@ class TritonBackend(HeadByLoss):
     def __init__(self, mode: str | None = None, chunk: int | None = None) -> None:
         if mode is not None and mode not in (*MODES, _FP8):
             raise InputError(f"mode must be one of {', '.join((*MODES, _FP8))}; got {mode!r}")
-        super().__init__((SoftmaxLoss, TritonSoftmaxHead(mode, chunk)), (SquaredError, TritonSquaredErrorHead(mode)))
+        softmax = TritonSoftmaxHead(mode, chunk)
+        super().__init__((PickAll, PickAllHead(softmax)), (SoftmaxLoss, softmax), (SquaredError, TritonSquaredErrorHead(mode)))
 
 
 class TritonSoftmaxHead:

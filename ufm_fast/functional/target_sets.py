@@ -11,6 +11,7 @@ from ufm_fast.arguments import integers
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional.registration import one_by_one, operator
 from ufm_fast.targets import Targets, TargetSets, check_labels
+from ufm_fast.weighted_targets import WeightedTargets
 
 
 @operator("(Tensor indptr, Tensor indices, SymInt classes) -> (Tensor, Tensor)")
@@ -52,6 +53,8 @@ def _csr(target: object) -> tuple[Tensor | None, Tensor]:
     if isinstance(target, (Targets, TargetSets)):
         if isinstance(target, TargetSets) and bool((target.counts != 1).any()):
             raise InputError("target has counts other than 1, but each row of input is one sample; repeat the sets instead")
+        if isinstance(target, WeightedTargets) or (isinstance(target, TargetSets) and target.weights is not None):
+            raise InputError("target has weights, which linear_soft_cross_entropy takes; use that, or sets without weights")
         return target.indptr, target.indices
     if isinstance(target, Tensor):
         # Each item would have its own number of targets.

@@ -126,7 +126,9 @@ def read_target_vectors(path: Path) -> Any:
 
 
 def read_target_sets(path: Path, classes: int | None) -> TargetSets:
-    """Multi-label targets from a .npz with CSR ``indptr``, ``indices`` and optional ``counts``."""
+    """Multi-label targets from a .npz with CSR ``indptr``, ``indices`` and optional ``counts`` (of the sets) and ``weights``
+    (of the entries).
+    """
     if not os.path.isfile(path):
         raise InputError(
             f"targets: there is no file {path}; give a .npz with indptr, indices and optional counts, or a .npy of vectors"
@@ -140,7 +142,7 @@ def read_target_sets(path: Path, classes: int | None) -> TargetSets:
         raise InputError(f"targets: indices in {path} must hold at least one class")
     if classes is None:
         classes = min(max(int(indices.max()) + 1, 2), MOST_CLASSES)
-    return TargetSets.create(arrays["indptr"], indices, classes, arrays.get("counts"))
+    return TargetSets.create(arrays["indptr"], indices, classes, arrays.get("counts"), arrays.get("weights"))
 
 
 def read_head(path: Path, name: str) -> Head:
@@ -212,7 +214,7 @@ def read_start(path: Path, problem: Problem | None = None, reduce: str = "auto")
     if problem is None or point.H.ndim != 2:
         return point
     there, here = _row_targets(tensors, path), problem.rows(problem.reduction(reduce)).targets
-    if problem.dense:  # rows with vectors are in the order of the samples
+    if problem.dense or problem.weighted:  # rows are in the order of the samples
         return point
     if here.rows != point.H.shape[0] == problem.num_samples:
         here = problem.rows("none").targets

@@ -54,7 +54,8 @@ _ROWS = (
     Setting("labels", str, None, "Labels: a .npy file of integers, or digits | glyphs", "data"),
     Setting(
         "targets", str, None,
-        "Target vectors (loss mse): a .npy, N x t; or label sets: a .npz with CSR indptr, indices and optional counts", "data",
+        "Target vectors (loss mse): a .npy, N x t; or label sets: a .npz with CSR indptr, indices, maybe counts, weights",
+        "data",
     ),
     Setting("multiplicities", str, None, "All sets of m labels, n samples each: m:n,.. as 1:310,2:20; needs classes", "data"),
     Setting("lambda_w", float, 5e-4, "Penalty on W, as lambda/2 |W|^2 (default 5e-4, less for very many classes)"),

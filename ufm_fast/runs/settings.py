@@ -219,6 +219,6 @@ def _data(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     text = hashlib.sha256(problem.counts.numpy().tobytes())
     sets, samples = problem.target_sets, problem.samples
     outside = (samples.given_labels, samples.given_vectors)
-    for part in outside if sets is None else (sets.indptr, sets.indices, sets.counts):
+    for part in outside if sets is None else (sets.indptr, sets.indices, sets.counts, sets.weights):
         text.update(b"" if part is None else part.numpy().tobytes())
     return {**dict.fromkeys(DATA), "data": text.hexdigest()}

@@ -69,6 +69,8 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
     elif problem.target_sets is not None:
         sets = problem.target_sets
         tensors |= {"target_indptr": sets.indptr, "target_indices": sets.indices, "target_counts": sets.counts}
+        if sets.weights is not None:
+            tensors["target_weights"] = sets.weights
         pointer = rows.targets.indptr
         tensors["row_indices"] = rows.targets.indices
         tensors["row_indptr"] = torch.arange(rows.number + 1) if pointer is None else pointer
@@ -138,7 +140,8 @@ def data_arguments(tensors: Tensors) -> dict[str, Any]:
         keys = ("target_indptr", "target_indices", "target_counts")
         try:
             indptr, indices, counts = (tensors[key] for key in keys)
-            return {"target_sets": TargetSets.create(indptr, indices, tensors["W"].shape[0], counts)}
+            weights = tensors.get("target_weights")
+            return {"target_sets": TargetSets.create(indptr, indices, tensors["W"].shape[0], counts, weights)}
         except (KeyError, InputError) as error:
             raise InputError(f"resume: the state's target sets are damaged ({error}); solve it anew") from error
     if "sample_labels" in tensors:

@@ -62,19 +62,22 @@ class SoftmaxDual:
         counts = self.problem.counts.to(surplus.device)
         # An empty class has no target entries; smoothing has put eps / K everywhere, so every row gives the same.
         self.level_flow = torch.where(counts == 0, surplus, 0.0)
-        level = 1.0 - self.loss.smoothing * (surplus.numel() - 1) / surplus.numel()
         # sum_r n_r g_r / N must vanish; the two sides differ by rounding, so the shares are of the surplus itself.
         self.out_flow = torch.where(counts == 0, 0.0, surplus * self.N / counts.clamp_min(1))
         # Rounding may leave every sum positive at an optimum: then any shares do.
         short = float(deficit.sum()) > 0.0
         self.in_flow = deficit / deficit.sum() if short else torch.full_like(deficit, 1.0 / deficit.numel())
         for c, G in self._gradients():
-            # theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets, ``level`` being 1_S.
-            worst = float((-G[c.entry_row, c.entry_class]).max())
-            self.limit = min(self.limit, level / max(worst, level))
+            self._limit_theta(c, G)
             if bool(self.level_flow.any()):
                 floor = self.loss.smoothing / surplus.numel()
                 self.limit = min(self.limit, floor / max(float(-G[:, counts == 0].min()), floor))
+
+    def _limit_theta(self, c: Chunk, G: Tensor) -> None:
+        """theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets, ``level`` being 1_S."""
+        level = 1.0 - self.loss.smoothing * (G.shape[1] - 1) / G.shape[1]
+        worst = float((-G[c.entry_row, c.entry_class]).max())
+        self.limit = min(self.limit, level / max(worst, level))
 
     def _flow(self, c: Chunk) -> Tensor:
         """c_r, what the gradient of a row moves from its targets to the other classes."""

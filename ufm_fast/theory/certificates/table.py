@@ -31,11 +31,12 @@ from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
 from ufm_fast.theory.certificates.spheres import spheres
 from ufm_fast.theory.certificates.squares import chord_squares, known_vectors, layered_squares, squares, vector_squares
+from ufm_fast.theory.certificates.weighted import weighted_sets
 from ufm_fast.theory.tables import Serves, adjusted, adjusted_sphere, in_words, layered, lookup, plain, sphere
 
 LAYERS = ("linear", "relu")
 #: Losses that are convex in the logits, and in W and H each where no scale stands before them.
-CONVEX = ("ce", "pick-all", "mse", "mse dense", "ce shifted", "pick-all shifted")
+CONVEX = ("ce", "pick-all", "mse", "mse dense", "ce shifted", "pick-all shifted", "pick-all weighted")
 
 #: Which certifier serves which kind of problem.
 CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
@@ -43,6 +44,7 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (plain("focal", *adjusted("focal"), bias=("none",)), unbiased_focal),
     (plain("focal", bias=("penalised", "free")), biased_focal),
     (plain(*adjusted("focal"), bias=("penalised", "free")), enveloped_focal),
+    (plain("pick-all weighted"), weighted_sets),
     (plain("mse"), squares),
     (plain("mse dense"), vector_squares),
     (plain("mse scaled"), chord_squares),
