@@ -387,7 +387,8 @@ class Problem:
     @property
     def weighted(self) -> bool:
         """Whether samples have weighted target sets: distributions over a few classes."""
-        return self.multi_label and self.samples.sets.weights is not None
+        given = self.samples.given_sets
+        return given is not None and given.weights is not None
 
     @cached_property
     def trunk(self) -> Trunk:
