@@ -115,6 +115,7 @@ class Objective:
             (problem.constraint != "none", f"constraint {problem.constraint}"),
             (bool(problem.adjustment), "adjusted logits"),
             (problem.dense, "target vectors"),
+            (problem.weighted, "weighted target sets"),
             (problem.feature_factors is not None, "feature_penalties"),
         )
         for clash, words in clashes:
