@@ -36,7 +36,7 @@ def test_ten_kills_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("s.toml").write_text(toml_text(content))
     assert kills.command(Path("s.toml"), Path("plain"), 2).wait() == 0
     random.seed(1)
-    victims = [("cell", 0.1), ("worker", 0.0), ("cell", 0.0), ("runner", 0.5), ("cell", 0.2), ("worker", 0.2), ("cell", 0.05)]
+    victims = [("cell", 0.1), ("worker", 0.0), ("cell", 0.0), ("runner", 0.5), ("cell", 0.2), ("cell", 0.1), ("cell", 0.05)]
     victims += [("worker", 0.1), ("runner", 0.2), ("cell", 0.0)]
     done = 0
     while done < len(victims):  # a study may end before it took them all: then another one does

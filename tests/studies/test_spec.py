@@ -102,6 +102,7 @@ REFUSED = {
     "syntax": ('[derived]\ndim = "K *"', "dim = 'K \\*' does not evaluate"),
     "zero": ('[solve]\nclasses = 4\n[derived]\ndim = "K / (n - n)"', "does not evaluate where classes = 4.*division by zero"),
     "no name": ('[solve]\nclasses = 4\n[derived]\ndim = "K + width"', "'width', which has no value"),
+    "a scaled default": ('[solve]\nclasses = 4\n[derived]\nlambda_h = "lambda_w"', "'lambda_w', which has no value"),
     "fraction": ('[solve]\nclasses = 5\n[derived]\ndim = "K / 2"', "is 2.5, no whole number; use round"),
     "circle": ('[solve]\nclasses = 5\n[derived]\ndim = "extra"\nextra = "d"', "dim needs extra needs dim"),
     "no builtins": ("[derived]\ndim = \"open('x')\"", "does not evaluate"),

@@ -17,7 +17,7 @@ from rich.table import Table
 from ufm_fast.cli import report
 from ufm_fast.cli.app import NOT_CONVERGED, OK, TOLD
 from ufm_fast.errors import InputError
-from ufm_fast.runs.files import first_line
+from ufm_fast.runs.files import WriteError, first_line
 from ufm_fast.runs.words import printable
 from ufm_fast.studies import library, ready
 from ufm_fast.studies.cells import Cell, problem_of
@@ -61,10 +61,12 @@ def _draw(folder: Path, *, silent: bool) -> None:
     """Figures are an extra of a study: what keeps them from being drawn is said, and is no failure."""
     try:
         paths, fits = draw_study(StudyFolder.open(folder))
+    except (WriteError, OSError):  # a full disk, as at any other moment
+        raise
     except Exception as error:  # matplotlib raises whatever a setting of its own leads it to
         report.note(f"no plots: {first_line(error)}")
         return
-    if not silent:
+    if paths and not silent:
         print_figures(folder, paths, fits)
 
 
@@ -168,18 +170,21 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
     Console().print(table)
 
 
-def plot(paths: Sequence[Path], compare: Path | None, named: Mapping[str, str | None]) -> bool:
-    """Draw studies; whether ``paths`` are some. Errors: InputError for a mixture, and for flags of the other kind."""
+def plot(runs: Sequence[Path], compare: Path | None, named: Mapping[str, str | None]) -> bool:
+    """Draw studies; whether ``runs`` are some. Errors: InputError for a mixture, and for flags of the other kind."""
     given = {name: value for name, value in named.items() if value is not None}
-    studies = [path for path in paths if is_study(path)]
+    studies = [path for path in runs if is_study(path)]
     if not studies and given:
-        raise InputError(f"{next(iter(given))} is for studies, and {paths[0]} is the folder of none; drop it")
-    if studies and (len(studies) < len(paths) or compare is not None):
+        raise InputError(f"{next(iter(given))} is for studies, and {runs[0]} is the folder of none; drop it")
+    if studies and (len(studies) < len(runs) or compare is not None):
         raise InputError(f"runs: {studies[0]} is a study: draw it alone, without runs and --compare")
     for path in studies:
         folder = StudyFolder.open(path)
         wanted = [_plot(given, folder.study.varied)] if given else []
-        print_figures(path, *draw_study(folder, wanted))
+        paths, fits = draw_study(folder, wanted)
+        if not paths:
+            raise InputError(f"study: no axis of {path} has numbers; say what is drawn with --column and --against")
+        print_figures(path, paths, fits)
     return bool(studies)
 
 

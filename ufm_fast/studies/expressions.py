@@ -87,7 +87,7 @@ class _Scope:
         if name == "per_class" and not self._has_data():
             return 10
         default = SETTINGS[name].default if name in SETTINGS else None
-        if default is None:
+        if default is None or name in ("lambda_w", "lambda_h"):  # which are scaled where they are not given
             raise NameNotDefined(node.id, "")
         return default
 

@@ -94,13 +94,13 @@ def draw_study(folder: StudyFolder, wanted: Sequence[Plot] = ()) -> tuple[list[P
 
 
 def _usual(study: Study, rows: Sequence[Row]) -> Sequence[Plot]:
-    """The figures of the file; else time, evaluations and value against the axis with the most numbers."""
+    """The figures of the file; else time, evaluations and value against the axis with the most numbers, if one has any."""
     if study.plots:
         return study.plots
     names = [name for name in study.varied if name != "seed" and all(finite(row[name]) for row in rows)]
     numeric = {name: len({row[name] for row in rows}) for name in names}
     if not numeric:
-        raise InputError("study: no axis has numbers; name what is drawn with --column and --against")
+        return ()
     against = max(numeric, key=lambda name: numeric[name])
     others = [name for name in study.varied if name not in (against, "seed", *study.derived)]
     lines, across = ([*others, None, None])[:2]

@@ -200,8 +200,8 @@ class Runner:
     def _before(self, cell: Cell) -> Cell | None:
         if not cell.warm:
             return None
-        chain = next(chain for chain in self.chains if cell in chain)
-        place = chain.index(cell)
+        chain = next(chain for chain in self.chains if any(one is cell for one in chain))
+        place = next(place for place, one in enumerate(chain) if one is cell)
         return chain[place - 1] if place else None
 
     def _ended(self, cell: Cell, reply: dict[str, str], rest: Chain) -> None:

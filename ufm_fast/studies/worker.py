@@ -206,9 +206,10 @@ def solve_cell(path: Path, given: Mapping[str, Any]) -> Reply:
     except KeyboardInterrupt:
         return {"state": "interrupted"}
     except BaseException as error:
-        state = "unwritable" if _of_disk(error) else "busy" if "another process" in str(error) else "failed"
-        trace = "" if isinstance(error, InputError) else traceback.format_exc()
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        ours = isinstance(error, InputError)
+        state = "unwritable" if _of_disk(error) else "busy" if ours and "another process" in str(error) else "failed"
+        trace = "" if ours else traceback.format_exc()
+        kind = "" if ours else f"{type(error).__name__}: "
         return {"state": state, "error": kind + first_line(error), "trace": trace}  # type: ignore[arg-type]
 
 
