@@ -40,8 +40,9 @@ from typing import NamedTuple
 import torch
 from common import environment
 from device import CUDA, DEVICE, arguments, forget, free_bytes, interleaved, milliseconds, reason, usable, with_peak
+from device_solve import EVALUATIONS, solve_rows
 from gpu_plots import PRODUCTS, draw, fused_or_library
-from oracle import STAGES, data, errors, reference, squared_reference
+from oracle import LADDER, STAGES, data, errors, margin_of, reference, squared_reference
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +73,8 @@ class Task(NamedTuple):
         if self.task == "squared error":
             return 12.0
         flops, slow = 6.0 * self.N * self.K * self.d, 1 if self.dtype == BF16 else 5
+        if self.task == "solve":  # three of them, the first a short one
+            return 30.0 + 2.5 * EVALUATIONS * slow * flops / 2e14
         return 8.0 + flops / 3e14 * (3 if self[1:4] == MILLION else 30 * slow + 10)
 
 
@@ -81,7 +84,9 @@ def plan(quick: bool, rehearse: bool) -> list[Task]:
         heads = [(40, 40, 24)] if rehearse else [(4096, 4096, 64), (4096, 8192, 512)]
         squared = [(64, 64, 32)] if rehearse else [(8192, 8192, 256)]
         ends = [Task("cross-entropy", *s, stage, t) for s in heads for stage in ("start", "terminal") for t in (BF16, FP32)]
-        return [*ends, *(Task("squared error", *s, "start", FP32) for s in squared)]
+        rungs = [Task("errors", *s, rung, t) for s in heads[:1] for rung in LADDER[1:4:2] for t in (BF16, FP32)]
+        rest = [*(Task("squared error", *s, "start", FP32) for s in squared), Task("solve", *heads[-1], "start", FP32)]
+        return [*ends, *rest, *rungs]
     middle = [(65536, 65536, d) for d in (1024, 512, 128, 64, 4096)]
     # 65,664 and 128,256 are multiples of 192, which QuACK's fast tile needs.
     named = [(4096, 128256, 4096), (65536, 65664, 1024), (16384, 248320, 2048), (8192, 256000, 2304), (16384, 128256, 4096)]
@@ -89,6 +94,8 @@ def plan(quick: bool, rehearse: bool) -> list[Task]:
     large = [(262144, 262144, d) for d in (128, 64, 512, 1024, 4096)]
     squared = [Task("squared error", n, n, d, "start", FP32) for n in (65536, 1 << 20) for d in (512, 2048)]
     tasks = [Task("cross-entropy", *s, "terminal", BF16) for s in (*middle, *named)]
+    tasks += [Task("errors", 8192, 65536, 1024, rung, t) for rung in LADDER for t in (BF16, FP32)]
+    tasks += [Task("solve", 65536, 65536, 512, "start", t) for t in (BF16, FP32)]
     tasks += [*squared, Task("cross-entropy", *MILLION, "terminal", BF16)]
     tasks += [Task("cross-entropy", *s, "start", BF16) for s in (*middle[:4], *named)]
     tasks += [Task("cross-entropy", *s, stage, FP32) for s in middle[1:2] for stage in ("terminal", "start")]
@@ -157,6 +164,29 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
         median = statistics.median(values)
         rate = {"tflops_6NKd": 6 * N * K * d / median / 1e9, "percent_of_products": 100 * products / median}
         yield records[name] | spread(values) | rate
+
+
+def error_rows(task: Task, most: int) -> Iterator[dict]:
+    """Errors of every contender on one rung of the ladder, untimed; `left` is the mean 1 - p_y of its rows."""
+    import peers
+
+    from ufm_fast.backends.triton_memory import plan_chunk
+
+    _, N, K, d, rung, dtype = task
+    chunk = plan_chunk(N, d, K, "bf16", free_bytes())
+    found, missing = peers.contenders(MODES[dtype], d, chunk)
+    del found[PRODUCTS]  # whose values are no loss
+    inputs = data(N, K, d, margin_of(rung, K, d), dtype, DEVICE)
+    expected = reference(*inputs)
+    common = {**task._asdict(), "chunk_rows": chunk, "left": float(-torch.expm1(-expected["loss"]))}
+    for name, why in missing.items():
+        yield {**common, "contender": name, "note": why}
+    for name, contender in found.items():
+        try:
+            yield {**common, "contender": name, **errors(contender(*inputs), expected)}
+        except Exception as error:  # a rival that fails at a shape is a result, not the end of the run
+            forget()
+            yield {**common, "contender": name, "note": reason(error)}
 
 
 def squared_floor(N: int, K: int, d: int, mode: str) -> float:
@@ -270,10 +300,19 @@ def write(rows: list[dict], path: Path) -> None:
         writer.writerows(rows)
 
 
+#: Task -> its rows; the second argument is the most rounds.
+ROWS: dict[str, Callable[[Task, int], Iterator[dict]]] = {
+    "cross-entropy": head_rows,
+    "errors": error_rows,
+    "solve": lambda task, most: solve_rows(task),
+    "squared error": squared_rows,
+}
+
+
 def survived(task: Task, most: int) -> Iterator[dict]:
     """The rows of a task; where it fails as a whole, what it had and a row that says why."""
     try:
-        yield from (squared_rows if task.task == "squared error" else head_rows)(task, most)
+        yield from ROWS[task.task](task, most)
     except Exception as error:
         yield {**task._asdict(), "note": reason(error)}
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 # Nats by which the target leads the mean of the others: from initialisation to the terminal phase.
 STAGES = {"start": 0.0, "learning": 8.0, "late": 20.0, "terminal": 45.0}
+#: Rungs of the ladder of errors: 1 - p_y of a row, and the terminal phase.
+LADDER = ("1e-2", "1e-3", "1e-5", "1e-8", "terminal")
+_NOISE = 0.3  # of the features
 SAMPLED = 256  # rows and classes on which the float64 reference is evaluated
 
 
@@ -17,10 +22,24 @@ def data(
     make = torch.Generator(device).manual_seed(seed)
     weight = torch.nn.functional.normalize(torch.randn(K, d, generator=make, device=device))
     labels = torch.randint(K, (N,), generator=make, device=device).sort().values
-    features = torch.randn(N, d, generator=make, device=device).mul_(0.3)
+    features = torch.randn(N, d, generator=make, device=device).mul_(_NOISE)
     for part in torch.arange(N, device=device).split(65536):
         features[part] += margin * weight[labels[part]]
     return features.to(dtype), weight.to(dtype), labels
+
+
+def margin_of(stage: str, K: int, d: int) -> float:
+    """Nats by which the target leads: those of a stage, or those at which `data` leaves a row about that 1 - p_y.
+
+    The others' logits are normal about their mean, with the variance of the features' noise and of margin <w_y, w_k>.
+    """
+    if stage in STAGES:
+        return STAGES[stage]
+    left, margin = float(stage), 0.0
+    for _ in range(50):
+        variance = _NOISE**2 + min(margin, d / 2) ** 2 / d
+        margin = math.log(K - 1) + variance / 2 - math.log(left / (1 - left))
+    return margin
 
 
 def row_block(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

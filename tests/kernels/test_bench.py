@@ -30,6 +30,11 @@ def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
     assert {"ufm_kernels bf16", "ufm_kernels fp8", "ufm_kernels fp16x3", "ufm_kernels tf32x3, one pass"} <= {
         row["contender"] for row in ours
     }
+    ladder, solved = ([row for row in rows if row["task"] == task] for task in ("errors", "solve"))
+    assert {row["stage"] for row in ladder} == {"1e-3", "1e-8"}
+    assert all(float(row["loss_error"]) < 1e-2 for row in ladder if row["contender"].startswith("ufm_kernels"))
+    assert [float(row["evaluations"]) >= 2 for row in solved] == [True]
+    ours = [row for row in ours if row["task"] in ("cross-entropy", "squared error")]
     assert all(float(row["ms"]) > 0 for row in ours)
     assert all(float(row["grad_weight_error"]) < 2e-2 for row in ours)
     terminal = [row for row in ours if row["stage"] == "terminal" and row["contender"] == "ufm_kernels tf32x3"]
@@ -41,6 +46,16 @@ def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
     again = call("gpu.py", "--out", str(out))
     assert f"{len(rows)} rows" in again
     assert "0 tasks left" in again
+
+
+def test_rows_of_a_rung_are_as_far_as_it_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    from oracle import LADDER, data, margin_of, reference
+
+    for rung in LADDER[:-1]:
+        inputs = data(64, 4096, 512, margin_of(rung, 4096, 512), torch.float32, "cpu")
+        left = float(-torch.expm1(-reference(*inputs)["loss"]))
+        assert left == pytest.approx(float(rung), rel=0.3)
 
 
 @rehearsal
