@@ -32,9 +32,14 @@ def measure(K: int, d: int, gradient: str) -> dict[str, object]:
     found = certify(problem, problem.rows("classes"), solution.point)
     seconds = time.perf_counter() - began
     return {
-        "K": K, "d": d, "kind": found.kind, "gradient": gradient, "seconds": round(seconds, 2),
-        "relative_gap": f"{found.relative_gap:.3g}", "spectral_ratio": f"{found.spectral_ratio:.6g}",
-    }  # fmt: skip
+        "K": K,
+        "d": d,
+        "kind": found.kind,
+        "gradient": gradient,
+        "seconds": round(seconds, 2),
+        "relative_gap": f"{found.relative_gap:.3g}",
+        "spectral_ratio": f"{found.spectral_ratio:.6g}",
+    }
 
 
 def main() -> None:

@@ -119,12 +119,21 @@ def result(case: Case) -> dict[str, object]:
     outcomes = {str(getattr(row.outcome, "value", row.outcome)) for row in starts}
     met = ratios[0] <= case.below if case.below else hits >= case.needed
     return {
-        "case": case.name, "start": case.start, "starts": case.starts, "reference": f"{value:.15g}",
-        "best_over_reference": f"{ratios[0]:.15g}", "worst": f"{max(abs(r - 1) for r in ratios[: case.needed]):.1e}",
-        "tolerance": case.tolerance, "hits": hits, "needed": case.needed, "evaluations": f"{most:g}",
-        "allowed": case.evaluations, "outcomes": " ".join(sorted(outcomes)),
-        "met": met and most <= case.evaluations, "seconds": f"{time.perf_counter() - begin:.1f}",
-    }  # fmt: skip
+        "case": case.name,
+        "start": case.start,
+        "starts": case.starts,
+        "reference": f"{value:.15g}",
+        "best_over_reference": f"{ratios[0]:.15g}",
+        "worst": f"{max(abs(r - 1) for r in ratios[: case.needed]):.1e}",
+        "tolerance": case.tolerance,
+        "hits": hits,
+        "needed": case.needed,
+        "evaluations": f"{most:g}",
+        "allowed": case.evaluations,
+        "outcomes": " ".join(sorted(outcomes)),
+        "met": met and most <= case.evaluations,
+        "seconds": f"{time.perf_counter() - begin:.1f}",
+    }
 
 
 def main() -> None:

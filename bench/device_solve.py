@@ -28,9 +28,14 @@ def solver(N: int, K: int, d: int, dtype: torch.dtype, evaluations: int) -> Call
 
     penalty = 0.05 / K
     problem = Problem(
-        classes=K, dim=d, per_class=N // K, lambda_w=penalty, lambda_h=penalty, device=DEVICE,
+        classes=K,
+        dim=d,
+        per_class=N // K,
+        lambda_w=penalty,
+        lambda_h=penalty,
+        device=DEVICE,
         dtype=str(dtype).removeprefix("torch."),
-    )  # fmt: skip
+    )
 
     def run() -> tuple[float, float]:
         objective, method = Objective(problem, backend=TritonBackend(), reduce="none"), LBFGS()
@@ -74,7 +79,17 @@ def solve_rows(task: tuple[str, int, int, int, str, torch.dtype]) -> Iterator[di
     (spent, value), peak = with_peak(run)
     seconds = time.perf_counter() - began
     yield {
-        "task": name, "N": N, "K": K, "d": d, "stage": stage, "dtype": dtype, "contender": "ufm_fast lbfgs",
-        "evaluations": spent, "ms": 1e3 * seconds / spent, "value": value, "peak_extra_bytes": peak,
-        "tflops_6NKd": 6 * N * K * d * spent / seconds / 1e12, **shares(run),
-    }  # fmt: skip
+        "task": name,
+        "N": N,
+        "K": K,
+        "d": d,
+        "stage": stage,
+        "dtype": dtype,
+        "contender": "ufm_fast lbfgs",
+        "evaluations": spent,
+        "ms": 1e3 * seconds / spent,
+        "value": value,
+        "peak_extra_bytes": peak,
+        "tflops_6NKd": 6 * N * K * d * spent / seconds / 1e12,
+        **shares(run),
+    }

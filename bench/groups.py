@@ -49,10 +49,20 @@ def timed(classes: int, distinct: int, part: float, bias: str, smoothing: float)
     group_metrics(best)
     seconds, cpu = time.perf_counter() - began, time.process_time() - used
     return {
-        "what": "solve", "K": groups.classes, "G": len(groups.counts), "part": part, "bias": bias, "smoothing": smoothing,
-        "seconds": round(seconds, 2), "cpu": round(cpu, 2), "peak_MB": round(peak_rss_bytes() / 1e6), "steps": best.steps,
-        "gap": f"{best.certificate.relative_gap:.1e}", "collapsed": int(best.collapsed.sum()), "rank": best.rank,
-    }  # fmt: skip
+        "what": "solve",
+        "K": groups.classes,
+        "G": len(groups.counts),
+        "part": part,
+        "bias": bias,
+        "smoothing": smoothing,
+        "seconds": round(seconds, 2),
+        "cpu": round(cpu, 2),
+        "peak_MB": round(peak_rss_bytes() / 1e6),
+        "steps": best.steps,
+        "gap": f"{best.certificate.relative_gap:.1e}",
+        "collapsed": int(best.collapsed.sum()),
+        "rank": best.rank,
+    }
 
 
 def compared(number: int = 200) -> dict[str, object]:

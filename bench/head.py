@@ -69,14 +69,17 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[dict[str, object]]
     for name in seconds:
         rows.append(
             {
-                "N": shape[0], "K": shape[1], "d": shape[2], "contender": name,
+                "N": shape[0],
+                "K": shape[1],
+                "d": shape[2],
+                "contender": name,
                 "seconds": round(statistics.median(seconds[name]), 4),
                 "time_over_ours": round(median_ratio(seconds[name], seconds[OURS]), 3),
                 "percent_of_products": round(100 * median_ratio(seconds[PRODUCTS], seconds[name]), 1),
                 "calls": 1 if name in slow else rounds,
                 "extra_MB": "" if name == PRODUCTS or name in slow else round(extra_bytes(name, shape) / 1e6, 1),
             }
-        )  # fmt: skip
+        )
         print(*rows[-1].values(), sep="\t", flush=True)
     rows += [{"N": shape[0], "K": shape[1], "d": shape[2], "contender": n, "note": why} for n, why in failed.items()]
     return rows

@@ -55,11 +55,15 @@ def main() -> None:
         for layout in LAYOUTS:
             rows.append(
                 {
-                    "N": shape[0], "K": shape[1], "d": shape[2], "chunk": chunk, "layout": layout,
+                    "N": shape[0],
+                    "K": shape[1],
+                    "d": shape[2],
+                    "chunk": chunk,
+                    "layout": layout,
                     "seconds": round(statistics.median(seconds[layout]), 4),
                     "time_over_first": round(median_ratio(seconds[layout], seconds[LAYOUTS[0]]), 3),
                 }
-            )  # fmt: skip
+            )
             print(*rows[-1].values(), sep="\t", flush=True)
     if args.out:
         write_csv(args.out, rows)

@@ -102,7 +102,9 @@ def squared_reference(features: Tensor, weight: Tensor, labels: Tensor) -> dict[
         own += (h.double() * weight[y].double()).sum()
     sums = torch.stack([features[labels == k].double().sum(0) for k in classes])
     return {
-        "loss": ((gram_w * gram_h).sum() - 2 * own + N) / (2 * N), "rows": rows, "classes": classes,
+        "loss": ((gram_w * gram_h).sum() - 2 * own + N) / (2 * N),
+        "rows": rows,
+        "classes": classes,
         "grad_features": (features[rows].double() @ gram_w - weight[labels[rows]].double()) / N,
         "grad_weight": (weight[classes].double() @ gram_h - sums) / N,
-    }  # fmt: skip
+    }

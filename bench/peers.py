@@ -30,9 +30,18 @@ def ours(mode: str, chunk_rows: int, products: str | None = None) -> Contender:
         gradients = torch.empty_like(features, dtype=torch.float32), torch.empty_like(weight, dtype=torch.float32)
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         result = head.softmax_value_and_grad(
-            features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1],
-            chunk_rows=chunk_rows, mode=mode, products=products, fresh=True,
-        )  # fmt: skip
+            features,
+            weight,
+            None,
+            labels,
+            scale,
+            grad_features=gradients[0],
+            grad_weight=gradients[1],
+            chunk_rows=chunk_rows,
+            mode=mode,
+            products=products,
+            fresh=True,
+        )
         return result.losses.mean(), *gradients
 
     return run
@@ -67,9 +76,17 @@ def one_pass(mode: str) -> Contender:
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         segments = Segments.of(labels[:, None].int(), len(weight))
         result = head.one_pass_value_and_grad(
-            features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1], mode=mode,
-            segments=segments, fresh=True,
-        )  # fmt: skip
+            features,
+            weight,
+            None,
+            labels,
+            scale,
+            grad_features=gradients[0],
+            grad_weight=gradients[1],
+            mode=mode,
+            segments=segments,
+            fresh=True,
+        )
         return result.losses.mean(), *gradients
 
     return run

@@ -55,9 +55,11 @@ def results() -> dict[str, dict[str, Any]]:
         solution = solve(Problem(**problem, seed=1), **options)
         gap = solution.certificate.relative_gap if solution.certificate else float("nan")
         found[name] = {
-            "value": solution.value.hex(), "evaluations": solution.evaluations, "outcome": solution.outcome.value,
+            "value": solution.value.hex(),
+            "evaluations": solution.evaluations,
+            "outcome": solution.outcome.value,
             "gap": gap.hex(),
-        }  # fmt: skip
+        }
     return found
 
 

@@ -72,9 +72,14 @@ def measure(old: Path, loss: str, K: int, d: int, rounds: int) -> dict[str, obje
         worker.close()
     quarters = statistics.quantiles(ratios, n=4)
     return {
-        "loss": loss, "K": K, "d": d, "evaluations": number, "rounds": rounds, "ratio": f"{statistics.median(ratios):.4f}",
+        "loss": loss,
+        "K": K,
+        "d": d,
+        "evaluations": number,
+        "rounds": rounds,
+        "ratio": f"{statistics.median(ratios):.4f}",
         "quartiles": f"{quarters[0]:.3f} {quarters[2]:.3f}",
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

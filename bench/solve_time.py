@@ -102,9 +102,16 @@ def baseline(case: Problem, kind: str, limit: int, check: int) -> dict[str, obje
             ended = "stalled"
             break
     return {
-        "method": kind, "start": "normal", "seconds": round(seconds, 2), "iterations": iterations, "evaluations": evaluations,
-        "pairs": pairs, "gap": f"{gap:.2e}", "value": repr(objective().item()), "ended": ended,
-    }  # fmt: skip
+        "method": kind,
+        "start": "normal",
+        "seconds": round(seconds, 2),
+        "iterations": iterations,
+        "evaluations": evaluations,
+        "pairs": pairs,
+        "gap": f"{gap:.2e}",
+        "value": repr(objective().item()),
+        "ended": ended,
+    }
 
 
 def _optimiser(kind: str, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:

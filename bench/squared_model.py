@@ -36,11 +36,15 @@ def main() -> None:
                 serves = squares.Squares.serves if name == "squared_model" else lambda row, objective: False
                 with patch.object(squares.Squares, "serves", serves):
                     found[name] = solve(problem, start="normal", metrics=False)
-            rows.append({
-                "dim": dim, "bias": bias, "penalty": penalty,
-                **{f"evaluations, {name}": s.evaluations for name, s in found.items()},
-                **{f"value, {name}": f"{s.value:.10e}" for name, s in found.items()},
-            })  # fmt: skip
+            rows.append(
+                {
+                    "dim": dim,
+                    "bias": bias,
+                    "penalty": penalty,
+                    **{f"evaluations, {name}": s.evaluations for name, s in found.items()},
+                    **{f"value, {name}": f"{s.value:.10e}" for name, s in found.items()},
+                }
+            )
             print(rows[-1], flush=True)
     if args.out:
         write_csv(args.out, rows)

@@ -105,11 +105,17 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     error = errors(gradients, h, W, y)
     median = {name: statistics.median(values) for name, values in times.items()}
     return [
-        {"shape": shape, "variant": name, "seconds": median[name], "rounds": len(times[name]),
-         "ratio": median_ratio(times[name], times["fused"][: len(times[name])]),
-         "GFLOP/s": 6e-9 * shape[0] * shape[1] * shape[2] / median[name], "error": error[name]}
+        {
+            "shape": shape,
+            "variant": name,
+            "seconds": median[name],
+            "rounds": len(times[name]),
+            "ratio": median_ratio(times[name], times["fused"][: len(times[name])]),
+            "GFLOP/s": 6e-9 * shape[0] * shape[1] * shape[2] / median[name],
+            "error": error[name],
+        }
         for name in times
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
@@ -125,8 +131,11 @@ def main() -> None:
     for shape in SHAPES[: flags.shapes]:
         for row in measure(shape, flags.rounds):
             rows.append(row)
-            print("N, K, d = {shape}  {variant:18s} {seconds:8.3f} s  {GFLOP/s:7.1f} GFLOP/s  ratio {ratio:5.2f}  "
-                  "gradient error {error:.1e}".format(**row), flush=True)  # fmt: skip
+            print(
+                "N, K, d = {shape}  {variant:18s} {seconds:8.3f} s  {GFLOP/s:7.1f} GFLOP/s  ratio {ratio:5.2f}  "
+                "gradient error {error:.1e}".format(**row),
+                flush=True,
+            )
     if flags.out:
         write_csv(flags.out, rows)
 

@@ -110,9 +110,17 @@ class Case:
             add_product(self.out, self.E, self.H, passes=1, depth=len(self.H), transposed=True, launch=launch)
         else:
             add_product(
-                self.out, self.E, self.W, passes=1, depth=self.classes, factor=self.factor,
-                coefficient=self.factor[:, None], labels=self.labels, points=self.W, launch=launch,
-            )  # fmt: skip
+                self.out,
+                self.E,
+                self.W,
+                passes=1,
+                depth=self.classes,
+                factor=self.factor,
+                coefficient=self.factor[:, None],
+                labels=self.labels,
+                points=self.W,
+                launch=launch,
+            )
         return self.out
 
     def library(self) -> torch.Tensor:

@@ -14,11 +14,23 @@ from typing import Any
 
 #: Modules of the reference, in its order.
 MODULES = (
-    "ufm_fast", "ufm_fast.functional", "ufm_fast.nn", "ufm_fast.metrics", "ufm_fast.theory", "ufm_fast.groups",
+    "ufm_fast",
+    "ufm_fast.functional",
+    "ufm_fast.nn",
+    "ufm_fast.metrics",
+    "ufm_fast.theory",
+    "ufm_fast.groups",
     "ufm_fast.landscape",
-    "ufm_fast.networks", "ufm_fast.networks.overlay", "ufm_fast.networks.switch", "ufm_fast.networks.tags",
-    "ufm_fast.continual", "ufm_fast.reproduce", "ufm_fast.plots", "ufm_fast.curves", "ufm_fast.presets",
-)  # fmt: skip
+    "ufm_fast.networks",
+    "ufm_fast.networks.overlay",
+    "ufm_fast.networks.switch",
+    "ufm_fast.networks.tags",
+    "ufm_fast.continual",
+    "ufm_fast.reproduce",
+    "ufm_fast.plots",
+    "ufm_fast.curves",
+    "ufm_fast.presets",
+)
 
 
 def write(folder: Path) -> None:
@@ -55,7 +67,7 @@ def metrics() -> str:
 
     rows = (
         f"| `{name}` | {_cell(row.description)} | `{_cell(row.formula)}` | {row.source} |\n" for name, row in METRICS.items()
-    )  # fmt: skip
+    )
     others = (f"| `{name}` | {_cell(words)} | | |\n" for name, words in DESCRIPTIONS.items() if name not in METRICS)
     return METRICS_HEAD + "".join((*rows, *others))
 

@@ -87,9 +87,18 @@ class Case:
         buffers = {key: torch.full_like(x, empty, dtype=torch.float32) for key, x in buffers.items()}
         targets = self.labels if self.labels.shape[1] > 1 else self.labels[:, 0]
         result = driver(
-            self.features, self.weight, self.bias, targets, self.row_weight, value, weight, smoothing,
-            mode=self.mode, **buffers, **options,
-        )  # fmt: skip
+            self.features,
+            self.weight,
+            self.bias,
+            targets,
+            self.row_weight,
+            value,
+            weight,
+            smoothing,
+            mode=self.mode,
+            **buffers,
+            **options,
+        )
         return result, list(buffers.values())
 
 

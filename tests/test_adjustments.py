@@ -46,8 +46,9 @@ def test_value_gradient_and_products_are_those_of_dense_autograd(case, variables
 
 
 def test_the_textbook_formula():
-    problem = Problem(**SMALL, bias="penalised", lambda_b=0.1, logit_adjustment=0.7, margin=0.5, margin_power=0.25,
-                      class_scales=0.3)  # fmt: skip
+    problem = Problem(
+        **SMALL, bias="penalised", lambda_b=0.1, logit_adjustment=0.7, margin=0.5, margin_power=0.25, class_scales=0.3
+    )
     objective = Objective(problem, variables="raw")
     x, n = random_point(objective, 3), torch.tensor(COUNTS).double()
     pi, share = (n / n.sum()).log(), (n / n.max()) ** 0.3
@@ -77,20 +78,25 @@ def test_nothing_to_change_changes_no_bit(case):
     assert nothing.kind == plain.kind
 
 
-@pytest.mark.parametrize("case", [
-    *CASES[:2], {"margin": 0.5, "margin_power": 0.25}, {"margin": [0.1, 3.0, 0.0, -2.0], "smoothing": 0.1, "bias": "free"},
-    {"loss": "pick-all", "logit_adjustment": 1.0},
-    {"class_scales": 0.3, "logit_adjustment": 1.0, "margin": 0.2, "bias": "free"},
-    {"class_scales": [2.0, 1.0, 0.5, 3.0]},
-    {"feature_penalties": -1.0, "bias": "penalised", "lambda_b": 0.1},
-    {"feature_penalties": -1.0, "class_scales": 0.3, "smoothing": 0.1},
-    {"feature_penalties": [1.0, 0.2, 3.0, 1.0], "loss": "mse"},
-    {"feature_penalties": -1.0, "loss": "mse", "bias": "free"},
-    {"loss": "focal", "margin": 0.1, "class_scales": 0.2},
-    {"loss": "focal", "margin": 0.1, "bias": "penalised", "lambda_b": 0.1},
-    {"margin": 0.2, "constraint": "sphere", "temperature": 8.0, "lambda_w": 0.0, "lambda_h": 0.0},
-    {"class_scales": 0.3, "constraint": "sphere", "temperature": 4.0, "lambda_w": 0.0, "lambda_h": 0.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        *CASES[:2],
+        {"margin": 0.5, "margin_power": 0.25},
+        {"margin": [0.1, 3.0, 0.0, -2.0], "smoothing": 0.1, "bias": "free"},
+        {"loss": "pick-all", "logit_adjustment": 1.0},
+        {"class_scales": 0.3, "logit_adjustment": 1.0, "margin": 0.2, "bias": "free"},
+        {"class_scales": [2.0, 1.0, 0.5, 3.0]},
+        {"feature_penalties": -1.0, "bias": "penalised", "lambda_b": 0.1},
+        {"feature_penalties": -1.0, "class_scales": 0.3, "smoothing": 0.1},
+        {"feature_penalties": [1.0, 0.2, 3.0, 1.0], "loss": "mse"},
+        {"feature_penalties": -1.0, "loss": "mse", "bias": "free"},
+        {"loss": "focal", "margin": 0.1, "class_scales": 0.2},
+        {"loss": "focal", "margin": 0.1, "bias": "penalised", "lambda_b": 0.1},
+        {"margin": 0.2, "constraint": "sphere", "temperature": 8.0, "lambda_w": 0.0, "lambda_h": 0.0},
+        {"class_scales": 0.3, "constraint": "sphere", "temperature": 4.0, "lambda_w": 0.0, "lambda_h": 0.0},
+    ],
+)
 def test_adjusted_logits_and_penalties_of_each_class_are_certified(case):
     problem = Problem(**{**SMALL, **case})
     solution = solve(problem)
@@ -165,21 +171,24 @@ def test_a_free_bias_takes_the_offsets_in():
     assert torch.allclose(moved - moved.mean(), free - free.mean(), atol=1e-6)
 
 
-@pytest.mark.parametrize(("case", "words"), [
-    ({"margin": [1.0, 2.0]}, "margin must be one number or 4"),
-    ({"class_scales": [1.0, 2.0, 0.0, 1.0]}, "class_scales must be > 0"),
-    ({"class_scales": [1.0]}, "class_scales must be one number or 4"),
-    ({"margin_power": 0.25}, "margin_power goes with one number as margin"),
-    ({"margin": 1.0, "margin_power": -1.0}, "margin_power must be >= 0"),
-    ({"logit_adjustment": float("nan")}, "logit_adjustment"),
-    ({"logit_adjustment": 1.0, "counts": [3, 0, 2, 1]}, "a class is empty"),
-    ({"margin": 1.0, "loss": "mse"}, "go with softmax losses"),
-    ({"margin": 1.0, "loss": "pick-all"}, "margin goes with one label"),
-    ({"feature_penalties": [1.0, 2.0]}, "feature_penalties must be one number or 4"),
-    ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must be > 0"),
-    ({"feature_penalties": -1.0, "loss": "pick-all"}, "not with loss pick-all"),
-    ({"feature_penalties": -1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0}, "not with unit rows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ({"margin": [1.0, 2.0]}, "margin must be one number or 4"),
+        ({"class_scales": [1.0, 2.0, 0.0, 1.0]}, "class_scales must be > 0"),
+        ({"class_scales": [1.0]}, "class_scales must be one number or 4"),
+        ({"margin_power": 0.25}, "margin_power goes with one number as margin"),
+        ({"margin": 1.0, "margin_power": -1.0}, "margin_power must be >= 0"),
+        ({"logit_adjustment": float("nan")}, "logit_adjustment"),
+        ({"logit_adjustment": 1.0, "counts": [3, 0, 2, 1]}, "a class is empty"),
+        ({"margin": 1.0, "loss": "mse"}, "go with softmax losses"),
+        ({"margin": 1.0, "loss": "pick-all"}, "margin goes with one label"),
+        ({"feature_penalties": [1.0, 2.0]}, "feature_penalties must be one number or 4"),
+        ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must be > 0"),
+        ({"feature_penalties": -1.0, "loss": "pick-all"}, "not with loss pick-all"),
+        ({"feature_penalties": -1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0}, "not with unit rows"),
+    ],
+)
 def test_what_contradicts_is_said(case, words):
     with pytest.raises(InputError, match=words):
         Problem(**{**SMALL, **case})
@@ -190,8 +199,7 @@ def test_on_the_command_line(tmp_path, capsys):
     ours = ["--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0", "--feature-penalties=-1"]
     assert main(["solve", "--no-plots", *flags, *ours, "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0],
-                      feature_penalties=-1.0)  # fmt: skip
+    problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0], feature_penalties=-1.0)
     assert summary["value"] == pytest.approx(solve(problem).value, rel=1e-12)
     assert main(["solve", "--no-plots", *flags, "--margin", "0.5,1"]) == 2
     assert "margin must be one number or 4" in capsys.readouterr().err

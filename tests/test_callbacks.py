@@ -45,9 +45,20 @@ def test_callbacks_hear_phases_log_points_steps_and_the_end_in_order():
     solution = solve(PROBLEM, start="normal", method="gd", max_steps=5, log_every=2, callbacks=[first, second])
     assert first.heard == second.heard
     assert [event[:2] for event in first.heard[:-1]] == [
-        ("phase", "start"), ("phase", "steps"), ("log", 0), ("step", 1), ("step", 2), ("log", 2), ("step", 3), ("step", 4),
-        ("log", 4), ("step", 5), ("log", 5), ("phase", "certificate"), ("phase", "metrics"),
-    ]  # fmt: skip
+        ("phase", "start"),
+        ("phase", "steps"),
+        ("log", 0),
+        ("step", 1),
+        ("step", 2),
+        ("log", 2),
+        ("step", 3),
+        ("step", 4),
+        ("log", 4),
+        ("step", 5),
+        ("log", 5),
+        ("phase", "certificate"),
+        ("phase", "metrics"),
+    ]
     assert first.heard[-1] == ("end", solution)
     last = next(event for event in reversed(first.heard) if event[0] == "step")
     assert last[2:] == (solution.value, solution.gradient_norm)

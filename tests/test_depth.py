@@ -68,8 +68,12 @@ def test_values_and_gradients_are_those_of_dense_autograd(shape, loss, bias, see
         factors = (model.W, model.H, *model.hidden)
         f = fit + sum(0.5 * a * part.square().sum() for a, part in zip(lambdas, factors, strict=True))
         f.backward()
-        x = objective.from_model(model.W.detach(), model.H.detach(), None if model.b is None else model.b.detach(),
-                                 [W.detach() for W in model.hidden])  # fmt: skip
+        x = objective.from_model(
+            model.W.detach(),
+            model.H.detach(),
+            None if model.b is None else model.b.detach(),
+            [W.detach() for W in model.hidden],
+        )
         found = objective.value_and_grad(x)
         assert found.value == pytest.approx(f.item(), rel=1e-12)
         if variables == "raw":

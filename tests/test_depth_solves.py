@@ -29,9 +29,7 @@ def test_random_starts_reach_the_minimum(name: str) -> None:
 
 
 def test_rounding_the_kinks_finishes_what_the_exact_relu_does_not() -> None:
-    problem = Problem(
-        classes=4, per_class=1, dim=20, layers=2, activation="relu", loss="mse", lambda_w=5e-3, lambda_h=5e-3
-    )  # fmt: skip
+    problem = Problem(classes=4, per_class=1, dim=20, layers=2, activation="relu", loss="mse", lambda_w=5e-3, lambda_h=5e-3)
     staged, plain = (
         solve(problem, start="normal", method=method, max_steps=600, metrics=False) for method in ("auto", "lbfgs")
     )

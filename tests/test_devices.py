@@ -33,7 +33,7 @@ LOSSES = {
         focal,
     ),
     "mse": (fused.linear_squared_error, lambda z, y: 0.5 * (z - F.one_hot(y, z.shape[1])).square().sum(1).mean()),
-}  # fmt: skip
+}
 
 
 def batch(device: str, dtype: torch.dtype, rows: int = 37, classes: int = 29, dim: int = 16):
@@ -117,9 +117,16 @@ def test_module_and_solver(loss, device):
 )
 def test_losses_and_methods(loss, bias, method, device):
     problem = Problem(
-        classes=6, dim=8, counts=[3, 3, 3, 3, 2, 1], bias=bias, lambda_w=0.003, lambda_h=0.003, device=device, dtype="float32",
+        classes=6,
+        dim=8,
+        counts=[3, 3, 3, 3, 2, 1],
+        bias=bias,
+        lambda_w=0.003,
+        lambda_h=0.003,
+        device=device,
+        dtype="float32",
         **loss,
-    )  # fmt: skip
+    )
     cpu = solve(dataclasses.replace(problem, device="cpu", dtype="float64"))
     solution = solve(problem, method=method, max_steps=300)
     assert solution.point.W.device.type == device

@@ -220,7 +220,7 @@ def test_points_lift_to_samples() -> None:
 DEEP: list[dict[str, Any]] = [
     {"layers": 2, "activation": "relu", "loss": "mse", "bias": "penalised", "lambda_b": 0.1},
     {"layers": 3, "widths": [6, 7, 4], "lambda_hidden": [2e-3, 7e-3]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("shape", DEEP)
@@ -287,10 +287,16 @@ def test_ufm_refuses() -> None:
 # ---- LinearCrossEntropyLoss ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"bias": True, "reduction": "sum"}, {"out_features": (2, 3), "bias": True, "label_smoothing": 0.1},
-    {"weight": torch.rand(5), "ignore_index": 2, "reduction": "none"}, {"dtype": torch.float64, "bias": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"bias": True, "reduction": "sum"},
+        {"out_features": (2, 3), "bias": True, "label_smoothing": 0.1},
+        {"weight": torch.rand(5), "ignore_index": 2, "reduction": "none"},
+        {"dtype": torch.float64, "bias": True},
+    ],
+)
 def test_loss_module_is_the_function(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     module = LinearCrossEntropyLoss(4, 5, **settings)

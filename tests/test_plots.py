@@ -153,8 +153,10 @@ def test_too_many_rows_for_a_simplex_get_the_bound_of_welch(ax: object) -> None:
 
 
 def test_a_band_is_the_median_within_least_and_most(ax: object) -> None:
-    runs = [[{"step": step, "nc3": factor * 0.5**step} for step in steps] for factor, steps in
-            ((1.0, (0, 1, 2, 4)), (2.0, (0, 2, 4)), (3.0, (0, 4, 5)))]  # fmt: skip
+    runs = [
+        [{"step": step, "nc3": factor * 0.5**step} for step in steps]
+        for factor, steps in ((1.0, (0, 1, 2, 4)), (2.0, (0, 2, 4)), (3.0, (0, 4, 5)))
+    ]
     assert plots.band(ax, runs, "nc3", label="three") is ax
     x, y = ax.lines[0].get_data()
     assert list(x) == [0, 1, 2, 4]  # only one run goes on to step 5
@@ -242,8 +244,10 @@ def test_labels_do_not_overlap_near_collapse() -> None:
 
 @pytest.mark.parametrize("counts", [[1], [1000, 900], [100_000, 31, 4, 1]])
 def test_classes_against_their_frequency_are_legible(counts: list[int]) -> None:
-    table = {name: np.linspace(0.5, 0.7, len(counts)) for name in
-             ("classifier_norm", "mean_norm", "classifier_cosine", "self_duality", "loss")}  # fmt: skip
+    table = {
+        name: np.linspace(0.5, 0.7, len(counts))
+        for name in ("classifier_norm", "mean_norm", "classifier_cosine", "self_duality", "loss")
+    }
     with plots.paper_style():
         figure, axes = plots.panels(3)
         plots.against_frequency(axes, {"count": np.array(counts), **table})

@@ -74,9 +74,13 @@ def test_without_ranks_sharded_is_refused():
 
 
 UNKNOWN = [
-    {"layers": 2}, {"constraint": "sphere"}, {"logit_adjustment": 1.0}, {"margin": 0.5}, {"class_scales": 0.3},
+    {"layers": 2},
+    {"constraint": "sphere"},
+    {"logit_adjustment": 1.0},
+    {"margin": 0.5},
+    {"class_scales": 0.3},
     {"feature_penalties": [1.0, 2.0, 3.0]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("given", UNKNOWN, ids=str)

@@ -39,10 +39,13 @@ def test_every_method_keeps_to_the_spheres(method):
 @pytest.mark.parametrize(
     "problem",
     [
-        sphere(10, 16, 5.0), sphere(10, 9, 1.0), sphere(4, 6, 5.0, smoothing=0.1), sphere(4, 6, 50.0, smoothing=0.1),
+        sphere(10, 16, 5.0),
+        sphere(10, 9, 1.0),
+        sphere(4, 6, 5.0, smoothing=0.1),
+        sphere(4, 6, 50.0, smoothing=0.1),
         Problem(counts=[9, 5, 3, 2, 1], dim=6, constraint="sphere", temperature=4.0),
     ],
-)  # fmt: skip
+)
 def test_minima_are_certified(problem):
     found = solve(problem, start="normal", metrics=False)
     assert found.certificate.kind == "exact"

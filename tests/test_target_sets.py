@@ -28,8 +28,9 @@ def test_multiplicities_are_all_sets_of_their_sizes():
 
 @pytest.mark.parametrize(("lambda_w", "scale"), [(1e-3, 0.92431), (1e-4, 0.93948), (1e-5, 0.94960)])
 def test_value_and_tag_average_are_those_of_theory(lambda_w, scale):
-    problem = Problem(classes=10, dim=16, loss="pick-all", multiplicities={1: 310, 2: 20}, lambda_w=lambda_w,
-                      lambda_h=lambda_w / 4000)  # fmt: skip
+    problem = Problem(
+        classes=10, dim=16, loss="pick-all", multiplicities={1: 310, 2: 20}, lambda_w=lambda_w, lambda_h=lambda_w / 4000
+    )
     solution = solve(problem, start="normal")
     theory = pick_all_minimum(10, {1: 310, 2: 20}, lambda_w, lambda_w / 4000)
     assert solution.value == pytest.approx(theory.value, rel=1e-8)
@@ -73,16 +74,19 @@ def test_missing_sets_and_unequal_frequencies_are_certified(counts):
     assert solution.certificate.certified
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"multiplicities": {4: 1}}, "sizes from 1 to classes - 1 = 3"),
-    ({"multiplicities": {0: 1}}, "labels of a set"),
-    ({"multiplicities": {1: 0}}, "samples of each set of 1"),
-    ({"multiplicities": "1-3"}, "multiplicities must be labels:samples"),
-    ({"multiplicities": {5: 1}, "classes": 100}, "75,287,520 target sets"),
-    ({"multiplicities": {1: 1}, "classes": None}, "classes is needed beside multiplicities"),
-    ({"multiplicities": {1: 1}, "loss": "ce"}, "multiplicities goes with the loss pick-all"),
-    ({"multiplicities": {1: 1}, "per_class": 3}, "give one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"multiplicities": {4: 1}}, "sizes from 1 to classes - 1 = 3"),
+        ({"multiplicities": {0: 1}}, "labels of a set"),
+        ({"multiplicities": {1: 0}}, "samples of each set of 1"),
+        ({"multiplicities": "1-3"}, "multiplicities must be labels:samples"),
+        ({"multiplicities": {5: 1}, "classes": 100}, "75,287,520 target sets"),
+        ({"multiplicities": {1: 1}, "classes": None}, "classes is needed beside multiplicities"),
+        ({"multiplicities": {1: 1}, "loss": "ce"}, "multiplicities goes with the loss pick-all"),
+        ({"multiplicities": {1: 1}, "per_class": 3}, "give one of"),
+    ],
+)
 def test_what_contradicts_is_said(given, words):
     with pytest.raises(InputError, match=words):
         Problem(**{"classes": 4, "dim": 5, "loss": "pick-all", **given})

@@ -107,9 +107,14 @@ def _relative(counts: Tensor) -> Tensor:
 
 
 def make_adjustment(
-    counts: Any, *, logit_adjustment: Any = None, margin: Any = None, margin_power: float = 0.0, class_scales: Any = None,
+    counts: Any,
+    *,
+    logit_adjustment: Any = None,
+    margin: Any = None,
+    margin_power: float = 0.0,
+    class_scales: Any = None,
     temperature: float = 1.0,
-) -> Adjustment:  # fmt: skip
+) -> Adjustment:
     """The Adjustment of classes with ``counts`` (K,) samples, for `Problem` and for the functions of ``ufm_fast.functional``.
 
     logit_adjustment: tau of the offsets tau log(n_k/N), or K offsets. margin: m of the margins m (n_min/n_k)^``margin_power``,

@@ -39,10 +39,17 @@ def against_counts(ax: Axes, table: Table, curves: Mapping[str, str], **options:
 
 
 def against(
-    ax: Axes, table: Table, setting: str, curves: Mapping[str, str], *,
-    theory: Table | None = None, threshold: float | None = None, label: str = "", scale: str = "log",
+    ax: Axes,
+    table: Table,
+    setting: str,
+    curves: Mapping[str, str],
+    *,
+    theory: Table | None = None,
+    threshold: float | None = None,
+    label: str = "",
+    scale: str = "log",
     colours: Sequence[str] = COLOURS,
-) -> Axes:  # fmt: skip
+) -> Axes:
     """``curves`` {column: label} of ``table`` against its column ``setting``, in ascending order of it.
 
     ``theory``: a table with some of these columns on a grid of its own. ``scale``: of the setting, log or linear.

@@ -20,8 +20,17 @@ from ufm_fast.targets import Targets
 from ufm_fast.version import __version__
 
 _PACKAGES = (
-    "torch", "triton", "numpy", "safetensors", "typer", "rich", "matplotlib", "scikit-learn", "pandas", "pyarrow",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "numpy",
+    "safetensors",
+    "typer",
+    "rich",
+    "matplotlib",
+    "scikit-learn",
+    "pandas",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,14 @@ _PRESETS = (
         "the penalty (wd/2)|.|^2, thus lambda = wd",
         "wd = 5e-4 on W, H and b alike, K = 10, d = 64, n = 100: the experiments train networks on images",
         {
-            "loss": "ce", "classes": 10, "dim": 64, "per_class": 100, "bias": "penalised",
-            "lambda_w": 5e-4, "lambda_h": 5e-4, "lambda_b": 5e-4,
+            "loss": "ce",
+            "classes": 10,
+            "dim": 64,
+            "per_class": 100,
+            "bias": "penalised",
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+            "lambda_b": 5e-4,
         },
     ),
     Preset(
@@ -62,8 +68,14 @@ _PRESETS = (
         "the mean over N K entries is 2/K times our fit, thus lambda = (K/2) wd and the value is K/2 times the code's",
         "wd = 5e-4 on W, H and b alike, K = 10, d = 64, n = 100: the experiments train networks on images",
         {
-            "loss": "mse", "classes": 10, "dim": 64, "per_class": 100, "bias": "penalised",
-            "lambda_w": 2.5e-3, "lambda_h": 2.5e-3, "lambda_b": 2.5e-3,
+            "loss": "mse",
+            "classes": 10,
+            "dim": 64,
+            "per_class": 100,
+            "bias": "penalised",
+            "lambda_w": 2.5e-3,
+            "lambda_h": 2.5e-3,
+            "lambda_b": 2.5e-3,
         },
     ),
     Preset(
@@ -73,8 +85,15 @@ _PRESETS = (
         "smoothing 0.05 in the form (1 - eps) e_y + eps/K, and wd = 5e-4 as (wd/2)|.|^2",
         "K = 10, d = 64, n = 100, and the same wd on features and bias: the experiments train networks on images",
         {
-            "loss": "ce", "smoothing": 0.05, "classes": 10, "dim": 64, "per_class": 100, "bias": "penalised",
-            "lambda_w": 5e-4, "lambda_h": 5e-4, "lambda_b": 5e-4,
+            "loss": "ce",
+            "smoothing": 0.05,
+            "classes": 10,
+            "dim": 64,
+            "per_class": 100,
+            "bias": "penalised",
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+            "lambda_b": 5e-4,
         },
     ),
     Preset(
@@ -84,8 +103,15 @@ _PRESETS = (
         "gamma 3, and wd = 5e-4 as (wd/2)|.|^2",
         "K = 10, d = 64, n = 100, and the same wd on features and bias: the experiments train networks on images",
         {
-            "loss": "focal", "gamma": 3.0, "classes": 10, "dim": 64, "per_class": 100, "bias": "penalised",
-            "lambda_w": 5e-4, "lambda_h": 5e-4, "lambda_b": 5e-4,
+            "loss": "focal",
+            "gamma": 3.0,
+            "classes": 10,
+            "dim": 64,
+            "per_class": 100,
+            "bias": "penalised",
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+            "lambda_b": 5e-4,
         },
     ),
     Preset(
@@ -129,8 +155,14 @@ _PRESETS = (
         "K = 10, four weight layers, width 30, all penalties 0.004",
         "n = 1, the solver, and ten starts from N(0, 2/width) in balanced variables, of which the best is kept",
         {
-            "loss": "mse", "classes": 10, "dim": 30, "per_class": 1, "layers": 4, "activation": "relu",
-            "lambda_w": 4e-3, "lambda_h": 4e-3,
+            "loss": "mse",
+            "classes": 10,
+            "dim": 30,
+            "per_class": 1,
+            "layers": 4,
+            "activation": "relu",
+            "lambda_w": 4e-3,
+            "lambda_h": 4e-3,
         },
         {"start": "normal", "restarts": 10},
     ),
@@ -141,8 +173,13 @@ _PRESETS = (
         "K = 10, n = 5, two weight layers, width 70, all penalties 2^-10",
         "the solver, and ten starts from N(0, 1/width) in balanced variables, of which the best is kept",
         {
-            "loss": "ce", "classes": 10, "dim": 70, "per_class": 5, "layers": 2,
-            "lambda_w": 2.0**-10, "lambda_h": 2.0**-10,
+            "loss": "ce",
+            "classes": 10,
+            "dim": 70,
+            "per_class": 5,
+            "layers": 2,
+            "lambda_w": 2.0**-10,
+            "lambda_h": 2.0**-10,
         },
         {"start": "normal", "restarts": 10},
     ),
@@ -154,8 +191,13 @@ _PRESETS = (
         "reg_b = 0.01 (ours: lambda_b = 0.02), two groups of 5 classes with 500 and 100 samples each",
         "d = 10, and l = 0.0033 among their grid: the minority's logits vanish at l = 1/300",
         {
-            "loss": "ce", "dim": 10, "counts": [500] * 5 + [100] * 5, "bias": "penalised",
-            "lambda_w": 0.033, "lambda_h": 3.3e-4, "lambda_b": 0.02,
+            "loss": "ce",
+            "dim": 10,
+            "counts": [500] * 5 + [100] * 5,
+            "bias": "penalised",
+            "lambda_w": 0.033,
+            "lambda_h": 3.3e-4,
+            "lambda_b": 0.02,
         },
     ),
     Preset(
@@ -167,7 +209,11 @@ _PRESETS = (
         "bound means over the classes where ours weigh by samples: at the minimum |W|^2 is their 10 E_W = 10 and |H|^2 / N "
         "their E_H = 5, to three digits",
         {
-            "loss": "ce", "dim": 10, "counts": [100] * 5 + [10] * 5, "lambda_w": 0.0816, "lambda_h": 2.966e-4,
+            "loss": "ce",
+            "dim": 10,
+            "counts": [100] * 5 + [10] * 5,
+            "lambda_w": 0.0816,
+            "lambda_h": 2.966e-4,
         },
     ),
     Preset(
@@ -231,8 +277,14 @@ _PRESETS = (
         "the objective",
         "all constants: K = 4, d = 20, n = 50 and penalties 0.005 are our choice, and the best of five random starts",
         {
-            "loss": "mse", "classes": 4, "dim": 20, "per_class": 50, "layers": 2, "activation": "relu",
-            "lambda_w": 5e-3, "lambda_h": 5e-3,
+            "loss": "mse",
+            "classes": 4,
+            "dim": 20,
+            "per_class": 50,
+            "layers": 2,
+            "activation": "relu",
+            "lambda_w": 5e-3,
+            "lambda_h": 5e-3,
         },
         {"start": "normal", "restarts": 5},
     ),
@@ -244,7 +296,7 @@ _PRESETS = (
         "all constants: K = 4, d = 20, n = 50, lambda_W = lambda_H = 0.005 are our choice",
         {"loss": "mse", "classes": 4, "dim": 20, "per_class": 50, "bias": "free", "lambda_w": 5e-3, "lambda_h": 5e-3},
     ),
-)  # fmt: skip
+)
 
 #: Every preset by its name.
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _PRESETS}

@@ -337,9 +337,13 @@ class Problem:
     def adjustment(self) -> Adjustment:
         """What the settings change in the logits, on the device; false where that is nothing."""
         return make_adjustment(
-            self.counts, logit_adjustment=self.logit_adjustment, margin=self.margin, margin_power=self.margin_power,
-            class_scales=self.class_scales, temperature=self.temperature,
-        ).to(self.device)  # fmt: skip
+            self.counts,
+            logit_adjustment=self.logit_adjustment,
+            margin=self.margin,
+            margin_power=self.margin_power,
+            class_scales=self.class_scales,
+            temperature=self.temperature,
+        ).to(self.device)
 
     @cached_property
     def feature_factors(self) -> Tensor | None:

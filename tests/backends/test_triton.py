@@ -23,9 +23,13 @@ from ufm_fast.targets import Targets
 pytestmark = MARKS
 
 LOSSES = [
-    make_loss("ce"), make_loss("ce", smoothing=0.1), make_loss("focal"), make_loss("focal", gamma=0.5),
-    make_loss("pick-all"), make_loss("mse"),
-]  # fmt: skip
+    make_loss("ce"),
+    make_loss("ce", smoothing=0.1),
+    make_loss("focal"),
+    make_loss("focal", gamma=0.5),
+    make_loss("pick-all"),
+    make_loss("mse"),
+]
 SETS = Targets(torch.tensor([2, 0, 1, 4, 3, 6, 1, 5, 0]), torch.tensor([0, 1, 3, 4, 7, 8, 9]))
 NAMES = [f"{loss.name}-{getattr(loss, 'gamma', loss.smoothing)}" for loss in LOSSES]
 PARTS = ("features", "weight", "bias")
@@ -43,9 +47,13 @@ def case(loss, targets=None, bias=True, dtype=torch.float32, rows=6, classes=7, 
 
 def direction(x):
     return HeadInput(
-        x.loss, torch.randn_like(x.features), torch.randn_like(x.weight),
-        None if x.bias is None else torch.randn_like(x.bias), x.targets, x.row_weight,
-    )  # fmt: skip
+        x.loss,
+        torch.randn_like(x.features),
+        torch.randn_like(x.weight),
+        None if x.bias is None else torch.randn_like(x.bias),
+        x.targets,
+        x.row_weight,
+    )
 
 
 def gradients(backend, x):
@@ -152,9 +160,10 @@ def test_a_buffer_of_another_layout():
 
 
 @pytest.mark.parametrize(
-    ("loss", "targets"), [(LOSSES[0], None), (LOSSES[2], None), (LOSSES[3], None), (LOSSES[4], SETS), (LOSSES[5], None)],
+    ("loss", "targets"),
+    [(LOSSES[0], None), (LOSSES[2], None), (LOSSES[3], None), (LOSSES[4], SETS), (LOSSES[5], None)],
     ids=["ce", "focal-2", "focal-0.5", "sets", "mse"],
-)  # fmt: skip
+)
 def test_hessian_vector_product(loss, targets):
     x = case(loss, targets)
     v = direction(x)
@@ -303,9 +312,11 @@ def test_refusals_in_words():
     x = exact(case(LOSSES[0]))
     backend = TritonBackend()
     for call in (
-        lambda: backend.head(x, buffers(x, dtype=torch.float64)), lambda: backend.losses(x),
-        lambda: backend.head_hvp(x, x, buffers(x)), lambda: backend.logit_gradient(x),
-    ):  # fmt: skip
+        lambda: backend.head(x, buffers(x, dtype=torch.float64)),
+        lambda: backend.losses(x),
+        lambda: backend.head_hvp(x, x, buffers(x)),
+        lambda: backend.logit_gradient(x),
+    ):
         with pytest.raises(InputError, match="use backend tiled for float64"):
             call()
     with pytest.raises(InputError, match="bf16x3"):

@@ -182,8 +182,12 @@ def test_a_refused_resume_changes_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert solve(*unsolved, "--out", "r", "--max-steps", "2", "--start", "normal", "--quiet") == 3
     files = {path: path.read_bytes() for path in Path("r").iterdir() if path.name != ".lock"}
     for wrong in (
-        "--tol 5", "--method alternating", "--method lbfgs --momentum .9", "--backend triton", "--method closed-form",
-    ):  # fmt: skip
+        "--tol 5",
+        "--method alternating",
+        "--method lbfgs --momentum .9",
+        "--backend triton",
+        "--method closed-form",
+    ):
         refused(capsys, "solve", "--resume", "r", *wrong.split())
         assert files == {path: path.read_bytes() for path in files}
     assert main(["solve", "--no-plots", "--resume", "r", "--max-steps", "500", "--quiet"]) == 0
@@ -198,9 +202,13 @@ def test_states_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     with safe_open("r/state.safetensors", "pt") as content:
         metadata = content.metadata()
     for name, damaged in (
-        ("H", tensors["H"].reshape(-1)), ("W", tensors["W"] * float("nan")), ("H", tensors["H"][:, :2]), ("labels", None),
-        ("W", tensors["W"].long()), ("row_counts", tensors["row_counts"][:1]),
-    ):  # fmt: skip
+        ("H", tensors["H"].reshape(-1)),
+        ("W", tensors["W"] * float("nan")),
+        ("H", tensors["H"][:, :2]),
+        ("labels", None),
+        ("W", tensors["W"].long()),
+        ("row_counts", tensors["row_counts"][:1]),
+    ):
         changed = {key: damaged if key == name else value for key, value in tensors.items()}
         kept = {key: value.contiguous() for key, value in changed.items() if value is not None}
         save_file(kept, "r/state.safetensors", metadata)

@@ -68,8 +68,12 @@ def test_a_terminal_that_is_closed_saves_a_training_unless_that_is_ignored():
 def test_an_interrupted_run_goes_on_to_the_same_bits(data, capsys: pytest.CaptureFixture[str]):
     loss = "ce" if data == "digits" else "pick-all"
     config = {row.name: row.default for row in TRAINING} | {
-        "data": data, "loss": loss, "widths": "12", "steps": 30, "batch": 64,
-    }  # fmt: skip
+        "data": data,
+        "loss": loss,
+        "widths": "12",
+        "steps": 30,
+        "batch": 64,
+    }
     TrainingRun.begin(config, Path("whole")).execute()
 
     def interrupt(step: int, _: float) -> None:
@@ -140,17 +144,20 @@ def test_a_claim_is_measured_once_and_a_failure_is_exit_code_one(capsys: pytest.
     assert main(command) == 1
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("train", "--data", "imagenet"), "data must be one of"),
-    (("train", "--widths", "a,b"), "widths must be whole numbers"),
-    (("train", "--data", "digit-pairs"), "loss must be pick-all"),
-    (("train", "--model", "vit"), "model must be one of mlp, cnn"),
-    (("train", "--head", "etf", "--widths", "4"), "head etf needs a last width of at least"),
-    (("train", "--resume", "nowhere"), "not a folder"),
-    (("continual", "--loss", "focal"), "loss must be one of mse, ce"),
-    (("reproduce", "tirer2022"), "did you mean tirer2022"),
-    (("reproduce", "all", "--out", "/proc/nowhere"), "can't write"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--data", "imagenet"), "data must be one of"),
+        (("train", "--widths", "a,b"), "widths must be whole numbers"),
+        (("train", "--data", "digit-pairs"), "loss must be pick-all"),
+        (("train", "--model", "vit"), "model must be one of mlp, cnn"),
+        (("train", "--head", "etf", "--widths", "4"), "head etf needs a last width of at least"),
+        (("train", "--resume", "nowhere"), "not a folder"),
+        (("continual", "--loss", "focal"), "loss must be one of mse, ce"),
+        (("reproduce", "tirer2022"), "did you mean tirer2022"),
+        (("reproduce", "all", "--out", "/proc/nowhere"), "can't write"),
+    ],
+)
 def test_mistakes_are_one_line(arguments, message, capsys: pytest.CaptureFixture[str]):
     assert message.lower() in refused(capsys, *arguments)
 

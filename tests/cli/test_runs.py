@@ -230,9 +230,10 @@ def test_data_give_the_same_hash_when_they_come_from_the_state(data: str) -> Non
     np.save("y.npy", np.array([2, 0, 1, 1, 0, 2, 2]))
     saved("sets.npz", indptr=np.array([0, 1, 3, 5]), indices=np.array([0, 2, 1, 0, 1]), counts=np.array([4, 1, 2]))
     flags = {
-        "counts": ("--counts", "4,0,2"), "labels": ("--labels", "y.npy"),
+        "counts": ("--counts", "4,0,2"),
+        "labels": ("--labels", "y.npy"),
         "sets": ("--loss", "pick-all", "--targets", "sets.npz"),
-    }[data]  # fmt: skip
+    }[data]
     for loss in ((), ("--loss", "pick-all"))[: 1 if data == "sets" else 2]:
         out = "-".join(("r", *loss[1:]))
         assert solve(*flags, *loss, "--dim", "4", "--start", "normal", "--max-steps", "1", "--out", out, "--quiet") == 3

@@ -39,9 +39,14 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
     from ufm_fast.starts import STARTS
 
     tables = {
-        "loss": LOSSES, "bias": BIASES, "dtype": DTYPES, "method": METHODS, "backend": BACKENDS, "start": STARTS,
+        "loss": LOSSES,
+        "bias": BIASES,
+        "dtype": DTYPES,
+        "method": METHODS,
+        "backend": BACKENDS,
+        "start": STARTS,
         "variables": VARIABLES,
-    }  # fmt: skip
+    }
     for name, table in tables.items():
         words = set(re.split(r"[ |:]+", SETTINGS[name].help))
         assert set(table) <= words, name
@@ -81,9 +86,21 @@ def test_json_is_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture
     assert solve(*SMALL, "--json", "--start", "normal") == 0
     result = printed(capsys)
     assert {
-        "outcome", "value", "data_value", "gradient_norm", "steps", "evaluations", "seconds", "backend", "method",
-        "theory", "certificate", "metrics", "run", "config",
-    } <= set(result)  # fmt: skip
+        "outcome",
+        "value",
+        "data_value",
+        "gradient_norm",
+        "steps",
+        "evaluations",
+        "seconds",
+        "backend",
+        "method",
+        "theory",
+        "certificate",
+        "metrics",
+        "run",
+        "config",
+    } <= set(result)
     assert {"value", "source"} <= set(result["theory"])
     assert {"kind", "certified", "lower_bound", "relative_gap", "spectral_ratio"} <= set(result["certificate"])
     assert result["value"] == pytest.approx(result["theory"]["value"], rel=1e-9)

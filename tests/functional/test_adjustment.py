@@ -86,14 +86,17 @@ def test_nothing_to_change_changes_no_bit():
     assert half.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("given", "error", "words"), [
-    ({"adjustment": 0.3}, InputTypeError, "make_adjustment"),
-    ({"adjustment": make_adjustment([2, 1, 1], margin=1.0)}, InputError, "3 classes but linear_weight has 4"),
-    ({"adjustment": MARGIN, "softcap": 5.0}, InputError, "without softcap"),
-    ({"adjustment": MARGIN, "label_smoothing": 0.1, "weight": torch.ones(4)}, InputError, "smoothed class weights"),
-    ({"adjustment": SCALES, "target": torch.ones(2, 4) / 4}, InputError, "class indices"),
-    ({"adjustment": SCALES, "main_grad": (torch.zeros(4, 3), None)}, InputError, "main_grad"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"adjustment": 0.3}, InputTypeError, "make_adjustment"),
+        ({"adjustment": make_adjustment([2, 1, 1], margin=1.0)}, InputError, "3 classes but linear_weight has 4"),
+        ({"adjustment": MARGIN, "softcap": 5.0}, InputError, "without softcap"),
+        ({"adjustment": MARGIN, "label_smoothing": 0.1, "weight": torch.ones(4)}, InputError, "smoothed class weights"),
+        ({"adjustment": SCALES, "target": torch.ones(2, 4) / 4}, InputError, "class indices"),
+        ({"adjustment": SCALES, "main_grad": (torch.zeros(4, 3), None)}, InputError, "main_grad"),
+    ],
+)
 def test_what_contradicts_is_said(given, error, words):
     given = {"target": torch.tensor([0, 1]), **given}
     with pytest.raises(error, match=words):

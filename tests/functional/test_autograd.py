@@ -107,8 +107,9 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         calls[f"head-{name}"] = operators.head, (h, W, b, *targets, rows, loss, parameter, [True] * 3)
         calls[f"losses-{name}"] = operators.head_losses, (h, W, b, *targets, loss, parameter)
         calls[f"product-{name}"] = (
-            operators.head_product, (*fixed, *targets, ROWS, *direction, loss, parameter, [True] * 3),
-        )  # fmt: skip
+            operators.head_product,
+            (*fixed, *targets, ROWS, *direction, loss, parameter, [True] * 3),
+        )
         calls[f"slopes-{name}"] = operators.head_slopes, (*fixed, *targets, *direction, loss, parameter)
     calls["head-frozen"] = operators.head, (h, fixed[1], None, CLEAN, None, None, ROWS, "ce", 0.0, [True, False, False])
     calls["product-partial"] = (
@@ -164,7 +165,7 @@ def test_func_grad_and_its_nesting(name: str) -> None:
         lambda loss, h, W, y: jacrev(jacrev(lambda W: loss(h[0], W, y[0])))(W),
     ],
     ids=["batch", "rows", "nested", "gradients of samples", "gradient of a batch", "jacobian", "hessian"],
-)  # fmt: skip
+)
 def test_vmap(of: Callable[..., Tensor]) -> None:
     g = torch.Generator().manual_seed(8)
     h, W = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((3, 4, 5), (7, 5)))
@@ -224,7 +225,7 @@ FORWARD: dict[str, Callable[..., Any]] = {
     "autograd's hessian": lambda f, h, W, b: torch.autograd.functional.hessian(
         lambda W: f(h, W, b).sum(), W, vectorize=True, outer_jacobian_strategy="forward-mode"
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Attempted to insert")
@@ -495,9 +496,13 @@ def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.Monkey
     backend = operators.backend_for("cpu", torch.float64)
     head = backend.head
     monkeypatch.setattr(
-        backend, "head", lambda x, out, **k: (
-            seen.append(tuple(g is not None for g in (out.features, out.weight, out.bias))), head(x, out, **k))[1],
-    )  # fmt: skip
+        backend,
+        "head",
+        lambda x, out, **k: (
+            seen.append(tuple(g is not None for g in (out.features, out.weight, out.bias))),
+            head(x, out, **k),
+        )[1],
+    )
     leaves = list(parts())
     leaves[frozen] = leaves[frozen].detach()
     loss = CASES["ce-mean"](*leaves)  # type: ignore[arg-type]

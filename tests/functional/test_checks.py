@@ -70,7 +70,10 @@ LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "label beyond int64": ({"target": torch.tensor([0, 1, 2**64 - 100, 2], dtype=torch.uint64)}, InputError, "beyond int64"),
     "negative label": ({"target": torch.tensor([0, 1, -3, 2])}, InputError, "got values from -3 to 2"),
     "default ignore_index replaced": (
-        {"target": torch.tensor([0, 1, -100, 2]), "ignore_index": -1}, InputError, r"or equal ignore_index \(-1\)"),
+        {"target": torch.tensor([0, 1, -100, 2]), "ignore_index": -1},
+        InputError,
+        r"or equal ignore_index \(-1\)",
+    ),
     "float target of another shape": ({"target": torch.rand(4)}, InputError, "target"),
     "class weight short": ({"weight": B[:4]}, InputError, r"weight must have shape \(5,\)"),
     "class weight integer": ({"weight": torch.ones(5, dtype=torch.int64)}, InputTypeError, "weight must be float64"),
@@ -79,7 +82,7 @@ LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "target is sparse": ({"target": P.to_sparse()}, InputTypeError, "target must be a dense tensor"),
     "target elsewhere": ({"target": Y.to("meta")}, InputError, "target is on meta but the input on cpu"),
     "target too deep": ({"target": Y[:, None]}, InputError, r"target must have shape \(4,\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["linear_focal_loss", "linear_squared_error", "linear_pick_all"])

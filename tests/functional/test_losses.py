@@ -66,9 +66,15 @@ REDUCTION = st.sampled_from(["none", "mean", "sum"])
     scale=st.sampled_from([0.1, 1.0, 5.0]),
 )
 def test_cross_entropy_equals_torch(
-    seed: int, shape: tuple[int, int, int, tuple[int, ...]], reduction: str, smoothing: float, weighted: bool,
-    biased: bool, ignore: int | None, scale: float,
-) -> None:  # fmt: skip
+    seed: int,
+    shape: tuple[int, int, int, tuple[int, ...]],
+    reduction: str,
+    smoothing: float,
+    weighted: bool,
+    biased: bool,
+    ignore: int | None,
+    scale: float,
+) -> None:
     N, K, d, out = shape
     g = torch.Generator().manual_seed(seed)
     h, W, b = leaf(g, N, d, scale=scale), leaf(g, K, *out, d), leaf(g, K, *out) if biased else None
@@ -274,8 +280,9 @@ def test_an_ignored_row_may_hold_anything(options: dict[str, Any]) -> None:
         theirs = fused.linear_cross_entropy(h, W, y, reduction=reduction, **options)
         torch.testing.assert_close(ours, theirs)
         upstream = torch.ones_like(theirs)
-        for a, b in zip(torch.autograd.grad(ours, (spoilt, W), upstream), torch.autograd.grad(theirs, (h, W), upstream),
-                        strict=True):  # fmt: skip
+        for a, b in zip(
+            torch.autograd.grad(ours, (spoilt, W), upstream), torch.autograd.grad(theirs, (h, W), upstream), strict=True
+        ):
             torch.testing.assert_close(a, b)
 
 
@@ -378,8 +385,7 @@ def test_strided_and_expanded_tensors(reduction: str) -> None:
         agree(ours, theirs, [features, W, b], g)
     for function in (fused.linear_focal_loss, fused.linear_squared_error, fused.linear_pick_all):
         a = function(expanded, W, one, linear_bias=b, reduction=reduction)
-        c = function(expanded.contiguous(), W.contiguous(), one.contiguous(), linear_bias=b.contiguous(),
-                     reduction=reduction)  # fmt: skip
+        c = function(expanded.contiguous(), W.contiguous(), one.contiguous(), linear_bias=b.contiguous(), reduction=reduction)
         torch.testing.assert_close(a, c, rtol=1e-13, atol=0)
 
 

@@ -25,7 +25,7 @@ def test_the_weight_of_a_class_without_rows_may_be_anything(name, dtype, reducti
         h, w = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in ([[0.0, 0.5], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]))
         value = SINGLE[name](
             h, w, torch.tensor([1, -100]), weight=torch.tensor([weight, 1.0], dtype=dtype), reduction=reduction
-        )  # fmt: skip
+        )
         results.append((value, *torch.autograd.grad(value.sum(), (h, w))))
     for found, expected in zip(*results, strict=True):
         assert bool(expected.isfinite().all())
@@ -170,9 +170,7 @@ def test_gradients_of_smoothing_are_rounded_once(weighted, smoothing, dtype, tol
     y, weight = torch.randint(20, (256,), generator=make), torch.rand(20, generator=make) + 0.5 if weighted else None
     ours, exact = ([x.to(kind).requires_grad_() for x in parts] for kind in (dtype, torch.float64))
     loss = fused.linear_cross_entropy(ours[0], ours[1], y, linear_bias=ours[2], weight=weight, label_smoothing=smoothing)
-    dense = F.cross_entropy(
-        F.linear(*exact), y, weight=None if weight is None else weight.double(), label_smoothing=smoothing
-    )  # fmt: skip
+    dense = F.cross_entropy(F.linear(*exact), y, weight=None if weight is None else weight.double(), label_smoothing=smoothing)
     for found, wanted in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(dense, exact), strict=True):
         assert float((found.double() - wanted).norm()) <= tolerance * float(wanted.norm())
 

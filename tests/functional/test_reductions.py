@@ -67,15 +67,14 @@ def dense(name: str, z: Tensor, reduction: str, divisor: float | None = None) ->
 def test_sample_weights_and_divisors_equal_dense_torch(name: str, reduction: str, divisor: Any) -> None:
     function, target, options = LOSSES[name]
     h, W, b = head()
-    found = function(
-        h, W, target, linear_bias=b, reduction=reduction, sample_weight=SAMPLES, divisor=divisor, **options
-    )  # fmt: skip
+    found = function(h, W, target, linear_bias=b, reduction=reduction, sample_weight=SAMPLES, divisor=divisor, **options)
     expected = dense(name, F.linear(h, W, b), reduction, None if divisor is None else float(divisor))
     torch.testing.assert_close(found, expected)
     for mine, theirs in zip(
-        torch.autograd.grad(found.square().sum(), (h, W, b)), torch.autograd.grad(expected.square().sum(), (h, W, b)),
+        torch.autograd.grad(found.square().sum(), (h, W, b)),
+        torch.autograd.grad(expected.square().sum(), (h, W, b)),
         strict=True,
-    ):  # fmt: skip
+    ):
         torch.testing.assert_close(mine, theirs)
 
 

@@ -57,10 +57,12 @@ def test_gradients_of_the_loss_and_of_the_rows(reduction: str) -> None:
     torch.testing.assert_close(loss, expected)
     p, entropy, mass, *_ = dense(F.linear(h, W, b))
     for mine, theirs in (
-        (loss.sum(), expected.sum()), (rows.log_probability @ SAMPLES, p @ SAMPLES),
-        (rows.entropy @ SAMPLES, entropy @ SAMPLES), (rows.off_target_mass @ SAMPLES, mass @ SAMPLES),
+        (loss.sum(), expected.sum()),
+        (rows.log_probability @ SAMPLES, p @ SAMPLES),
+        (rows.entropy @ SAMPLES, entropy @ SAMPLES),
+        (rows.off_target_mass @ SAMPLES, mass @ SAMPLES),
         (loss.sum() + (rows.log_probability * rows.entropy).sum(), expected.sum() + (p * entropy).sum()),
-    ):  # fmt: skip
+    ):
         found, truth = (torch.autograd.grad(v, (h, W, b), retain_graph=True) for v in (mine, theirs))
         for left, right in zip(found, truth, strict=True):
             torch.testing.assert_close(left, right)

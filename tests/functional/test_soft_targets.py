@@ -91,9 +91,10 @@ def test_the_operators() -> None:
     pointer = torch.arange(N + 1) * 3
     entries = pointer, INDICES.clamp_min(0).reshape(-1), WEIGHTS.reshape(-1)
     for operator, arguments in (
-        (soft_targets.checked_soft, (*entries, K)), (soft_targets.mix, (W, *entries)),
+        (soft_targets.checked_soft, (*entries, K)),
+        (soft_targets.mix, (W, *entries)),
         (soft_targets.spread, (torch.ones(N, D, requires_grad=True), *entries, K)),
-    ):  # fmt: skip
+    ):
         assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
 
 

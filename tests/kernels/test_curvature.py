@@ -29,12 +29,23 @@ def test_hessian_vector_product(mode, gamma, rows, classes, dim, seed, smoothing
     expected = torch.autograd.functional.hvp(objective, parameters, tuple(x.double() for x in directions))[1]
     outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
     softmax_hvp(
-        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight,
+        case.features,
+        case.weight,
+        case.bias,
+        case.labels[:, 0],
+        case.row_weight,
         Focal(gamma=gamma).weight if gamma else rows_of.cross_entropy_weight,
-        (lambda l, p: Focal(gamma=gamma).bend(l, p) / p) if gamma else cross_entropy_curvature, smoothing,
-        d_features=directions[0], d_weight=directions[1], d_bias=directions[2],
-        out_features=outs[0], out_weight=outs[1], out_bias=outs[2], chunk_rows=13, mode=mode,
-    )  # fmt: skip
+        (lambda l, p: Focal(gamma=gamma).bend(l, p) / p) if gamma else cross_entropy_curvature,
+        smoothing,
+        d_features=directions[0],
+        d_weight=directions[1],
+        d_bias=directions[2],
+        out_features=outs[0],
+        out_weight=outs[1],
+        out_bias=outs[2],
+        chunk_rows=13,
+        mode=mode,
+    )
     size = sum(x.norm() ** 2 for x in expected) ** 0.5
     for found, wanted in zip(outs, expected, strict=True):
         assert float((found.double() - wanted).norm() / size) < 10 * GRADIENT["bf16x3" if mode == "fp16x3" else mode]
@@ -54,10 +65,20 @@ def test_hessian_vector_product_of_several_targets(mode, margin, rows, classes, 
     )[1]
     outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
     softmax_hvp(
-        case.features, case.weight, case.bias, case.labels, case.row_weight, d_features=directions[0],
-        d_weight=directions[1], d_bias=directions[2], out_features=outs[0], out_weight=outs[1], out_bias=outs[2],
-        chunk_rows=13, mode=mode,
-    )  # fmt: skip
+        case.features,
+        case.weight,
+        case.bias,
+        case.labels,
+        case.row_weight,
+        d_features=directions[0],
+        d_weight=directions[1],
+        d_bias=directions[2],
+        out_features=outs[0],
+        out_weight=outs[1],
+        out_bias=outs[2],
+        chunk_rows=13,
+        mode=mode,
+    )
     size = sum(x.norm() ** 2 for x in expected) ** 0.5
     for found, wanted in zip(outs, expected, strict=True):
         assert float((found.double() - wanted).norm() / size) < 10 * GRADIENT[mode]
@@ -74,9 +95,15 @@ def test_products_with_the_logit_gradient(smoothing, rows, classes, dim, seed):
     losses = losses + smoothing * (z.gather(1, case.labels)[:, 0] - z.mean(1))
     G = torch.autograd.grad((case.row_weight.double() * losses).sum(), z)[0]
     operator = logit_gradient(
-        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, smoothing=smoothing, mode="tf32x3",
+        case.features,
+        case.weight,
+        case.bias,
+        case.labels[:, 0],
+        case.row_weight,
+        smoothing=smoothing,
+        mode="tf32x3",
         chunk_rows=17,
-    )  # fmt: skip
+    )
     make = torch.Generator().manual_seed(seed)
     X, Y = (torch.randn(n, 3, generator=make).to(DEVICE) for n in (classes, rows))
     assert error(operator.times(X), G @ X.double()) < 1e-5

@@ -57,9 +57,15 @@ def test_adds_to_buffers_skips_frozen_and_repeats_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     filled = torch.full_like(first[0], 3.0)
     head.softmax_value_and_grad(
-        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight, grad_features=filled,
-        need_weight=False, chunk_rows=20,
-    )  # fmt: skip
+        case.features,
+        case.weight,
+        case.bias,
+        case.labels[:, 0],
+        case.row_weight,
+        grad_features=filled,
+        need_weight=False,
+        chunk_rows=20,
+    )
     torch.testing.assert_close(filled - 3.0, first[0], rtol=1e-4, atol=1e-5)
 
 
@@ -82,9 +88,17 @@ def test_a_buffer_that_is_not_needed_is_not_touched(driver):
     case = Case(9, 12, 8, 0, "bf16", bias=False)
     keep = torch.full_like(case.features, 7.0, dtype=torch.float32)
     driver(
-        case.features, case.weight, None, case.labels[:, 0], case.row_weight, grad_features=keep,
-        grad_weight=torch.empty_like(case.weight, dtype=torch.float32), need_features=False, mode="bf16", fresh=True,
-    )  # fmt: skip
+        case.features,
+        case.weight,
+        None,
+        case.labels[:, 0],
+        case.row_weight,
+        grad_features=keep,
+        grad_weight=torch.empty_like(case.weight, dtype=torch.float32),
+        need_features=False,
+        mode="bf16",
+        fresh=True,
+    )
     assert bool((keep == 7.0).all())
 
 
@@ -135,10 +149,15 @@ def test_library_products_agree():
 )
 def test_bad_input_is_refused_in_words(change, message):
     arguments = {
-        "features": torch.zeros(5, 3), "weight": torch.zeros(4, 3), "bias": None,
-        "targets": torch.zeros(5, dtype=torch.long), "row_weight": torch.ones(5),
-        "grad_features": torch.zeros(5, 3), "grad_weight": torch.zeros(4, 3), **change,
-    }  # fmt: skip
+        "features": torch.zeros(5, 3),
+        "weight": torch.zeros(4, 3),
+        "bias": None,
+        "targets": torch.zeros(5, dtype=torch.long),
+        "row_weight": torch.ones(5),
+        "grad_features": torch.zeros(5, 3),
+        "grad_weight": torch.zeros(4, 3),
+        **change,
+    }
     with pytest.raises(ValueError, match=message):
         head.softmax_value_and_grad(**arguments)
 
@@ -149,9 +168,17 @@ def test_parameters_that_want_gradients_leave_the_buffers_alone(products):
     features, weight = case.features.clone().requires_grad_(), case.weight.clone().requires_grad_()
     out = [torch.zeros(x.shape, device=DEVICE) for x in (features, weight)]
     result = head.softmax_value_and_grad(
-        features, weight, None, case.labels[:, 0], case.row_weight, smoothing=0.1, grad_features=out[0],
-        grad_weight=out[1], mode="bf16", products=products,
-    )  # fmt: skip
+        features,
+        weight,
+        None,
+        case.labels[:, 0],
+        case.row_weight,
+        smoothing=0.1,
+        grad_features=out[0],
+        grad_weight=out[1],
+        mode="bf16",
+        products=products,
+    )
     assert not any(x.requires_grad for x in (*out, result.losses))
 
 
@@ -172,10 +199,15 @@ def test_rows_without_targets_count_as_one_of_logit_zero_everywhere():
     moves = [torch.randn_like(x) for x in (case.features, case.weight, case.bias)]
     outs = [torch.zeros_like(x) for x in moves]
     softmax_hvp(
-        case.features, case.weight, case.bias, case.labels, case.row_weight, mode="tf32x3",
+        case.features,
+        case.weight,
+        case.bias,
+        case.labels,
+        case.row_weight,
+        mode="tf32x3",
         **dict(zip(("d_features", "d_weight", "d_bias"), moves, strict=True)),
         **dict(zip(("out_features", "out_weight", "out_bias"), outs, strict=True)),
-    )  # fmt: skip
+    )
     parameters = [x.double().requires_grad_() for x in (case.features, case.weight, case.bias)]
     z = parameters[0] @ parameters[1].T + parameters[2]
     z = torch.cat((z, torch.zeros_like(z[:, :1])), 1)

@@ -127,9 +127,7 @@ def test_column_sums_over_rows_run_in_float64(driver):
     moves = {f"d_{name}": x for name, x in zip(("features", "weight", "bias"), direction, strict=True)}
     into = {f"out_{name}": x for name, x in zip(("features", "weight", "bias"), buffers, strict=True)}
     labels = case.labels[:, 0]
-    softmax_hvp(
-        case.features, case.weight, case.bias, labels, case.row_weight, chunk_rows=64, mode="tf32x3", **moves, **into
-    )  # fmt: skip
+    softmax_hvp(case.features, case.weight, case.bias, labels, case.row_weight, chunk_rows=64, mode="tf32x3", **moves, **into)
     one = case.parameters()
     one[0] = case.features[:1].double().requires_grad_()
     z = torch.nn.functional.cross_entropy(one[0] @ one[1].T + one[2], labels[:1])

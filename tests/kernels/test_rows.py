@@ -27,9 +27,12 @@ def test_rows_are_finished_from_their_sums(targets):
             return into
         parts = u.split(20, 1)
         e = [(x - rows.offset.cpu().double()[:, None]).exp().float() for x in parts]
-        statistics = torch.stack([torch.stack([f(x) for x in xs]) for xs, f in (
-            (e, lambda x: x.sum(1)), (e, lambda x: 0.99 * x.sum(1)), (parts, lambda x: x.amax(1).float()))
-        ]).to(DEVICE)  # fmt: skip
+        statistics = torch.stack(
+            [
+                torch.stack([f(x) for x in xs])
+                for xs, f in ((e, lambda x: x.sum(1)), (e, lambda x: 0.99 * x.sum(1)), (parts, lambda x: x.amax(1).float()))
+            ]
+        ).to(DEVICE)
         return statistics if into is None else into.copy_(statistics)
 
     rows.settle(sweep, rows_of.cross_entropy_weight)

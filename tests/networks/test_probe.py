@@ -19,10 +19,18 @@ K = 4
 
 def _model() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(1, 6, 3), relu=nn.ReLU(), norm=nn.BatchNorm2d(6), drop=nn.Dropout(0.5), flat=nn.Flatten(),
-        hidden=nn.Linear(6 * 16, 12), act=nn.ReLU(), head=nn.Linear(12, K),
-    ))  # fmt: skip
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(1, 6, 3),
+            relu=nn.ReLU(),
+            norm=nn.BatchNorm2d(6),
+            drop=nn.Dropout(0.5),
+            flat=nn.Flatten(),
+            hidden=nn.Linear(6 * 16, 12),
+            act=nn.ReLU(),
+            head=nn.Linear(12, K),
+        )
+    )
 
 
 def _batches(number: int = 5) -> list[tuple[Tensor, Tensor]]:
@@ -108,9 +116,13 @@ class _Twice(nn.Module):
         return found
 
 
-@pytest.mark.parametrize(("layers", "message"), [
-    ("hiden", "no layer 'hiden'; the nearest names are hidden"), (nn.LSTM, "no module of type LSTM"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("hiden", "no layer 'hiden'; the nearest names are hidden"),
+        (nn.LSTM, "no module of type LSTM"),
+    ],
+)
 def test_layers_that_are_not_there(layers, message):
     with pytest.raises(InputError, match=message):
         probe(_model(), layers, _batches(), K)
@@ -133,8 +145,14 @@ def test_a_deep_solution_has_the_numbers_of_a_network_with_its_factors():
     problem = Problem(loss="mse", classes=3, per_class=4, dim=5, layers=3, widths=(5, 6, 7), activation="relu", lambda_w=1e-2)
     solution = solve(problem, reduce="none", start="normal", max_steps=20)
     found, x = probe_solution(solution), solution.point
-    model = nn.Sequential(nn.Identity(), nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 7, bias=False), nn.ReLU(),
-                          nn.Linear(7, 3, bias=False)).double()  # fmt: skip
+    model = nn.Sequential(
+        nn.Identity(),
+        nn.Linear(5, 6, bias=False),
+        nn.ReLU(),
+        nn.Linear(6, 7, bias=False),
+        nn.ReLU(),
+        nn.Linear(7, 3, bias=False),
+    ).double()
     for place, weight in zip((1, 3, 5), (*x.hidden, x.W), strict=True):
         model[place].weight.data = weight
     layers = probe(model, [nn.Identity, nn.ReLU], [(x.H, problem.sample_labels)], 3)

@@ -27,13 +27,20 @@ def _data(multi_label: bool = False) -> DataSet:
 SMALL = Options(architecture=Architecture(widths=(16, 16)), steps=60, batch=20, learning_rate=0.1)
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"loss": "mse"}, {"loss": "focal", "learning_rate": 0.3}, {"loss": "smoothing"},
-    {"optimiser": "adam", "learning_rate": 0.03},
-    {"architecture": Architecture(model="cnn", widths=(16,))},
-    {"architecture": Architecture(widths=(16,), normalised=5.0, unbiased=1)},
-    {"architecture": Architecture(widths=(16,), head="etf"), "schedule": "constant"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"loss": "mse"},
+        {"loss": "focal", "learning_rate": 0.3},
+        {"loss": "smoothing"},
+        {"optimiser": "adam", "learning_rate": 0.03},
+        {"architecture": Architecture(model="cnn", widths=(16,))},
+        {"architecture": Architecture(widths=(16,), normalised=5.0, unbiased=1)},
+        {"architecture": Architecture(widths=(16,), head="etf"), "schedule": "constant"},
+    ],
+    ids=str,
+)
 def test_every_choice_learns_a_task_that_is_easy(change):
     assert train(_data(), replace(SMALL, **change)).evaluate("test")["accuracy"] > 0.9
 
@@ -45,10 +52,12 @@ def test_losses_are_the_textbooks():
     sets = torch.zeros(len(single), CLASSES + 1).scatter_(1, several.labels % (CLASSES + 1), 1)[:, :CLASSES]
     log_loss = functional.cross_entropy(z, y, reduction="none")
     expected = {
-        "ce": log_loss.mean(), "mse": 0.5 * (z - functional.one_hot(y, CLASSES)).square().sum(1).mean(),
+        "ce": log_loss.mean(),
+        "mse": 0.5 * (z - functional.one_hot(y, CLASSES)).square().sum(1).mean(),
         "smoothing": functional.cross_entropy(z, y, label_smoothing=0.05),
-        "focal": ((1 - torch.exp(-log_loss)) ** 3 * log_loss).mean(), "pick-all": -(sets * z.log_softmax(1)).sum(1).mean(),
-    }  # fmt: skip
+        "focal": ((1 - torch.exp(-log_loss)) ** 3 * log_loss).mean(),
+        "pick-all": -(sets * z.log_softmax(1)).sum(1).mean(),
+    }
     assert expected.keys() == LOSSES.keys()
     for name, value in expected.items():
         found = replace(SMALL, loss=name).loss_of(network, several if name == "pick-all" else single)
@@ -92,19 +101,33 @@ def test_accuracy_by_the_number_of_labels():
     assert found["accuracy_1"] > 0.9
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ({"loss": "hinge"}, "loss must be one of"), ({"optimiser": "lion"}, "optimiser"), ({"schedule": "x"}, "schedule"),
-    ({"steps": 0}, "steps"), ({"learning_rate": 0.0}, "learning_rate"), ({"weight_decay": -1.0}, "weight_decay"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"loss": "hinge"}, "loss must be one of"),
+        ({"optimiser": "lion"}, "optimiser"),
+        ({"schedule": "x"}, "schedule"),
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+    ],
+)
 def test_bad_options_are_named(bad, message):
     with pytest.raises(InputError, match=message):
         replace(SMALL, **bad)
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ({"model": "vit"}, "model must be one of mlp, cnn"), ({"widths": ()}, "widths"), ({"widths": (0,)}, "widths"),
-    ({"unbiased": 9}, "unbiased"), ({"head": "x"}, "head"), ({"normalised": 0.0}, "normalised"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"model": "vit"}, "model must be one of mlp, cnn"),
+        ({"widths": ()}, "widths"),
+        ({"widths": (0,)}, "widths"),
+        ({"unbiased": 9}, "unbiased"),
+        ({"head": "x"}, "head"),
+        ({"normalised": 0.0}, "normalised"),
+    ],
+)
 def test_bad_architectures_are_named(bad, message):
     with pytest.raises(InputError, match=message):
         Architecture(**bad)

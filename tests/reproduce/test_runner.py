@@ -31,13 +31,23 @@ def _claim(name: str, numbers: dict[str, float], *quantities: Quantity, calls: l
 HOLDS = Quantity("value", 1.0, 1e-3)
 
 
-@pytest.mark.parametrize(("measured", "quantity", "state"), [
-    (1.0005, HOLDS, PASS), (1.01, HOLDS, FAIL), (math.nan, HOLDS, FAIL), (None, HOLDS, FAIL),
-    (2.0, Quantity("value"), REPORT), (None, Quantity("value"), FAIL),
-    (1e-9, Quantity("value", 0.0, 1e-8, "absolute"), PASS), (1e-7, Quantity("value", 0.0, 1e-8, "absolute"), FAIL),
-    (0.5, Quantity("value", 1.0, 0.0, "at most"), PASS), (1.5, Quantity("value", 1.0, 0.0, "at most"), FAIL),
-    (1.5, Quantity("value", 1.0, 0.0, "at least"), PASS), (0.5, Quantity("value", 1.0, 0.0, "at least"), FAIL),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("measured", "quantity", "state"),
+    [
+        (1.0005, HOLDS, PASS),
+        (1.01, HOLDS, FAIL),
+        (math.nan, HOLDS, FAIL),
+        (None, HOLDS, FAIL),
+        (2.0, Quantity("value"), REPORT),
+        (None, Quantity("value"), FAIL),
+        (1e-9, Quantity("value", 0.0, 1e-8, "absolute"), PASS),
+        (1e-7, Quantity("value", 0.0, 1e-8, "absolute"), FAIL),
+        (0.5, Quantity("value", 1.0, 0.0, "at most"), PASS),
+        (1.5, Quantity("value", 1.0, 0.0, "at most"), FAIL),
+        (1.5, Quantity("value", 1.0, 0.0, "at least"), PASS),
+        (0.5, Quantity("value", 1.0, 0.0, "at least"), FAIL),
+    ],
+)
 def test_what_a_measurement_is_worth(measured, quantity, state, tmp_path):
     claim = _claim("row", {} if measured is None else {"value": measured}, quantity)
     (verdict,) = reproduce([claim], tmp_path)

@@ -30,9 +30,22 @@ from ufm_fast.runs.directory import FILES, LOCK, RunDirectory
 
 COMMON = ("--max-steps", "100", "--log-every", "100", "--quiet")
 SOLVE = [
-    "solve", "--classes", "3", "--dim", "3", "--per-class", "1", "--device", "cpu", "--pairwise", "none", "--no-certificate",
-    "--no-log-metrics", "--out", "run",
-]  # fmt: skip
+    "solve",
+    "--classes",
+    "3",
+    "--dim",
+    "3",
+    "--per-class",
+    "1",
+    "--device",
+    "cpu",
+    "--pairwise",
+    "none",
+    "--no-certificate",
+    "--no-log-metrics",
+    "--out",
+    "run",
+]
 RESUME = ["solve", "--resume", "run", *COMMON]
 FAULTS = {"kill": 0, "no space": errno.ENOSPC, "input/output error": errno.EIO}
 

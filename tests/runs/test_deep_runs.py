@@ -19,9 +19,25 @@ from ufm_fast.runs.state import load_state
 from ufm_fast.solvers.solution import Starts, StepRecord
 
 DEEP = (
-    "--classes", "3", "--dim", "5", "--per-class", "2", "--layers", "3", "--widths", "5,6,4", "--loss", "mse",
-    "--lambda-w", "1e-3", "--lambda-h", "1e-3", "--start", "orthogonal",
-)  # fmt: skip
+    "--classes",
+    "3",
+    "--dim",
+    "5",
+    "--per-class",
+    "2",
+    "--layers",
+    "3",
+    "--widths",
+    "5,6,4",
+    "--loss",
+    "mse",
+    "--lambda-w",
+    "1e-3",
+    "--lambda-h",
+    "1e-3",
+    "--start",
+    "orthogonal",
+)
 RELU = (*DEEP[:6], "--layers", "2", "--activation", "relu", "--lambda-w", "1e-3", "--lambda-h", "1e-3", "--start", "normal")
 
 

@@ -226,10 +226,17 @@ def test_steps_and_numbers_that_no_float_holds_are_no_log(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "change",
     [
-        {"theory": 3}, {"theory": {"value": "x"}}, {"certificate": [1]}, {"certificate": {"lower_bound": []}},
-        {"metrics": 1}, {"tol": "x"}, {"steps": "3"}, {"outcome": 1}, {"method": None},
+        {"theory": 3},
+        {"theory": {"value": "x"}},
+        {"certificate": [1]},
+        {"certificate": {"lower_bound": []}},
+        {"metrics": 1},
+        {"tol": "x"},
+        {"steps": "3"},
+        {"outcome": 1},
+        {"method": None},
     ],
-)  # fmt: skip
+)
 def test_a_summary_that_is_none_of_ours_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     run = make(tmp_path / "r")
     run.write_summary({"outcome": "converged", "method": "auto", "steps": 3, "tol": 1e-9, "theory": None, **change})

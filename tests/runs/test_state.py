@@ -51,10 +51,11 @@ PROBLEMS = {
     "counts": {"dim": 4, "counts": [3, 0, 2], "bias": "penalised", "lambda_b": 0.1},
     "labels": {"dim": 4, "labels": [2, 0, 0, 1, 2]},
     "target sets": {
-        "dim": 4, "loss": "pick-all",
+        "dim": 4,
+        "loss": "pick-all",
         "target_sets": TargetSets.create([0, 1, 2, 4, 5], [0, 1, 0, 2, 1], 3, [2, 1, 3, 4]),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)

@@ -25,8 +25,12 @@ DANG = [
     (9, [200, 100, 50, 50], 0.015596261534276),
 ]  # fmt: skip
 DANG_BIAS = [
-    (1, 0.01485), (2, 0.010411157626150), (3, 0.009471785243826), (6, 0.010130556187165), (9, 0.011882921516597),
-]  # fmt: skip
+    (1, 0.01485),
+    (2, 0.010411157626150),
+    (3, 0.009471785243826),
+    (6, 0.010130556187165),
+    (9, 0.011882921516597),
+]
 
 
 @pytest.mark.parametrize(("layers", "counts", "value"), DANG)
@@ -142,9 +146,16 @@ def test_lower_bounds_of_any_depth():
 def test_closed_forms_with_layers(counts, layers, widths, free):
     """A run by the closed form stands still, has the value of theory, and no random start ends below it."""
     problem = Problem(
-        counts=counts, dim=6, layers=layers, widths=widths, loss="mse", bias="free" if free else "none",
-        lambda_w=2e-3, lambda_h=1e-3, **({} if layers == 1 else {"lambda_hidden": 5e-3}),
-    )  # fmt: skip
+        counts=counts,
+        dim=6,
+        layers=layers,
+        widths=widths,
+        loss="mse",
+        bias="free" if free else "none",
+        lambda_w=2e-3,
+        lambda_h=1e-3,
+        **({} if layers == 1 else {"lambda_hidden": 5e-3}),
+    )
     theory = closed_form(problem)
     run = solve(problem, method="closed-form", metrics=False)
     assert run.success
@@ -161,9 +172,16 @@ def test_kinds_without_a_proof_have_none():
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 @pytest.mark.parametrize(
     "case",
-    [{"loss": "ce"}, {"loss": "ce", "smoothing": 0.1, "bias": "free"}, {"loss": "focal"}, {"loss": "pick-all"},
-     {"loss": "mse"}, {"loss": "mse", "bias": "free"}, {"loss": "mse", "bias": "penalised", "lambda_b": 0.1}],
-)  # fmt: skip
+    [
+        {"loss": "ce"},
+        {"loss": "ce", "smoothing": 0.1, "bias": "free"},
+        {"loss": "focal"},
+        {"loss": "pick-all"},
+        {"loss": "mse"},
+        {"loss": "mse", "bias": "free"},
+        {"loss": "mse", "bias": "penalised", "lambda_b": 0.1},
+    ],
+)
 def test_certificates_with_layers_bound_every_value_found(activation, case):
     problem = Problem(counts=[5, 5, 2, 2, 1], dim=8, layers=2, activation=activation, lambda_w=2e-3, lambda_h=1e-3, **case)
     found = [solve(problem, start="normal", metrics=False, max_steps=steps) for steps in (0, 5, 60)]

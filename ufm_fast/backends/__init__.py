@@ -68,6 +68,15 @@ def make_backend(
 
 
 __all__ = [
-    "BACKENDS", "Backend", "Gradients", "HeadInput", "HeadResult", "ReferenceBackend", "RowStatistics", "ShardedBackend",
-    "TiledBackend", "has_triton", "make_backend",
-]  # fmt: skip
+    "BACKENDS",
+    "Backend",
+    "Gradients",
+    "HeadInput",
+    "HeadResult",
+    "ReferenceBackend",
+    "RowStatistics",
+    "ShardedBackend",
+    "TiledBackend",
+    "has_triton",
+    "make_backend",
+]

@@ -24,7 +24,7 @@ from ufm_fast.backends.base import (
     HeadShape,
     LogitGradient,
     weighed,
-)  # fmt: skip
+)
 from ufm_fast.backends.gram import row_blocks
 from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
 

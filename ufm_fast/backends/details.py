@@ -47,7 +47,7 @@ def details(c: Chunk) -> RowDetails:
     above = c.E.gt(own.to(c.E.dtype)).sum(0)
     return RowDetails(
         c.l, _entropy(c), torch.where(first, c.entry_class, c.E.argmax(0)), torch.where(first, 0, above.clamp_min(1))
-    )  # fmt: skip
+    )
 
 
 def _entropy(c: Chunk) -> Tensor:

@@ -16,7 +16,7 @@ from ufm_fast.backends.base import (
     HeadShape,
     LogitGradient,
     RowStatistics,
-)  # fmt: skip
+)
 from ufm_fast.losses import SoftmaxLoss, SquaredError
 
 

@@ -43,7 +43,7 @@ from ufm_fast.backends.base import (
     in_sums_dtype,
     softmax_loss,
     weighed,
-)  # fmt: skip
+)
 from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exchange import Exchange
 from ufm_fast.backends.exponentials import Exponentials, exponentials, target_logits
@@ -204,7 +204,7 @@ class _Gradient:
 
 def _add_products(
     G: ChunkGradient, right: Tensor | None, forward: Tensor | None, left: Tensor, backward: Tensor | None
-) -> None:  # fmt: skip
+) -> None:
     if forward is not None and right is not None:
         G.add_times(right, forward)
     if backward is not None:
@@ -294,9 +294,7 @@ def _targets(sizes: list[Tensor], classes: list[Tensor], start: int, height: int
 class ShardedSweep(Sweep):
     """One pass over all chunks of a place's classes with its rows. ``W`` and ``bias`` are those of the place."""
 
-    def __init__(
-        self, x: HeadInput, layout: Layout, W: Tensor, bias: Tensor | None, height: int, buffer: Tensor
-    ) -> None:  # fmt: skip
+    def __init__(self, x: HeadInput, layout: Layout, W: Tensor, bias: Tensor | None, height: int, buffer: Tensor) -> None:
         self.x, self.loss, self.layout, self.buffer, self.height = x, softmax_loss(x), layout, buffer, height
         self.W, self.bias = W, bias
         self.mean, self.exact, self.mean_bias = _means(layout, W, bias, self.loss.smoothing)
@@ -337,9 +335,15 @@ class ShardedSweep(Sweep):
         told, offset = self._told_by_ranks(x.features, entries, mine, here)
         c = finished(x, slice(0, n), x.features, self.buffer, entries, told, self.layout.classes)
         return replace(
-            c, mass=told.mass * torch.exp(told.offset - offset), entry_row=mine.rows, entry_class=mine.classes,
-            entry_logit=c.entry_logit[here], entry_share=c.entry_share[here], single=False, total=axis.sum_,
-        )  # fmt: skip
+            c,
+            mass=told.mass * torch.exp(told.offset - offset),
+            entry_row=mine.rows,
+            entry_class=mine.classes,
+            entry_logit=c.entry_logit[here],
+            entry_share=c.entry_share[here],
+            single=False,
+            total=axis.sum_,
+        )
 
     def _told_by_ranks(self, h: Tensor, entries: Entries, mine: Entries, here: Tensor) -> tuple[Told, Tensor]:
         """What the ranks' sweeps tell together, and the offset of E here. ``here``: which of the entries are ``mine``."""
@@ -366,7 +370,7 @@ class ShardedSweep(Sweep):
 
 def _exponentials(
     h: Tensor, W: Tensor, bias: Tensor | None, guess: Tensor, mine: Entries, E: Tensor, top: bool
-) -> Exponentials:  # fmt: skip
+) -> Exponentials:
     """`exponentials.exponentials`, also of no classes."""
     if W.shape[0] == 0:
         least = torch.full_like(guess, -math.inf) if top else None

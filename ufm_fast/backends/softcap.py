@@ -22,7 +22,7 @@ from ufm_fast.backends.base import (
     LogitGradient,
     compute_dtype,
     weighed,
-)  # fmt: skip
+)
 from ufm_fast.backends.chunks import chunk_rows
 
 _ARRAYS = 4  # of a chunk's rows x K at a time

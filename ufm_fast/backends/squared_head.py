@@ -13,7 +13,7 @@ from ufm_fast.backends.base import (
     HeadShape,
     LogitGradient,
     in_sums_dtype,
-)  # fmt: skip
+)
 from ufm_fast.backends.gram import GramGradient
 from ufm_fast.backends.residual import ResidualGradient, block_bytes
 from ufm_fast.dense_targets import DenseTargets

@@ -178,9 +178,27 @@ def finished(x: HeadInput, part: slice, h: Tensor, E: Tensor, entries: Entries, 
         # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
         value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, tilt)
     return Chunk(
-        part.start, part.stop, h, E, mass, entries.rows, entries.classes, z, share, M, margin, l, p, log_mass, excess, value,
-        mean, x.row_weight[part].double(), classes, entries.rows.numel() == M.numel(),
-    )  # fmt: skip
+        part.start,
+        part.stop,
+        h,
+        E,
+        mass,
+        entries.rows,
+        entries.classes,
+        z,
+        share,
+        M,
+        margin,
+        l,
+        p,
+        log_mass,
+        excess,
+        value,
+        mean,
+        x.row_weight[part].double(),
+        classes,
+        entries.rows.numel() == M.numel(),
+    )
 
 
 def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: Entries) -> Tensor:

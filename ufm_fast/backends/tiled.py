@@ -38,7 +38,7 @@ from ufm_fast.backends.base import (
     compute_dtype,
     softmax_loss,
     weighed,
-)  # fmt: skip
+)
 from ufm_fast.backends.chunks import Buffers, buffer_bytes, chunk_rows
 from ufm_fast.backends.logit_gradient import ChunkGradient, add_change, uneven
 from ufm_fast.backends.squared_head import SquaredErrorHead

@@ -31,7 +31,7 @@ from ufm_fast.backends.base import (
     RowStatistics,
     softmax_loss,
     weighed,
-)  # fmt: skip
+)
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.backends.squared_head import SquaredErrorHead, room
 from ufm_fast.backends.tiled import TiledSoftmaxHead
@@ -122,11 +122,24 @@ class TritonSoftmaxHead:
         dtype = torch.float32 if x.weight.dtype == torch.float16 else x.weight.dtype
         with _on(x.weight.device):
             softmax_hvp(
-                x.features, x.weight, _bias(x), labels.padded, x.row_weight.float(), slope, bend,
-                loss.smoothing, d_features=v.features.to(dtype), d_weight=v.weight.to(dtype),
-                d_bias=_bias(v), out_features=features, out_weight=weight, out_bias=buffers.bias,
-                chunk_rows=self._chunks.of(x, mode), mode=mode, segments=labels.segments,
-            )  # fmt: skip
+                x.features,
+                x.weight,
+                _bias(x),
+                labels.padded,
+                x.row_weight.float(),
+                slope,
+                bend,
+                loss.smoothing,
+                d_features=v.features.to(dtype),
+                d_weight=v.weight.to(dtype),
+                d_bias=_bias(v),
+                out_features=features,
+                out_weight=weight,
+                out_bias=buffers.bias,
+                chunk_rows=self._chunks.of(x, mode),
+                mode=mode,
+                segments=labels.segments,
+            )
         _hand_over(buffers, out)
         return None
 
@@ -149,10 +162,15 @@ class TritonSoftmaxHead:
             return self._fp8_sweep(x, labels, padded, out)
         loss = softmax_loss(x)
         options: dict[str, Any] = {
-            "grad_features": out.features, "grad_weight": out.weight, "grad_bias": out.bias, "mode": mode,
-            "need_features": out.features is not None, "need_weight": out.weight is not None, "segments": labels.segments,
+            "grad_features": out.features,
+            "grad_weight": out.weight,
+            "grad_bias": out.bias,
+            "mode": mode,
+            "need_features": out.features is not None,
+            "need_weight": out.weight is not None,
+            "segments": labels.segments,
             "fresh": out.fresh,
-        }  # fmt: skip
+        }
         scale, value_fn = x.row_weight.float(), kernel_rows.cross_entropy_value
         arguments = (x.features, x.weight, _bias(x), padded, scale, value_fn, _slope(loss), loss.smoothing)
         with _on(x.weight.device):
@@ -176,10 +194,19 @@ class TritonSoftmaxHead:
         out = out.cleared()
         with _on(x.weight.device):
             result, _ = fp8_value_and_grad(
-                x.features, x.weight, _bias(x), padded, x.row_weight.float(), kernel_rows.cross_entropy_value, _slope(loss),
-                grad_features=out.features, grad_weight=out.weight, grad_bias=out.bias, segments=labels.segments,
+                x.features,
+                x.weight,
+                _bias(x),
+                padded,
+                x.row_weight.float(),
+                kernel_rows.cross_entropy_value,
+                _slope(loss),
+                grad_features=out.features,
+                grad_weight=out.weight,
+                grad_bias=out.bias,
+                segments=labels.segments,
                 chunk_rows=max(self._chunks.of(x, "bf16"), 1),
-            )  # fmt: skip
+            )
         log_ratio = result.log_ratio.double()
         losses = loss.value(log_ratio, result.probability.double())
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
@@ -196,9 +223,16 @@ class _Gradient:
         """The drivers' operator, which has swept the rows."""
         x, loss = self.x, softmax_loss(self.x)
         return logit_gradient(
-            x.features, x.weight, _bias(x), self.padded, x.row_weight.float(), _slope(loss), loss.smoothing,
-            chunk_rows=self.chunk, mode=self.mode,
-        )  # fmt: skip
+            x.features,
+            x.weight,
+            _bias(x),
+            self.padded,
+            x.row_weight.float(),
+            _slope(loss),
+            loss.smoothing,
+            chunk_rows=self.chunk,
+            mode=self.mode,
+        )
 
     def times(self, right: Tensor) -> Tensor:
         if right.shape[1] > MAX_VECTORS:
@@ -230,11 +264,19 @@ class TritonSquaredErrorHead(SquaredErrorHead):
         buffers = _writable(out)
         with _on(x.weight.device):
             value = squared_error_value_and_grad(
-                x.features, x.weight, _bias(x), x.targets.indices, x.row_weight.float(),
-                grad_features=buffers.features, grad_weight=buffers.weight, grad_bias=buffers.bias, mode=mode,
-                need_features=buffers.features is not None, need_weight=buffers.weight is not None,
+                x.features,
+                x.weight,
+                _bias(x),
+                x.targets.indices,
+                x.row_weight.float(),
+                grad_features=buffers.features,
+                grad_weight=buffers.weight,
+                grad_bias=buffers.bias,
+                mode=mode,
+                need_features=buffers.features is not None,
+                need_weight=buffers.weight is not None,
                 segments=Labels.of_head(x).segments,
-            )  # fmt: skip
+            )
         _hand_over(buffers, out)
         return HeadResult(value, None)
 

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 #: Seconds until the first words, then until the next; the last is repeated.
 WAITS = (10.0, 20.0, 30.0, 60.0)
 _WORDS = {
-    "start": "making the start", "steps": "on the first step", "certificate": "proving how good the point is",
+    "start": "making the start",
+    "steps": "on the first step",
+    "certificate": "proving how good the point is",
     "metrics": "measuring the point",
-}  # fmt: skip
+}
 
 
 class Heartbeat(Callback):

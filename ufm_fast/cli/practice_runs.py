@@ -91,10 +91,14 @@ def overlay(paths: list[Path], out: Path | None, model_steps: int, *, json: bool
     found = overlay_of(paths, whole(model_steps, "model_steps", 1))
     drawn = save_figures({"overlay": found.figure}, out or paths[0] / "plots", "out")
     if json:
-        report.print_json({
-            "runs": [str(path) for path in paths], "rows": found.table, "spectra": found.spectra,
-            "figures": [str(path) for path in drawn],
-        })  # fmt: skip
+        report.print_json(
+            {
+                "runs": [str(path) for path in paths],
+                "rows": found.table,
+                "spectra": found.spectra,
+                "figures": [str(path) for path in drawn],
+            }
+        )
         return
     by_balance, by_gap = (report.number(found.table[0][name], 4) for name in MATCHINGS)
     title = f"lambda_H = {by_balance} by balance, {by_gap} by gap; measured against the minimum of the extended model"

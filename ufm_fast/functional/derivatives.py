@@ -55,11 +55,22 @@ class HeadEvaluation(NamedTuple):
 
 
 def value_and_grad(
-    loss: str | Loss, features: Tensor, weight: Tensor, targets: Any, bias: Tensor | None = None, *,
-    row_weight: Tensor | None = None, reduction: str = "mean", lambda_w: float = 0.0, lambda_h: float = 0.0,
-    lambda_b: float = 0.0, smoothing: float = 0.0, gamma: float | None = None, need: Collection[str] = PARTS,
+    loss: str | Loss,
+    features: Tensor,
+    weight: Tensor,
+    targets: Any,
+    bias: Tensor | None = None,
+    *,
+    row_weight: Tensor | None = None,
+    reduction: str = "mean",
+    lambda_w: float = 0.0,
+    lambda_h: float = 0.0,
+    lambda_b: float = 0.0,
+    smoothing: float = 0.0,
+    gamma: float | None = None,
+    need: Collection[str] = PARTS,
     backend: str | Backend = "auto",
-) -> HeadEvaluation:  # fmt: skip
+) -> HeadEvaluation:
     """Value, gradients, accuracy and margins of a penalised head from one sweep over its logits, which are never held.
 
         f = sum_r o_r l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2
@@ -97,11 +108,23 @@ def value_and_grad(
 
 
 def hvp(
-    loss: str | Loss, features: Tensor, weight: Tensor, targets: Any, direction: HeadGradients | tuple[Any, ...],
-    bias: Tensor | None = None, *, row_weight: Tensor | None = None, reduction: str = "mean", lambda_w: float = 0.0,
-    lambda_h: float = 0.0, lambda_b: float = 0.0, smoothing: float = 0.0, gamma: float | None = None,
-    need: Collection[str] = PARTS, backend: str | Backend = "auto",
-) -> HeadGradients:  # fmt: skip
+    loss: str | Loss,
+    features: Tensor,
+    weight: Tensor,
+    targets: Any,
+    direction: HeadGradients | tuple[Any, ...],
+    bias: Tensor | None = None,
+    *,
+    row_weight: Tensor | None = None,
+    reduction: str = "mean",
+    lambda_w: float = 0.0,
+    lambda_h: float = 0.0,
+    lambda_b: float = 0.0,
+    smoothing: float = 0.0,
+    gamma: float | None = None,
+    need: Collection[str] = PARTS,
+    backend: str | Backend = "auto",
+) -> HeadGradients:
     """Hessian of ``value_and_grad``'s f times a direction (v_features, v_weight, v_bias), at about twice its cost.
 
     A part of the direction that is None stands for zeros; v_bias may be left out. Arguments, dtypes and errors otherwise
@@ -127,9 +150,18 @@ def hvp(
 
 
 def _arguments(
-    loss: str | Loss, features: Tensor, weight: Tensor, targets: Any, bias: Tensor | None, row_weight: Tensor | None,
-    reduction: str, smoothing: float, gamma: float | None, need: Collection[str], backend: str | Backend,
-) -> tuple[Backend, HeadInput, list[bool]]:  # fmt: skip
+    loss: str | Loss,
+    features: Tensor,
+    weight: Tensor,
+    targets: Any,
+    bias: Tensor | None,
+    row_weight: Tensor | None,
+    reduction: str,
+    smoothing: float,
+    gamma: float | None,
+    need: Collection[str],
+    backend: str | Backend,
+) -> tuple[Backend, HeadInput, list[bool]]:
     tensors = {"features": features, "weight": weight, "bias": bias}
     checks.check_floats(tensors, one_dtype=True)
     checks.check_shapes(features, weight, bias, ("features", "weight", "bias"))

@@ -108,10 +108,20 @@ def linear_cross_entropy(
 
 
 def linear_focal_loss(
-    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, gamma: float = 2.0,
-    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
-    divisor: float | Tensor | None = None, logit_scale: float | Tensor | None = None, adjustment: Adjustment | None = None,
-) -> Tensor:  # fmt: skip
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    adjustment: Adjustment | None = None,
+) -> Tensor:
     """Focal loss  w_y (1 - p_y)^gamma (-log p_y)  of a linear classifier, without holding the logits.
 
     Shapes and class indices as in ``linear_cross_entropy`` with one head: input (d) or (N, d), linear_weight (K, d),
@@ -132,10 +142,17 @@ def linear_focal_loss(
 
 
 def linear_squared_error(
-    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
-    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
     divisor: float | Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Half squared error  w_y/2 |z - e_y|^2  of linear outputs z to the one-hot target, in O((N + K) d^2).
 
     Gram matrices give value and gradients: no N x K work at all. Shapes, ``weight`` (by the target's class), ignored
@@ -176,8 +193,9 @@ def linear_pick_all(
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
     chosen = Reduction.checked(reduction, linear_weight, (input.shape[0],), None, sample_weight, divisor)
     if input.dim() != 2 or linear_weight.dim() != 2:
-        raise InputError(f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and "
-                         f"{tuple(linear_weight.shape)}")  # fmt: skip
+        raise InputError(
+            f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
     indptr, indices = checked_sets(target, input.shape[0], linear_weight.shape[0], input.device)
     weights = chosen.weights(torch.ones(input.shape[0], dtype=torch.float64, device=input.device))
     return of_rows(features, matrix, bias, indices, indptr, weights, "pick-all", 0.0).to(dtype)

@@ -84,9 +84,16 @@ def loss_arguments(loss: Loss) -> tuple[str, float]:
 
 
 def head_input(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float,
-) -> tuple[Backend, HeadInput]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    loss: str,
+    parameter: float,
+) -> tuple[Backend, HeadInput]:
     """The head, and the backend that knows its loss."""
     targets = _targets(indices, indptr)
     # Backends may read memory directly, so what is strided or expanded is laid out first.
@@ -197,9 +204,17 @@ checked_labels.register_vmap(one_by_one(checked_labels))
 
 @operator(f"({HEAD}, Tensor row_weight, {_LOSS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)")
 def head(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    loss: str,
+    parameter: float,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     """(sum_r row_weight_r l_r, gradients in features, weight and bias), in the dtype of sums."""
     backend, x = head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
     # Fresh memory, which the backend writes: zeroing a gradient first would be a pass over it for nothing.
@@ -210,9 +225,17 @@ def head(
 
 
 def _head_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, loss: str, parameter: float, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    loss: str,
+    parameter: float,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     value = weight.new_empty((), dtype=compute_dtype(weight.dtype))
     return (value, *fake_gradients((features, weight, bias), need))
 
@@ -321,9 +344,15 @@ value_and_gradients = differentiable(head, _head_context, _head_backward, head_t
 
 @operator(f"({HEAD}, {_LOSS}) -> Tensor")
 def head_losses(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, loss: str, parameter: float,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    loss: str,
+    parameter: float,
+) -> Tensor:
     """l_r of each row (R,), in the dtype of sums."""
     backend, x = head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
     if not features.shape[0]:
@@ -332,9 +361,15 @@ def head_losses(
 
 
 def _head_losses_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, loss: str, parameter: float,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    loss: str,
+    parameter: float,
+) -> Tensor:
     return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
 
 
@@ -376,10 +411,20 @@ row_losses = differentiable(head_losses, _losses_context, _losses_backward, _los
     " -> (Tensor, Tensor, Tensor)"
 )
 def head_product(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
-    loss: str, parameter: float, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    v_features: Tensor | None,
+    v_weight: Tensor | None,
+    v_bias: Tensor | None,
+    loss: str,
+    parameter: float,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     """Hessian of the weighted sum times the direction (None is zero), for the parts in ``need``."""
     backend, x = head_input(features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter)
     direction = _direction(x, v_features, v_weight, v_bias)
@@ -391,10 +436,20 @@ def head_product(
 
 
 def _head_product_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None,
-    loss: str, parameter: float, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    v_features: Tensor | None,
+    v_weight: Tensor | None,
+    v_bias: Tensor | None,
+    loss: str,
+    parameter: float,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     return fake_gradients((features, weight, bias), need)
 
 
@@ -414,10 +469,18 @@ def _direction(x: HeadInput, features: Tensor | None, weight: Tensor | None, bia
 
 @operator(f"({HEAD}, Tensor? v_features, Tensor? v_weight, Tensor? v_bias, {_LOSS}) -> Tensor")
 def head_slopes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    v_features: Tensor | None,
+    v_weight: Tensor | None,
+    v_bias: Tensor | None,
+    loss: str,
     parameter: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Slope of each row's loss along the direction (R,):  v_h . G W + h . G v_W + G v_b  with G the logit gradient."""
     backend, x = head_input(features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter)
     v = _direction(x, v_features, v_weight, v_bias)
@@ -429,10 +492,18 @@ def head_slopes(
 
 
 def _head_slopes_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, v_features: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None, loss: str,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    v_features: Tensor | None,
+    v_weight: Tensor | None,
+    v_bias: Tensor | None,
+    loss: str,
     parameter: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
 
 

@@ -59,9 +59,14 @@ class Reduction:
 
     @classmethod
     def checked(
-        cls, reduction: str, matrix: Tensor, shape: tuple[int, ...], class_weight: Tensor | None,
-        sample_weight: Tensor | None, divisor: object,
-    ) -> Reduction:  # fmt: skip
+        cls,
+        reduction: str,
+        matrix: Tensor,
+        shape: tuple[int, ...],
+        class_weight: Tensor | None,
+        sample_weight: Tensor | None,
+        divisor: object,
+    ) -> Reduction:
         """``shape``: that of the row losses."""
         checks.check_reduction(reduction)
         checks.check_class_weight(class_weight, matrix)
@@ -106,9 +111,16 @@ def prepared(tensors: dict[str, Any], logit_scale: object = None) -> tuple[Tenso
 
 
 def single_label(
-    tensors: dict[str, Any], target: Tensor, weights: tuple[Tensor | None, Tensor | None, Any], reduction: str,
-    ignore_index: int, loss: str, parameter: float, logit_scale: object = None, adjustment: object = None,
-) -> Tensor:  # fmt: skip
+    tensors: dict[str, Any],
+    target: Tensor,
+    weights: tuple[Tensor | None, Tensor | None, Any],
+    reduction: str,
+    ignore_index: int,
+    loss: str,
+    parameter: float,
+    logit_scale: object = None,
+    adjustment: object = None,
+) -> Tensor:
     """A loss of one label a row; ``weights``: of classes, of samples, and the divisor."""
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
     adjusted = checks.check_adjustment(adjustment, matrix)
@@ -129,9 +141,16 @@ def single_label(
 
 
 def of_rows(
-    features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, weights: Weights,
-    loss: str, parameter: float, margin: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    weights: Weights,
+    loss: str,
+    parameter: float,
+    margin: Tensor | None = None,
+) -> Tensor:
     """The losses of rows as ``weights`` reduces them, NaN for a mean that is not defined; ``margin`` (K,) of the classes."""
     features = without_ignored(features, weights.kept)
 
@@ -144,9 +163,16 @@ def of_rows(
 
 
 def over_heads(
-    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor, chosen: Reduction, smoothing: float,
-    softcap: float | None = None, margin: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    kept: Tensor,
+    chosen: Reduction,
+    smoothing: float,
+    softcap: float | None = None,
+    margin: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as ``chosen`` says."""
     rows = features.reshape(-1, features.shape[-1])
     shape, (classes, *out) = labels.shape, matrix.shape[:-1]
@@ -183,9 +209,16 @@ def over_heads(
 
 
 def _one_head(
-    features: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, weights: Weights, class_weight: Tensor | None,
-    smoothing: float, softcap: float | None, margin: Tensor | None,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Weights,
+    class_weight: Tensor | None,
+    smoothing: float,
+    softcap: float | None,
+    margin: Tensor | None,
+) -> Tensor:
     """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
     features = without_ignored(features, weights.kept)
     if margin is not None:
@@ -221,9 +254,16 @@ def _unseen(x: Tensor) -> bool:
 
 
 def reduced(
-    features: Tensor, matrix: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None, weights: Weights,
-    loss: str, parameter: float, class_weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    weights: Weights,
+    loss: str,
+    parameter: float,
+    class_weight: Tensor | None = None,
+) -> Tensor:
     """factor_r l_r of each row, or its sum, over the sum of all factors for the mean."""
     inputs = (features, matrix, bias, indices, indptr, class_weight)
     if weights.reduction == "none":
@@ -270,17 +310,22 @@ def of_probabilities(
     classes, *out = matrix.shape[:-1]
     shape = (*features.shape[:-1], classes, *out)
     if tuple(target.shape) != shape:
-        raise InputError(f"target of dtype {target.dtype} must hold class probabilities of shape {shape}, got "
-                         f"{tuple(target.shape)}; class indices must be integers")  # fmt: skip
+        raise InputError(
+            f"target of dtype {target.dtype} must hold class probabilities of shape {shape}, got "
+            f"{tuple(target.shape)}; class indices must be integers"
+        )
     flat = None if bias is None else bias.reshape(-1)
     logits = torch.nn.functional.linear(features, matrix.reshape(-1, matrix.shape[-1]), flat).reshape(shape)
     dtype = compute_dtype(logits.dtype)
     class_weight = None if chosen.class_weight is None else chosen.class_weight.to(dtype)
     plain = chosen.sample_weight is None and chosen.divisor is None
     losses = torch.nn.functional.cross_entropy(
-        logits.to(dtype), target.to(dtype), weight=class_weight, reduction=chosen.how if plain else "none",
+        logits.to(dtype),
+        target.to(dtype),
+        weight=class_weight,
+        reduction=chosen.how if plain else "none",
         label_smoothing=smoothing,
-    )  # fmt: skip
+    )
     if plain:
         return losses
     weights = chosen.weights(torch.ones(losses.shape, dtype=torch.float64, device=losses.device))

@@ -38,9 +38,15 @@ _SECOND = "second derivatives of the entropy are not available; take them of the
 
 @operator(f"({HEAD}, Tensor row_weight, bool[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
 def head_details(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     """(sum_r row_weight_r l_r, its gradients, l, entropy) in the dtype of sums, (argmax, rank) int64."""
     _, x = head_input(features, weight, bias, indices, indptr, None, row_weight, "ce", 0.0)
     buffers = zeros_for((features, weight, bias), need, torch.empty)
@@ -50,9 +56,15 @@ def head_details(
 
 
 def _head_details_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     dtype, number = compute_dtype(weight.dtype), features.shape[0]
     floats = [weight.new_empty(number, dtype=dtype) for _ in range(2)]
     whole = [indices.new_empty(number, dtype=torch.int64) for _ in range(2)]
@@ -64,9 +76,16 @@ head_details.register_fake(_head_details_shapes)
 
 @operator(f"({HEAD}, Tensor row_weight, Tensor entropy_weight, bool[] need) -> (Tensor, Tensor, Tensor)")
 def head_entropy(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, entropy_weight: Tensor, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    entropy_weight: Tensor,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     """The gradient of the weighted sum of row losses and entropies, for the parts in ``need``."""
     _, x = head_input(features, weight, bias, indices, indptr, None, row_weight, "ce", 0.0)
     buffers = zeros_for((features, weight, bias), need)
@@ -75,9 +94,16 @@ def head_entropy(
 
 
 def _head_entropy_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, indptr: Tensor | None,
-    class_weight: Tensor | None, row_weight: Tensor, entropy_weight: Tensor, need: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    indptr: Tensor | None,
+    class_weight: Tensor | None,
+    row_weight: Tensor,
+    entropy_weight: Tensor,
+    need: Sequence[bool],
+) -> tuple[Tensor, ...]:
     return fake_gradients((features, weight, bias), need)
 
 

@@ -34,10 +34,18 @@ class RowOutputs(NamedTuple):
 
 
 def linear_cross_entropy_rows(
-    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, weight: Tensor | None = None,
-    reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
-    divisor: float | Tensor | None = None, logit_scale: float | Tensor | None = None,
-) -> tuple[Tensor, RowOutputs]:  # fmt: skip
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+) -> tuple[Tensor, RowOutputs]:
     """(``linear_cross_entropy`` of the same arguments, ``RowOutputs``), from one sweep over logits that are never held.
 
     Shapes: input (N, d), linear_weight (K, d), linear_bias (K,), target (N,) class indices. The outputs may be differentiated
@@ -50,8 +58,9 @@ def linear_cross_entropy_rows(
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
     checks.check_target(target, features.device)
     if input.dim() != 2 or linear_weight.dim() != 2:
-        raise InputError(f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and "
-                         f"{tuple(linear_weight.shape)}")  # fmt: skip
+        raise InputError(
+            f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
     if target.is_floating_point():
         raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
     checks.check_labels_shape(target, (input.shape[0],))

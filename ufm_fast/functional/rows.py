@@ -41,9 +41,7 @@ def rows_of(x: HeadInput, rows: Tensor) -> HeadInput:
     return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows], margin)
 
 
-def over_rows(
-    rows: Tensor | None, x: HeadInput, out: Gradients, run: Callable[[HeadInput, Gradients], _Result]
-) -> _Result:  # fmt: skip
+def over_rows(rows: Tensor | None, x: HeadInput, out: Gradients, run: Callable[[HeadInput, Gradients], _Result]) -> _Result:
     """``run`` on these rows (None: all), adding or, if ``out`` is fresh, writing; the others get no sum: 0 times NaN is NaN."""
     if rows is None:
         return run(x, out)

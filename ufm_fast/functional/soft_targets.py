@@ -29,10 +29,18 @@ _BLOCK = 1 << 21  # numbers of a block of gathered rows
 
 
 def linear_soft_cross_entropy(
-    input: Tensor, linear_weight: Tensor, indices: Tensor, weights: Tensor, *, indptr: Tensor | None = None,
-    linear_bias: Tensor | None = None, reduction: str = "mean", sample_weight: Tensor | None = None,
-    divisor: float | Tensor | None = None, logit_scale: float | Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    input: Tensor,
+    linear_weight: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    *,
+    indptr: Tensor | None = None,
+    linear_bias: Tensor | None = None,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+) -> Tensor:
     """-sum_k q_k log p_k of every row, q its weights on a few classes, p the softmax of a linear classifier.
 
     Shapes: input (N, d), linear_weight (K, d), linear_bias (K,). Either indices and weights (N, k), negative indices being
@@ -45,8 +53,9 @@ def linear_soft_cross_entropy(
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
     if input.dim() != 2 or linear_weight.dim() != 2:
-        raise InputError(f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and "
-                         f"{tuple(linear_weight.shape)}")  # fmt: skip
+        raise InputError(
+            f"input must have shape (N, d) and linear_weight (K, d), got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
     chosen = Reduction.checked(reduction, linear_weight, (input.shape[0],), None, sample_weight, divisor)
     entries = _entries(indices, weights, indptr, input)
     labels, total, pull = checked_soft(*entries, linear_weight.shape[0])
@@ -72,8 +81,10 @@ def _entries(indices: Tensor, weights: Tensor, indptr: Tensor | None, input: Ten
     if weights.requires_grad:
         raise InputError("weights must not require a gradient; pass weights.detach()")
     if indices.is_floating_point() or indices.dtype == torch.bool or indices.shape != weights.shape:
-        raise InputTypeError(f"indices must be integers of the shape of weights, {tuple(weights.shape)}, got "
-                             f"{indices.dtype} of shape {tuple(indices.shape)}")  # fmt: skip
+        raise InputTypeError(
+            f"indices must be integers of the shape of weights, {tuple(weights.shape)}, got "
+            f"{indices.dtype} of shape {tuple(indices.shape)}"
+        )
     rows, flat = input.shape[0], weights.double().reshape(-1)
     if indptr is None:
         if indices.dim() != 2 or indices.shape[0] != rows:
@@ -163,11 +174,14 @@ def _spread_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 mixed: Callable[..., Any] = differentiable(
-    mix, _mix_context,
+    mix,
+    _mix_context,
     lambda ctx, upstream: (spreading(upstream, *ctx.saved_tensors, ctx.classes).to(ctx.dtype), None, None, None),
     lambda ctx, saved, move, *_: mixed(move, *saved),
-)  # fmt: skip
+)
 spreading: Callable[..., Any] = differentiable(
-    spread, _spread_context, lambda ctx, upstream: (mixed(upstream, *ctx.saved_tensors), None, None, None, None),
+    spread,
+    _spread_context,
+    lambda ctx, upstream: (mixed(upstream, *ctx.saved_tensors), None, None, None, None),
     lambda ctx, saved, move, *_: spreading(move, *saved, ctx.classes),
-)  # fmt: skip
+)

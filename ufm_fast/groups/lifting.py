@@ -38,8 +38,22 @@ def lifted_solution(problem: Problem, minimum: GroupMinimum, *, certificate: boo
     point = Point(W, means[problem.counts > 0], b).to(device=problem.device)
     ended, message = outcome(minimum)
     return Solution(
-        problem=problem, point=point, value=minimum.value, data_value=minimum.data_value, gradient_norm=math.nan,
-        steps=minimum.steps, evaluations=minimum.steps, seconds=minimum.seconds, outcome=ended, message=message,
-        method=METHOD, backend="groups", reduce="groups", variables="groups", start="groups", theory=closed_form(problem),
-        certificate=minimum.certificate if certificate else None, metrics=group_metrics(minimum) if metrics else {},
-    )  # fmt: skip
+        problem=problem,
+        point=point,
+        value=minimum.value,
+        data_value=minimum.data_value,
+        gradient_norm=math.nan,
+        steps=minimum.steps,
+        evaluations=minimum.steps,
+        seconds=minimum.seconds,
+        outcome=ended,
+        message=message,
+        method=METHOD,
+        backend="groups",
+        reduce="groups",
+        variables="groups",
+        start="groups",
+        theory=closed_form(problem),
+        certificate=minimum.certificate if certificate else None,
+        metrics=group_metrics(minimum) if metrics else {},
+    )

@@ -249,6 +249,18 @@ def _with_certificate(
     bias = found.bias if math.isfinite(penalties[2]) else None
     certificate = judge(found.value, Proof(found.bound, found.spectral_ratio))
     return GroupMinimum(
-        groups, loss, *penalties, found.value, found.data_value, found.gaps, found.left, found.sigma, found.right, bias,
-        certificate, found.steps, seconds, found.converged,
-    )  # fmt: skip
+        groups,
+        loss,
+        *penalties,
+        found.value,
+        found.data_value,
+        found.gaps,
+        found.left,
+        found.sigma,
+        found.right,
+        bias,
+        certificate,
+        found.steps,
+        seconds,
+        found.converged,
+    )

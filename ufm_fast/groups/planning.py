@@ -40,10 +40,15 @@ def make_group_plan(problem: Problem) -> GroupPlan:
     groups = problem.samples.groups
     number = len(groups.counts)
     return GroupPlan(
-        samples=problem.num_samples, classes=problem.num_classes, dim=problem.dim, groups=number,
-        most_rank=most_rank(problem, groups), memory=MATRICES * 8 * number**2, free=available_bytes(torch.device("cpu")),
+        samples=problem.num_samples,
+        classes=problem.num_classes,
+        dim=problem.dim,
+        groups=number,
+        most_rank=most_rank(problem, groups),
+        memory=MATRICES * 8 * number**2,
+        free=available_bytes(torch.device("cpu")),
         seconds=DECOMPOSITIONS * decomposition_seconds(number),
-    )  # fmt: skip
+    )
 
 
 def decomposition_seconds(size: int) -> float:

@@ -65,6 +65,10 @@ def _of_size(means: Tensor, sets: Tensor, labels: Tensor) -> dict[str, float]:
     few = slice(None, None, -(-len(a) // MOST_ANGLES))
     every = sum(float(torch.acos((part @ b[few].T).clamp(-1.0, 1.0)).sum()) for part in torch.split(a[few], 512))
     typical = every / len(a[few]) ** 2
-    values = (float(scale.mean()), float(scale.std(correction=0)), float((a * b).sum(1).mean()),
-              float(angle.mean()) / typical if typical > 0 else math.nan)  # fmt: skip
+    values = (
+        float(scale.mean()),
+        float(scale.std(correction=0)),
+        float((a * b).sum(1).mean()),
+        float(angle.mean()) / typical if typical > 0 else math.nan,
+    )
     return dict(zip(names, values, strict=True))

@@ -156,10 +156,12 @@ def _digit_pairs(seed: int) -> DataSet:
 def _pairs(part: Examples, classes: int, singles: int, pairs: int, generator: torch.Generator) -> Examples:
     first, second = torch.triu_indices(classes, classes, 1)
     one = torch.arange(classes).repeat_interleave(singles)
-    sets = torch.cat([
-        torch.stack([one, torch.full_like(one, -1)], 1),
-        torch.stack([first, second], 1).repeat_interleave(pairs, 0),
-    ])  # fmt: skip
+    sets = torch.cat(
+        [
+            torch.stack([one, torch.full_like(one, -1)], 1),
+            torch.stack([first, second], 1).repeat_interleave(pairs, 0),
+        ]
+    )
     shown = torch.where(torch.rand(len(sets), 1, generator=generator) < 0.5, sets, sets.flip(1))  # either order
     halves = [_drawn(part, side, generator) for side in shown.unbind(1)]
     return Examples(torch.cat(halves, dim=3), sets)
@@ -177,5 +179,8 @@ def _drawn(part: Examples, labels: Tensor, generator: torch.Generator) -> Tensor
 
 #: Every data set by its name; glyphs take options of their own in ``load``.
 DATA: dict[str, Callable[[int], DataSet]] = {
-    "digits": _digits, "mnist5k": _mnist5k, "glyphs": lambda seed: load("glyphs", seed=seed), "digit-pairs": _digit_pairs,
-}  # fmt: skip
+    "digits": _digits,
+    "mnist5k": _mnist5k,
+    "glyphs": lambda seed: load("glyphs", seed=seed),
+    "digit-pairs": _digit_pairs,
+}

@@ -119,9 +119,10 @@ def _cnn(shape: tuple[int, int], widths: tuple[int, ...], biased: int) -> nn.Seq
     layers: list[tuple[str, nn.Module]] = []
     for number_, (before, after) in enumerate(zip((1, *CHANNELS), CHANNELS, strict=False), 1):
         layers += [
-            (f"conv{number_}", nn.Conv2d(before, after, 3, padding=1)), (f"conv_relu{number_}", nn.ReLU()),
+            (f"conv{number_}", nn.Conv2d(before, after, 3, padding=1)),
+            (f"conv_relu{number_}", nn.ReLU()),
             (f"pool{number_}", nn.MaxPool2d(2)),
-        ]  # fmt: skip
+        ]
     inputs = CHANNELS[-1] * (shape[0] // 4) * (shape[1] // 4)
     layers += [("flatten", nn.Flatten()), *_linear_layers(inputs, widths, biased)]
     return nn.Sequential(OrderedDict(layers))

@@ -193,9 +193,16 @@ def model_run(tail: Tail, decay: float, steps: int) -> list[dict[str, float]]:
     slower than the layers.
     """
     problem = Problem(
-        loss="mse", labels=tail.labels, dim=tail.W1.shape[1], layers=2, activation="relu", widths=tail.W1.shape[0],
-        lambda_w=decay, lambda_hidden=decay, lambda_h=balanced_penalty(tail, decay),
-    )  # fmt: skip
+        loss="mse",
+        labels=tail.labels,
+        dim=tail.W1.shape[1],
+        layers=2,
+        activation="relu",
+        widths=tail.W1.shape[0],
+        lambda_w=decay,
+        lambda_hidden=decay,
+        lambda_h=balanced_penalty(tail, decay),
+    )
     rows: list[dict[str, float]] = []
 
     def log(record: StepRecord, point: Callable[[], Point]) -> None:
@@ -203,7 +210,14 @@ def model_run(tail: Tail, decay: float, steps: int) -> list[dict[str, float]]:
         rows.append({"step": record.step, **Tail(x.W, x.hidden[0], x.H, tail.labels, tail.counts).collapse()})
 
     solve(
-        problem, method="momentum", variables="balanced", reduce="none", start="normal", max_steps=steps, metrics=False,
-        certificate=False, on_log=log,
-    )  # fmt: skip
+        problem,
+        method="momentum",
+        variables="balanced",
+        reduce="none",
+        start="normal",
+        max_steps=steps,
+        metrics=False,
+        certificate=False,
+        on_log=log,
+    )
     return rows

@@ -23,9 +23,12 @@ DRAWN = {"nc1_quotient": "NC1 quotient", "nc2_means_frame": "NC2 frame", "nc3_fr
 TITLES = ("h", "relu(W$_1$ h)")
 #: What the bars show, with its label.
 BARS = {
-    "diagonal": "diagonal", "|W_2|^2 / |W_1|^2": "|W$_2$|²/|W$_1$|²", "|W_2|^2": "|W$_2$|²", "|W_1|^2": "|W$_1$|²",
+    "diagonal": "diagonal",
+    "|W_2|^2 / |W_1|^2": "|W$_2$|²/|W$_1$|²",
+    "|W_2|^2": "|W$_2$|²",
+    "|W_1|^2": "|W$_1$|²",
     "data loss": "data loss",
-}  # fmt: skip
+}
 MATCHINGS = {"balance": plots.COLOURS[4], "gap": plots.COLOURS[5]}
 
 

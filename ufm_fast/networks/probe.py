@@ -68,11 +68,9 @@ def probe(
             for name, features in outputs.items():
                 wrong[name] += mismatches(found[name], features, labels[name])
     return {
-        name: layer_collapse(
-            found[name], follows.get(name), wrong[name] / found[name].samples if mismatch else None
-        )
+        name: layer_collapse(found[name], follows.get(name), wrong[name] / found[name].samples if mismatch else None)
         for name in order
-    }  # fmt: skip
+    }
 
 
 # ---- hooks -----------------------------------------------------------------------------------------------------------

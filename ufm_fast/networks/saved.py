@@ -49,8 +49,17 @@ def options_of(config: Mapping[str, Any]) -> Options:
     of_network = {name: config[name] for name in ("model", "unbiased", "head", "normalised")}
     architecture = Architecture(widths=tuple(int(part) for part in parts), **of_network)
     names = (
-        "loss", "smoothing", "gamma", "optimiser", "schedule", "learning_rate", "weight_decay", "steps", "batch", "seed",
-    )  # fmt: skip
+        "loss",
+        "smoothing",
+        "gamma",
+        "optimiser",
+        "schedule",
+        "learning_rate",
+        "weight_decay",
+        "steps",
+        "batch",
+        "seed",
+    )
     return Options(architecture=architecture, **{name: config[name] for name in names})
 
 

@@ -88,9 +88,13 @@ def layer_metric(ax: Axes, records: Records, name: str, *, title: str) -> Axes:
 
 
 def _curve(
-    ax: Axes, places: Sequence[float], values: Sequence[float | None], against: str, style: Mapping[str, Any],
+    ax: Axes,
+    places: Sequence[float],
+    values: Sequence[float | None],
+    against: str,
+    style: Mapping[str, Any],
     label: str | None,
-) -> None:  # fmt: skip
+) -> None:
     kept = [(x, y) for x, y in zip(places, values, strict=True) if _shown(y)]
     x, y = [place for place, _ in kept], [value for _, value in kept]
     ax.plot(x, y, **style, marker="o" if len(x) <= FEW else "", markersize=2.5, label=label)

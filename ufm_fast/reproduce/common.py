@@ -22,8 +22,12 @@ Measure = Callable[[Problem, Point], Mapping[str, float]]
 #: What a trajectory is drawn by, with its labels, where the minimum is a simplex or an orthogonal frame.
 TO_SIMPLEX = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
 TO_FRAME = {
-    "gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier_frame": "NC2 W", "nc2_means_frame": "NC2 means", "nc3_frame": "NC3",
-}  # fmt: skip
+    "gap": "loss gap",
+    "nc1_pinv": "NC1",
+    "nc2_classifier_frame": "NC2 W",
+    "nc2_means_frame": "NC2 means",
+    "nc3_frame": "NC3",
+}
 
 
 def trajectory(problem: Problem, *, measure: Measure | None = None, **options: Any) -> tuple[Solution, Rows]:

@@ -41,12 +41,15 @@ def _depth(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "dang2023-depth", PAPER,
+        "dang2023-depth",
+        PAPER,
         "Deep linear networks with squared error collapse to orthogonal frames, at the value of a formula.",
-        "K = 4, n = 100, d = 64, all lambdas 5e-4, SGD .1/.9, 30,000 steps from N(0, .1^2), M = 1, 3, 6", "none",
-        tuple(
-            Quantity(f"value, M = {M}", value, 1e-8, quick=M != 6, quick_tolerance=2e-3) for M, value in MINIMA.items()
-        ),
-        _depth, seconds=230, quick="M = 1 and 3, 10,000 steps", quick_seconds=40,
+        "K = 4, n = 100, d = 64, all lambdas 5e-4, SGD .1/.9, 30,000 steps from N(0, .1^2), M = 1, 3, 6",
+        "none",
+        tuple(Quantity(f"value, M = {M}", value, 1e-8, quick=M != 6, quick_tolerance=2e-3) for M, value in MINIMA.items()),
+        _depth,
+        seconds=230,
+        quick="M = 1 and 3, 10,000 steps",
+        quick_seconds=40,
     ),
-)  # fmt: skip
+)

@@ -33,7 +33,7 @@ def _direct(majority: int, ratio: float, price: float, seed: int) -> tuple[float
     weight = torch.tensor([1.0] * majority + [1 / ratio] * (CLASSES - majority), dtype=torch.float64)
     optimiser = torch.optim.LBFGS(
         [W, H], max_iter=3000, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-11, tolerance_change=1e-16
-    )  # fmt: skip
+    )
 
     def objective() -> Tensor:
         optimiser.zero_grad()
@@ -60,10 +60,17 @@ def _curve(quick: bool) -> Evidence:
             price = layer_peeled_multiplier(groups, (1.0, 1 / ratio), budget)
             value, cosine = _direct(majority, ratio, price, seed=place)
             expected = theory.value + price * budget
-            rows.append({
-                "majority": majority, "ratio": ratio, "value": value, "theory": expected,
-                "deviation": abs(value / expected - 1), "cosine": cosine, "theory_cosine": theory.cosine(1),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "majority": majority,
+                    "ratio": ratio,
+                    "value": value,
+                    "theory": expected,
+                    "deviation": abs(value / expected - 1),
+                    "cosine": cosine,
+                    "theory_cosine": theory.cosine(1),
+                }
+            )
         ratios = [10 ** (i / 8) for i in range(25)]
         lines = [layer_peeled_two_groups(groups, ratio, ENERGY_W, ENERGY_H).cosine(1) for ratio in ratios]
         found = columns([row for row in rows if row["majority"] == majority])
@@ -76,13 +83,18 @@ def _curve(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "fang2021-curve", PAPER, "Beyond a ratio of the class sizes the classifiers of minority classes become one.",
+        "fang2021-curve",
+        PAPER,
+        "Beyond a ratio of the class sizes the classifiers of minority classes become one.",
         "K = 10, E_H = 5, E_W = 1, weights 1 and 1/R, a convex program for R = 1 .. 1000, k_A = 3, 5, 7",
         "the curve by the two-group form; points at R = 1, 3, 10, 100, 1000 by L-BFGS on the penalised form, d = 10",
         (
             *(Quantity(f"ratio of collapse, k_A = {majority}", ratio, 1e-5) for majority, ratio in RATIOS.items()),
             Quantity("largest deviation of a direct minimum", 0.0, 1e-7, "absolute"),
         ),
-        _curve, seconds=30, quick="two points a curve", quick_seconds=12,
+        _curve,
+        seconds=30,
+        quick="two points a curve",
+        quick_seconds=12,
     ),
-)  # fmt: skip
+)

@@ -92,21 +92,32 @@ def _code_quantities() -> tuple[Quantity, ...]:
 
 ROWS = (
     Claim(
-        "garrod2024-rank", PAPER,
+        "garrod2024-rank",
+        PAPER,
         "With two layers and cross-entropy collapse is not optimal: logits of half the rank lie lower.",
         "K = 10, n = 5, L = 2, lambda = 2^-10, d = 70, gradient descent .5, 10 runs",
         "lbfgs in balanced variables; widths 12 and 70; normal and semi-orthogonal starts, 10 each",
         (
-            Quantity("lowest value", LOW_RANK, 1e-8), Quantity("value nearest to the simplex's", SIMPLEX, 1e-8),
+            Quantity("lowest value", LOW_RANK, 1e-8),
+            Quantity("value nearest to the simplex's", SIMPLEX, 1e-8),
             *(Quantity(f"share of low rank, width {width}, {name}") for width in (12, 70) for name in STARTS),
         ),
-        _rank, seconds=20, quick="4 starts each", quick_seconds=5,
+        _rank,
+        seconds=20,
+        quick="4 starts each",
+        quick_seconds=5,
     ),
     Claim(
-        "depth-codes", "ours",
-        "Depth chooses a code: the best logits found with more linear layers span ever fewer dimensions.", "none",
+        "depth-codes",
+        "ours",
+        "Depth chooses a code: the best logits found with more linear layers span ever fewer dimensions.",
+        "none",
         "cross-entropy, lambda = 2^-10, 20 normal starts each; values of the simplex, the cross-polytope, the Petersen "
         "code, (5,16), (6,27), the icosahedron",
-        _code_quantities(), _codes, seconds=60, quick="three of the seven, 8 starts", quick_seconds=5,
+        _code_quantities(),
+        _codes,
+        seconds=60,
+        quick="three of the seven, 8 starts",
+        quick_seconds=5,
     ),
-)  # fmt: skip
+)

@@ -35,10 +35,13 @@ def _measured(training: Training) -> dict[str, float]:
     penalties = DECAY * float(W.square().sum())  # of W and H together: each has half
     train, test = training.evaluate("train"), training.evaluate("test")
     return {
-        "train_accuracy": train["accuracy"], "test_accuracy": test["accuracy"], "loss": train["loss"],
-        "objective": train["loss"] + penalties, "model": ce_minimum(K, max(round(N / K), 1), DECAY, lambda_h),
+        "train_accuracy": train["accuracy"],
+        "test_accuracy": test["accuracy"],
+        "loss": train["loss"],
+        "objective": train["loss"] + penalties,
+        "model": ce_minimum(K, max(round(N / K), 1), DECAY, lambda_h),
         **{name: found[name] for name in MEASURED},
-    }  # fmt: skip
+    }
 
 
 def _large(quick: bool) -> Evidence:
@@ -46,9 +49,13 @@ def _large(quick: bool) -> Evidence:
     epoch = len(data.train) // BATCH
     epochs = 3 if quick else 24
     options = Options(
-        architecture=Architecture(model="cnn", widths=(1024,)), optimiser="adam", learning_rate=1e-3, weight_decay=DECAY,
-        batch=BATCH, steps=epoch * epochs,
-    )  # fmt: skip
+        architecture=Architecture(model="cnn", widths=(1024,)),
+        optimiser="adam",
+        learning_rate=1e-3,
+        weight_decay=DECAY,
+        batch=BATCH,
+        steps=epoch * epochs,
+    )
     training, begun = Training(data, options), time.process_time()
     rows: Rows = []
     for number in (*(n for n in LOOKS if n < epochs), epochs):
@@ -67,7 +74,9 @@ def _large(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "glyphs-large-k", "ours", "A small network of hundreds of classes moves towards collapse as it fits its training set.",
+        "glyphs-large-k",
+        "ours",
+        "A small network of hundreds of classes moves towards collapse as it fits its training set.",
         "none",
         "898 characters that 14 fonts draw, look-alikes left out, CNN with 1024 features, batch 64, Adam 1e-3, decay 1e-5, "
         "24 epochs",
@@ -75,6 +84,9 @@ ROWS = (
             Quantity(name)
             for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED, "classes", "cpu_seconds")
         ),
-        _large, seconds=300, quick="characters that 22 fonts draw, 3 epochs", quick_seconds=20,
+        _large,
+        seconds=300,
+        quick="characters that 22 fonts draw, 3 epochs",
+        quick_seconds=20,
     ),
-)  # fmt: skip
+)

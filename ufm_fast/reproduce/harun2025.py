@@ -44,7 +44,8 @@ def _steps(row: Switch) -> float:
 
 ROWS = (
     Claim(
-        "harun2025-spike", PAPER,
+        "harun2025-spike",
+        PAPER,
         "Least-squares rows for new classes take away the spike of the loss, and training adapts in fewer steps.",
         "ConvNeXt, ImageNet-1K to Places365; lambda .05",
         "digits 0-4 then all ten with replay, MLP 128-128 without a last bias, mse, SGD .05/.9, lambda = decay = 5e-4, 5 seeds",
@@ -57,6 +58,9 @@ ROWS = (
                 for name in VARIANTS
             ),
         ),
-        _spike, seconds=60, quick="600 steps before the switch, one seed", quick_seconds=5,
+        _spike,
+        seconds=60,
+        quick="600 steps before the switch, one seed",
+        quick_seconds=5,
     ),
-)  # fmt: skip
+)

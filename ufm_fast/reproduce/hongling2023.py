@@ -25,16 +25,26 @@ def _threshold(quick: bool) -> Evidence:
         # Their lambda |.|^2 without the 1/2: lambda_W = 5 l, lambda_H = l/20, reg_b = .01.
         lambdas = (10 * level, level / 10, 0.02)
         problem = Problem(
-            loss="ce", counts=[COUNTS[0]] * GROUPS[0] + [COUNTS[1]] * GROUPS[1], dim=10, bias="penalised",
-            lambda_w=lambdas[0], lambda_h=lambdas[1], lambda_b=lambdas[2],
-        )  # fmt: skip
+            loss="ce",
+            counts=[COUNTS[0]] * GROUPS[0] + [COUNTS[1]] * GROUPS[1],
+            dim=10,
+            bias="penalised",
+            lambda_w=lambdas[0],
+            lambda_h=lambdas[1],
+            lambda_b=lambdas[2],
+        )
         solution = solve(problem, start="normal", metrics=False)
         majority, minority = (means - means.mean(0) for means in torch.split(solution.point.H, list(GROUPS)))
         theory = two_group_ce(GROUPS, COUNTS, *lambdas)
-        rows.append({
-            "level": level, "value": solution.value, "theory": theory.value,
-            "deviation": abs(solution.value / theory.value - 1), "spread": float(minority.norm() / majority.norm()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "level": level,
+                "value": solution.value,
+                "theory": theory.value,
+                "deviation": abs(solution.value / theory.value - 1),
+                "spread": float(minority.norm() / majority.norm()),
+            }
+        )
     apart = [row["level"] for row in rows if row["spread"] > COLLAPSED]
     together = [row["level"] for row in rows if row["spread"] <= COLLAPSED]
     numbers = {
@@ -50,7 +60,9 @@ def _threshold(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "hong-ling2023-threshold", PAPER, "Minority classes collapse onto one point once the penalty passes a threshold.",
+        "hong-ling2023-threshold",
+        PAPER,
+        "Minority classes collapse onto one point once the penalty passes a threshold.",
         "5 classes of 500, 5 of 100, lambda_W = 5 l, lambda_H = l/20, reg_b = .01, l .0027 to .0039; 1/300 is ours",
         "d = 10, from a normal start, l also at .0034 and .0036",
         (
@@ -58,6 +70,7 @@ ROWS = (
             Quantity("least level with the minority collapsed", 0.0034),
             Quantity("largest deviation of a value", 0.0, 1e-8, "absolute"),
         ),
-        _threshold, seconds=5,
+        _threshold,
+        seconds=5,
     ),
-)  # fmt: skip
+)

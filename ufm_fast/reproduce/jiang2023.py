@@ -81,17 +81,27 @@ def _quantities() -> tuple[Quantity, ...]:
 
 ROWS = (
     Claim(
-        "jiang2023-codes", PAPER,
+        "jiang2023-codes",
+        PAPER,
         "More classes than dimensions settle on codes: on spheres the minima are the known sharp ones.",
         "hardmax and softmax codes of the same sizes, 1e5 subgradient steps",
         "cross-entropy at t = 10, 8 normal starts (E8: 4)",
-        _quantities(), _codes, seconds=20, quick="without (8, 240)", quick_seconds=8,
+        _quantities(),
+        _codes,
+        seconds=20,
+        quick="without (8, 240)",
+        quick_seconds=8,
     ),
     Claim(
-        "jiang2023-100in10", PAPER,
+        "jiang2023-100in10",
+        PAPER,
         "A hundred classes in ten dimensions can be further apart than what was printed as optimal.",
         "one-vs-rest .61416, by subgradient steps on the worst pair",
         "cross-entropy at t = 5, 10, .. 320, each from the last point",
-        (Quantity("one-vs-rest margin", 0.63, 0.0, "at least"),), _hundred, seconds=60, quick="t up to 40", quick_seconds=12,
+        (Quantity("one-vs-rest margin", 0.63, 0.0, "at least"),),
+        _hundred,
+        seconds=60,
+        quick="t up to 40",
+        quick_seconds=12,
     ),
-)  # fmt: skip
+)

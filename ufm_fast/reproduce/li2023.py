@@ -21,9 +21,12 @@ PAPER = "Li et al., ICML 2024, arXiv 2310.15903"
 HEADS = ("learned", "etf")
 K, PENALTIES, SCALES = 10, (1e-4, 1e-5, 1e-6), (0.8885, 0.9182, 0.9356)
 MEASURES = {
-    "accuracy": "test accuracy", "accuracy_1": "one label", "accuracy_2": "two labels", "cosine": "cosine to tag average",
+    "accuracy": "test accuracy",
+    "accuracy_1": "one label",
+    "accuracy_2": "two labels",
+    "cosine": "cosine to tag average",
     "scale": "$C_2$",
-}  # fmt: skip
+}
 
 
 def _fixed_head(quick: bool) -> Evidence:
@@ -32,20 +35,32 @@ def _fixed_head(quick: bool) -> Evidence:
     for seed in range(1 if quick else 2):
         for head in HEADS:
             options = Options(
-                architecture=Architecture(widths=(128, 128), unbiased=1, head=head), loss="pick-all", seed=seed,
+                architecture=Architecture(widths=(128, 128), unbiased=1, head=head),
+                loss="pick-all",
+                seed=seed,
                 steps=1500 if quick else 4000,
-            )  # fmt: skip
+            )
             begin = time.perf_counter()
             trained = train(data, options)
             seconds, tags = time.perf_counter() - begin, network_tag_average(trained)
             trainable = sum(p.numel() for p in trained.network.parameters() if p.requires_grad)
             test = {name: value for name, value in trained.evaluate("test").items() if name != "loss"}
-            rows.append({
-                "head": head, "seed": seed, **test, "cosine": tags.cosine, "scale": tags.scale, "trainable": trainable,
-                "seconds": seconds,
-            })  # fmt: skip
-    of = {name: {head: median([row[name] for row in rows if row["head"] == head]) for head in HEADS} for name in rows[0]
-          if name not in ("head", "seed")}  # fmt: skip
+            rows.append(
+                {
+                    "head": head,
+                    "seed": seed,
+                    **test,
+                    "cosine": tags.cosine,
+                    "scale": tags.scale,
+                    "trainable": trainable,
+                    "seconds": seconds,
+                }
+            )
+    of = {
+        name: {head: median([row[name] for row in rows if row["head"] == head]) for head in HEADS}
+        for name in rows[0]
+        if name not in ("head", "seed")
+    }
     numbers = {"test accuracies' difference": abs(of["accuracy"]["learned"] - of["accuracy"]["etf"])}
     numbers |= {f"{name}, {head}": of[name][head] for name in (*MEASURES, "trainable") for head in HEADS}
     drawn, axes = plots.panels(len(MEASURES), height=2.0)
@@ -90,7 +105,9 @@ def _tags(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "li2023-tags", PAPER, "The features of a pair of labels are a scaled sum of its labels' class means.",
+        "li2023-tags",
+        PAPER,
+        "The features of a pair of labels are a scaled sum of its labels' class means.",
         "3,100 samples a class and 200 a pair, K = 10; lambda 5e-4 and averaged over batches",
         "d = 16, lambda_W = lambda_H = 1e-4, 1e-5, 1e-6, from a normal start",
         (
@@ -98,10 +115,12 @@ ROWS = (
             Quantity("1 - least cosine to the tag average", 0.0, 1e-8, "absolute"),
             *(Quantity(f"C_2, mu = {mu:g}", value, 1e-4) for mu, value in zip(PENALTIES, SCALES, strict=True)),
         ),
-        _tags, seconds=5,
+        _tags,
+        seconds=5,
     ),
     Claim(
-        "li2023-fixed-head", PAPER,
+        "li2023-fixed-head",
+        PAPER,
         "A classifier that is fixed to a simplex ETF tests as well as a learned one, with fewer parameters to train.",
         "ResNets on multi-label MNIST and CIFAR, SGD .1, wd 5e-4, 200 epochs",
         "digit pairs, MLP 128-128 without a last bias, 4,000 steps, SGD .05/.9, wd 5e-4, medians over 2 seeds",
@@ -109,6 +128,9 @@ ROWS = (
             Quantity("test accuracies' difference", 0.0, 0.03, "absolute", quick_tolerance=0.05),
             *(Quantity(f"{name}, {head}") for name in (*MEASURES, "trainable") for head in HEADS),
         ),
-        _fixed_head, seconds=120, quick="1,500 steps, one seed", quick_seconds=20,
+        _fixed_head,
+        seconds=120,
+        quick="1,500 steps, one seed",
+        quick_seconds=20,
     ),
-)  # fmt: skip
+)

@@ -36,16 +36,21 @@ def _layers(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "rangamani2023-layers", PAPER,
+        "rangamani2023-layers",
+        PAPER,
         "Within-class variance falls against between-class variance from layer to layer, and in the top layers weights and "
         "class means align.",
-        "MLPs, VGG and ResNets on MNIST and CIFAR; squared error", "digits, MLP of 5 layers of 128, mse, 6,000 steps, wd 5e-4",
+        "MLPs, VGG and ResNets on MNIST and CIFAR; squared error",
+        "digits, MLP of 5 layers of 128, mse, 6,000 steps, wd 5e-4",
         (
             Quantity("largest NC1 quotient / that of the layer before", 1.0, 0.0, "at most"),
             Quantity("alignment, least of the last two - first", 0.0, 0.0, "at least"),
             Quantity("mismatch, largest of the last three layers", 0.0, 0.0, "at most", quick_tolerance=0.02),
             *(Quantity(f"{name}, layer {n}") for name in ("NC1 quotient", "alignment") for n in range(1, DEPTH + 1)),
         ),
-        _layers, seconds=45, quick="1,500 steps", quick_seconds=6,
+        _layers,
+        seconds=45,
+        quick="1,500 steps",
+        quick_seconds=6,
     ),
-)  # fmt: skip
+)

@@ -141,15 +141,18 @@ def _verdict(claim: Claim, judgements: list[Judgement], quick: bool) -> Verdict:
     worst = max(judgements, key=lambda judgement: judgement.strain)
     quantities = tuple(
         {
-            "name": j.quantity.name, "measured": j.measured, "theory": j.quantity.theory, "relation": j.quantity.relation,
-            "deviation": j.deviation, "tolerance": j.tolerance, "state": j.state,
+            "name": j.quantity.name,
+            "measured": j.measured,
+            "theory": j.quantity.theory,
+            "relation": j.quantity.relation,
+            "deviation": j.deviation,
+            "tolerance": j.tolerance,
+            "state": j.state,
         }
         for j in judgements
-    )  # fmt: skip
+    )
     shown = worst.quantity
-    return Verdict(
-        claim.name, state, shown.name, worst.measured, shown.theory, worst.deviation, 0.0, 0.0, quick, quantities
-    )  # fmt: skip
+    return Verdict(claim.name, state, shown.name, worst.measured, shown.theory, worst.deviation, 0.0, 0.0, quick, quantities)
 
 
 def _write(claim: Claim, evidence: Evidence, verdict: Verdict, folder: Path, quick: bool) -> None:

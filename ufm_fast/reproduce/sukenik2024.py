@@ -40,9 +40,11 @@ def strongly_regular_start() -> Point:
         incidence[list(edge), column] = 1.0
     identity = torch.eye(VERTICES, dtype=torch.float64)
     factors = [
-        _padded(torch.eye(len(edges), dtype=torch.float64), len(edges)), _padded(incidence.T, len(edges)),
-        *[_padded(identity, WIDTH)] * (LAYERS - 2), _padded(incidence.T - 0.5, WIDTH),
-    ]  # fmt: skip
+        _padded(torch.eye(len(edges), dtype=torch.float64), len(edges)),
+        _padded(incidence.T, len(edges)),
+        *[_padded(identity, WIDTH)] * (LAYERS - 2),
+        _padded(incidence.T - 0.5, WIDTH),
+    ]
     norm = math.prod(float(factor.norm()) for factor in factors) ** (1 / len(factors))
     W, H, *hidden = (factor * norm / factor.norm() for factor in factors)
     return Point(W, H, None, tuple(hidden))
@@ -74,7 +76,8 @@ def _graph(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "sukenik2024-srg", PAPER,
+        "sukenik2024-srg",
+        PAPER,
         "With four ReLU layers deep neural collapse is not optimal: features of strongly regular graphs lie lower.",
         "K = 10, L = 4, lambda = .004, width 30, gradient descent .5, 10 runs",
         "lbfgs with kinks rounded ever less, from the graph and from normal starts; n = 1",
@@ -83,6 +86,9 @@ ROWS = (
             Quantity("value from a random start / frame, worst", 0.93, 0.0, "at most"),
             Quantity("value from a random start / frame, best"),
         ),
-        _graph, seconds=80, quick="2 random starts", quick_seconds=20,
+        _graph,
+        seconds=80,
+        quick="2 random starts",
+        quick_seconds=20,
     ),
-)  # fmt: skip
+)

@@ -23,9 +23,23 @@ from ufm_fast.reproduce import (
 from ufm_fast.reproduce.claim import Claim
 
 _PAPERS = (
-    tirer2022, tirer2022_network, zhu2021, zhou2022, dang2023, garrod2024, sukenik2024, yaras2022, jiang2023, fang2021,
-    hongling2023, thrampoulidis2022, li2023, rangamani2023, harun2025, glyphs,
-)  # fmt: skip
+    tirer2022,
+    tirer2022_network,
+    zhu2021,
+    zhou2022,
+    dang2023,
+    garrod2024,
+    sukenik2024,
+    yaras2022,
+    jiang2023,
+    fang2021,
+    hongling2023,
+    thrampoulidis2022,
+    li2023,
+    rangamani2023,
+    harun2025,
+    glyphs,
+)
 
 #: Every claim by its name.
 CLAIMS: dict[str, Claim] = {row.name: row for paper in _PAPERS for row in paper.ROWS}

@@ -22,10 +22,15 @@ def _seli(quick: bool) -> Evidence:
         theory = two_group_ce((2, 2), (10, 1), lam, lam)
         cosines = [found["cosine_majority"], found["cosine_minority"]]
         deviation = max(abs(cosine - theory.cosine(group)) for group, cosine in enumerate(cosines))
-        rows.append({
-            "lambda": lam, "majority": cosines[0], "minority": cosines[1], "deviation": deviation,
-            "distance": found["seli_classifier"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "lambda": lam,
+                "majority": cosines[0],
+                "minority": cosines[1],
+                "deviation": deviation,
+                "distance": found["seli_classifier"],
+            }
+        )
     numbers = {"largest deviation of a cosine": max(row["deviation"] for row in rows)}
     numbers |= {f"distance to SELI, lambda = {row['lambda']:g}": row["distance"] for row in rows}
     drawn, (ax,) = plots.panels()
@@ -36,7 +41,8 @@ def _seli(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "thrampoulidis2022-seli", PAPER,
+        "thrampoulidis2022-seli",
+        PAPER,
         "As penalties vanish the geometry of unequal classes tends to that of the simplex-encoded labels.",
         "the limit lambda to 0; the rate (one over the logarithm) is ours",
         "counts 10, 10, 1, 1, d = 8, lambda 1e-3, 1e-5, 1e-7",
@@ -44,6 +50,7 @@ ROWS = (
             Quantity("largest deviation of a cosine", 0.0, 1e-6, "absolute"),
             *(Quantity(f"distance to SELI, lambda = {lam:g}") for lam in PENALTIES),
         ),
-        _seli, seconds=2,
+        _seli,
+        seconds=2,
     ),
-)  # fmt: skip
+)

@@ -130,52 +130,76 @@ def _zero(name: str, tolerance: float) -> Quantity:
 
 ROWS = (
     Claim(
-        "tirer2022-frame", PAPER,
+        "tirer2022-frame",
+        PAPER,
         "Without a bias every minimiser of the squared error is an orthogonal frame with W parallel to the class means.",
-        "the objective; gradient descent", OURS + "; gd and momentum over all samples, raw variables",
+        "the objective; gradient descent",
+        OURS + "; gd and momentum over all samples, raw variables",
         tuple(
             quantity
             for method in ("gd", "momentum")
             for quantity in (
-                Quantity(f"value, {method}", FRAME, 1e-9), _zero(f"nc1_pinv, {method}", 1e-12),
-                _zero(f"nc2_classifier_frame, {method}", 1e-8), _zero(f"nc2_means_frame, {method}", 1e-8),
+                Quantity(f"value, {method}", FRAME, 1e-9),
+                _zero(f"nc1_pinv, {method}", 1e-12),
+                _zero(f"nc2_classifier_frame, {method}", 1e-8),
+                _zero(f"nc2_means_frame, {method}", 1e-8),
                 _zero(f"self_duality_uncentred, {method}", 1e-8),
             )
         ),
-        _frame, seconds=3,
+        _frame,
+        seconds=3,
     ),
     Claim(
-        "tirer2022-simplex", PAPER, "With a bias that is not penalised every minimiser is a simplex ETF.",
-        "the objective; gradient descent", OURS + "; momentum over all samples, raw variables",
+        "tirer2022-simplex",
+        PAPER,
+        "With a bias that is not penalised every minimiser is a simplex ETF.",
+        "the objective; gradient descent",
+        OURS + "; momentum over all samples, raw variables",
         (
-            Quantity("value", SIMPLEX, 1e-9), _zero("nc1_pinv", 1e-12), _zero("nc2_classifier", 1e-8),
-            _zero("nc2_means", 1e-8), _zero("nc3", 1e-8),
+            Quantity("value", SIMPLEX, 1e-9),
+            _zero("nc1_pinv", 1e-12),
+            _zero("nc2_classifier", 1e-8),
+            _zero("nc2_means", 1e-8),
+            _zero("nc3", 1e-8),
         ),
-        _simplex, seconds=3,
+        _simplex,
+        seconds=3,
     ),
     *(
         Claim(
-            f"tirer2022-{name}", PAPER,
+            f"tirer2022-{name}",
+            PAPER,
             f"With one more {name.removesuffix('2')} layer minimisers are frames in every layer, alike in energy.",
             "the objective; gradient descent",
             OURS.split(", float64")[0] + f", M = 2, width 20, {start} starts in balanced variables" + more,
             (
-                Quantity("value, worst seed", TWO_LAYERS, 1e-8), _zero("nc2_means_frame, H", 1e-8),
-                _zero("nc2_means_frame, behind the layer", 1e-8), _zero("nc2_classifier_frame", 1e-8),
-                _zero("layer energies, largest / least - 1", 1e-8), *extra,
+                Quantity("value, worst seed", TWO_LAYERS, 1e-8),
+                _zero("nc2_means_frame, H", 1e-8),
+                _zero("nc2_means_frame, behind the layer", 1e-8),
+                _zero("nc2_classifier_frame", 1e-8),
+                _zero("layer energies, largest / least - 1", 1e-8),
+                *extra,
             ),
-            measure, seconds=seconds, quick=quick, quick_seconds=quick_seconds,
+            measure,
+            seconds=seconds,
+            quick=quick,
+            quick_seconds=quick_seconds,
         )
         for name, start, more, extra, measure, seconds, quick, quick_seconds in (
             ("linear2", "orthogonal", ", 10 seeds", (), _linear2, 3, "3 seeds", 1),
             (
-                "relu2", "normal", ", 10 seeds; momentum .1/.9 at lambda 5e-4, 30,000 steps over all samples",
+                "relu2",
+                "normal",
+                ", 10 seeds; momentum .1/.9 at lambda 5e-4, 30,000 steps over all samples",
                 (
                     Quantity("value, lbfgs at lambda 5e-4", WEAK, 1e-8),
                     Quantity("value, momentum at lambda 5e-4", WEAK, 1e-4, quick=False),
-                ), _relu2, 40,
-                "3 seeds, 2,000 momentum steps", 6,
+                ),
+                _relu2,
+                40,
+                "3 seeds, 2,000 momentum steps",
+                6,
             ),
         )
     ),
-)  # fmt: skip
+)

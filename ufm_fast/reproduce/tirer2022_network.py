@@ -16,7 +16,7 @@ DECAY, WIDTH = 2e-3, 128
 def _trained(steps: int, seed: int) -> tuple[Training, Rows]:
     options = Options(
         architecture=Architecture(widths=(WIDTH, WIDTH), unbiased=2), loss="mse", weight_decay=DECAY, steps=steps, seed=seed
-    )  # fmt: skip
+    )
     training, rows, spaced = Training(load("digits"), options), [], log_spaced(per_decade=10)
     while training.step < steps:
         training.run(until=min(max(next(spaced), training.step), steps))
@@ -46,7 +46,8 @@ def _network(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "tirer2022-network", PAPER,
+        "tirer2022-network",
+        PAPER,
         "The extended model predicts the geometry of a network's last two layers; the size of its loss it does not.",
         "ResNet18 with two more layers on MNIST, SGD",
         "digits, MLP 128-128, last two layers without bias, mse, lambda 2e-3, 6,000 steps, medians over 3 seeds",
@@ -54,9 +55,13 @@ ROWS = (
             Quantity("largest off-diagonal / diagonal", 0.0, 0.05, "absolute", quick_tolerance=0.1),
             Quantity("|W_2|^2 / |W_1|^2", 1.0, 0.05, quick_tolerance=0.5),
             Quantity("NC1 quotient, layer 2 / layer 1", 1.0, 0.0, "at most"),
-            Quantity("lambda_H by balance"), Quantity("lambda_H by gap"),
+            Quantity("lambda_H by balance"),
+            Quantity("lambda_H by gap"),
             *(Quantity(f"measured / predicted by {m}, {name}") for m in ("balance", "gap") for name in BARS),
         ),
-        _network, seconds=90, quick="2,500 steps, one seed", quick_seconds=20,
+        _network,
+        seconds=90,
+        quick="2,500 steps, one seed",
+        quick_seconds=20,
     ),
-)  # fmt: skip
+)

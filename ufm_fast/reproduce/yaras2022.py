@@ -32,10 +32,15 @@ def _spheres(quick: bool) -> Evidence:
         begin: dict[str, Any] = {"start": "normal"} if temperature <= 10 else {"initial": point}
         solution = solve(sphere(10, 16, temperature), **begin)
         point = solution.point
-        rows.append({
-            "temperature": temperature, "value": solution.value, "theory": theory,
-            "nc2_classifier": solution.metrics["nc2_classifier"], "evaluations": solution.evaluations,
-        })  # fmt: skip
+        rows.append(
+            {
+                "temperature": temperature,
+                "value": solution.value,
+                "theory": theory,
+                "nc2_classifier": solution.metrics["nc2_classifier"],
+                "evaluations": solution.evaluations,
+            }
+        )
     numbers = {f"value, t = {row['temperature']:g}": row["value"] for row in rows}
     drawn, (ax,) = plots.panels()
     ax.plot([row["temperature"] for row in rows], [row["value"] for row in rows], "o", label="found")
@@ -80,24 +85,35 @@ def _network(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "yaras2022-spheres", PAPER,
+        "yaras2022-spheres",
+        PAPER,
         "With unit features and classifier rows the only minima are simplex ETFs, at any temperature.",
         "temperatures .001 to 100 of networks",
         "K = 10, d = 16, n = 1; normal starts up to t = 10, then t = 30 and 100 in turn",
         tuple(Quantity(f"value, t = {t:g}", value, 1e-9) for t, value in FLOORS.items()),
-        _spheres, seconds=3,
+        _spheres,
+        seconds=3,
     ),
     Claim(
-        "yaras2022-saddle", PAPER, "Where all rows of W, and all of H, are one, there is a direction downwards.",
-        "strict saddles, no eigenvalue given", "t = 10, d = 8, K = 4, 6, 50; the eigenvalue -t/K is ours",
+        "yaras2022-saddle",
+        PAPER,
+        "Where all rows of W, and all of H, are one, there is a direction downwards.",
+        "strict saddles, no eigenvalue given",
+        "t = 10, d = 8, K = 4, 6, 50; the eigenvalue -t/K is ours",
         tuple(Quantity(f"smallest eigenvalue, K = {K}", -TEMPERATURE / K, 1e-8) for K in SADDLES),
-        _saddle, seconds=2,
+        _saddle,
+        seconds=2,
     ),
     Claim(
-        "yaras2022-network", PAPER, "With unit features and classifier rows a network fits its training set in fewer steps.",
+        "yaras2022-network",
+        PAPER,
+        "With unit features and classifier rows a network fits its training set in fewer steps.",
         "ResNets on CIFAR, t = 1, logits t <w, h>, rows renormalised after each step",
         "digits, MLP 128-128 without a last bias, ce, t = 10, SGD .05/.9, normalised in the forward pass, medians over 3 seeds",
         (Quantity("steps, unit / plain", 1.0, 0.0, "at most"), Quantity("steps, plain"), Quantity("steps, unit")),
-        _network, seconds=60, quick="one seed", quick_seconds=3,
+        _network,
+        seconds=60,
+        quick="one seed",
+        quick_seconds=3,
     ),
-)  # fmt: skip
+)

@@ -24,9 +24,11 @@ SIZES: dict[str, Any] = {"classes": 10, "dim": 16, "per_class": N_EACH, "lambda_
 KINDS = ("zero", "pairs of classes as one", "six classes of ten")
 #: Loss -> its settings, and the minimum.
 LOSSES: dict[str, tuple[dict[str, Any], float]] = {
-    "ce": ({"loss": "ce"}, 0.0783967876), "mse": ({"loss": "mse", "bias": "free"}, 0.0100060559),
-    "smoothing": ({"loss": "ce", "smoothing": 0.05}, 0.3341436005), "focal": ({"loss": "focal", "gamma": 3.0}, 0.0374474570),
-}  # fmt: skip
+    "ce": ({"loss": "ce"}, 0.0783967876),
+    "mse": ({"loss": "mse", "bias": "free"}, 0.0100060559),
+    "smoothing": ({"loss": "ce", "smoothing": 0.05}, 0.3341436005),
+    "focal": ({"loss": "focal", "gamma": 3.0}, 0.0374474570),
+}
 NETWORK = Options(steps=2000, weight_decay=5e-4)
 
 
@@ -110,10 +112,15 @@ def _networks(quick: bool) -> Evidence:
         for seed in seeds:
             trained = train(data, replace(options, loss=loss, seed=seed))
             layer = by_layer(trained)[-1]
-            rows.append({
-                "loss": loss, "seed": seed, "accuracy": trained.evaluate("test")["accuracy"],
-                "train_accuracy": trained.evaluate("train")["accuracy"], "nc1_quotient": layer.nc1_quotient,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "loss": loss,
+                    "seed": seed,
+                    "accuracy": trained.evaluate("test")["accuracy"],
+                    "train_accuracy": trained.evaluate("train")["accuracy"],
+                    "nc1_quotient": layer.nc1_quotient,
+                }
+            )
     accuracy = {loss: median([row["accuracy"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
     collapse = {loss: median([row["nc1_quotient"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
     numbers = {"spread of test accuracies": max(accuracy.values()) - min(accuracy.values())}
@@ -126,29 +133,41 @@ def _networks(quick: bool) -> Evidence:
 
 ROWS = (
     Claim(
-        "zhou2022-losses", PAPER,
+        "zhou2022-losses",
+        PAPER,
         "Cross-entropy, squared error, label smoothing and focal loss all have simplex ETFs as their only minimisers.",
         "smoothing .05, focal gamma 3, wd = 5e-4; networks on images",
         "K = 10, d = 16, n = 5, lambda 5e-4, no bias (squared error: free); lbfgs, and momentum over all samples",
         tuple(Quantity(f"value, {name}", theory, 1e-9) for name, (_, theory) in LOSSES.items())
         + tuple(Quantity(f"nc2_classifier, {name}", 0.0, 1e-7, "absolute", quick_tolerance=2e-2) for name in LOSSES),
-        _losses, seconds=40, quick="1,000 momentum steps instead of up to 20,000", quick_seconds=8,
+        _losses,
+        seconds=40,
+        quick="1,000 momentum steps instead of up to 20,000",
+        quick_seconds=8,
     ),
     Claim(
-        "zhou2022-saddles", PAPER, "Every critical point that is no global minimum is a strict saddle.",
+        "zhou2022-saddles",
+        PAPER,
+        "Every critical point that is no global minimum is a strict saddle.",
         "proved for cross-entropy, smoothing and squared error, locally for the focal loss; no eigenvalue given",
         "K = 10, d = 16, n = 5, lambda 5e-4, no bias; the eigenvalue mu - |G| in balanced variables is ours",
         tuple(Quantity(f"largest deviation, {kind}", 0.0, 1e-8, "absolute") for kind in KINDS),
-        _saddles, seconds=5,
+        _saddles,
+        seconds=5,
     ),
     Claim(
-        "zhou2022-networks", PAPER,
+        "zhou2022-networks",
+        PAPER,
         "Networks trained to collapse with any of the four losses test equally well.",
-        "WRN50, CIFAR10 and others, 200 epochs and more", "digits, MLP 128-128, 2,000 steps, medians over 3 seeds",
+        "WRN50, CIFAR10 and others, 200 epochs and more",
+        "digits, MLP 128-128, 2,000 steps, medians over 3 seeds",
         (
             Quantity("spread of test accuracies", 0.0, 0.03, "absolute"),
             *(Quantity(f"NC1 quotient, {loss}") for loss in LOSSES),
         ),
-        _networks, seconds=80, quick="300 steps, one seed", quick_seconds=5,
+        _networks,
+        seconds=80,
+        quick="300 steps, one seed",
+        quick_seconds=5,
     ),
-)  # fmt: skip
+)

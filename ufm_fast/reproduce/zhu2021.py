@@ -19,9 +19,7 @@ def _simplex(quick: bool) -> Evidence:
     rows: Rows = []
     for K in CLASSES[:2] if quick else CLASSES:
         lam = STRENGTH / K
-        problem = Problem(
-            loss="ce", classes=K, dim=K, per_class=1, bias="penalised", lambda_w=lam, lambda_h=lam, lambda_b=lam
-        )  # fmt: skip
+        problem = Problem(loss="ce", classes=K, dim=K, per_class=1, bias="penalised", lambda_w=lam, lambda_h=lam, lambda_b=lam)
         solution = solve(problem, start="normal", pairwise="none")
         gap = 1.0 if solution.certificate is None else solution.certificate.relative_gap
         row = {"value": solution.value, "nc2_classifier": solution.metrics["nc2_classifier"]}
@@ -37,19 +35,21 @@ def _simplex(quick: bool) -> Evidence:
 
 def _quantities(K: int) -> tuple[Quantity, ...]:
     quick = K in CLASSES[:-1]
-    zeros = tuple(
-        Quantity(f"{name}, K = {K}", 0.0, 1e-7, "absolute", quick) for name in (*list(MEASURES)[:3], "relative_gap")
-    )  # fmt: skip
+    zeros = tuple(Quantity(f"{name}, K = {K}", 0.0, 1e-7, "absolute", quick) for name in (*list(MEASURES)[:3], "relative_gap"))
     return (Quantity(f"value, K = {K}", ce_minimum(K, 1, STRENGTH / K, STRENGTH / K), 1e-9, quick=quick), *zeros)
 
 
 ROWS = (
     Claim(
-        "zhu2021-simplex", PAPER,
+        "zhu2021-simplex",
+        PAPER,
         "Cross-entropy with weight decay on W, H and b has no minimisers but simplex ETFs, found from any start.",
         "penalties (wd/2)|.|^2; networks on images",
         "K = d = 10, 100, 1000, n = 1, lambda = .05/K on W, H and b, random starts",
         tuple(quantity for K in CLASSES for quantity in _quantities(K)),
-        _simplex, seconds=20, quick="K = 10 and 100", quick_seconds=1,
+        _simplex,
+        seconds=20,
+        quick="K = 10 and 100",
+        quick_seconds=1,
     ),
-)  # fmt: skip
+)

@@ -124,9 +124,13 @@ def _comparison(runs: list[RunDirectory]) -> Figure:
     axes = figure.subplots(2, 3).ravel()
     measured_from = " or ".join(dict.fromkeys(name for _, name in references.values()))
     titles = {
-        "gap": f"relative gap to {measured_from}", "gradient_norm": "gradient norm", "nc1_pinv": "NC1",
-        "nc2_classifier": "NC2, classifier", "nc2_means": "NC2, class means", "nc3": "NC3",
-    }  # fmt: skip
+        "gap": f"relative gap to {measured_from}",
+        "gradient_norm": "gradient norm",
+        "nc1_pinv": "NC1",
+        "nc2_classifier": "NC2, classifier",
+        "nc2_means": "NC2, class means",
+        "nc3": "NC3",
+    }
     labels = _group_labels(list(groups.values()))
     for number, group in enumerate(groups.values()):
         logs = [_with_gap(run, references[_problem_key(run)][0]) for run in group]

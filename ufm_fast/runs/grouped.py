@@ -87,11 +87,15 @@ def save_groups(run: RunDirectory, problem: Problem, best: GroupMinimum, seconds
     if problem.samples.given_labels is not None:
         tensors["sample_labels"] = problem.samples.given_labels.clone()
     metadata = {
-        "format": FORMAT, "step": str(best.steps), "seconds": repr(seconds), "converged": repr(best.converged),
+        "format": FORMAT,
+        "step": str(best.steps),
+        "seconds": repr(seconds),
+        "converged": repr(best.converged),
         **{name: repr(getattr(best, name)) for name in _NUMBERS},
-        "lower_bound": repr(best.certificate.lower_bound), "spectral_ratio": repr(best.certificate.spectral_ratio),
+        "lower_bound": repr(best.certificate.lower_bound),
+        "spectral_ratio": repr(best.certificate.spectral_ratio),
         "checksum": checksum(tensors),
-    }  # fmt: skip
+    }
     with run.alone(), atomic(run.state_file) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -115,9 +119,15 @@ def load_groups(run: RunDirectory) -> GroupMinimum | None:
         proof = Proof(float(metadata["lower_bound"]), float(metadata["spectral_ratio"]))
         loss = make_loss(run.config["loss"], smoothing=run.config["smoothing"])
         return GroupMinimum(
-            groups, loss, **numbers, **arrays, certificate=judge(numbers["value"], proof), steps=int(metadata["step"]),
-            seconds=float(metadata["seconds"]), converged=metadata["converged"] == "True",
-        )  # fmt: skip
+            groups,
+            loss,
+            **numbers,
+            **arrays,
+            certificate=judge(numbers["value"], proof),
+            steps=int(metadata["step"]),
+            seconds=float(metadata["seconds"]),
+            converged=metadata["converged"] == "True",
+        )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"run: {run.state_file} lacks numbers of its groups ({error}); the file was damaged") from error
 

@@ -99,13 +99,19 @@ class StartLoop:
         objective, options, every, callbacks = self.objective, self.options, self.options.log_every, self.callbacks
         callbacks.phase("steps")
         return minimise(  # which lets go of the start
-            objective, METHODS[options.method].make(objective.problem, options), point,
-            tol=options.tol, max_steps=options.max_steps, on_save=self._saving(),
+            objective,
+            METHODS[options.method].make(objective.problem, options),
+            point,
+            tol=options.tol,
+            max_steps=options.max_steps,
+            on_save=self._saving(),
             on_log=lambda record, x: callbacks.log(record, partial(objective.to_model, x)),
-            on_step=callbacks.step, measure=self._measure if self._measuring else None,
+            on_step=callbacks.step,
+            measure=self._measure if self._measuring else None,
             log_points=log_spaced() if every is None else iter(range(0, 1 << 62, every)),
-            first_step=self.spent.steps, previous_seconds=self.spent.seconds,
-        )  # fmt: skip
+            first_step=self.spent.steps,
+            previous_seconds=self.spent.seconds,
+        )
 
     @property
     def _measuring(self) -> bool:

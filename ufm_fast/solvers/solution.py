@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 
 _NO_CERTIFICATE = {
-    "kind": "none", "certified": False, "lower_bound": None, "relative_gap": None, "spectral_ratio": None,
+    "kind": "none",
+    "certified": False,
+    "lower_bound": None,
+    "relative_gap": None,
+    "spectral_ratio": None,
     "reason": "not asked for, or the point is not finite",
-}  # fmt: skip
+}
 
 
 class Outcome(str, Enum):

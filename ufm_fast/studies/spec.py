@@ -105,11 +105,16 @@ def make_study(content: Mapping[str, Any], name: str) -> Study:
     axes = tuple(_axes(sections["axes"]))
     solve = {_setting(key): typed(_setting(key), value, "", "[solve] ") for key, value in sections["solve"].items()}
     study = Study(
-        name, dict(content), solve, axes, derived,
+        name,
+        dict(content),
+        solve,
+        axes,
+        derived,
         jobs=whole(options.get("jobs", 1), "study: jobs", 1),
         starts=None if "starts" not in options else whole(options["starts"], "study: starts", 1),
-        warm=options.get("warm"), plots=tuple(_plots(sections["plots"])),
-    )  # fmt: skip
+        warm=options.get("warm"),
+        plots=tuple(_plots(sections["plots"])),
+    )
     _check_names(study)
     _check_warm(study)
     for plot in study.plots:

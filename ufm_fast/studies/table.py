@@ -42,9 +42,13 @@ def row_of(folder: StudyFolder, cell: Cell) -> Row:
     sizes = {"classes": summary["classes"] if "classes" in summary else config["classes"], "dim": config["dim"]}
     settings = {**changed, **{name: cell.given[name] for name in cell.given if name != "start_from"}, **sizes}
     return {
-        "cell": cell.name, **cell.columns, **settings, **_results(summary, given["layers"]), **(summary.get("metrics") or {}),
+        "cell": cell.name,
+        **cell.columns,
+        **settings,
+        **_results(summary, given["layers"]),
+        **(summary.get("metrics") or {}),
         **_environment(read_json(folder.cell(cell) / "environment.json", "study")),
-    }  # fmt: skip
+    }
 
 
 def _results(summary: Mapping[str, Any], layers: int) -> Row:

@@ -91,9 +91,14 @@ def _spectral(X: Tensor) -> float:
 
 
 def _complement_norm(
-    forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], U: Tensor, V: Tensor,
-    steps: int, failure: float, seed: int,
-) -> tuple[float, float, float]:  # fmt: skip
+    forward: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    U: Tensor,
+    V: Tensor,
+    steps: int,
+    failure: float,
+    seed: int,
+) -> tuple[float, float, float]:
     """(upper bound, estimate, failure probability) of |(I - VV') G (I - UU')| by Lanczos on its K x K Gram operator."""
     size = U.shape[0] - U.shape[1]
     if size <= 0 or V.shape[0] <= V.shape[1]:
