@@ -32,6 +32,7 @@ setup(
         "safetensors>=0.4",
         "scipy>=1.11",
         "filelock>=3.20.1",
+        "platformdirs>=4",
         "simpleeval>=1.0.3",
         "tomli-w>=1.0",
         'tomli>=2.0; python_version < "3.11"',

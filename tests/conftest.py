@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "teardown":
         line = json.dumps([report.nodeid, *_worst.pop(report.nodeid, ("passed", ""))])
         os.write(int(os.environ[_REPORTS]), (line + "\n").encode())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Rates that a plan measures are kept for these tests alone, never in the user's cache."""
+    folder, before = tmp_path_factory.mktemp("cache"), os.environ.get("UFM_FAST_CACHE")
+    os.environ["UFM_FAST_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("UFM_FAST_CACHE")
+    if before is not None:
+        os.environ["UFM_FAST_CACHE"] = before

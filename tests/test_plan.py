@@ -21,7 +21,12 @@ def test_flops_and_bytes_of_a_softmax_loss() -> None:
     assert tiled.chunk == 20
     # Rows of 20 numbers are padded to 32; scaled features, and three blocks of a chunk's rows.
     assert tiled.workspace == 32 * 5 * 8 + (20 + 3 * 20) * 7 * 8
-    assert plan.total("gd", "tiled") == plan.parameters * 2 + plan.methods["gd"] + tiled.workspace
+    assert plan.steps("gd", "tiled") == plan.parameters * 2 + plan.methods["gd"] + tiled.workspace
+    # What stays after the steps: the point and its gradient, the model's point, and that block of exponentials.
+    assert tiled.kept == 32 * 5 * 8
+    assert plan.proof("tiled") == 3 * plan.parameters + tiled.kept + plan.certificate
+    assert plan.metrics("tiled") == 3 * plan.parameters + tiled.kept + plan.measuring
+    assert plan.total("gd", "tiled") == max(plan.steps("gd", "tiled"), plan.proof("tiled"), plan.metrics("tiled"))
 
 
 def test_squared_error_needs_no_rows_times_classes() -> None:
@@ -81,8 +86,9 @@ def test_the_rate_is_that_of_a_product() -> None:
 
 def test_a_large_problem_has_no_exact_certificate() -> None:
     plan = make_plan(Problem(dim=2, classes=5000))
-    assert plan.certificate == 8 * 5000 * 5000  # the gradient in the logits, where it fits
-    assert make_plan(Problem(dim=2, classes=5000, loss="mse")).certificate == 0
+    held = 8 * 5000 * 5000  # the gradient in the logits, where it fits
+    assert held < plan.certificate < 1.5 * held
+    assert make_plan(Problem(dim=2, classes=5000, loss="mse")).certificate < 0.2 * held
     assert any("probabilistic" in note for note in plan.notes)
 
 
@@ -112,11 +118,12 @@ def test_the_plan_of_the_kernels_is_what_their_backend_takes(monkeypatch: pytest
 def test_the_peak_is_that_of_the_certificate_where_it_is_larger() -> None:
     problem = Problem(dim=8, classes=5000)
     plan = make_plan(problem)
-    assert plan.total("lbfgs", "tiled") == plan.parameters + plan.certificate
+    assert plan.total("gd", "tiled") == plan.proof("tiled")
     without = make_plan(problem, certificate=False)
-    assert without.total("lbfgs", "tiled") < plan.total("lbfgs", "tiled")
-    tiled = next(backend for backend in without.backends if backend.name == "tiled")
-    assert without.total("auto", "tiled") - without.total("lbfgs", "tiled") == tiled.workspace_hessian - tiled.workspace
+    assert without.proof("tiled") == 0
+    assert without.total("gd", "tiled") < plan.total("gd", "tiled")
+    tiled = without.backend("tiled")
+    assert without.steps("auto", "tiled") - without.steps("lbfgs", "tiled") == tiled.workspace_hessian - tiled.workspace
     assert make_plan(Problem(dim=8, classes=5000, freeze="w")).certificate < 10**6  # no matrix of classes
 
 
@@ -162,3 +169,26 @@ def test_classes_without_samples_are_not_sorted(monkeypatch):
     assert (values.tolist(), number.tolist()) == ([0, 1, 2], [2**16 - 2, 2, 1])
     make_plan(problem)
     assert max(sizes) <= 4
+
+
+def test_a_model_of_the_hessian_is_planned() -> None:
+    """Of codes, K > d + 1: blocks d x d of classes and rows. Left out, the steps took eight times what was planned."""
+    codes = make_plan(Problem(dim=20, classes=500, lambda_w=1e-4, lambda_h=1e-4))
+    plain = make_plan(Problem(dim=20, classes=500, lambda_w=1e-4, lambda_h=1e-4, loss="focal"))
+    assert codes.methods["lbfgs"] - plain.methods["lbfgs"] > 8 * 3 * 1000 * 20**2
+    assert codes.methods["gd"] == plain.methods["gd"]
+    raw = make_plan(Problem(dim=20, classes=500, lambda_w=1e-4, lambda_h=1e-4), variables="raw")
+    assert raw.methods["lbfgs"] == plain.methods["lbfgs"]
+
+
+def test_devices_share_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(dim=64, classes=50, per_class=9)
+    whole = make_plan(problem)
+    work = whole.backend("tiled").workspace
+    monkeypatch.setattr(planning, "available_bytes", lambda device: work + whole.vectors("lbfgs") // 3)
+    plan = make_plan(problem, method="lbfgs")
+    assert plan.devices("lbfgs", "tiled") == 4
+    assert "or 4 devices like this (--backend sharded)" in "\n".join(plan.notes)
+    monkeypatch.setattr(planning, "available_bytes", lambda device: work)
+    assert make_plan(problem).devices("lbfgs", "tiled") is None
+    assert whole.devices("lbfgs", "tiled") == 1

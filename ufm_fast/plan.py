@@ -1,4 +1,4 @@
-"""Memory and time of a solve before it runs: arithmetic from the problem's sizes, and one short measured product.
+"""Memory and time of a solve before it runs: what is held, counted, and seconds by rates that were measured (`calibration`).
 
 With R rows (classes, or samples), (K + R) d parameters and one evaluation = value and gradient:
 
@@ -8,6 +8,9 @@ With R rows (classes, or samples), (K + R) d parameters and one evaluation = val
     hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a tape) is R x d_j for
                        each layer, with a ReLU also its slopes and bends, and the tape of the last point stays
 
+A solve has three phases, and its peak is the largest of theirs: the steps; the certificate and the metrics, beside which the
+solver's point, its gradient and the model's point stay (3 times the parameters), and the backend's buffer.
+
 Decisions
 
 2026-11-25. Few rows in many dimensions need no d x d matrix. The gauge of L-BFGS works in the 2K dimensions that A and
@@ -16,10 +19,14 @@ squares does form them; `plan` says so.
 
 2026-11-26. A plan counts the vectors that a method holds at its peak, measured by `bench/memory.py`: within 4 % at K =
 100, d = 60,000. The loop lets go of the start, and plain gradient descent has no velocity.
+
+2026-11-30. Certificates, metrics, alternating least squares and the model of codes are planned by the arrays that they hold
+(`bench/plan.py`; measured over planned memory had been up to 8). A curvature says itself what its model takes.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -29,11 +36,17 @@ import torch
 
 from ufm_fast.backends import BACKENDS, make_backend
 from ufm_fast.backends.base import HeadPlan, HeadShape, compute_dtype
+from ufm_fast.backends.chunks import buffer_bytes, chunk_rows
+from ufm_fast.backends.residual import block_bytes
+from ufm_fast.calibration import Terms, rates_of, seconds
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.memory import available_bytes
+from ufm_fast.metrics.rows import block_rows
+from ufm_fast.objective import Objective
 from ufm_fast.problem import Problem
-from ufm_fast.solvers.curvature import sets
+from ufm_fast.solvers.curvature.base import Curvature
+from ufm_fast.solvers.curvature.table import curvature_of
 from ufm_fast.solvers.table import HISTORY, METHODS
 from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
 from ufm_fast.theory.separation import held_together
@@ -41,19 +54,23 @@ from ufm_fast.theory.separation import held_together
 
 @dataclass(frozen=True)
 class BackendPlan:
-    """One backend: rows of a chunk, bytes beside the vectors for a gradient and a Hessian product, seconds an evaluation."""
+    """One backend: rows of a chunk, bytes beside the vectors for a gradient and a Hessian product, of which ``kept`` stay
+    between calls, and seconds an evaluation of L-BFGS.
+    """
 
     name: str
     chunk: int
     workspace: int
     workspace_hessian: int
+    kept: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes in bytes, times in seconds. ``methods``: optimiser state of each. ``hidden``: of the parameters, those of the
-    hidden layers; ``tape``: what a pass through them leaves (both zero of one layer). ``notes``: what a user should know.
+    hidden layers; ``tape``: what a pass through them leaves (both zero of one layer). ``certificate``, ``measuring``: of the
+    proof and of the metrics beside points and gradient. ``notes``: what a user should know.
     """
 
     device: str
@@ -74,18 +91,55 @@ class Plan:
     rate: float
     backends: list[BackendPlan]
     certificate: int
+    measuring: int
     free: int
     notes: list[str]
 
     def total(self, method: str, backend: str) -> int:
-        """Peak bytes of a solve: of its steps, or of the certificate that follows them."""
-        return max(self.steps(method, backend), self.parameters + self.certificate)
+        """Peak bytes of a solve: of its steps, or of what follows them."""
+        return max(self.steps(method, backend), self.proof(backend), self.metrics(backend))
 
     def steps(self, method: str, backend: str) -> int:
         """Bytes that the steps of a method need; ``auto`` is lbfgs with a finish by newton-cg."""
-        plan = next(b for b in self.backends if b.name == backend)
-        work = max(plan.workspace, plan.workspace_hessian) if method in ("auto", "newton-cg") else plan.workspace
-        return self.parameters + self.gradient + self.methods["lbfgs" if method == "auto" else method] + work
+        return self.vectors(method) + self._work(method, backend)
+
+    def vectors(self, method: str) -> int:
+        """Bytes of the vectors of a method, which a mesh of devices shares out."""
+        return self.parameters + self.gradient + self.methods["lbfgs" if method == "auto" else method]
+
+    def _work(self, method: str, backend: str) -> int:
+        plan = self.backend(backend)
+        return max(plan.workspace, plan.workspace_hessian) if method in ("auto", "newton-cg") else plan.workspace
+
+    def backend(self, name: str) -> BackendPlan:
+        """The row of a backend."""
+        return next(row for row in self.backends if row.name == name)
+
+    def proof(self, backend: str) -> int:
+        """Bytes while the certificate is made; 0 where none is wanted."""
+        return self._after(backend) + self.certificate if self.certificate else 0
+
+    def metrics(self, backend: str) -> int:
+        """Bytes while the metrics are made."""
+        return self._after(backend) + self.measuring
+
+    def _after(self, backend: str) -> int:
+        """What stays after the steps: the solver's point, its gradient and the model's point, and the backend's buffer."""
+        return 3 * self.parameters + self.backend(backend).kept
+
+    def devices(self, method: str, backend: str) -> int | None:
+        """The least number of devices like this that hold the steps, each its share of the vectors; None: no number does."""
+        room = self.free - self._work(method, backend)
+        return None if room <= 0 else max(1, math.ceil(self.vectors(method) / room))
+
+    def fits(self, backend: str) -> str:
+        """Whether L-BFGS and what follows it fit the device, in words, or how many devices would hold it."""
+        if self.total("lbfgs", backend) <= self.free:
+            return "yes"
+        number = self.devices("lbfgs", backend)
+        if self.steps("lbfgs", backend) <= self.free:
+            return "without a certificate"
+        return "no" if number is None or backend == "reference" else f"on {number} devices"
 
     def summary(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -94,9 +148,10 @@ class Plan:
 
 
 def make_plan(
-    problem: Problem, *, reduce: str = "auto", method: str = "auto", history: int | None = None, certificate: bool = True
-) -> Plan:
-    """The plan of a problem on its device; ``rate`` is measured there in a fraction of a second.
+    problem: Problem, *, reduce: str = "auto", method: str = "auto", history: int | None = None, variables: str = "balanced",
+    certificate: bool = True,
+) -> Plan:  # fmt: skip
+    """The plan of a problem on its device, whose rates are measured at first use in a few seconds (`calibration`).
 
     Arguments as in ``solve``. Errors: InputError for an unknown method, or a history below 1.
     """
@@ -108,28 +163,27 @@ def make_plan(
     if history is not None and history < 1:
         raise InputError(f"history must be at least 1, got {history}")
     chosen = problem.reduction(reduce)
-    K, N, plain = problem.num_classes, problem.num_samples, problem.layers == 1
+    K, N = problem.num_classes, problem.num_samples
     reduced = problem.rows("classes").number
     R = reduced if chosen == "classes" else N
     dtype = compute_dtype(problem.torch_dtype)
     size = (problem.entries(R) + (0 if problem.bias == "none" else K)) * dtype.itemsize
-    squared = _squared(problem)
     vectors = {name: row.vectors for name, row in METHODS.items() if name != "auto" and row.refuses(problem) is None}
-    # While that matrix is formed.
-    coupled = 48 * sets.entries(problem.rows(chosen).targets, K, problem.dim) ** 2 if plain else 0
     vectors["lbfgs"] += 2 * (HISTORY if history is None else history)
-    if squared and plain and problem.freeze is None:  # their model of the squared error, and what building it takes
-        vectors = {**vectors, "lbfgs": vectors["lbfgs"] + 3, "newton-cg": vectors["newton-cg"] + 4}
+    objective = Objective(problem, reduce=chosen, variables=variables)
+    model = curvature_of(objective)
+    if isinstance(problem.loss, SquaredError) and model is not None:
+        vectors["newton-cg"] += 1  # building it there
     device = torch.device(problem.device)
-    rate = matmul_rate(dtype, device)
-    backends, flops = _backends(problem, R, rate, device)
+    backends, flops = _backends(objective, history or HISTORY, device)
     plan = Plan(
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=problem.dim, widths=problem.trunk.widths,
         reduce=chosen, rows=R, rows_unreduced=N, parameters=size, gradient=size,
         hidden=problem.trunk.entries * dtype.itemsize, tape=_tape(problem, R, dtype.itemsize),
-        methods=_method_bytes(vectors, size, problem.dim, coupled),
-        flops=flops, rate=rate, backends=backends,
-        certificate=_certificate(problem, R, size) if certificate else 0, free=available_bytes(device), notes=[],
+        methods=_method_bytes(vectors, size, objective, model),
+        flops=flops, rate=matmul_rate(dtype, device), backends=backends,
+        certificate=_certificate(problem, R) if certificate else 0, measuring=_measuring(problem, R),
+        free=available_bytes(device), notes=[],
     )  # fmt: skip
     plan.notes.extend([*filter(None, [held_together(problem)]), *_notes(plan, reduced, method)])
     return plan
@@ -151,16 +205,28 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) 
     return 2.0 * size**3 / best
 
 
-def _method_bytes(vectors: dict[str, int], size: int, dim: int, coupled: int) -> dict[str, int]:
-    """What each method holds: vectors of the size of the parameters, alternating its d x d factorisations, and those with a
-    model of several targets a row that.
+def _method_bytes(vectors: dict[str, int], size: int, objective: Objective, model: Curvature | None) -> dict[str, int]:
+    """What each method holds: vectors of the size of the parameters, alternating its factorisations, and those with a model of
+    the Hessian that.
     """
-    own = {"alternating": 5 * 8 * dim**2, "lbfgs": coupled, "newton-cg": coupled}
+    d, R, item = objective.problem.dim, objective.rows.number, objective.dtype.itemsize
+    held = 0 if model is None else model.bytes_of(objective)
+    # Gram, eigenvectors and their workspace, of W; or Gram, factor and the right-hand side of H; three copies of the rows.
+    own = {"alternating": 5 * 8 * d**2 + 3 * R * d * item, "lbfgs": held}
+    if model is not None and model.newton:
+        own["newton-cg"] = held
     return {name: number * size + own.get(name, 0) for name, number in vectors.items()}
 
 
-def _squared(problem: Problem) -> bool:
-    return isinstance(problem.loss, SquaredError)
+def terms_of(objective: Objective, history: float, head: HeadPlan | None = None) -> Terms:
+    """The terms of a step of L-BFGS with so many pairs: the head (of the tiled backend, unless given), hidden layers, the
+    recursion over the history, penalties, and the model of the Hessian.
+    """
+    problem, R, model = objective.problem, objective.rows.number, curvature_of(objective)
+    head = head or _heads(problem, R, torch.device(problem.device))["tiled"]
+    passed, built = (0.0, 0.0) if model is None else model.work(objective)
+    flops = head.flops + _trunk_flops(problem, R) + built
+    return Terms(flops, head.passes, (4.0 * history + 20.0) * problem.entries(R), R, passed)
 
 
 def _trunk_flops(problem: Problem, R: int) -> float:
@@ -172,15 +238,15 @@ def _tape(problem: Problem, R: int, item: int) -> int:
     return (3 if problem.activation == "relu" else 1) * R * sum(problem.trunk.widths[1:]) * item
 
 
-def _backends(problem: Problem, R: int, rate: float, device: torch.device) -> tuple[list[BackendPlan], float]:
+def _backends(objective: Objective, history: int, device: torch.device) -> tuple[list[BackendPlan], float]:
     """The head on each backend that there is, and what the trunk takes beside it; the usual operations of an evaluation."""
-    item = compute_dtype(problem.torch_dtype).itemsize
-    work, second = _trunk_workspace(problem, R, item)
-    plans, usual, trunk = [], 0.0, _trunk_flops(problem, R)
+    problem, R = objective.problem, objective.rows.number
+    work, second = _trunk_workspace(problem, R, objective.dtype.itemsize)
+    plans, usual, rates = [], 0.0, rates_of(problem, terms_of)
     for name, head in _heads(problem, R, device).items():
-        flops = trunk + head.flops
-        usual = flops if name == "tiled" else usual
-        plans.append(BackendPlan(name, head.chunk, head.workspace + work, head.workspace_hessian + second, flops / rate))
+        usual = _trunk_flops(problem, R) + head.flops if name == "tiled" else usual
+        time = seconds(terms_of(objective, history, head), rates)
+        plans.append(BackendPlan(name, head.chunk, head.workspace + work, head.workspace_hessian + second, head.kept, time))
     return plans, usual
 
 
@@ -212,18 +278,33 @@ def _trunk_workspace(problem: Problem, R: int, item: int) -> tuple[int, int]:
     return 2 * tape + back, tape + 2 * (R * sum(problem.trunk.widths) * item + back)
 
 
-def _certificate(problem: Problem, R: int, size: int) -> int:
-    """Bytes of the certificate beside ``size`` bytes of parameters, of which it makes float64 copies.
+def _certificate(problem: Problem, R: int) -> int:
+    """Bytes of the certificate beside the points, of which it makes float64 copies.
 
-    Dense K x K matrices where it is exact, else the gradient of softmax losses if it fits; with a frozen factor a gradient.
+    Of softmax losses a chunk of exponentials, its gradient and that scaled, and vectors of its rows; dense K x K matrices where
+    it is exact, else the gradient itself if it fits, and bases of W and H. Of the squared error blocks of residuals and Grams.
     """
-    K, item = problem.num_classes, compute_dtype(problem.torch_dtype).itemsize
-    copy = 0 if item == 8 else size // item * 8
+    K, d, item, device = problem.num_classes, problem.head_dim, problem.torch_dtype.itemsize, torch.device(problem.device)
+    entries = problem.entries(R)
+    copies = 0 if item == 8 else 8 * entries
     if problem.freeze is not None:
-        return copy + size // item * 8
+        return copies + 8 * entries
+    if isinstance(problem.loss, SquaredError):
+        norm = 3 * 8 * K**2 if K <= EXACT_CLASSES else 4 * 8 * (K + R) * d
+        return copies + 8 * R * d + 3 * block_bytes(R, K, d) + norm + 4 * 8 * min(d, K) ** 2
+    chunk = chunk_rows(R, K, 8, device)
+    swept = 3 * buffer_bytes(chunk, K, 8) + 15 * 8 * chunk
     if K <= EXACT_CLASSES:
-        return copy + 3 * 8 * K**2
-    return copy + (0 if _squared(problem) else held_bytes(R, K, available_bytes(torch.device(problem.device))))
+        return copies + max(swept + 8 * K**2, 3 * 8 * K**2)
+    return copies + swept + held_bytes(R, K, available_bytes(device)) + 4 * 8 * (K + R) * d
+
+
+def _measuring(problem: Problem, R: int) -> int:
+    """Bytes of the metrics beside the points: copies of the features, blocks of rows, and tiles of pairs of classes."""
+    K, d = problem.num_classes, problem.head_dim
+    item = compute_dtype(problem.torch_dtype).itemsize
+    block = 8 * d * min(max(R, K), block_rows(d))
+    return R * d * (item + 2 * 8) + 6 * block + 5 * 8 * min(K, 1024) ** 2
 
 
 def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
@@ -247,14 +328,23 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
             notes.append(
                 f"not enough memory for {name} on {backend.name}: {readable(need)} needed, {readable(plan.free)} free; "
                 + ("use --backend tiled" if backend.name == "reference" else _mend(plan, name))
+                + _shared(plan, method, backend.name)
             )
-    if plan.parameters + plan.certificate > plan.free:
-        wanted = readable(plan.parameters + plan.certificate)
+    largest = max(plan.backends, key=lambda row: row.kept).name
+    if plan.proof(largest) > plan.free:
+        wanted = readable(plan.proof(largest))
         notes.append(
             f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; "
             "solve it with --no-certificate"
         )
     return notes
+
+
+def _shared(plan: Plan, method: str, backend: str) -> str:
+    """How many devices like this would hold it, in words."""
+    number = plan.devices(method, backend)
+    shares = number is not None and len(plan.widths) == 1 and backend != "reference"
+    return f", or {number} devices like this (--backend sharded)" if shares else ""
 
 
 def _mend(plan: Plan, method: str) -> str:

@@ -114,13 +114,16 @@ class HeadShape:
 @dataclass(frozen=True)
 class HeadPlan:
     """What one head takes: rows of a chunk, bytes beside parameters and gradients of ``head`` and of ``head_hvp``, and the
-    floating-point operations of an evaluation.
+    floating-point operations of an evaluation. ``kept``: of those bytes, what is held between calls; ``passes``: numbers of
+    the logits that an evaluation passes over.
     """
 
     chunk: int
     workspace: int
     workspace_hessian: int
     flops: float
+    kept: int = 0
+    passes: float = 0.0
 
 
 class LogitGradient(Protocol):

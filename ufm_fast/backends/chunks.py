@@ -71,6 +71,12 @@ def _longest_stride(limit: int) -> int:
     return aligned - 16 if aligned % 64 == 0 else aligned
 
 
+def kept_bytes(chunk: int, classes: int, itemsize: int, device: torch.device) -> int:
+    """Bytes of the buffer that `Buffers` keeps between calls."""
+    size = buffer_bytes(chunk, classes, itemsize)
+    return size if device.type == "cpu" and size <= _FAR_BYTES else 0
+
+
 class Buffers:
     """Memory for chunks, K x C: ``chunk`` rows at a time (None: from the free memory), halved when it runs out."""
 

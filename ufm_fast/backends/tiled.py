@@ -39,7 +39,7 @@ from ufm_fast.backends.base import (
     softmax_loss,
     weighed,
 )
-from ufm_fast.backends.chunks import Buffers, buffer_bytes, chunk_rows
+from ufm_fast.backends.chunks import Buffers, buffer_bytes, chunk_rows, kept_bytes
 from ufm_fast.backends.logit_gradient import ChunkGradient, add_change, uneven
 from ufm_fast.backends.squared_head import SquaredErrorHead
 from ufm_fast.backends.sweep import Chunk, Sweep
@@ -140,7 +140,9 @@ class TiledSoftmaxHead:
         # Beside the exponentials: features in units of their logits, and rows of d entries for a chunk.
         first_order = buffer_bytes(chunk, K, item) + (R + 3 * chunk) * d * item
         second_order = 2 * buffer_bytes(second, K, item) + (2 * R + 4 * second) * d * item
-        return HeadPlan(chunk, first_order, second_order, 6.0 * R * K * d)
+        return HeadPlan(
+            chunk, first_order, second_order, 6.0 * R * K * d, kept_bytes(chunk, K, item, shape.device), float(R) * K
+        )  # fmt: skip
 
 
 def spends(W: Tensor, out: Gradients) -> bool:

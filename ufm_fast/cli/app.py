@@ -78,7 +78,7 @@ def metrics(
     commands.metrics(source, json=json, pairwise=pairwise, seed=seed)
 
 
-_PLAN = ("preset", "method", "reduce", "history")
+_PLAN = ("preset", "method", "reduce", "history", "variables")
 _PLANNED = [row for row in SETTINGS.values() if row.to in ("problem", "data") or row.name in _PLAN]
 
 

@@ -260,7 +260,7 @@ def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
         else:
             Console().print(report.group_plan_table(planned))
         return
-    names = ("reduce", "method", "history", "certificate")
+    names = ("reduce", "method", "history", "variables", "certificate")
     made = make_plan(problem, **{name: config[name] for name in names})
     if json:
         report.print_json(made.summary())

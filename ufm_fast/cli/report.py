@@ -289,17 +289,19 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         ("rows", f"{plan.rows:,} (reduce={plan.reduce})"),
         ("parameters", f"{readable(plan.parameters)}, and as much for the gradient"),
         *_layer_sizes(plan),
-        ("certificate", readable(plan.certificate) if plan.certificate else "none, or streaming"),
-        ("evaluation", f"{plan.flops:.2e} flops at {plan.rate / 1e9:.0f} Gflop/s measured on {plan.device}"),
+        ("certificate", readable(plan.certificate) if plan.certificate else "none"),
+        ("metrics", readable(plan.measuring)),
+        ("evaluation", f"{plan.flops:.2e} flops; products of {plan.device} run at {plan.rate / 1e9:.0f} Gflop/s"),
         ("memory free", readable(plan.free)),
     ):
         sizes.add_row(name, text)
     yield sizes
     backends = Table(title="backends", title_justify="left")
-    for header in ("backend", "chunk rows", "workspace", "s / evaluation"):
+    for header in ("backend", "chunk rows", "workspace", "s / evaluation", "fits"):
         backends.add_column(header)
     for backend in plan.backends:
-        backends.add_row(backend.name, f"{backend.chunk:,}", readable(backend.workspace), number(backend.seconds, 2))
+        seconds = number(backend.seconds, 2)
+        backends.add_row(backend.name, f"{backend.chunk:,}", readable(backend.workspace), seconds, plan.fits(backend.name))
     yield backends
     methods = Table(title="methods: memory in all", title_justify="left")
     for header in ("method", "own state", *(backend.name for backend in plan.backends)):

@@ -27,7 +27,8 @@ def predict(problem: Problem, config: dict[str, Any]) -> Prediction:
     if on_groups(problem, config):
         return Prediction(make_group_plan(problem).memory)
     method = "auto" if config["method"] == "closed-form" else config["method"]
-    plan = make_plan(problem, **{name: config[name] for name in ("reduce", "history", "certificate")}, method=method)
+    names = ("reduce", "history", "variables", "certificate")
+    plan = make_plan(problem, **{name: config[name] for name in names}, method=method)
     wanted = "tiled" if config["backend"] == "auto" else config["backend"]
     backend = next((row for row in plan.backends if row.name == wanted), plan.backends[-1])
     return Prediction(plan.total(method, backend.name), backend.seconds, plan.flops)

@@ -109,11 +109,15 @@ def seli_distance(weight: Tensor, counts: Tensor) -> float:
 @torch.no_grad()
 def seli_logit_distance(weight: Tensor, features: Tensor, labels: Tensor, counts: Tensor) -> float:
     """| X/|X| - S/|S| | of the logits X = D^1/2 H W' of rows that stand for ``counts`` samples each, D = diag(counts), and of
-    the simplex-encoded labels S_r = sqrt(n_r) (e_y - 1/K), which they tend to. O((N + K) d^2); nan for zero logits.
+    the simplex-encoded labels S_r = sqrt(n_r) (e_y - 1/K), which they tend to. O((N + K) d min(K, d)); nan for
+    zero logits.
     """
     W, H, n = weight.double(), features.double(), counts.double()
     weighted = H * n.sqrt()[:, None]
-    size = ((weighted.T @ weighted) * (W.T @ W)).sum().clamp_min(0.0).sqrt()
+    if len(W) < W.shape[1]:
+        size = torch.stack([(part @ W.T).square().sum() for part in torch.split(weighted, 1024)]).sum().sqrt()
+    else:
+        size = ((weighted.T @ weighted) * (W.T @ W)).sum().clamp_min(0.0).sqrt()
     inner = (weighted * (n.sqrt()[:, None] * (W - W.mean(0))[labels])).sum()
     cosine = float(inner / (size * (n.sum() * (1.0 - 1.0 / len(W))).sqrt()))
     return math.sqrt(max(0.0, 2.0 - 2.0 * cosine)) if math.isfinite(cosine) else math.nan

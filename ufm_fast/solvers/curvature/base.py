@@ -32,6 +32,12 @@ class Curvature(Protocol):
     def serves(self, objective: Objective) -> bool:
         """Whether it is a model of this objective. Nothing that it was not made for may pass."""
 
+    def bytes_of(self, objective: Objective) -> int:
+        """What a model holds, and building it takes, beside points and gradients."""
+
+    def work(self, objective: Objective) -> tuple[float, float]:
+        """Numbers that using it passes over, and floating-point operations of building it, of one step."""
+
     def begin(self, objective: Objective, point: Point) -> Built:
         """Where L-BFGS begins, with a model or without one yet."""
 

@@ -79,7 +79,8 @@ def _second_moments(weights: Tensor, X: Tensor) -> Tensor:
 
 def bytes_of(classes: int, rows: int, dim: int) -> int:
     """What building it holds: blocks and factors of classes and rows, the softmax, and a block of outer products."""
-    return 8 * (3 * (classes + rows) * dim * dim + 4 * rows * classes + _BLOCK)
+    block = min(max(_BLOCK, dim * dim), max(classes, rows) * dim * dim)
+    return 8 * (3 * (classes + rows) * dim * dim + 4 * rows * classes + block)
 
 
 class Codes:
@@ -91,11 +92,18 @@ class Codes:
     def serves(self, objective: Objective) -> bool:
         """Cross-entropy (with smoothing), K > d + 1, one layer, balanced variables, both penalties, nothing frozen."""
         problem = objective.problem
-        K, R, d = problem.num_classes, objective.rows.number, problem.dim
+        K, d = problem.num_classes, problem.dim
         balanced = objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
         if not (objective.plain and type(problem.loss) is CrossEntropy and balanced and d + 1 < K):
             return False
-        return bytes_of(K, R, d) <= available_bytes(objective.row_weight.device) // 4
+        return self.bytes_of(objective) <= available_bytes(objective.row_weight.device) // 4
+
+    def bytes_of(self, objective: Objective) -> int:
+        return bytes_of(objective.problem.num_classes, objective.rows.number, objective.problem.dim)
+
+    def work(self, objective: Objective) -> tuple[float, float]:
+        K, R, d = objective.problem.num_classes, objective.rows.number, objective.problem.dim
+        return 4.0 * (K + R) * d * d, 4.0 * K * R * d * d / _EVERY
 
     def begin(self, objective: Objective, point: Point) -> Built:
         return self.build(objective, point, objective.value_and_grad(point))

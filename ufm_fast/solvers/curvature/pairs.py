@@ -204,6 +204,13 @@ class Pairs:
             >= 2.0 * problem.mu
         )
 
+    def bytes_of(self, objective: Objective) -> int:
+        """A few vectors: the matrices of the first gauge are gone before there is a history."""
+        return 0
+
+    def work(self, objective: Objective) -> tuple[float, float]:
+        return 60.0 * objective.problem.num_classes**2, 0.0
+
     def begin(self, objective: Objective, point: Point) -> Built:
         found = objective.value_and_grad(point, statistics=True)
         assert found.statistics is not None

@@ -137,6 +137,14 @@ class Sets:
             return False
         return entries(objective.targets, problem.num_classes, problem.dim) > 0
 
+    def bytes_of(self, objective: Objective) -> int:
+        """While the matrix of the entries is formed."""
+        return 48 * entries(objective.targets, objective.problem.num_classes, objective.problem.dim) ** 2
+
+    def work(self, objective: Objective) -> tuple[float, float]:
+        E = entries(objective.targets, objective.problem.num_classes, objective.problem.dim)
+        return 4.0 * E**2, E**3 / 3 / _EVERY
+
     def begin(self, objective: Objective, point: Point) -> Built:
         return self.build(objective, point, objective.value_and_grad(point))
 

@@ -136,6 +136,15 @@ class Squares:
         balanced = objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
         return objective.plain and isinstance(problem.loss, SquaredError) and balanced
 
+    def bytes_of(self, objective: Objective) -> int:
+        """Two spans and what the balanced factors take: three vectors of the size of the parameters."""
+        problem = objective.problem
+        return 3 * problem.entries(objective.rows.number) * objective.dtype.itemsize
+
+    def work(self, objective: Objective) -> tuple[float, float]:
+        entries, d = objective.problem.entries(objective.rows.number), objective.problem.dim
+        return 0.0, 16.0 * entries * min(d, objective.problem.num_classes)
+
     def begin(self, objective: Objective, point: Point) -> Built:
         return Built(point, objective.value_and_grad(point), None)
 
