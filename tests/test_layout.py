@@ -24,7 +24,7 @@ _FLOORS = (
     "nn solving verdicts landscape",
     "calibration runs presets plots curves plan doctor tensorboard continual networks",
     "reproduce studies",
-    "cli",
+    "cli __main__",
 )
 HEIGHT = {name: floor for floor, names in enumerate(_FLOORS) for name in names.split()}
 

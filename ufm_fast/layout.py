@@ -16,6 +16,7 @@ A rank that was told to stop says so with the next sum, and all stop there toget
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from torch import Tensor
 
 from ufm_fast.errors import InputError
 
+#: Set on a rank that shall stop, by a handler of signals, which are the process's: the next sum raises KeyboardInterrupt on
+#: all ranks.
+STOP = threading.Event()
 #: Bytes that this rank has sent, by what for.
 Traffic = Counter[str]
 # Newer torch has the same under other names, and warns of the older ones.
@@ -99,16 +103,12 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """C x S ranks of the process group that torch.distributed was started with, of which this is ``rank``.
-
-    ``told``: set on a rank that shall stop; the next sum raises KeyboardInterrupt on every rank.
-    """
+    """C x S ranks of the process group that torch.distributed was started with, of which this is ``rank``."""
 
     shape: tuple[int, int]
     rank: int
     device: torch.device
     traffic: Traffic = field(default_factory=Counter)
-    told: list[str] = field(default_factory=list)
 
     @classmethod
     def of_world(cls, words: str | None = None, device: torch.device | str = "cpu") -> Mesh:
@@ -154,14 +154,21 @@ class Mesh:
 
         return init_device_mesh(self.device.type, self.shape, mesh_dim_names=("classes", "samples"))
 
+    @cached_property
+    def flat(self) -> Any:
+        """All ranks in a row, as the device mesh of a DTensor."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.ranks,))
+
     # ---- numbers that decide ------------------------------------------------------------------------------------------
 
     def total(self, value: float) -> float:
-        """The sum over the ranks. Raises KeyboardInterrupt on all of them where one was told to stop."""
-        x = torch.tensor([value, float(bool(self.told))], dtype=torch.float64, device=self.device)
+        """The sum over the ranks. Raises KeyboardInterrupt on all of them where one was told to stop (``STOP``)."""
+        x = torch.tensor([value, float(STOP.is_set())], dtype=torch.float64, device=self.device)
         found, stop = self.world.sum_(x).tolist()
         if stop:
-            self.told.clear()
+            STOP.clear()
             raise KeyboardInterrupt
         return float(found)
 
@@ -172,6 +179,10 @@ class Mesh:
     def agreed(self, answer: bool) -> bool:
         """The first rank's answer, on every rank."""
         return self.total(float(answer and self.rank == 0)) > 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks, also for one that was told to stop."""
+        self.world.sum_(torch.zeros(1, device=self.device))
 
     def shared(self, x: Tensor) -> Tensor:
         """The first rank's x, of one shape on all ranks, in place."""

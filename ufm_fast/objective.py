@@ -109,19 +109,8 @@ class Objective:
         """Which rank holds what. Errors: InputError for what only one process has."""
         if not isinstance(self.backend, ShardedBackend):
             return None
-        problem = self.problem
-        clashes = (
-            (problem.layers > 1, f"layers = {problem.layers}"),
-            (problem.constraint != "none", f"constraint {problem.constraint}"),
-            (bool(problem.adjustment), "adjusted logits"),
-            (problem.dense, "target vectors"),
-            (problem.weighted, "weighted target sets"),
-            (problem.feature_factors is not None, "feature_penalties"),
-        )
-        for clash, words in clashes:
-            if clash:
-                raise InputError(f"backend sharded does not go with {words} yet; solve that in one process")
-        return Layout(self.backend.mesh, problem.num_classes, self.rows.number)
+        refuse_spread(self.problem)
+        return Layout(self.backend.mesh, self.problem.num_classes, self.rows.number)
 
     def _set_scales(self, weights: Tensor) -> None:
         """Scales and penalties of the solver's variables; ``weights`` of the rows in the penalty."""
@@ -346,6 +335,21 @@ class Objective:
             assert normal is not None
             return max(normal.norm(), 1e-300)
         return max(self.penalties.size(x), self.problem.mu, 1e-300)
+
+
+def refuse_spread(problem: Problem) -> None:
+    """Errors: InputError for a problem that only one process solves."""
+    clashes = (
+        (problem.layers > 1, f"layers = {problem.layers}"),
+        (problem.constraint != "none", f"constraint {problem.constraint}"),
+        (bool(problem.adjustment), "adjusted logits"),
+        (problem.dense, "target vectors"),
+        (problem.weighted, "weighted target sets"),
+        (problem.feature_factors is not None, "feature_penalties"),
+    )
+    for clash, words in clashes:
+        if clash:
+            raise InputError(f"backend sharded does not go with {words} yet; solve that in one process")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ufm_fast.errors import InputError
 from ufm_fast.layout import Layout
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -50,13 +49,10 @@ def sharded_start(
 ) -> Point:
     """W and H of this rank in the solver's variables. ``spectral``: the dense start of a whole objective, None for a code;
     ``strength`` (R,): the logit gap of each row times the root of its count.
-
-    Errors: InputError for a start that needs whole factors.
     """
     layout, problem = objective.layout, objective.problem
     assert layout is not None
-    if name not in SHARDED_STARTS:
-        raise InputError(f"start {name} takes whole factors; on several ranks start is {', '.join(SHARDED_STARTS)}, or a file")
+    assert name in SHARDED_STARTS, "which SolveOptions check"
     if name != "spectral":
         d = problem.dim
         factor = (1e-3 if name == "small" else 1.0) / math.sqrt(d)

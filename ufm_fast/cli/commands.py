@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,36 +45,49 @@ class Shown:
 
 
 def solve(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None, shown: Shown) -> int:
-    """Solve or resume; returns the exit code."""
+    """Solve or resume, in one process or on the ranks that torchrun started; returns the exit code."""
     from ufm_fast.runs import job as runs
-    from ufm_fast.tensorboard import TensorBoard, summary_writer
+    from ufm_fast.runs.ranks import started
+    from ufm_fast.tensorboard import summary_writer
 
     if shown.tensorboard:
         summary_writer()  # or a refusal, before anything is written
+    if started():
+        from ufm_fast.cli.on_ranks import solve_on_ranks
+
+        return solve_on_ranks(given, file, out, resume, shown)
     with runs.terminate_like_interrupt():
-        with Heartbeat(report.note, shown=not shown.silent, bar=Console(stderr=True).is_terminal) as heartbeat:
-            job = _job(given, file, out, resume)
-            if isinstance(job, RunDirectory):
-                return _already_finished(job, json=shown.json, silent=shown.silent, plots=shown.plots)
-            if job.grouped:
-                return _solve_groups(job, json=shown.json, quiet=shown.quiet, plots=shown.plots)
-            try:
-                heard = [heartbeat, TensorBoard(job.run.path / "tensorboard")] if shown.tensorboard else [heartbeat]
-                heartbeat.size = _size(job)
-                solution = _executed(job, shown, heard)
-            except KeyboardInterrupt:
-                if not job.run.state_file.exists():
-                    raise
-                report.note(f"interrupted and saved; go on with: {_resuming(job.run)}")
-                if shown.json:  # between the last step and the summary
-                    report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
-                return INTERRUPTED
-        interrupted = solution.outcome.value == "interrupted"
-        _print_solution(solution, job, shown)
-        if shown.plots and not interrupted:
-            _draw(job.run, silent=shown.silent)
+        return run_job(lambda: job_of(given, file, out, resume), shown)
+
+
+def run_job(make: Callable[[], Job | RunDirectory], shown: Shown, *, speaks: bool = True) -> int:
+    """Make a job, solve it, save and report; the exit code. ``speaks``: this process says how to go on."""
+    from ufm_fast.tensorboard import TensorBoard
+
+    note = report.note if speaks else _unsaid
+    with Heartbeat(report.note, shown=speaks and not shown.silent, bar=Console(stderr=True).is_terminal) as heartbeat:
+        job = make()
+        if isinstance(job, RunDirectory):
+            return _already_finished(job, json=shown.json, silent=shown.silent, plots=shown.plots)
+        if job.grouped:
+            return _solve_groups(job, json=shown.json, quiet=shown.quiet, plots=shown.plots)
+        try:
+            heard = [heartbeat, TensorBoard(job.run.path / "tensorboard")] if shown.tensorboard else [heartbeat]
+            heartbeat.size = _size(job)
+            solution = _executed(job, shown, heard)
+        except KeyboardInterrupt:
+            if not job.run.state_file.exists():
+                raise
+            note(f"interrupted and saved; go on with: {_resuming(job.run)}")
+            if shown.json:  # between the last step and the summary
+                report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
+            return INTERRUPTED
+    interrupted = solution.outcome.value == "interrupted"
+    _print_solution(solution, job, shown)
+    if shown.plots and not interrupted:
+        _draw(job.run, silent=shown.silent)
     if interrupted:
-        report.note(f"interrupted after {solution.steps} steps and saved; go on with: {_resuming(job.run)}")
+        note(f"interrupted after {solution.steps} steps and saved; go on with: {_resuming(job.run)}")
         return INTERRUPTED
     if not solution.success and not shown.silent:
         report.note(_how_to_go_on(solution, job.config["method"], job.run))
@@ -93,6 +106,10 @@ def _print_solution(solution: Solution, job: Job, shown: Shown) -> None:
             Console().print(report.phases_table(solution.phases))
 
 
+def _unsaid(text: str) -> None:
+    """What another rank says."""
+
+
 def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
     from ufm_fast.runs import job as runs
 
@@ -108,7 +125,7 @@ def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
     return OK
 
 
-def _job(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None) -> Job | RunDirectory:
+def job_of(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None) -> Job | RunDirectory:
     from ufm_fast.runs import job as runs
 
     if resume is None:
@@ -139,7 +156,7 @@ def _executed(job: Job, shown: Shown, callbacks: Sequence[Callback]) -> Solution
     except InputError:
         raise
     except Exception:
-        if job.run.state_file.exists():
+        if job.run.state_file.exists() and not job.asked:  # on several ranks each says so itself
             report.note(f"what was reached is saved; go on with: {_resuming(job.run)} (--no-certificate leaves the proof out)")
         raise
 

@@ -4,6 +4,7 @@
     environment.json   versions and device
     metrics.jsonl      one flat object a log point, appended
     state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume, measure and export
+    shards-N/          W, H and b in its place where several ranks wrote them (`shards`)
     summary.json       the result of the last solve that ended, and its tol; absent until one has
     plots/             figures
     .lock              held by the process that writes, so that two never do
@@ -260,6 +261,11 @@ class RunDirectory:
     @property
     def state_file(self) -> Path:
         return self.path / "state.safetensors"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a state was saved."""
+        return self.state_file.exists()
 
     @property
     def plots(self) -> Path:

@@ -19,8 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ufm_fast.errors import InputError
 from ufm_fast.runs import settings
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from ufm_fast.solvers.solution import Solution, StepRecord
 
 
+def _no_progress() -> Progress:
+    from ufm_fast.runs.state import Progress
+
+    return Progress()
+
+
 @dataclass
 class Job:
     """A solve that is about to run: its problem, where it writes, and where it starts."""
@@ -45,10 +52,12 @@ class Job:
     config: Config
     run: RunDirectory
     start: Point | None
-    progress: Progress
+    progress: Progress = field(default_factory=_no_progress)
     notes: list[str] = field(default_factory=list)
     fresh: bool = True  # the run directory was made by this call
     stamp: tuple[int, ...] | None = None  # of a run that goes on: its files when they were read
+    asked: Mapping[str, Any] = field(default_factory=dict)  # of ``solve``, in the place of the configured: what ranks need
+    saved: Callable[[], Point] | None = None  # of ranks: where a run goes on, which all must call together
 
     @property
     def reduce(self) -> str:
@@ -72,25 +81,53 @@ class Job:
 
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
     """Check everything that can be checked before the first step, then make the run directory."""
-    from ufm_fast.doctor import environment
-    from ufm_fast.runs.state import Progress
+    found = checked(given, file)
+    return begun(found, out, given_point(found.problem, found.config))
 
+
+class Checked(NamedTuple):
+    """A configuration that can be solved. ``asked``: as of `Job`."""
+
+    problem: Problem
+    config: Config
+    hashes: list[str]
+    notes: list[str]
+    asked: dict[str, Any]
+
+
+def checked(given: Mapping[str, Any], file: Path | None, ranks: int = 0) -> Checked:
+    """What can be checked before anything is written; ``ranks``: of a run on so many."""
     config = settings.resolve(given, file)
-    check_choices(config)
+    asked = _of_ranks(config) if ranks else {}
+    check_choices(config | asked)
     config["device"], note = settings.pick_device(config["device"])
     problem = settings.build_problem(config)
-    check_solvable(problem, config)
+    check_solvable(problem, config | asked, ranks or 1)
     config |= {"classes": problem.num_classes, "lambda_w": problem.lambda_w, "lambda_h": problem.lambda_h}
-    hashes = settings.hashes(config, problem)
+    return Checked(problem, config, settings.hashes(config, problem), [note] if note else [], asked)
+
+
+def _of_ranks(config: Config) -> dict[str, Any]:
+    """What ``solve`` is asked for on several ranks; the configuration is then that of any number of them."""
+    if config["backend"] not in ("auto", "sharded"):
+        raise InputError(f"backend {config['backend']} is for one process, and torchrun starts several; drop it")
+    asked = {"backend": "sharded", "mesh": config["mesh"]}
+    config |= {"backend": "auto", "mesh": None}
+    return asked
+
+
+def begun(found: Checked, out: Path | None, start: Point | None) -> Job:
+    """The job in its new run directory. Errors: InputError where that can't be."""
+    from ufm_fast.doctor import environment
+
+    problem, config, hashes, notes, asked = found
     own = Path("runs") / f"{config['loss']}-{problem.num_classes}-{problem.dim}-{hashes[0][:8]}"
     path = out or _first_free(own)
     refuse_occupied(path, *hashes)
-    start = _start(problem, config)
     run = RunDirectory.create(path, config, hashes[0], environment(problem.device))
-    notes = [note] if note else []
     if out is None and path != own:
         notes.append(f"{own} holds this problem already, and --resume {quoted(own)} goes on with it; this run is {path}")
-    return Job(problem, config, run, start, Progress(), notes)
+    return Job(problem, config, run, start, notes=notes, asked=asked)
 
 
 def _first_free(path: Path) -> Path:
@@ -99,7 +136,8 @@ def _first_free(path: Path) -> Path:
     return next(name for name in names if not (name / "config.json").exists())
 
 
-def _start(problem: Problem, config: Mapping[str, Any]) -> Point | None:
+def given_point(problem: Problem, config: Mapping[str, Any]) -> Point | None:
+    """The point of the file that a run starts from, if there is one."""
     from ufm_fast.runs.foreign import read_start
 
     return None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
@@ -125,8 +163,9 @@ def options_of(config: Mapping[str, Any]) -> SolveOptions:
     return SolveOptions.of(**{name: config[name] for name in taken_by("solve")})
 
 
-def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
-    """What ``solve`` would refuse, before anything is written; and what the free memory can't hold, by any method.
+def check_solvable(problem: Problem, config: Mapping[str, Any], ranks: int = 1) -> None:
+    """What ``solve`` would refuse, before anything is written; and what the free memory can't hold, by any method, of this
+    rank's part.
 
     Errors: InputError for options that contradict problem or method; where two points and their gradients do not fit.
     """
@@ -141,7 +180,7 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
         return
     rows = problem.rows(problem.reduction(config["reduce"])).number
     least, free = (
-        4 * problem.entries(rows) * compute_dtype(problem.torch_dtype).itemsize,
+        4 * problem.entries(rows) * compute_dtype(problem.torch_dtype).itemsize // ranks,
         available_bytes(torch.device(problem.device)),
     )
     if least > free:
@@ -154,27 +193,30 @@ def check_solvable(problem: Problem, config: Mapping[str, Any]) -> None:
 # ---- a run that goes on ----------------------------------------------------------------------------------------------
 
 
-def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | RunDirectory:
-    """The job that continues a run; the run itself if it is finished.
+def resume(path: Path, given: Mapping[str, Any], file: Path | None, ranks: int = 0) -> Job | RunDirectory:
+    """The job that continues a run; the run itself if it is finished. ``ranks``: on so many, each of which calls it.
 
     Errors: InputError for flags that contradict the run, except those that do not change which minimum is sought; for a
     configuration that is not the one the run was made with; for a smaller tol of the closed form.
     """
     from ufm_fast.runs.grouped import saved_data
-    from ufm_fast.runs.state import Progress, data_arguments, fitting_point, load_state
+    from ufm_fast.runs.state import data_arguments
 
     run = RunDirectory.open(path, "resume")
     stamp = run.stamp()
     run.config = settings.read_saved(run.config, path)
     config = _changed(run.config, given, file)
-    check_choices(config)
+    asked = _of_ranks(config) if ranks else {}
+    check_choices(config | asked)
     grouped = saved_data(run)
     if grouped is not None:
+        if ranks:
+            raise InputError(f"resume: {path} was solved on groups, which takes one process; go on without torchrun")
         return _resumed_groups(run, config, grouped, stamp)
-    saved = load_state(run) if run.state_file.exists() else None  # there is none if it was killed before the first save
-    data = settings.read_data(config) if saved is None else data_arguments(saved[0])
+    saved = _saved(run, ranks) if run.has_state else None  # there is none if it was killed before the first save
+    data = settings.read_data(config) if saved is None else data_arguments(saved.tensors)
     _check_hash(run, data)
-    if saved is not None and finished(run, config, saved[1].step):
+    if saved is not None and finished(run, config, saved.progress.step):
         if config["method"] == "closed-form" and config["tol"] < run.config["tol"]:
             raise InputError(
                 f"tol = {config['tol']:g} asks for steps, and {path} was solved by the closed form, which takes none; "
@@ -184,16 +226,44 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None) -> Job | Run
     config["device"], note = settings.pick_device(config["device"])
     notes = [note] if note else []
     problem = settings.build_problem(config, data)
-    check_solvable(problem, config)
+    check_solvable(problem, config | asked, ranks or 1)
+    rest: dict[str, Any] = {"notes": notes, "fresh": False, "stamp": stamp, "asked": asked}
     if saved is None:
-        return Job(problem, config, run, _start(problem, config), Progress(), notes, fresh=False, stamp=stamp)
-    tensors, progress, reduce = saved
-    point = fitting_point(run, problem, tensors, reduce, "resume")
-    start = None if config["method"] == "closed-form" else point  # the closed form starts nowhere
-    job = Job(problem, config, run, start, progress, notes, fresh=False, stamp=stamp)
+        return Job(problem, config, run, given_point(problem, config), **rest)
+    point = partial(saved.point, problem)
+    if ranks:
+        rest["saved"] = point
+    # The closed form starts nowhere.
+    start = None if ranks or config["method"] == "closed-form" else point()
+    job = Job(problem, config, run, start, saved.progress, **rest)
     if config["restarts"] > 1:
         notes.append(_of_starts(job))
     return job
+
+
+class _Saved(NamedTuple):
+    """A state that was read: the data, how far it had come, and what makes its point once there is a problem."""
+
+    tensors: dict[str, Any]
+    progress: Progress
+    point: Callable[[Problem], Point]
+
+
+def _saved(run: RunDirectory, ranks: int) -> _Saved:
+    from ufm_fast.layout import Layout, Mesh
+    from ufm_fast.runs.shards import spread_point
+    from ufm_fast.runs.state import fitting_point, load_rest, load_state
+
+    if not ranks:
+        tensors, progress, reduce = load_state(run)
+        return _Saved(tensors, progress, lambda problem: fitting_point(run, problem, tensors, reduce, "resume"))
+    tensors, progress, reduce, shards = load_rest(run)
+
+    def blocks(problem: Problem) -> Point:
+        layout = Layout(Mesh.of_world(None, problem.device), problem.num_classes, problem.rows(reduce).number)
+        return spread_point(run.path, shards, problem, layout)
+
+    return _Saved(tensors, progress, blocks)
 
 
 def _resumed_groups(
@@ -327,6 +397,7 @@ def _arguments(job: Job) -> dict[str, Any]:
     config = job.config
     return {
         **{name: config[name] for name in taken_by("solve")},
+        **job.asked,
         "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
         "reduce": job.reduce,
         "restarts": job.restarts,

@@ -43,7 +43,7 @@ class Log:
         usable = math.isfinite(record.value)
         if record.step > self._last_step:
             self._append(record.flat())
-        saved = self.job.run.state_file.exists()
+        saved = self.job.run.has_state
         if usable and not (saved and self._several):  # of several starts ``solve`` saves the best
             self._reach(record, point)
             if not saved:
@@ -54,7 +54,7 @@ class Log:
         """The state, unless it is on the way to infinity: a resume can start from one before, with smaller steps."""
         self._begin()
         self._starts = starts or self._starts
-        if (math.isfinite(record.value) and math.isfinite(record.gradient_norm)) or not self.job.run.state_file.exists():
+        if not self.job.run.has_state or (math.isfinite(record.value) and math.isfinite(record.gradient_norm)):
             self._reach(record, point)
             self._write()
 
@@ -72,7 +72,7 @@ class Log:
         assert self._reached is not None
         record, point = self._reached
         model = point()
-        if usable(model) or not self.job.run.state_file.exists():
+        if not self.job.run.has_state or usable(model):
             progress = Progress(record.step, record.evaluations, record.seconds, self._starts)
             save_state(self.job.run, self.job.problem, model, self.job.reduce, progress)
         self._unsaved = False

@@ -161,6 +161,8 @@ def pick_device(name: str) -> tuple[str, str]:
 
     if name != "auto":
         return name, ""
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # torchrun's: a device a rank
+        return f"cuda:{os.environ['LOCAL_RANK']}", ""
     if torch.cuda.is_available():
         return "cuda", f"device: cuda ({torch.cuda.get_device_name()}), chosen by auto"
     return "cpu", "device: cpu, chosen by auto (no CUDA device)"

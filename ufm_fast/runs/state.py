@@ -25,6 +25,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import atomic
+from ufm_fast.runs.shards import keep_shards, read_shards, save_shards
 from ufm_fast.solvers.solution import Restart, Starts
 from ufm_fast.targets import TargetSets
 from ufm_fast.trunks import TRUNKS, Trunk
@@ -63,7 +64,8 @@ class Head:
 def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, progress: Progress) -> None:
     """Write the point (H has a row for each row of ``reduce``) and the data."""
     rows = problem.rows(reduce)
-    tensors: Tensors = {**point.named(), "counts": problem.counts, "row_counts": rows.counts}
+    tensors: Tensors = {"counts": problem.counts, "row_counts": rows.counts}
+    tensors |= point.named() if point.layout is None else {}
     if problem.samples.given_vectors is not None:
         tensors["target_vectors"] = problem.samples.given_vectors
     elif problem.target_sets is not None:
@@ -78,11 +80,20 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
         tensors["labels"] = rows.targets.indices
         if problem.samples.given_labels is not None:
             tensors["sample_labels"] = problem.samples.given_labels
-    write_state(run, tensors, progress, reduce, problem.activation)
+    if point.layout is None:
+        return write_state(run, tensors, progress, reduce, problem.activation)
+    shards = save_shards(run.path, point)
+    if point.layout.mesh.rank == 0:
+        write_state(run, tensors, progress, reduce, problem.activation, shards)
+    point.layout.mesh.barrier()
 
 
-def write_state(run: RunDirectory, tensors: Tensors, progress: Progress, reduce: str, activation: str = "linear") -> None:
-    """Write any tensors as a run's state. Errors: WriteError; the state before is kept."""
+def write_state(
+    run: RunDirectory, tensors: Tensors, progress: Progress, reduce: str, activation: str = "linear", shards: str | None = None
+) -> None:
+    """Write any tensors as a run's state; ``shards``: the folder that has W, H and b. Errors: WriteError; the state before is
+    kept.
+    """
     storages: set[int] = set()
     stored: Tensors = {}
     for name, tensor in tensors.items():
@@ -96,8 +107,11 @@ def write_state(run: RunDirectory, tensors: Tensors, progress: Progress, reduce:
     }  # fmt: skip
     if progress.starts is not None:
         metadata["starts"] = json.dumps(asdict(progress.starts))
+    if shards is not None:
+        metadata["shards"] = shards
     with run.alone(), atomic(run.state_file) as temporary:
         save_file(stored, temporary, metadata)
+    keep_shards(run.path, shards)
 
 
 def checksum(tensors: Tensors) -> str:
@@ -112,16 +126,35 @@ def checksum(tensors: Tensors) -> str:
 def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
     """Tensors, progress and ``reduce`` of a run's state. Errors: InputError for a missing or foreign file."""
     tensors, metadata = read_safetensors(run.state_file, "run")
+    if "shards" in metadata:
+        _check_sum(tensors, metadata, run.state_file, "run")
+        tensors |= read_shards(run.path / Path(metadata["shards"]).name, "run")
+        metadata = {name: value for name, value in metadata.items() if name != "checksum"}
     missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
     if "runs" in tensors:
         raise InputError(f"run: {run.path} was solved on groups and holds no W and H; solve it with --reduce classes")
     if metadata.get("format") != FORMAT or missing:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
     check_state(tensors, metadata, run.state_file)
+    return tensors, *_progress(run, metadata)
+
+
+def load_rest(run: RunDirectory) -> tuple[Tensors, Progress, str, str | None]:
+    """What ``load_state`` gives but for the point, and the folder of its blocks, if it is there. Errors: as ``load_state``."""
+    tensors, metadata = read_safetensors(run.state_file, "run", without=("W", "H", "b"))
+    if metadata.get("format") != FORMAT or "counts" not in tensors or "row_counts" not in tensors:
+        raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
+    shards = metadata.get("shards")
+    if shards is not None:
+        _check_sum(tensors, metadata, run.state_file, "run")
+    return tensors, *_progress(run, metadata), None if shards is None else Path(shards).name
+
+
+def _progress(run: RunDirectory, metadata: Mapping[str, str]) -> tuple[Progress, str]:
     try:
         starts = _starts(metadata["starts"]) if "starts" in metadata else None
         progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]), starts)
-        return tensors, progress, metadata["reduce"]
+        return progress, metadata["reduce"]
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"run: {run.state_file} lacks its step, evaluations, seconds or starts; it was damaged") from error
 
@@ -141,7 +174,7 @@ def data_arguments(tensors: Tensors) -> dict[str, Any]:
         try:
             indptr, indices, counts = (tensors[key] for key in keys)
             weights = tensors.get("target_weights")
-            return {"target_sets": TargetSets.create(indptr, indices, tensors["W"].shape[0], counts, weights)}
+            return {"target_sets": TargetSets.create(indptr, indices, tensors["counts"].numel(), counts, weights)}
         except (KeyError, InputError) as error:
             raise InputError(f"resume: the state's target sets are damaged ({error}); solve it anew") from error
     if "sample_labels" in tensors:
@@ -155,6 +188,10 @@ def check_state(tensors: Tensors, metadata: Mapping[str, str], path: Path, name:
         raise InputError(f"{name}: the tensors in {path} are missing or do not fit one another; the file was damaged")
     if not Point.of(tensors).finite():
         raise InputError(f"{name}: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
+    _check_sum(tensors, metadata, path, name)
+
+
+def _check_sum(tensors: Tensors, metadata: Mapping[str, str], path: Path, name: str) -> None:
     if metadata.get("checksum", written := checksum(tensors)) != written:
         raise InputError(f"{name}: the numbers in {path} are not those that were written; the file was damaged, solve it anew")
 
@@ -229,13 +266,14 @@ def run_head(run: RunDirectory) -> Head:
     return state_head(load_state(run)[0], run.config.get("activation", "linear"))
 
 
-def read_safetensors(path: Path, name: str) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata. Errors: InputError."""
+def read_safetensors(path: Path, name: str, without: tuple[str, ...] = ()) -> tuple[Tensors, dict[str, str]]:
+    """Tensors, but for some, and metadata. Errors: InputError."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{name}: {path} is not a file; remove it")  # a pipe would be waited for
     try:
         with safe_open(path, framework="pt") as content:
-            return {key: content.get_tensor(key) for key in content.keys()}, content.metadata() or {}  # noqa: SIM118
+            names = [key for key in content.keys() if key not in without]  # noqa: SIM118
+            return {key: content.get_tensor(key) for key in names}, content.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{name}: {path} is missing, truncated or not a safetensors file ({error})") from error
 

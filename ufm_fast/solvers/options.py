@@ -10,8 +10,9 @@ from ufm_fast.arguments import number, whole
 from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.pairwise import Mode as Pairwise
-from ufm_fast.objective import VARIABLES
+from ufm_fast.objective import VARIABLES, refuse_spread
 from ufm_fast.problem import REDUCTIONS, Problem
+from ufm_fast.sharded_starts import SHARDED_STARTS
 from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import DEFAULT_START, RANDOM_STARTS, STARTS
 
@@ -98,6 +99,14 @@ class SolveOptions:
         if value is not None and not number(value, name) > 0:
             raise InputError(f"{name} must be > 0, got {value}")
 
+    def _check_spread(self, problem: Problem) -> None:
+        if not METHODS[self.method].spread:
+            raise InputError(f"method {self.method} takes whole factors, and on several ranks there are none; use auto")
+        if self.start not in SHARDED_STARTS:
+            starts = ", ".join(SHARDED_STARTS)
+            raise InputError(f"start {self.start} takes whole factors; on several ranks start is {starts}, or a file")
+        refuse_spread(problem)
+
     def check(self, problem: Problem) -> None:
         """What contradicts the problem. Errors: InputError naming the option; InputTypeError for something else."""
         if not isinstance(problem, Problem):
@@ -105,7 +114,7 @@ class SolveOptions:
         refusal = METHODS[self.method].refuses(problem)
         if refusal:
             raise InputError(f"method {self.method} {refusal}")
-        if self.backend == "sharded" and not METHODS[self.method].spread:
-            raise InputError(f"method {self.method} takes whole factors, and backend sharded has none; use auto")
+        if self.backend == "sharded":
+            self._check_spread(problem)
         problem.reduction(self.reduce)
         make_backend(self.backend, problem.device, problem.torch_dtype, self.mesh)

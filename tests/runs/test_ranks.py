@@ -1,0 +1,108 @@
+"""Runs on several ranks: resumed on other numbers of them, interrupted, killed, refused together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bench import rank_kills
+from bench.rank_kills import PROBLEM, QUICK, SLOW, finish, kill_one, start
+from ufm_fast.cli import main
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.state import load_state
+
+QUIET = ("--quiet", "--no-plots")
+
+
+def summary(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in one process, never ended."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["solve", *PROBLEM, "--out", str(run), *QUIET]) == 0
+    return summary(run)["value"]
+
+
+def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, whole, capsys):
+    run = tmp_path / "run"
+    assert finish(start(2, *PROBLEM, "--max-steps", "4", "--out", str(run))) == [(3, "")] * 2
+    assert len(list(run.glob("shards-*"))) == 1
+    assert summary(run)["steps"] == 4
+    tensors, progress, _ = load_state(RunDirectory.open(run))
+    assert (tensors["W"].shape, tensors["H"].shape, tensors["b"].shape, progress.step) == ((5, 6), (5, 6), (5,), 4)
+    assert main(["solve", "--resume", str(run), "--max-steps", "2", *QUIET]) == 3
+    assert not list(run.glob("shards-*"))
+    assert finish(start(3, "--resume", str(run), "--max-steps", "1000")) == [(0, "")] * 3
+    assert summary(run)["value"] == pytest.approx(whole, rel=1e-10)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    capsys.readouterr()
+    assert main(["metrics", str(run), "--json"]) == 0
+    assert "nc3" in capsys.readouterr().out
+    assert main(["plot", str(run)]) == 0
+    assert main(["export", str(run), "--quiet"]) == 0
+    assert main(["solve", "--resume", str(run), *QUIET]) == 0
+
+
+def test_torchrun_is_all_that_a_user_types(tmp_path, whole):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--out", str(tmp_path / "run"), "--mesh", "1x2", "--json", "--no-plots"]
+    command = [*torchrun, "-m", "ufm_fast", "solve", *PROBLEM, *options]
+    path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["value"] == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.parametrize(("victim", "delay", "again"), [(0, 0.5, 1), (1, 1.0, 3), (1, 0.0, 1)])
+def test_one_rank_is_killed(tmp_path, whole, victim, delay, again):
+    out = tmp_path / "run"
+    assert kill_one(out, 2, delay, victim, saved=True) < 60
+    if again == 1:
+        assert main(["solve", "--resume", str(out), *QUICK, *QUIET]) == 0
+    else:
+        assert finish(start(again, "--resume", str(out), *QUICK)) == [(0, "")] * again
+    assert summary(out)["value"] == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
+    run = tmp_path / "run"
+    ranks = start(2, *PROBLEM, *SLOW, "--out", str(run))
+    while not (run / "state.safetensors").exists():
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    (first, said), (second, silent) = finish(ranks)
+    assert (first, second, silent) == (130, 130, "")
+    assert "and saved; go on with: ufm-fast solve --resume" in said
+    assert summary(run)["outcome"] == "interrupted"
+    assert load_state(RunDirectory.open(run))[1].step == summary(run)["steps"]
+
+
+def test_what_ranks_refuse_they_refuse_together(tmp_path):
+    for code, said in finish(start(2, *PROBLEM, "--mesh", "3x1", "--out", str(tmp_path / "run"))):
+        assert code == 2
+        assert said == "error: mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_other_data_are_refused(tmp_path):
+    path = tmp_path / "labels.npy"
+    np.save(path, np.array([0, 1, 2, 0]))
+    ranks = start(2, "--labels", str(path), "--dim", "4", "--seed", "{rank}", "--out", str(tmp_path / "run"))
+    for code, said in finish(ranks):
+        assert code == 2
+        assert said.startswith("error: rank 1 has other settings or data than rank 0; start every rank with the same command")
+    assert not (tmp_path / "run").exists()

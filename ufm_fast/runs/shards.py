@@ -1,0 +1,139 @@
+"""The point of a run on several ranks: W, H and b by torch.distributed.checkpoint, each rank its blocks.
+
+They are in a folder ``shards-N`` beside the state, as safetensors (the checkpoint's own format pickles its index, and nothing
+here is ever pickled). The state (`state`) holds the rest and names the folder, and is written when all ranks have written
+theirs: so it names a whole one at any moment, and older ones are removed after that. Any number of ranks reads them, and one
+process.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ufm_fast.backends.base import compute_dtype
+from ufm_fast.errors import InputError
+from ufm_fast.layout import Layout, block
+from ufm_fast.point import Point
+from ufm_fast.problem import Problem
+from ufm_fast.runs.files import WriteError
+
+PREFIX = "shards-"
+
+
+def save_shards(path: Path, point: Point) -> str:
+    """Write this rank's blocks; all ranks call it. The name of the folder. Errors: WriteError on all ranks."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    layout = point.layout
+    assert layout is not None
+    mesh, number = layout.mesh, torch.zeros(1, dtype=torch.int64, device=layout.mesh.device)
+    if mesh.rank == 0:
+        number += 1 + max((int(name.removeprefix(PREFIX)) for name in _folders(path)), default=0)
+    folder = path / f"{PREFIX}{int(mesh.shared(number))}"
+    tensors = {name: _spread(layout, name, part.detach()) for name, part in point.named().items()}
+    try:
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:  # of any rank, told to all; it is no Exception
+        first = next(iter(error.failures.values()))[0]
+        raise WriteError(folder, first if isinstance(first, Exception) else OSError(str(first))) from error
+    return folder.name
+
+
+def keep_shards(path: Path, name: str | None) -> None:
+    """Remove the folders of blocks in ``path``, but for that one."""
+    for other in _folders(path):
+        if other != name:
+            shutil.rmtree(path / other, ignore_errors=True)
+
+
+def read_shards(folder: Path, name: str) -> dict[str, Tensor]:
+    """The whole W, H and b, in one process. Errors: InputError for a folder that is missing or damaged."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    try:
+        entries = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        tensors = {key: torch.empty(x.size, dtype=x.properties.dtype) for key, x in entries.items()}  # type: ignore[union-attr]
+        _load(tensors, folder, alone=True)
+    except Exception as error:
+        raise _damaged(folder, name, error) from error
+    return tensors
+
+
+def spread_point(folder: Path, shards: str | None, problem: Problem, layout: Layout) -> Point:
+    """This rank's blocks of the point in a run's folder, whoever saved it; all ranks call it.
+
+    Errors: InputError for files that are damaged or do not fit the problem.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"W": (layout.classes, problem.dim), "H": (layout.rows, problem.dim)}
+    shapes |= {} if problem.bias == "none" else {"b": (layout.classes,)}
+    where = folder / (shards or "state.safetensors")
+    try:
+        if shards is None:
+            parts = _slices(where, shapes, layout)
+        else:
+            dtype = compute_dtype(problem.torch_dtype)
+            empty = {name: torch.empty(_rows(shape[0], layout), *shape[1:], dtype=dtype) for name, shape in shapes.items()}
+            tensors = {name: _spread(layout, name, part.to(layout.mesh.device)) for name, part in empty.items()}
+            _load(tensors, where, alone=False)
+            parts = {name: part.to_local() for name, part in tensors.items()}
+    except InputError:
+        raise
+    except Exception as error:
+        raise _damaged(where, "resume", error) from error
+    return Point(parts["W"], parts["H"], parts.get("b"), (), layout).to(device=layout.mesh.device)
+
+
+def _rows(number: int, layout: Layout) -> int:
+    part = block(number, layout.mesh.ranks, layout.mesh.rank)
+    return int(part.stop - part.start)
+
+
+def _slices(path: Path, shapes: dict[str, tuple[int, ...]], layout: Layout) -> dict[str, Tensor]:
+    """This rank's rows of the tensors in a safetensors file."""
+    parts: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as content:
+        for name, shape in shapes.items():
+            whole = content.get_slice(name)
+            if tuple(whole.get_shape()) != shape:
+                raise InputError(f"resume: {name} in {path} does not fit config.json; the run was damaged, solve it anew")
+            parts[name] = whole[block(shape[0], layout.mesh.ranks, layout.mesh.rank)]
+    return parts
+
+
+def _spread(layout: Layout, name: str, part: Tensor) -> Any:
+    """A DTensor of which ``part`` is this rank's block."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    rows = layout.rows if name == "H" else layout.classes
+    shape = torch.Size((rows, *part.shape[1:]))
+    stride = (part.shape[1], 1) if part.ndim == 2 else (1,)
+    return DTensor.from_local(part.contiguous(), layout.mesh.flat, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # which one process does without
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+
+
+def _folders(path: Path) -> list[str]:
+    found = [entry.name for entry in path.glob(f"{PREFIX}*") if entry.is_dir()]
+    return [name for name in found if name.removeprefix(PREFIX).isdecimal()]
+
+
+def _damaged(folder: Path, name: str, error: Exception) -> InputError:
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    kind = "truncated" if isinstance(error, (SafetensorError, OSError)) else "damaged"
+    return InputError(f"{name}: {folder} is missing or {kind} ({words}); solve it anew")
