@@ -40,7 +40,7 @@ _LABELS = {
     "peak_extra_bytes": "extra peak memory, bytes", "peak_bytes": "peak memory, bytes",
  "max_cosine_classifier": "largest cosine of W",
     "relative_gap": "certified relative gap", "one_vs_rest": "one-vs-rest margin", "certified": "share certified",
-    "lambda_w": "λ$_W$", "lambda_h": "λ$_H$",
+    "symmetric": "share of symmetric solutions", "lambda_w": "λ$_W$", "lambda_h": "λ$_H$",
 }  # fmt: skip
 
 

@@ -65,7 +65,8 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        self._environment = {**os.environ, **dict.fromkeys(names, str(threads))}
+        # A file of the user's folder must not pass for a module (Python 3.11 and later).
+        self._environment = {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONSAFEPATH": "1"}
         here = str(Path(__file__).parents[2])  # a checkout that only the caller's sys.path has
         self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         self._process: subprocess.Popen[bytes] | None = None
