@@ -237,6 +237,12 @@ def test_bad_input_names_the_argument_and_the_mend(given, message):
         Problem(**{"dim": 4, "loss": "mse", **given})
 
 
+def test_arrays_of_other_byte_orders_and_strides_are_read():
+    plain = correlated(6, 3).numpy()
+    for given in (plain.astype(">f8"), plain[::-1][::-1], np.asfortranarray(plain), plain.tolist()):
+        assert torch.equal(Problem(targets=given, dim=2, loss="mse").samples.given_vectors, torch.from_numpy(plain))
+
+
 def test_faces_that_know_classes_only_refuse(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     problem = Problem(targets=correlated(9, 3), dim=4, loss="mse")

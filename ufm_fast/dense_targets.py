@@ -101,7 +101,7 @@ def target_vectors(given: Any) -> Tensor:
     if hasattr(given, "tocsr"):
         raise InputTypeError(f"targets must be a dense N x t array, {_SHAPE}, got a sparse one; give targets.toarray()")
     try:
-        array = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, order="C"))
+        array = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(_native(np.asarray(given)))
     except (TypeError, ValueError) as error:
         raise InputTypeError(f"targets must be an N x t array of real numbers, {_SHAPE} ({error})") from error
     if array.dtype == torch.bool or array.is_complex() or array.layout != torch.strided:
@@ -112,6 +112,11 @@ def target_vectors(given: Any) -> Tensor:
     values = array.to(torch.float64, copy=True)
     _check_finite(values)
     return values
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """In this machine's byte order, laid out in rows, as torch reads it."""
+    return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def _check_finite(values: Tensor) -> None:
