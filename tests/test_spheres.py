@@ -10,6 +10,7 @@ import torch
 from ufm_fast import Problem, solve
 from ufm_fast.metrics.one_vs_rest import margins, one_vs_rest
 from ufm_fast.solvers.staged import temperatures
+from ufm_fast.theory import closed_form
 from ufm_fast.theory.codes import hardmax_margin, known_code, margin_bounds, welch_level
 from ufm_fast.theory.frames import simplex_frame
 
@@ -26,6 +27,17 @@ def test_a_random_start_meets_the_simplex(temperature):
         found = solve(sphere(10, 16, temperature, seed=seed), start="normal", **QUICK)
         assert found.value == pytest.approx(found.theory.value, rel=1e-10)
         assert found.evaluations <= 500
+
+
+@pytest.mark.parametrize("margin", [0.3, -0.2, 3.0])
+def test_one_margin_for_all_classes_leaves_the_simplex(margin):
+    found = solve(sphere(5, 4, 6.0, margin=margin), start="normal", metrics=False)
+    assert found.theory.value == pytest.approx(math.log1p(4 * math.exp(-6.0 * (5 / 4 - margin))), rel=1e-13)
+    assert found.value == pytest.approx(found.theory.value, rel=1e-10)
+    assert found.certificate.certified
+    assert closed_form(sphere(5, 4, 6.0, margin=[0.1, 0.1, 0.1, 0.1, 0.2])) is None
+    assert closed_form(sphere(5, 4, 6.0, margin=0.1, smoothing=0.1)) is None
+    assert closed_form(sphere(5, 4, 6.0, margin=0.1, logit_adjustment=[1.0, 0, 0, 0, 0])) is None
 
 
 @pytest.mark.parametrize("method", ["cg", "newton-cg", "lbfgs"])

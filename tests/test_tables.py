@@ -72,7 +72,7 @@ def test_rows_serve_different_kinds_that_they_were_derived_for(name):
             served = ("ce", "focal", "pick-all", "mse", "mse dense", *(changed if name == "certificates" else ()))
             known = loss in served and (trunk, geometry) == ("none", "none")
             deep = trunk != "none" and geometry == "none" and loss in (*LOSSES, "mse dense", *changed) and frozen is None
-            on_spheres = ("ce", *(("ce shifted", "ce scaled") if name == "certificates" else ()))
+            on_spheres = ("ce", "ce shifted", "ce scaled")
             unit = (trunk, geometry, bias, frozen) == ("none", "sphere", "none", None) and loss in on_spheres
             assert len(rows) <= (
                 known

@@ -20,8 +20,9 @@ same bound (`certificates.softmax`, `.squares`, `.focal` without a bias, and wit
 norm is that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S. On unit rows the bound of `certificates.spheres` needs the gradient
 in Z alone, and offsets, margins and scales are constants there. With a frozen factor scales have none.
 Margins in the angle (ArcFace, arXiv 1801.07698) are another thing: cos(theta + m) is convex in cos(theta), and the loss falls
-in it, so that the loss is not convex in the logits; and it has a kink at theta = 0, where features lie along their own rows.
-They are not served.
+in it, so that the loss is not convex in the logits; and it has a kink at theta = 0, where features lie along their own rows
+at the minimum: no method here ends on one but by rounding it, so they are not solved. Their balanced minimum is known
+(`theory.angular_ce_minimum`).
 """
 
 from __future__ import annotations

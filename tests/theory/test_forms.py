@@ -472,9 +472,42 @@ def test_normalised_features(classes, dim, scale, smoothing):
     assert theory.normalised_ce_minimum(classes, scale, dim, smoothing) == pytest.approx(found, rel=1e-9)
 
 
+@pytest.mark.parametrize(("classes", "margin"), [(4, 0.3), (6, 0.9), (3, 1.2)])
+def test_margins_in_the_angle(classes, margin):
+    """The simplex has the value, and nothing near it, at random or on the way down from there lies below."""
+    scale, dim = 5.0, classes
+    generator = torch.Generator().manual_seed(0)
+
+    def value(W, H):
+        W, H = (torch.nn.functional.normalize(x, dim=1) for x in (W, H))
+        cosine = W @ H.T
+        own = cosine.diagonal().clamp(-1 + 1e-12, 1 - 1e-12).acos() + margin
+        target = torch.where(own < math.pi, own.cos(), -1.0)
+        z = scale * (cosine.T - torch.diag_embed(cosine.diagonal()) + torch.diag_embed(target))
+        return torch.nn.functional.cross_entropy(z, torch.arange(classes))
+
+    expected = theory.angular_ce_minimum(classes, scale, dim, margin)
+    frame = theory.simplex_frame(classes, dim)
+    assert float(value(frame, frame)) == pytest.approx(expected, rel=1e-5)  # the clamp of an angle of zero
+    for spread in (1e-6, 1e-2, 0.3, 10.0):
+        for _ in range(20):
+            noise = spread * torch.randn(2, classes, dim, generator=generator, dtype=torch.float64)
+            assert float(value(frame + noise[0], frame + noise[1])) >= expected * (1 - 1e-12)
+    x = torch.randn(2, classes, dim, generator=generator, dtype=torch.float64).requires_grad_()
+    for rate in (0.05, 0.005, 0.0005):  # ever smaller steps about the kink
+        steps = torch.optim.Adam([x], lr=rate)
+        for _ in range(150):
+            steps.zero_grad()
+            value(*x).backward()
+            steps.step()
+    assert expected * (1 - 1e-12) <= float(value(*x).detach()) <= expected * 1.5
+
+
 def test_formulas_say_where_they_do_not_apply():
     assert theory.normalised_ce_minimum(4, 1.0, 2) is None
     assert theory.normalised_ce_minimum(3, 10.0, 2, 0.2) is None
+    assert theory.angular_ce_minimum(4, 1.0, 2, 0.3) is None
+    assert theory.angular_ce_minimum(10, 1.0, 9, 1.2) is None
     for name in ("ce", "focal", "pick-all"):
         assert theory.closed_form(make(name, counts=(5,) * 4, dim=2, lam=(1e-3, 1e-3))) is None
     assert theory.closed_form(make(counts=(5, 4, 3))) is None

@@ -6,6 +6,7 @@ from ufm_fast.theory.frames import simplex_frame
 from ufm_fast.theory.imbalanced import collapsed_ce, seli_distance, seli_logit_distance, seli_spectrum
 from ufm_fast.theory.multilabel import PickAllMinimum, pick_all_minimum
 from ufm_fast.theory.softmax import (
+    angular_ce_minimum,
     ce_gap,
     ce_minimum,
     contrastive_minimum,
@@ -38,6 +39,7 @@ __all__ = [
     "ClosedForm",
     "PickAllMinimum",
     "TwoGroupMinimum",
+    "angular_ce_minimum",
     "balanced_mse_minimum",
     "biased_mse_minimum",
     "ce_gap",

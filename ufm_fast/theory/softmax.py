@@ -150,19 +150,43 @@ def layer_peeled_ce_minimum(classes: int, energy_w: float, energy_h: float) -> f
     return math.log1p((classes - 1) * math.exp(-classes / (classes - 1) * energy))
 
 
-def normalised_ce_minimum(classes: int, scale: float, dim: int, smoothing: float = 0.0) -> float | None:
+def normalised_ce_minimum(
+    classes: int, scale: float, dim: int, smoothing: float = 0.0, margin: float = 0.0
+) -> float | None:  # fmt: skip
     """Minimum of cross-entropy with unit-norm features and classifier rows, logits scale <w_k, h_i>, no penalty.
 
     f* = log(1 + (K-1) exp(-a)) + smoothing (K-1) a / K with the gap a = min(scale K/(K-1), log(K/smoothing - K + 1)).
     `scale` is the factor on the logits: tau in arXiv 2209.09211, the inverse temperature 1/tau in arXiv 2310.05351.
     None where the formula does not apply: d < K-1, or d = K-1 when smoothing stops the gap short of its largest value
-    (an extra dimension is then needed to tilt the features). Geometry: arXiv 2209.09211; the values are our
-    derivation.
+    (an extra dimension is then needed to tilt the features). ``margin`` is taken off each target's cosine (CosFace, arXiv
+    1801.09414), which leaves a - scale margin in the exponent; not with smoothing (None). Geometry: arXiv 2209.09211; the
+    values are our derivation.
     """
+    if margin and smoothing:
+        return None
     check_integer("classes", classes, 2)
     widest = check_positive("scale", scale) * classes / (classes - 1)
     wanted = math.log1p(classes * (1 / smoothing - 1)) if check_smoothing(smoothing) > 0 else math.inf
     if check_integer("dim", dim, 1) < classes - (wanted >= widest):
         return None
     gap = min(widest, wanted)
-    return math.log1p((classes - 1) * math.exp(-gap)) + smoothing * (classes - 1) * gap / classes
+    left = gap - scale * margin
+    if left < 0:
+        return math.log(math.exp(left) + classes - 1) - left
+    return math.log1p((classes - 1) * math.exp(-left)) + smoothing * (classes - 1) * gap / classes
+
+
+def angular_ce_minimum(classes: int, scale: float, dim: int, margin: float) -> float | None:
+    """Minimum of the same with margins in the angle (ArcFace, arXiv 1801.07698): target logits scale cos(theta + margin).
+
+    f* = log(1 + (K-1) exp(-scale (cos(margin) + 1/(K-1)))), at the simplex with features along their own rows. For
+    cos(theta + m) = x cos m - sin m sqrt(1 - x^2) <= x cos m, x = cos(theta), and with x cos m in its place the loss is convex,
+    the mean of its exponents being scale sum_jk M_jk <w_j, h_k>, |K M| = cos m + 1/(K-1) while that is at least 1 - cos m.
+    None where it does not apply: d < K-1, or cos(margin) < (K-2)/(2K-2). Our derivation. Beyond theta + m = pi the target's
+    logit may be whatever is at most scale x cos m, as -scale is.
+    """
+    check_integer("classes", classes, 2)
+    level = math.cos(margin) + 1 / (classes - 1)
+    if check_integer("dim", dim, 1) < classes - 1 or not 0 <= margin < math.pi or level < 1 - math.cos(margin):
+        return None
+    return math.log1p((classes - 1) * math.exp(-check_positive("scale", scale) * level))
