@@ -24,6 +24,7 @@ from strategies import BIAS_CASES, LOSS_CASES, random_point
 
 from ufm_fast import point
 from ufm_fast.backends import ShardedBackend, TiledBackend, sharded
+from ufm_fast.backends.cost import Cost
 from ufm_fast.layout import STOP, Mesh, gathered
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -136,8 +137,24 @@ def solves(*some: int) -> Iterator[Check]:
         curvatures = mock.patch.object(lbfgs, "curvature_of", return_value=None)
         with curvatures, mock.patch.object(first_order, "largest_curvature", return_value=2.0):
             expected, found = (solve(problem, initial=initial, backend=name, **options) for name in ("tiled", "sharded"))
+        assert found.certificate is None or "several ranks" in found.certificate.reason
         assert found.outcome is expected.outcome, (given, options, found.message)
         yield f"solve {given} {options}", abs(found.value / expected.value - 1), 1e-10
+
+
+def counted(mesh: Mesh) -> Iterator[Check]:
+    """What a rank sends for an evaluation is what `cost` says, to the byte."""
+    for given in ({}, {"bias": "free"}, {"smoothing": 0.1}, {"bias": "free", "smoothing": 0.1}):
+        problem = Problem(counts=[3, 1, 2, 5, 4, 1, 2, 6, 2, 3, 1], dim=4, **given)
+        objective = Objective(problem, backend=ShardedBackend(mesh, chunk=2 * mesh.shape[0]))
+        x = make_start(objective, "normal")
+        objective.value_and_grad(x)  # which exchanges the targets
+        mesh.traffic.clear()
+        objective.value_and_grad(x)
+        height = next(iter(objective.backend.of(problem.loss).heights.values()))
+        cost = Cost(11, 11, 4, mesh.shape, height, 8, problem.bias != "none", problem.loss.smoothing > 0).sent()
+        for kind, sent in cost.items():
+            yield f"{mesh.shape} {given} {kind} {mesh.traffic[kind]} {sent}", abs(mesh.traffic[kind] - sent), 0.0
 
 
 def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
@@ -176,6 +193,11 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
     yield from heads(Mesh.of_world(), every={1: 4, 2: 2, 3: 1, 4: 2}[ranks])
     if ranks == 2:
         yield from solves(*range(len(SOLVES)))
+    if ranks > 1:
+        yield from counted(Mesh.of_world())
+        yield from counted(Mesh.of_world(f"1x{ranks}"))
+    if ranks == 4:
+        yield from counted(Mesh.of_world("2x2"))
     if ranks == 3:
         yield from unlike_ranks(Mesh.of_world())
     if ranks == 4:

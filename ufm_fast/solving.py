@@ -32,10 +32,13 @@ from ufm_fast.solvers.table import METHODS
 from ufm_fast.stopwatch import NO_WATCH, NoWatch
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
+from ufm_fast.theory.certificates.base import without
 from ufm_fast.theory.structures import recognise
 from ufm_fast.verdicts import at_saved_point, contradiction, notes, of_closed_form, of_start
 
 __all__ = ["METHODS", "check", "solve"]
+
+_UNPROVED = "a point on several ranks is not certified; resume its run in one process"
 
 
 def check(problem: Problem, options: SolveOptions) -> None:
@@ -208,7 +211,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         variables=objective.variables,
         start=result.start,
         theory=theory,
-        certificate=proof,
+        certificate=proof if here or not options.certificate else without(_UNPROVED),
         metrics=_measured(objective, model, options, found.value, told) if options.metrics and fits and here else {},
         notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
         structure=recognise(problem, found.value) if theory is None else None,

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from bench import rank_kills
 from bench.rank_kills import PROBLEM, QUICK, SLOW, finish, kill_one, start
@@ -51,7 +52,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     assert "nc3" in capsys.readouterr().out
     assert main(["plot", str(run)]) == 0
     assert main(["export", str(run), "--quiet"]) == 0
+    assert summary(run)["certificate"]["kind"] == "none"
     assert main(["solve", "--resume", str(run), *QUIET]) == 0
+    assert summary(run)["certificate"]["certified"]
 
 
 def test_torchrun_is_all_that_a_user_types(tmp_path, whole):
@@ -106,3 +109,11 @@ def test_ranks_with_other_data_are_refused(tmp_path):
         assert code == 2
         assert said.startswith("error: rank 1 has other settings or data than rank 0; start every rank with the same command")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device")
+def test_ranks_on_gpus_find_the_minimum(tmp_path, whole):
+    run = tmp_path / "run"
+    assert finish(start(2, *PROBLEM, "--device", "cuda", "--out", str(run))) == [(0, "")] * 2
+    assert summary(run)["value"] == pytest.approx(whole, rel=1e-10)

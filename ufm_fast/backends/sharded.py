@@ -73,7 +73,7 @@ class ShardedSoftmaxHead:
 
     def __init__(self, mesh: Mesh, chunk: int | None = None) -> None:
         self.mesh, self.chunk = mesh, chunk
-        self._heights: dict[tuple[int, ...], int] = {}
+        self.heights: dict[tuple[int, ...], int] = {}
 
     def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         out = out.cleared()
@@ -143,12 +143,12 @@ class ShardedSoftmaxHead:
         """Rows of a rank in a chunk: what suits the rank with the least memory, on all of them."""
         C, S = self.mesh.shape
         key = layout.classes, layout.rows, dtype.itemsize, buffers
-        if key not in self._heights:
+        if key not in self.heights:
             rows, classes = C * layout.row_height, max(1, S * layout.class_height)
             most = self.chunk or chunk_rows(rows, classes, dtype.itemsize, self.mesh.device, buffers)
             number = share(layout.row_height, max(1, int(self.mesh.least(most)) // C))
-            self._heights[key] = share(layout.row_height, number)
-        return self._heights[key]
+            self.heights[key] = share(layout.row_height, number)
+        return self.heights[key]
 
 
 class ShardedSquaredErrorHead:

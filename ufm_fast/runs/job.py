@@ -216,7 +216,7 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None, ranks: int =
     saved = _saved(run, ranks) if run.has_state else None  # there is none if it was killed before the first save
     data = settings.read_data(config) if saved is None else data_arguments(saved.tensors)
     _check_hash(run, data)
-    if saved is not None and finished(run, config, saved.progress.step):
+    if saved is not None and finished(run, config, saved.progress.step) and (ranks or not _unproved(run, config)):
         if config["method"] == "closed-form" and config["tol"] < run.config["tol"]:
             raise InputError(
                 f"tol = {config['tol']:g} asks for steps, and {path} was solved by the closed form, which takes none; "
@@ -322,6 +322,11 @@ def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
         return bool(config["method"] == "closed-form")
     reached = summary.get("tol")
     return isinstance(reached, float) and bool(config["tol"] >= reached)
+
+
+def _unproved(run: RunDirectory, config: Mapping[str, Any]) -> bool:
+    """Whether several ranks have solved it, which leave certificate and metrics to one process."""
+    return bool(config["certificate"] and (run.summary or {}).get("backend") == "sharded")
 
 
 def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:

@@ -1,0 +1,70 @@
+"""What an evaluation on several ranks costs: bytes that a rank sends and floating-point operations, as formulas.
+
+With P = C S ranks, blocks of h_R = ceil(R/P) rows and h_K = ceil(K/P) classes, T = ceil(h_R / q) chunks of q rows a rank and b
+bytes a number, a rank sends for one value and gradient of a softmax loss
+
+    features    2 (C - 1) T q d b          rows to the ranks with the other classes, and their gradients back
+    classes     2 (S - 1) h_K d b          the weight from the ranks with the other rows, and its gradient back
+    row sums    2 (C - 1) T q (1 + m) 8    a sum a row, and m = 2 numbers a target (3 with smoothing)
+    sums        2 (C - 1)/C d 8 + 4 (P - 1)/P 16      the mean row of W (twice with smoothing), and data term and penalty
+
+by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A Hessian product has three
+times the features' and classes' bytes in place of two. A bias adds its entries to ``classes``, and one number to the mean.
+`tests/sharded_worker.py` holds the formulas to what is counted, to the byte.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ufm_fast.layout import height
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An evaluation of K ``classes`` and R ``rows`` in ``dim`` columns of ``itemsize`` bytes on a mesh of C x S ranks, in
+    chunks of ``chunk`` rows a rank.
+    """
+
+    classes: int
+    rows: int
+    dim: int
+    mesh: tuple[int, int]
+    chunk: int
+    itemsize: int = 4
+    bias: bool = False
+    smoothing: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.mesh[0] * self.mesh[1]
+
+    def sent(self) -> dict[str, int]:
+        """Bytes that a rank sends for one value and gradient, by what for."""
+        (C, S), P, d = self.mesh, self.ranks, self.dim
+        of_classes = height(self.classes, P)
+        chunks = math.ceil(height(self.rows, P) / self.chunk)
+        entries = 3 + self.smoothing  # a sum a row, two numbers a target, and a third
+        means = 2 * (C - 1) * 8 * (d + self.bias) // C
+        return {
+            "features": 2 * (C - 1) * chunks * self.chunk * d * self.itemsize,
+            "classes": 2 * (S - 1) * of_classes * (d * self.itemsize + 8 * self.bias),
+            "row sums": chunks * (2 * (C - 1) * self.chunk * entries * 8),
+            "sums": means * (1 + self.smoothing) + 2 * (2 * (P - 1) * 16 // P),
+        }
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a rank."""
+        return 6.0 * self.rows * self.classes * self.dim / self.ranks
+
+    def seconds(self, flops_a_second: float, bytes_a_second: float) -> tuple[float, float]:
+        """Of the products, and of what is sent; they overlap but for the first chunk and the classes."""
+        return self.flops / flops_a_second, sum(self.sent().values()) / bytes_a_second
+
+
+def best_mesh(classes: int, rows: int, dim: int, ranks: int, chunk: int = 512) -> tuple[int, int]:
+    """The mesh (C, S) of so many ranks that sends least."""
+    meshes = [(C, ranks // C) for C in range(1, ranks + 1) if ranks % C == 0]
+    return min(meshes, key=lambda mesh: sum(Cost(classes, rows, dim, mesh, chunk).sent().values()))
