@@ -7,15 +7,16 @@ import csv
 import datetime
 import os
 import platform
-import random
 import resource
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
+from ufm_fast.benchmark.measuring import interleave, median_ratio
+
+__all__ = ["environment", "interleave", "median_ratio", "peak_rss_bytes", "reset_peak", "rounds_and_out", "write_csv"]
 
 
 def environment() -> dict[str, str]:
@@ -45,25 +46,6 @@ def rounds_and_out(doc: str | None, rounds: int) -> argparse.Namespace:
     args = parser.parse_args()
     print(environment())
     return args
-
-
-def interleave(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each contender, called round by round in random order, so that a machine's drift touches all alike."""
-    for _ in range(warmup):
-        for function in contenders.values():
-            function()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name in random.sample(list(contenders), len(contenders)):
-            start = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def median_ratio(a: list[float], b: list[float]) -> float:
-    """Median over rounds of a / b: the pairs of one round ran side by side."""
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 def peak_rss_bytes() -> int:

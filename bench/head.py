@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import environment, interleave, median_ratio, peak_rss_bytes, reset_peak, write_csv
-from contenders import OURS, PRODUCTS, SHAPES, available, inputs, make
+
+from ufm_fast.benchmark.rivals import OURS, PRODUCTS, SHAPES, available, inputs, make
 
 SLOW = 8.0  # seconds: a contender slower than this is called once
 

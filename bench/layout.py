@@ -16,9 +16,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import interleave, median_ratio, rounds_and_out, write_csv
-from contenders import SHAPES, inputs
 
 from ufm_fast.backends.chunks import chunk_rows, stride
+from ufm_fast.benchmark.rivals import SHAPES, inputs
 
 LAYOUTS = ("C x K", "K x C, rows of C", "K x C, padded rows")
 

@@ -12,7 +12,8 @@ import statistics
 
 import torch
 from common import interleave, median_ratio, rounds_and_out, write_csv
-from contenders import CHUNKINGS, DROP_IN, OURS, available, make
+
+from ufm_fast.benchmark.rivals import CHUNKINGS, DROP_IN, OURS, available, make
 
 SHAPES = ((512, 1000, 512), (2048, 1000, 2048), (1024, 4096, 512), (2048, 16384, 768))
 

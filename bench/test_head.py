@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contenders import SHAPES, available, make
+from ufm_fast.benchmark.rivals import SHAPES, available, make
 
 
 @pytest.mark.parametrize("name", available())

@@ -22,7 +22,7 @@ _FLOORS = (
     "starts theory measure",
     "solvers functional groups",
     "nn solving verdicts landscape",
-    "calibration runs presets plots curves plan doctor tensorboard continual networks",
+    "benchmark calibration runs presets plots curves plan doctor tensorboard continual networks",
     "reproduce studies",
     "cli __main__",
 )

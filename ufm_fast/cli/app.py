@@ -110,6 +110,19 @@ def plot(
 
 
 @app.command()
+def bench(
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:0")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="One shape and few rounds: under a minute")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for bench.json and bench.png")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """The claims of the README on this machine: heads, memory, solves and digits beside torch's own."""
+    from ufm_fast.cli import bench as command
+
+    command.bench(device=device, quick=quick, out=out, json=json)
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Versions, devices, backends and a self-test. Exit code 1 if a test fails."""
     from ufm_fast.cli import commands

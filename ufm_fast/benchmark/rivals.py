@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ufm_fast.backends import Gradients, HeadInput, TiledBackend
+from ufm_fast.backends import Gradients, HeadInput, make_backend
 from ufm_fast.functional import linear_cross_entropy
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.targets import Targets
@@ -29,8 +30,8 @@ def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] 
     """A call that computes the value and both gradients, of these (H, W, y) instead of ``inputs``."""
     H, W, y = data or inputs(N, K, d)
     if name == OURS:
-        backend, loss, targets = TiledBackend(), CrossEntropy(), Targets(y)
-        weight = torch.full((N,), 1.0 / N, dtype=torch.float64)
+        backend, loss, targets = make_backend("auto", H.device, H.dtype), CrossEntropy(), Targets(y)
+        weight = torch.full((N,), 1.0 / N, dtype=torch.float64, device=H.device)
 
         def ours() -> object:
             out = Gradients(torch.empty_like(H), torch.empty_like(W), None, fresh=True)
@@ -38,7 +39,7 @@ def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] 
 
         return ours
     if name == PRODUCTS:
-        E, G, D = torch.empty(N, K), torch.empty(N, d), torch.empty(K, d)
+        E, G, D = H.new_empty(N, K), torch.empty_like(H), torch.empty_like(W)
 
         def products() -> object:
             torch.mm(H, W.T, out=E)
@@ -61,7 +62,7 @@ def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] 
 
 
 #: torch's own chunked path: its automatic choice, and explicit chunks of the batch.
-CHUNKINGS: dict[str, dict[str, object]] = {
+CHUNKINGS: dict[str, dict[str, Any]] = {
     "torch chunked auto": {},
     **{f"torch chunked {rows}": {"batch_chunk_size": rows, "chunking_method": None} for rows in (256, 512, 1024, 2048)},
 }
