@@ -7,6 +7,11 @@ with a_i = phi'(s_i), c_i = phi''(s_i) ds_i of the row. R is the off-target part
 derivative of the logit gradient; E is read and R written over it, so a chunk needs no second
 buffer. R then enters the same two products as E (`products`), and its row sums are its target
 entries.
+
+Open. A common offset v of all logits that comes through W is rounded into du = dH W' + .., which
+loses eps |v| |dh|; value and gradient have it cancel (`head`). It would cancel here with W and dW
+less one of their rows wherever all are close to it, which is exact in any format (Sterbenz); but
+that is a copy of both, K x d each, and a pass that looks.
 """
 
 import triton
