@@ -10,7 +10,7 @@ A number that decides anything is summed over all ranks, and a sum is the same n
 branch whatever their rounding, memory and clock. What must be one rank's answer (is it time to save?) is the first one's.
 A rank that was told to stop says so with the next sum, and all stop there together: none is left waiting for another.
 
-`Traffic` counts the bytes that a rank sends, by the algorithms that send least; `cost` has them as formulas.
+`Traffic` counts the bytes that a rank sends, by the algorithms that send least; `backends.cost` has them as formulas.
 """
 
 from __future__ import annotations

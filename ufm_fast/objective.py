@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
-from ufm_fast.backends.sharded import ShardedBackend, parts_of
+from ufm_fast.backends.sharded import ShardedBackend
+from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES, Flat

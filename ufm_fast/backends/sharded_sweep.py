@@ -1,0 +1,245 @@
+"""A pass of the sharded softmax head: chunks of rows that go round, what the ranks tell one another of them, and the sums that
+go back. `sharded` says what moves and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ufm_fast.backends.base import Gradients, HeadInput, softmax_loss
+from ufm_fast.backends.exponentials import Exponentials, exponentials, target_logits
+from ufm_fast.backends.logit_gradient import centred
+from ufm_fast.backends.sums import class_totals
+from ufm_fast.backends.sweep import Chunk, Entries, Sweep, Told, finished
+from ufm_fast.errors import InputError
+from ufm_fast.layout import Axis, Coming, Layout, Mesh, gathered, padded
+from ufm_fast.targets import Rows, Targets
+
+
+def parts_of(rows: Rows, layout: Layout) -> Rows:
+    """This rank's rows."""
+    part, targets = layout.row_part, rows.targets
+    if targets.indptr is None:
+        return Rows(Targets(targets.indices[part]), rows.counts[part])
+    pointer = targets.indptr[part.start : part.stop + 1]
+    own = Targets(targets.indices[int(pointer[0]) : int(pointer[-1])], pointer - pointer[0])
+    return Rows(own, rows.counts[part])
+
+
+def layout_of(x: HeadInput) -> Layout:
+    if x.layout is None:
+        raise InputError("backend sharded computes with blocks of a point on several ranks; use it through solve or Objective")
+    return x.layout
+
+
+def gathered_classes(layout: Layout, x: Tensor) -> Tensor:
+    """The rows of W, or entries of b, of all classes of this rank's place; ``x`` are its own."""
+    axis = layout.mesh.samples
+    if axis.size == 1:
+        return x
+    part = layout.group_classes()
+    return axis.gather(padded(x, layout.class_height), "classes").wait()[: part.stop - part.start]
+
+
+def _means(layout: Layout, W: Tensor, bias: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mean row of W (d,) in float64, with smoothing to all its digits, and the mean bias."""
+    axis, K = layout.mesh.classes, layout.classes
+    sums = [W.sum(0, dtype=torch.float64), *([] if bias is None else [bias.sum()[None]])]
+    mean = axis.sum_(torch.cat(sums)) / K
+    if smoothing:  # right to eps of what the rows differ by
+        rest = [(W - mean[: W.shape[1]].to(W.dtype)).sum(0, dtype=torch.float64)]
+        rest += [] if bias is None else [(bias - mean[-1]).sum()[None]]
+        base = torch.cat([mean[: W.shape[1]].to(W.dtype).double(), mean[W.shape[1] :]])
+        mean = base + axis.sum_(torch.cat(rest)) / K
+    return mean[: W.shape[1]].to(W.dtype), mean[: W.shape[1]], None if bias is None else mean[-1]
+
+
+def _known(x: HeadInput, layout: Layout, height: int) -> tuple[list[Targets], Tensor]:
+    """The targets of each chunk's rows, and the weights (C, rows) of all; both are remembered on the targets.
+
+    Rows that fill a chunk up weigh nothing and have class 0 as their target.
+    """
+    axis, kept = layout.mesh.classes, x.targets.remembered
+    key = "chunks", height, layout.mesh.shape
+    if key not in kept:
+        sizes = gathered(axis, x.targets.sizes(), "targets")
+        classes = gathered(axis, x.targets.indices, "targets")
+        kept[key] = [_targets(sizes, classes, start, height, x.targets.single) for start in range(0, layout.row_height, height)]
+    chunks = cast("list[Targets]", kept[key])
+    of_weights = (*key, "weights")
+    weights = cast("tuple[Tensor, Tensor] | None", kept.get(of_weights))
+    if weights is None or weights[0] is not x.row_weight:
+        whole = axis.gather(padded(x.row_weight.double(), len(chunks) * height), "targets").wait()
+        kept[of_weights] = weights = x.row_weight, whole.reshape(axis.size, -1)
+    return chunks, weights[1]
+
+
+def uneven_here(x: HeadInput) -> Tensor:
+    """Weight of each class's rows less the mean over the classes, of this rank's classes (`tiled.uneven`)."""
+    layout = layout_of(x)
+    weight = layout.mesh.world.sum_(class_totals(layout.classes, x.targets.indices, x.row_weight.double()), "class weights")
+    return centred(weight)[layout.class_part]
+
+
+def _targets(sizes: list[Tensor], classes: list[Tensor], start: int, height: int, single: bool) -> Targets:
+    """The targets of rows ``start`` and on of each rank, ``height`` of each."""
+    counts, found = [], []
+    for size, targets in zip(sizes, classes, strict=True):
+        first, last = int(size[:start].sum()), int(size[: start + height].sum())
+        here = size[start : start + height]
+        missing = height - here.numel()
+        counts.append(torch.cat([here, here.new_ones(missing)]))
+        found.append(torch.cat([targets[first:last], targets.new_zeros(missing)]))
+    indices = torch.cat(found)
+    if single:
+        return Targets(indices)
+    return Targets(indices, torch.cat([indices.new_zeros(1), torch.cat(counts).cumsum(0)]))
+
+
+class ShardedSweep(Sweep):
+    """One pass over all chunks of a place's classes with its rows. ``W`` and ``bias`` are those of the place."""
+
+    def __init__(self, x: HeadInput, layout: Layout, W: Tensor, bias: Tensor | None, height: int, buffer: Tensor) -> None:
+        self.x, self.loss, self.layout, self.buffer, self.height = x, softmax_loss(x), layout, buffer, height
+        self.W, self.bias = W, bias
+        self.mean, self.exact, self.mean_bias = _means(layout, W, bias, self.loss.smoothing)
+        self.targets, self.row_weight = _known(x, layout, height)
+        self.first = layout.group_classes().start
+
+    def group(self, x: Tensor) -> Tensor:
+        """The rows of x of all classes of the place."""
+        return gathered_classes(self.layout, x.to(self.W.dtype))
+
+    def chunks(self, *moving: Tensor, statistics: bool = False) -> Iterator[tuple[slice, Chunk, list[Tensor]]]:
+        """Each chunk: which of this rank's rows are in it, the chunk, and its rows of what moves (the features first)."""
+        self.statistics = statistics
+        starts = range(0, self.layout.row_height, self.height)
+        coming = self._sent(moving, 0) if starts else []
+        for number, start in enumerate(starts):
+            now = [part.wait() for part in coming]
+            coming = self._sent(moving, start + self.height) if start + self.height in starts else []
+            weights = self.row_weight[:, start : start + self.height].reshape(-1)
+            rows = replace(self.x, features=now[0], targets=self.targets[number], row_weight=weights)
+            yield slice(start, min(start + self.height, self.x.features.shape[0])), self._of_rows(rows), now
+
+    def _sent(self, moving: tuple[Tensor, ...], start: int) -> list[Coming]:
+        part = slice(start, start + self.height)
+        return [self.layout.mesh.classes.gather(padded(x[part].to(self.W.dtype), self.height), "features") for x in moving]
+
+    def own(self, values: Tensor, part: slice) -> Tensor:
+        """Those of this rank's rows, of numbers of a chunk's rows."""
+        start = self.layout.mesh.classes.place * self.height
+        return values[start : start + max(0, part.stop - part.start)]
+
+    def _of_rows(self, x: HeadInput) -> Chunk:
+        """The chunk of these rows, whose E and target entries are those of the classes here."""
+        axis, n = self.layout.mesh.classes, x.targets.rows
+        entries = Entries(*x.targets.slice(0, n), n, x.targets.single)
+        here = torch.nonzero((entries.classes >= self.first) & (entries.classes < self.first + self.W.shape[0]))[:, 0]
+        mine = Entries(entries.rows[here], entries.classes[here] - self.first, n, False)
+        told, offset = self._told_by_ranks(x.features, entries, mine, here)
+        c = finished(x, slice(0, n), x.features, self.buffer, entries, told, self.layout.classes)
+        return replace(
+            c,
+            mass=told.mass * torch.exp(told.offset - offset),
+            entry_row=mine.rows,
+            entry_class=mine.classes,
+            entry_logit=c.entry_logit[here],
+            entry_share=c.entry_share[here],
+            single=False,
+            total=axis.sum_,
+        )
+
+    def _told_by_ranks(self, h: Tensor, entries: Entries, mine: Entries, here: Tensor) -> tuple[Told, Tensor]:
+        """What the ranks' sweeps tell together, and the offset of E here. ``here``: which of the entries are ``mine``."""
+        W, axis, smooth = self.W, self.layout.mesh.classes, self.loss.smoothing
+        guess = torch.mv(h, self.mean).double()
+        z = target_logits(h, W, mine.rows, mine.classes, False)
+        tilt = target_logits(h, W, mine.rows, mine.classes, False, self.exact) if smooth else None
+        if self.bias is not None and self.mean_bias is not None:
+            guess, z = guess + self.mean_bias, z + self.bias[mine.classes]
+            tilt = None if tilt is None else tilt + (self.bias[mine.classes] - self.mean_bias)
+        mass, offset, top, rounded = _exponentials(h, W, self.bias, guess, mine, self.buffer, self.statistics)
+        # One message: a sum of exponentials a row, and two or three numbers a target from the rank that has its class.
+        told = [part for part in (z, rounded, tilt) if part is not None]
+        number = entries.rows.numel()
+        of_entries = [guess.new_zeros(number).index_copy_(0, here, part) for part in told]
+        message = axis.sum_(torch.cat([mass * torch.exp(offset - guess), *of_entries]), "row sums")
+        total, z, rounded, *tilts = torch.split(message, [guess.numel(), *[number] * len(told)])
+        level = guess
+        if not bool(((total > 1e-200) & (total < 1e200)).all()):  # of all ranks' numbers: the same on each
+            total, level = _by_the_largest(axis, mass, offset)
+        top = None if top is None else axis.most_(top.clone(), "row sums")  # it may be the offset itself
+        return Told(z, rounded, tilts[0] if tilts else None, entries.sum(torch.ones_like(z)), total, level, top), offset
+
+
+def _exponentials(
+    h: Tensor, W: Tensor, bias: Tensor | None, guess: Tensor, mine: Entries, E: Tensor, top: bool
+) -> Exponentials:
+    """`exponentials.exponentials`, also of no classes."""
+    if W.shape[0] == 0:
+        least = torch.full_like(guess, -math.inf) if top else None
+        return Exponentials(torch.zeros_like(guess), guess, least, guess.new_zeros(0))
+    return exponentials(h, W, None if bias is None else bias.to(W.dtype), guess, mine.rows, mine.classes, E, top=top)
+
+
+def _by_the_largest(axis: Axis, mass: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of exponentials over the ranks relative to the largest of theirs, and that offset."""
+    level = mass.log() + offset
+    largest = axis.most_(level.clone(), "row sums")
+    safe = torch.where(largest.isfinite(), largest, 0.0)
+    return axis.sum_(torch.exp(level - safe), "row sums"), safe
+
+
+@dataclass
+class Sums:
+    """Where a pass adds: buffers of this place's classes, and of a chunk's rows, which go back while the next is multiplied."""
+
+    mesh: Mesh
+    out: Gradients
+    weight: Tensor | None
+    bias: Tensor | None
+    _whole: tuple[Tensor | None, Tensor | None]  # of all S ranks of the place
+    _going: tuple[slice, Coming] | None = None
+
+    @classmethod
+    def of(cls, mesh: Mesh, x: HeadInput, out: Gradients) -> Sums:
+        layout, S = layout_of(x), mesh.shape[1]
+        part = layout.group_classes()
+        number, weight, bias = S * layout.class_height, out.weight, None
+        if weight is not None and S > 1:
+            weight = weight.new_zeros(number, weight.shape[1])
+        if out.bias is not None:
+            bias = torch.zeros(number if S > 1 else out.bias.shape[0], dtype=torch.float64, device=out.bias.device)
+        of_weight, of_bias = (None if whole is None else whole[: part.stop - part.start] for whole in (weight, bias))
+        return cls(mesh, out, of_weight, of_bias, (weight, bias))
+
+    def forward(self, h: Tensor) -> Tensor | None:
+        """A buffer for the rows of a chunk, or None where nothing is asked for."""
+        like = self.out.features
+        return None if like is None else like.new_zeros(h.shape[0], like.shape[1])
+
+    def send(self, forward: Tensor | None, part: slice) -> None:
+        """Send the rows' sums home; those of the chunk before have come."""
+        self._receive()
+        if forward is not None:
+            self._going = part, self.mesh.classes.scatter_sum(forward, "features")
+
+    def _receive(self) -> None:
+        if self._going is not None and self.out.features is not None:
+            (part, coming), self._going = self._going, None
+            block = self.out.features[part]
+            block.add_(coming.wait()[: block.shape[0]])
+
+    def settle(self) -> None:
+        """Everything is where it belongs."""
+        self._receive()
+        for out, whole in zip((self.out.weight, self.out.bias), self._whole, strict=True):
+            if out is not None and whole is not None and whole is not out:
+                out.add_(self.mesh.samples.scatter_sum(whole, "classes").wait()[: out.shape[0]])
