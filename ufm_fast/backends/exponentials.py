@@ -59,7 +59,7 @@ class Exponentials(NamedTuple):
     mass: Tensor
     offset: Tensor
     top: Tensor | None
-    own: Tensor
+    rounded: Tensor
 
 
 def exponentials(
@@ -69,11 +69,11 @@ def exponentials(
     size = float(offset.abs().max()) * _BITS
     if not size <= _FAR and _far(offset):
         _logits(h, W, bias, 1.0, E)
-        own = E[columns, rows].double()
+        rounded = E[columns, rows].double()
         mass, offset = _from_largest(E, rows, columns)
-        return Exponentials(mass, offset, offset, own)
+        return Exponentials(mass, offset, offset, rounded)
     _logits(h, W, bias, _BITS, E)
-    own = E[columns, rows].double()
+    rounded = E[columns, rows].double()
     E[columns, rows] = -math.inf
     largest = E.amax(0).double() / _BITS if top else None
     offset, size = _placed(E, offset * _BITS, size)
@@ -84,13 +84,13 @@ def exponentials(
         offset = torch.zeros_like(offset)  # a pass over E for nothing
     E.exp2_()
     E[columns, rows] = 0.0
-    found = Exponentials(E.sum(0).double(), offset / _BITS, largest, own / _BITS)
-    least, most = torch.aminmax(found.mass)  # of nan both are nan
+    result = Exponentials(E.sum(0).double(), offset / _BITS, largest, rounded / _BITS)
+    least, most = torch.aminmax(result.mass)  # of nan both are nan
     safe = torch.finfo(E.dtype).max ** 0.5
     if (least > 1 / safe) & (most < safe):  # one look, for which a device is waited for
-        return found
-    hostile = ~((found.mass > 1 / safe) & (found.mass < safe))
-    return _with_hostile(found, torch.nonzero(hostile).reshape(-1), h, W, bias, rows, columns, E)
+        return result
+    hostile = ~((result.mass > 1 / safe) & (result.mass < safe))
+    return _with_hostile(result, torch.nonzero(hostile).reshape(-1), h, W, bias, rows, columns, E)
 
 
 def _far(offset: Tensor) -> bool:
@@ -100,22 +100,22 @@ def _far(offset: Tensor) -> bool:
 
 
 def _with_hostile(
-    found: Exponentials, hostile: Tensor, h: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, E: Tensor
+    result: Exponentials, hostile: Tensor, h: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, E: Tensor
 ) -> Exponentials:
     """These rows have their logits formed anew, and their largest as the offset."""
-    mass, offset, top, own = found
+    mass, offset, top, rounded = result
     for bad in torch.split(hostile, max(1, h.shape[0] // 8)):  # an eighth of E's memory
         z = _logits(h.index_select(0, bad), W, bias, 1.0, h.new_empty(W.shape[0], bad.numel()))
         position = torch.full((h.shape[0],), -1, dtype=torch.int64, device=bad.device)
         position[bad] = torch.arange(bad.numel(), device=bad.device)
-        mine = torch.nonzero(position[rows] >= 0).reshape(-1)
-        there = position[rows[mine]]
-        own = own.index_copy(0, mine, z[columns[mine], there].double())
-        mass[bad], largest = _from_largest(z, there, columns[mine])
+        entries = torch.nonzero(position[rows] >= 0).reshape(-1)
+        place = position[rows[entries]]
+        rounded = rounded.index_copy(0, entries, z[columns[entries], place].double())
+        mass[bad], largest = _from_largest(z, place, columns[entries])
         E[:, bad] = z
         offset = offset.index_copy(0, bad, largest)
         top = None if top is None else top.index_copy(0, bad, largest)
-    return Exponentials(mass, offset, top, own)
+    return Exponentials(mass, offset, top, rounded)
 
 
 def _from_largest(z: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,8 +166,8 @@ def target_logits(h: Tensor, W: Tensor, rows: Tensor, columns: Tensor, single: b
     block = z.new_empty(step, h.shape[1])
     for start in range(0, number, step):
         part = slice(start, start + step)
-        own, w = h[part] if single else h.index_select(0, rows[part]), W.index_select(0, columns[part])
-        product = block[: own.shape[0]].copy_(own).mul_(w if centre is None else w - centre)
+        features, w = h[part] if single else h.index_select(0, rows[part]), W.index_select(0, columns[part])
+        product = block[: features.shape[0]].copy_(features).mul_(w if centre is None else w - centre)
         torch.sum(product, 1, out=z[part])
     return z
 

@@ -56,8 +56,8 @@ class ChunkGradient:
         """out += G'1, float64 (K,), the even part left out; before ``store`` or by it."""
         c = self.chunk
         out.add_(c.E.sum(1) if self.stored else sums_along(c.E, self.factor))
-        own = self.exact if self.even is None else c.of_entries(-self.slope * c.p)
-        out.add_(class_totals(c.E.shape[0], c.entry_class, own))
+        pull = self.exact if self.even is None else c.of_entries(-self.slope * c.p)
+        out.add_(class_totals(c.E.shape[0], c.entry_class, pull))
 
     def add_times(self, right: Tensor, out: Tensor, *, fresh: bool = False) -> None:
         """out += G right for the chunk's rows of it, or = with ``fresh``."""
@@ -146,18 +146,18 @@ def add_change(loss: SoftmaxLoss, c: Chunk, W: Tensor, dz: Tensor, out: Gradient
 def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
     """E becomes dG off target; returned are its target entries, float64."""
     entry_dz = dz[c.entry_class, c.entry_row].double()
-    own = c.row_sum(entry_dz if c.single else entry_dz * c.entry_share)
+    target_dz = c.row_sum(entry_dz if c.single else entry_dz * c.entry_share)
     # Taken off first, so that a class with nearly all the mass is left with a small number, and not two that cancel.
     middle = c.total(_column_products(c.E, dz).double() / c.mass).to(dz.dtype)
     dz.sub_(middle)
     rest = c.total(_column_products(c.E, dz).double() / c.mass)
-    mean = middle.double() + rest - own
+    mean = middle.double() + rest - target_dz
     slope, bend = _slope(loss, c), torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p)
     scale, q = c.p / c.mass, 1.0 - c.p
     factor = (slope * scale).to(dz.dtype)
     shift = (scale * ((slope * q + bend) * mean - slope * rest)).to(dz.dtype)
     c.E.mul_(dz.mul_(factor).add_(shift))
-    inner = (slope * q)[c.entry_row] * c.entry_share * (entry_dz - own[c.entry_row])
+    inner = (slope * q)[c.entry_row] * c.entry_share * (entry_dz - target_dz[c.entry_row])
     return inner - ((slope * q + bend) * c.p * mean)[c.entry_row] * c.entry_share
 
 

@@ -73,11 +73,11 @@ class DenseSoftmaxHead(DenseHead):
     def _statistics(self, x: HeadInput) -> RowStatistics:
         z = _logits(x).double()
         rows, columns = x.targets.slice(0, x.targets.rows)
-        own = z[rows, columns]
-        mean = torch.zeros(z.shape[0], dtype=z.dtype, device=z.device).index_add(0, rows, own)
+        target = z[rows, columns]
+        mean = torch.zeros(z.shape[0], dtype=z.dtype, device=z.device).index_add(0, rows, target)
         mean = mean / x.targets.sizes()
-        least = torch.full_like(mean, float("inf")).scatter_reduce(0, rows, own, "amin")
-        off = z.index_put((rows, columns), torch.full_like(own, -float("inf")))
+        least = torch.full_like(mean, float("inf")).scatter_reduce(0, rows, target, "amin")
+        off = z.index_put((rows, columns), torch.full_like(target, -float("inf")))
         return RowStatistics(least - off.amax(1), torch.logsumexp(off, 1) - mean)
 
 

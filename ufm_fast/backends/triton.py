@@ -343,12 +343,12 @@ def _writable(out: Gradients) -> Gradients:
     """Contiguous float32 buffers, fresh if the given ones are: those, or zeros (or nothing yet) in place of any other kind."""
     make = torch.empty if out.fresh else torch.zeros
 
-    def own(buffer: Tensor | None) -> Tensor | None:
+    def writable(buffer: Tensor | None) -> Tensor | None:
         if buffer is None or (buffer.dtype == torch.float32 and buffer.is_contiguous()):
             return buffer
         return make(buffer.shape, device=buffer.device)
 
-    return Gradients(own(out.features), own(out.weight), own(out.bias), fresh=out.fresh)
+    return Gradients(writable(out.features), writable(out.weight), writable(out.bias), fresh=out.fresh)
 
 
 def _hand_over(buffers: Gradients, out: Gradients) -> None:

@@ -49,15 +49,15 @@ class Labels:
         device = targets.indices.device
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         key = ("layout", classes, stream)
-        found = targets.remembered.get(key)
+        layout = targets.remembered.get(key)
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if found is None and capturing:
-            found = next((x for other, x in targets.remembered.items() if other[:2] == key[:2]), None)
-        if found is None:
-            found = cls.of(targets, classes)
+        if layout is None and capturing:
+            layout = next((x for other, x in targets.remembered.items() if other[:2] == key[:2]), None)
+        if layout is None:
+            layout = cls.of(targets, classes)
             if not capturing:
-                targets.remembered[key] = found
-        return cast("Labels", found)
+                targets.remembered[key] = layout
+        return cast("Labels", layout)
 
     @classmethod
     def of_head(cls, x: HeadInput) -> Labels:
