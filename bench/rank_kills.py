@@ -64,7 +64,11 @@ def finish(ranks: list[subprocess.Popen[str]], seconds: float = 300.0) -> list[t
 
 def wrong_words(said: str) -> str:
     """What was said beside the one line; torch's own warnings of a closed connection begin with a bracket."""
-    lines = [line for line in said.splitlines() if line and not line.startswith(("[W", "[E", "[rank", "Exception raised"))]
+    lines = [
+        line
+        for line in said.splitlines()
+        if line and not line.startswith(("[W", "[E", "[rank", "Exception raised", "frame #", "<omitting"))
+    ]
     ours = [line for line in lines if LINE in line]
     return "" if len(ours) == 1 and len(lines) == 1 else said
 

@@ -29,8 +29,9 @@ from ufm_fast.runs.files import config_hash
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
 
-#: Ranks that have not met by then are not all there. Each has started when torchrun starts them, and imports torch.
-START = timedelta(seconds=30)
+#: Ranks that have not met by then are not all there. torchrun watches them itself, and stops all where one has died: then a
+#: cluster may take its time to read torch from a shared disk.
+START, WATCHED_START = timedelta(seconds=15), timedelta(minutes=5)
 #: An exchange that takes longer has lost a rank that still has its connections. Between two of them lie a chunk's products, or
 #: a block of the state on its way to the disk.
 LIMIT = timedelta(minutes=10)
@@ -98,9 +99,10 @@ def joined() -> Iterator[Ranks]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, number = next(iter(rendezvous("env://", timeout=START)))
+    most = WATCHED_START if "TORCHELASTIC_RUN_ID" in os.environ else START
+    store, rank, number = next(iter(rendezvous("env://", timeout=most)))
     store.set(f"here {rank}", "")
-    store.wait([f"here {other}" for other in range(number)], START)
+    store.wait([f"here {other}" for other in range(number)], most)
     kind = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(kind, store=store, rank=rank, world_size=number, timeout=LIMIT)
     if torch.cuda.is_available():
