@@ -1,6 +1,6 @@
 """What `ufm-fast plan` predicts against what happens: peak memory, and CPU seconds an evaluation, a process a setting.
 
-    python bench/plan.py [--only PART] [--out FILE.csv]
+    python bench/plan.py [--only PART] [--again RESULT.csv] [--out FILE.csv]
 
 Memory in MiB: the peak above what the process held before, of the steps, the certificate and the metrics of one solve. The C
 library must hand back what is freed, which the script asks it for (MALLOC_MMAP_THRESHOLD_). Linux. Seconds: CPU time of the
@@ -10,6 +10,7 @@ steps over their evaluations, one thread, so that a busy machine counts less.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -104,27 +105,27 @@ class Peaks(Callback):
         return (last - first) / (after - before)
 
 
-def measured(name: str) -> dict[str, Any]:
-    """The numbers of one setting, in this process."""
+def planned(name: str) -> tuple[Problem, dict[str, Any], dict[str, Any]]:
+    """The problem, its options, and what is planned."""
     given, options = SETTINGS[name]
-    penalties = {} if given.get("constraint") else _UNEVEN
-    problem = Problem(**{**penalties, **given})
+    problem = Problem(**{**({} if given.get("constraint") else _UNEVEN), **given})
     options = {"method": "lbfgs", "history": 5, "max_steps": 20, "start": "normal", **options}
     if options["method"] != "lbfgs":
         del options["history"]
     names = ("reduce", "method", "history", "variables")
     made = make_plan(problem, **{name: options[name] for name in names if name in options})
+    backend, method = options.get("backend", "tiled"), options["method"]
+    sizes = {"steps": made.steps(method, backend), "certificate": made.proof(backend), "metrics": made.metrics(backend)}
+    return problem, options, {**sizes, "all": made.total(method, backend), "seconds": made.backend(backend).seconds}
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The numbers of one setting, in this process."""
+    problem, options, plan = planned(name)
     peaks = Peaks()
     solve(problem, **options, log_every=1, callbacks=[peaks])
-    backend = options.get("backend", "tiled")
-    method = options["method"]
-    planned = {"steps": made.steps(method, backend), "certificate": made.proof(backend), "metrics": made.metrics(backend)}
-    rows: dict[str, Any] = {"setting": name, "parameters": made.parameters}
-    for phase, size in planned.items():
-        rows |= {f"{phase} planned": size, phase: peaks.bytes[phase]}
-    rows |= {"planned": made.total(method, backend), "measured": max(peaks.bytes.values())}
-    seconds = next(b for b in made.backends if b.name == backend).seconds
-    return {**rows, "seconds planned": seconds, "seconds": peaks.seconds}
+    found = {phase: peaks.bytes[phase] for phase in ("steps", "certificate", "metrics")}
+    return rounded(name, plan, {**found, "all": max(peaks.bytes.values()), "seconds": peaks.seconds})
 
 
 def in_child(name: str) -> dict[str, Any] | None:
@@ -141,19 +142,25 @@ def in_child(name: str) -> dict[str, Any] | None:
     return json.loads(text) if os.waitpid(child, 0)[1] == 0 else None
 
 
-def rounded(found: dict[str, Any]) -> dict[str, Any]:
-    """Bytes in MiB, seconds in milliseconds, and the ratios."""
-    row = {key: round(x / 2**20, 1) if isinstance(x, int) else x for key, x in found.items() if "seconds" not in key}
-    row["memory"] = round(found["measured"] / found["planned"], 2)
-    for key in ("seconds planned", "seconds"):
-        row[key.replace("seconds", "ms")] = round(1e3 * found[key], 3)
-    row["time"] = round(found["seconds"] / found["seconds planned"], 2)
-    return row
+def rounded(name: str, plan: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Bytes in MiB, seconds in milliseconds, and the ratios of what was measured to what was planned."""
+    row: dict[str, Any] = {"setting": name}
+    for key in ("steps", "certificate", "metrics", "all"):
+        row |= {f"{key} planned": round(plan[key] / 2**20, 1), key: round(found[key] / 2**20, 1)}
+    row |= {"ms planned": round(1e3 * plan["seconds"], 3), "ms": round(1e3 * found["seconds"], 3)}
+    return {**row, "memory": round(found["all"] / plan["all"], 2), "time": round(found["seconds"] / plan["seconds"], 2)}
+
+
+def again(row: dict[str, str]) -> dict[str, Any]:
+    """A row of a result, planned anew."""
+    found = {key: float(row[key]) * 2**20 for key in ("steps", "certificate", "metrics", "all")}
+    return rounded(row["setting"], planned(row["setting"])[2], {**found, "seconds": float(row["ms"]) / 1e3})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="settings whose name holds this")
+    parser.add_argument("--again", type=Path, help="a result: its measurements beside what is planned now")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
@@ -161,12 +168,14 @@ def main() -> None:
     for loss in ("ce", "focal", "mse"):
         solve(Problem(counts=_counts(9), dim=8, loss=loss), start="normal", max_steps=2)  # imports and what libraries keep
     rows = []
-    for name in (name for name in SETTINGS if args.only in name):
+    if args.again:
+        rows = [again(row) for row in csv.DictReader(x for x in args.again.open() if not x.startswith("#"))]
+    for name in (name for name in SETTINGS if args.only in name and not args.again):
         found = in_child(name)
         if found is None:
             print(f"{name}: failed", flush=True)
             continue
-        rows.append(rounded(found))
+        rows.append(found)
         print(rows[-1], flush=True)
     within = sum(abs(row["memory"] - 1) <= 0.2 for row in rows), sum(2 / 3 <= row["time"] <= 1.5 for row in rows)
     print(f"of {len(rows)}: memory within 20 % {within[0]}, seconds an evaluation within 1.5 times {within[1]}")

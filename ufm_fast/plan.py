@@ -55,7 +55,7 @@ from ufm_fast.theory.separation import held_together
 @dataclass(frozen=True)
 class BackendPlan:
     """One backend: rows of a chunk, bytes beside the vectors for a gradient and a Hessian product, of which ``kept`` stay
-    between calls, and seconds an evaluation of L-BFGS.
+    between calls, and seconds an evaluation of the method.
     """
 
     name: str
@@ -169,13 +169,16 @@ def make_plan(
     dtype = compute_dtype(problem.torch_dtype)
     size = (problem.entries(R) + (0 if problem.bias == "none" else K)) * dtype.itemsize
     vectors = {name: row.vectors for name, row in METHODS.items() if name != "auto" and row.refuses(problem) is None}
-    vectors["lbfgs"] += 2 * (HISTORY if history is None else history)
+    pairs = HISTORY if history is None else history
+    vectors["lbfgs"] += 2 * pairs
     objective = Objective(problem, reduce=chosen, variables=variables)
+    if objective.geometry.curved:  # the pairs of both ends of a step, while they are carried
+        vectors["lbfgs"] += 2 * pairs + 2
     model = curvature_of(objective)
     if isinstance(problem.loss, SquaredError) and model is not None:
         vectors["newton-cg"] += 1  # building it there
     device = torch.device(problem.device)
-    backends, flops = _backends(objective, history or HISTORY, device)
+    backends, flops = _backends(objective, history or HISTORY, method, device)
     plan = Plan(
         device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=problem.dim, widths=problem.trunk.widths,
         reduce=chosen, rows=R, rows_unreduced=N, parameters=size, gradient=size,
@@ -218,15 +221,18 @@ def _method_bytes(vectors: dict[str, int], size: int, objective: Objective, mode
     return {name: number * size + own.get(name, 0) for name, number in vectors.items()}
 
 
-def terms_of(objective: Objective, history: float, head: HeadPlan | None = None) -> Terms:
-    """The terms of a step of L-BFGS with so many pairs: the head (of the tiled backend, unless given), hidden layers, the
-    recursion over the history, penalties, and the model of the Hessian.
+def terms_of(objective: Objective, history: float, head: HeadPlan | None = None, method: str = "lbfgs") -> Terms:
+    """The terms of a step of a method: the head (of the tiled backend, unless given), hidden layers, vectors, and of L-BFGS
+    with so many pairs the recursion and the model of the Hessian. On spheres each pair is carried along, 45 passes.
     """
     problem, R, model = objective.problem, objective.rows.number, curvature_of(objective)
     head = head or _heads(problem, R, torch.device(problem.device))["tiled"]
-    passed, built = (0.0, 0.0) if model is None else model.work(objective)
+    recursive, curved = method in ("auto", "lbfgs"), objective.geometry.curved
+    served = model is not None and (recursive or (model.newton and method == "newton-cg"))
+    passed, built = model.work(objective) if model is not None and served else (0.0, 0.0)
     flops = head.flops + _trunk_flops(problem, R) + built
-    return Terms(flops, head.passes, (4.0 * history + 20.0) * problem.entries(R), R, passed)
+    passes = 20.0 + (4.0 * history if recursive else 0.0) + (55.0 + 45.0 * history * recursive if curved else 0.0)
+    return Terms(flops, head.passes, passes * problem.entries(R), R, passed)
 
 
 def _trunk_flops(problem: Problem, R: int) -> float:
@@ -238,14 +244,16 @@ def _tape(problem: Problem, R: int, item: int) -> int:
     return (3 if problem.activation == "relu" else 1) * R * sum(problem.trunk.widths[1:]) * item
 
 
-def _backends(objective: Objective, history: int, device: torch.device) -> tuple[list[BackendPlan], float]:
+def _backends(
+    objective: Objective, history: int, method: str, device: torch.device
+) -> tuple[list[BackendPlan], float]:  # fmt: skip
     """The head on each backend that there is, and what the trunk takes beside it; the usual operations of an evaluation."""
     problem, R = objective.problem, objective.rows.number
     work, second = _trunk_workspace(problem, R, objective.dtype.itemsize)
     plans, usual, rates = [], 0.0, rates_of(problem, terms_of)
     for name, head in _heads(problem, R, device).items():
         usual = _trunk_flops(problem, R) + head.flops if name == "tiled" else usual
-        time = seconds(terms_of(objective, history, head), rates)
+        time = seconds(terms_of(objective, history, head, method), rates)
         plans.append(BackendPlan(name, head.chunk, head.workspace + work, head.workspace_hessian + second, head.kept, time))
     return plans, usual
 
@@ -294,6 +302,8 @@ def _certificate(problem: Problem, R: int) -> int:
         return copies + 8 * R * d + 3 * block_bytes(R, K, d) + norm + 4 * 8 * min(d, K) ** 2
     chunk = chunk_rows(R, K, 8, device)
     swept = 3 * buffer_bytes(chunk, K, 8) + 15 * 8 * chunk
+    if problem.constraint != "none":  # scaled by rows and by columns, and what holds the rows at their length
+        swept += 3 * buffer_bytes(chunk, K, 8) + 2 * 8 * entries
     if K <= EXACT_CLASSES:
         return copies + max(swept + 8 * K**2, 3 * 8 * K**2)
     return copies + swept + held_bytes(R, K, available_bytes(device)) + 4 * 8 * (K + R) * d
@@ -304,7 +314,7 @@ def _measuring(problem: Problem, R: int) -> int:
     K, d = problem.num_classes, problem.head_dim
     item = compute_dtype(problem.torch_dtype).itemsize
     block = 8 * d * min(max(R, K), block_rows(d))
-    return R * d * (item + 2 * 8) + 6 * block + 5 * 8 * min(K, 1024) ** 2
+    return R * d * (item + 2 * 8) + (10 if d > K else 8) * block + 5 * 8 * min(K, 1024) ** 2
 
 
 def _notes(plan: Plan, reduced: int, method: str) -> list[str]:

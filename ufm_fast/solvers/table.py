@@ -85,7 +85,7 @@ METHODS: dict[str, SolverSpec] = {
     "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE, spread=False),
     "adam": SolverSpec(lambda problem, options: Adam(options.learning_rate), 7, _OF_RATE),
     "lbfgs": SolverSpec(lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)),
-    "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 5),
+    "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 7),
     "newton-cg": SolverSpec(lambda problem, options: NewtonCG(), 5),
     "alternating": SolverSpec(lambda problem, options: Alternating(), 2, (), _needs_squares, spread=False),
     "closed-form": SolverSpec(lambda problem, options: NewtonCG(), 1, spread=False),  # evaluates its point only
