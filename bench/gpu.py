@@ -84,7 +84,7 @@ def plan(quick: bool, rehearse: bool) -> list[Task]:
         heads = [(40, 40, 24)] if rehearse else [(4096, 4096, 64), (4096, 8192, 512)]
         squared = [(64, 64, 32)] if rehearse else [(8192, 8192, 256)]
         ends = [Task("cross-entropy", *s, stage, t) for s in heads for stage in ("start", "terminal") for t in (BF16, FP32)]
-        rungs = [Task("errors", *s, rung, t) for s in heads[:1] for rung in LADDER[1:4:2] for t in (BF16, FP32)]
+        rungs = [Task("errors", *heads[0], rung, t) for rung, t in zip(LADDER[1:4:2], (BF16, FP32), strict=True)]
         rest = [*(Task("squared error", *s, "start", FP32) for s in squared), Task("solve", *heads[-1], "start", FP32)]
         return [*ends, *rest, *rungs]
     middle = [(65536, 65536, d) for d in (1024, 512, 128, 64, 4096)]
