@@ -9,11 +9,13 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 from ufm_fast.benchmark.measuring import interleave, median_ratio
 
 __all__ = ["environment", "interleave", "median_ratio", "peak_rss_bytes", "reset_peak", "rounds_and_out", "write_csv"]
