@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 #: What is no case of its own: what the scripts share, and cases of pytest.
-SHARED = ("__main__", "common", "oracle", "peers", "device", "gpu_plots", "test_functional", "test_head")
+SHARED = ("__main__", "common", "oracle", "peers", "device", "device_solve", "gpu_plots", "test_functional", "test_head")
 
 
 def cases() -> dict[str, str]:
