@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 import sys
 from pathlib import Path
@@ -12,14 +13,10 @@ SHARED = ("__main__", "common", "oracle", "peers", "device", "device_solve", "gp
 
 
 def cases() -> dict[str, str]:
-    """Name of every case and its question, by the table of README.md."""
-    found = {}
-    for line in (FOLDER / "README.md").read_text("utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) == 2 and cells[0].startswith("`"):
-            for script in cells[0].split(","):
-                found[script.strip().strip("`").removesuffix(".py")] = cells[1]
-    return {name: question for name, question in found.items() if name not in SHARED}
+    """Name of every case and its question: the first line of the script's docstring."""
+    scripts = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
+    documented = {path.stem: ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "" for path in scripts}
+    return {name: text.partition("\n")[0] for name, text in documented.items()}
 
 
 def main(arguments: list[str]) -> int:
