@@ -46,11 +46,18 @@ setup(
         "docs": PLOT + DATA + DOCS,
         "all": PLOT + DATA + TABLES,
         "test": [
-            *PLOT, *DATA, *TABLES,
-            "pytest>=8", "hypothesis>=6.100", "pytest-benchmark>=4", "ruff>=0.6", "mypy>=1.10",
-            "setuptools>=68", "wheel",
+            *PLOT,
+            *DATA,
+            *TABLES,
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "pytest-benchmark>=4",
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "setuptools>=68",
+            "wheel",
             'triton>=3.6; platform_system == "Linux"',
         ],
     },
     entry_points={"console_scripts": ["ufm-fast=ufm_fast.cli:main"]},
-)  # fmt: skip
+)

@@ -68,13 +68,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mse alternating": ({"counts": _counts(1500), "dim": 1000, "loss": "mse"}, {"method": "alternating", "max_steps": 3}),
     "mse alternating thin": ({"counts": _counts(20000), "dim": 200, "loss": "mse"}, {"method": "alternating", "max_steps": 3}),
     "mse alternating bias": (
-        {"counts": _counts(400), "dim": 1200, "loss": "mse", "bias": "free"}, {"method": "alternating", "max_steps": 3},
+        {"counts": _counts(400), "dim": 1200, "loss": "mse", "bias": "free"},
+        {"method": "alternating", "max_steps": 3},
     ),
     "linear layers": ({"counts": _counts(300), "dim": 700, "layers": 3, "loss": "mse"}, {}),
     "relu layers": ({"counts": _counts(200), "dim": 700, "layers": 2, "activation": "relu"}, {}),
     "sphere": ({"classes": 800, "dim": 500, "constraint": "sphere", "temperature": 10.0}, {}),
     "sphere codes": ({"classes": 1500, "dim": 100, "constraint": "sphere", "temperature": 5.0}, {}),
-}  # fmt: skip
+}
 
 
 class Peaks(Callback):

@@ -83,12 +83,19 @@ def measured(sizes: dict[str, int], out: Path | None) -> None:
     for name, found in (("one process", one), ("rank 0 of 2", many[0]), ("rank 1 of 2", many[1])):
         sent = {kind: number for kind, number in found["sent"].items() if kind in cost}
         equal = sent == {kind: number for kind, number in cost.items() if number} if sent else ""
-        rows.append({
-            "contender": name, **sizes, "peak_mib": round(found["peak_mib"], 1), "seconds": round(found["seconds"], 3),
-            "memory_ratio": round(found["peak_mib"] / one["peak_mib"], 3),
-            "time_ratio": round(found["seconds"] / one["seconds"], 3),
-            "sent_mib": round(sum(sent.values()) / 2**20, 2), "as_computed": equal, **environment(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "contender": name,
+                **sizes,
+                "peak_mib": round(found["peak_mib"], 1),
+                "seconds": round(found["seconds"], 3),
+                "memory_ratio": round(found["peak_mib"] / one["peak_mib"], 3),
+                "time_ratio": round(found["seconds"] / one["seconds"], 3),
+                "sent_mib": round(sum(sent.values()) / 2**20, 2),
+                "as_computed": equal,
+                **environment(),
+            }
+        )
         print({key: rows[-1][key] for key in list(rows[-1])[:10]})
     if out is not None:
         write_csv(out, rows)

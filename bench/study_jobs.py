@@ -44,10 +44,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.rounds):
             (one, cell), (two, _) = (timed(Path(scratch), jobs, number) for jobs in (1, 2))
-            rows.append({
-                "round": number, "jobs_1_seconds": round(one, 2), "jobs_2_seconds": round(two, 2), "ratio": round(two / one, 3),
-                "beside_the_solve_of_a_cell": round(cell, 2), "load_average": round(os.getloadavg()[0], 1),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "round": number,
+                    "jobs_1_seconds": round(one, 2),
+                    "jobs_2_seconds": round(two, 2),
+                    "ratio": round(two / one, 3),
+                    "beside_the_solve_of_a_cell": round(cell, 2),
+                    "load_average": round(os.getloadavg()[0], 1),
+                }
+            )
             print(rows[-1], flush=True)
     if args.out:
         write_csv(args.out, rows)

@@ -145,8 +145,19 @@ def main() -> None:
             left -= done
             kinds = {f"{kind}s_killed": sum(victim == kind for victim, _ in victims[:done]) for kind in VICTIMS}
             seconds = round(time.monotonic() - began, 1)
-            rows.append({"round": len(rows), "cells": len(table(folder)), "kills": done, **kinds, "commands": commands,
-                         "lost": 0, "twice": 0, "tables_differ": 0, "seconds": seconds})  # fmt: skip
+            rows.append(
+                {
+                    "round": len(rows),
+                    "cells": len(table(folder)),
+                    "kills": done,
+                    **kinds,
+                    "commands": commands,
+                    "lost": 0,
+                    "twice": 0,
+                    "tables_differ": 0,
+                    "seconds": seconds,
+                }
+            )
             print(rows[-1], flush=True)
     if args.out:
         write_csv(args.out, rows)

@@ -98,9 +98,12 @@ def _machine(device: torch.device) -> dict[str, Any]:
     """What rates depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "processor": f"{name} {_model()}", "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "ufm-fast": __version__, "device": device.type,
-    }  # fmt: skip
+        "processor": f"{name} {_model()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "ufm-fast": __version__,
+        "device": device.type,
+    }
 
 
 def _model() -> str:
@@ -122,9 +125,14 @@ def _fitted(problem: Problem, terms_of: CountTerms) -> list[float]:
     loss = "mse" if isinstance(problem.loss, SquaredError) else "ce"
     for classes, per_class, dim, variables in _SHAPES:
         small = Problem(
-            counts=[per_class + k % 3 for k in range(classes)], dim=dim, loss=loss, dtype=problem.dtype, device=problem.device,
-            lambda_w=1e-4, lambda_h=1e-5,
-        )  # fmt: skip
+            counts=[per_class + k % 3 for k in range(classes)],
+            dim=dim,
+            loss=loss,
+            dtype=problem.dtype,
+            device=problem.device,
+            lambda_w=1e-4,
+            lambda_h=1e-5,
+        )
         objective = Objective(small, reduce="classes" if per_class == 1 else "none", variables=variables)
         rows.append(terms_of(objective, _MEAN_HISTORY).row())
         times.append(measured(objective))
@@ -147,9 +155,19 @@ def measured(objective: Objective) -> float:
             marks.append((clock(), record.evaluations))
 
         solve(
-            problem, method="lbfgs", start="normal", reduce=objective.reduce, variables=objective.variables, history=_HISTORY,
-            max_steps=_STEPS, log_every=_STEPS, certificate=False, metrics=False, tol=1e-15, on_log=mark,
-        )  # fmt: skip
+            problem,
+            method="lbfgs",
+            start="normal",
+            reduce=objective.reduce,
+            variables=objective.variables,
+            history=_HISTORY,
+            max_steps=_STEPS,
+            log_every=_STEPS,
+            certificate=False,
+            metrics=False,
+            tol=1e-15,
+            on_log=mark,
+        )
         (first, before), (last, after) = marks[0], marks[-1]
         best = min(best, (last - first) / max(after - before, 1.0))
     return best

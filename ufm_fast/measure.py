@@ -27,7 +27,7 @@ from ufm_fast.metrics import (
     nc3,
     nc4,
     penalties,
-)  # fmt: skip
+)
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.geometry import imbalance
 from ufm_fast.metrics.imbalance import imbalance_metrics
@@ -85,9 +85,17 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
         if H is None and weight is None:
             return {}
         return collect(
-            H, weight, classes_of, model.b if weight is not None else None, counts=weights, classes=problem.num_classes,
-            pairwise=pairwise, seed=problem.seed, lambda_w=lambda_w, lambda_h=lambda_h,
-        )  # fmt: skip
+            H,
+            weight,
+            classes_of,
+            model.b if weight is not None else None,
+            counts=weights,
+            classes=problem.num_classes,
+            pairwise=pairwise,
+            seed=problem.seed,
+            lambda_w=lambda_w,
+            lambda_h=lambda_h,
+        )
 
     found = of(inputs[-1], model.W)
     if not rows.targets.single and not problem.weighted:

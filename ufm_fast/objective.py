@@ -196,9 +196,7 @@ class Objective:
 
     def _head(self, x: Point, features: Tensor, *, direction: bool = False) -> HeadInput:
         adjustment, dtype = self.problem.adjustment, self.problem.torch_dtype
-        head = HeadInput(
-            self.problem.loss, features, x.W, self.bias(x), self.targets, self.row_weight, layout=self.layout
-        )  # fmt: skip
+        head = HeadInput(self.problem.loss, features, x.W, self.bias(x), self.targets, self.row_weight, layout=self.layout)
         if adjustment:
             head = adjustment.apply_scale(head) if direction else adjustment.apply(head)
         if dtype != self.dtype:

@@ -150,9 +150,14 @@ class Plan:
 
 
 def make_plan(
-    problem: Problem, *, reduce: str = "auto", method: str = "auto", history: int | None = None, variables: str = "balanced",
+    problem: Problem,
+    *,
+    reduce: str = "auto",
+    method: str = "auto",
+    history: int | None = None,
+    variables: str = "balanced",
     certificate: bool = True,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The plan of a problem on its device, whose rates are measured at first use in a few seconds (`calibration`).
 
     Arguments as in ``solve``. Errors: InputError for an unknown method, or a history below 1.
@@ -182,14 +187,28 @@ def make_plan(
     device = torch.device(problem.device)
     backends, flops = _backends(objective, history or HISTORY, method, device)
     plan = Plan(
-        device=str(device), dtype=problem.dtype, samples=N, classes=K, dim=problem.dim, widths=problem.trunk.widths,
-        reduce=chosen, rows=R, rows_unreduced=N, parameters=size, gradient=size,
-        hidden=problem.trunk.entries * dtype.itemsize, tape=_tape(problem, R, dtype.itemsize),
+        device=str(device),
+        dtype=problem.dtype,
+        samples=N,
+        classes=K,
+        dim=problem.dim,
+        widths=problem.trunk.widths,
+        reduce=chosen,
+        rows=R,
+        rows_unreduced=N,
+        parameters=size,
+        gradient=size,
+        hidden=problem.trunk.entries * dtype.itemsize,
+        tape=_tape(problem, R, dtype.itemsize),
         methods=_method_bytes(vectors, size, objective, model),
-        flops=flops, rate=matmul_rate(dtype, device), backends=backends,
-        certificate=_certificate(problem, R) if certificate else 0, measuring=_measuring(problem, R),
-        free=available_bytes(device), notes=[],
-    )  # fmt: skip
+        flops=flops,
+        rate=matmul_rate(dtype, device),
+        backends=backends,
+        certificate=_certificate(problem, R) if certificate else 0,
+        measuring=_measuring(problem, R),
+        free=available_bytes(device),
+        notes=[],
+    )
     plan.notes.extend([*filter(None, [held_together(problem)]), *_notes(plan, reduced, method)])
     return plan
 
@@ -246,9 +265,7 @@ def _tape(problem: Problem, R: int, item: int) -> int:
     return (3 if problem.activation == "relu" else 1) * R * sum(problem.trunk.widths[1:]) * item
 
 
-def _backends(
-    objective: Objective, history: int, method: str, device: torch.device
-) -> tuple[list[BackendPlan], float]:  # fmt: skip
+def _backends(objective: Objective, history: int, method: str, device: torch.device) -> tuple[list[BackendPlan], float]:
     """The head on each backend that there is, and what the trunk takes beside it; the usual operations of an evaluation."""
     problem, R = objective.problem, objective.rows.number
     work, second = _trunk_workspace(problem, R, objective.dtype.itemsize)
@@ -264,9 +281,16 @@ def _heads(problem: Problem, R: int, device: torch.device) -> dict[str, HeadPlan
     """What each backend says of the head; those that this device or dtype has not are left out."""
     found = {}
     shape = HeadShape(
-        problem.loss, R, problem.num_classes, problem.head_dim, problem.samples.occupied, problem.bias != "none",
-        problem.torch_dtype, device, problem.dense,
-    )  # fmt: skip
+        problem.loss,
+        R,
+        problem.num_classes,
+        problem.head_dim,
+        problem.samples.occupied,
+        problem.bias != "none",
+        problem.torch_dtype,
+        device,
+        problem.dense,
+    )
     for name in BACKENDS:
         try:
             backend = make_backend(name, device, problem.torch_dtype)

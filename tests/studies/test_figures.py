@@ -20,12 +20,21 @@ from ufm_fast.studies.spec import Plot
 
 ROWS = [
     {
-        "classes": K, "seed": seed, "dim": d, "outcome": "converged", "certified": seed < 2, "note": "x",
-        "evaluations": 3.0 * K**2 * (1.0 + 0.1 * seed), "max_cosine_classifier": 0.1 * d / 16 + 0.01 * seed,
-        "simplex_level": -1 / (K - 1), "welch_level": math.sqrt((K - 1) / K),
+        "classes": K,
+        "seed": seed,
+        "dim": d,
+        "outcome": "converged",
+        "certified": seed < 2,
+        "note": "x",
+        "evaluations": 3.0 * K**2 * (1.0 + 0.1 * seed),
+        "max_cosine_classifier": 0.1 * d / 16 + 0.01 * seed,
+        "simplex_level": -1 / (K - 1),
+        "welch_level": math.sqrt((K - 1) / K),
     }
-    for K in (10, 40, 160) for d in (8, 16) for seed in (0, 1, 2)
-]  # fmt: skip
+    for K in (10, 40, 160)
+    for d in (8, 16)
+    for seed in (0, 1, 2)
+]
 NAMES = ("classes", "seed", "dim")
 
 

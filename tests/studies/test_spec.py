@@ -117,7 +117,7 @@ REFUSED = {
     "warm shapes": ("[axes]\nclasses = [4, 5]\n[study]\nwarm = 'classes'", "keep their shapes.*classes = 5"),
     "plots": ("[axes]\nseed = [1]\n[plots]\na = {column = 'value', against = 'dim'}", "'dim' of a is no axis"),
     "plot key": ("[axes]\nseed = [1]\n[plots]\na = {column = 'value', against = 'seed', x = 'y'}", "unknown key 'x'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

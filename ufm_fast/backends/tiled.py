@@ -142,7 +142,7 @@ class TiledSoftmaxHead:
         second_order = 2 * buffer_bytes(second, K, item) + (2 * R + 4 * second) * d * item
         return HeadPlan(
             chunk, first_order, second_order, 6.0 * R * K * d, kept_bytes(chunk, K, item, shape.device), float(R) * K
-        )  # fmt: skip
+        )
 
 
 def spends(W: Tensor, out: Gradients) -> bool:

@@ -44,12 +44,16 @@ def heads(device: torch.device, *, quick: bool) -> list[Row]:
         seconds = interleave(calls, 3 if quick else 7)
         rows += [
             {
-                "N": shape[0], "K": shape[1], "d": shape[2], "contender": name, "seconds": statistics.median(seconds[name]),
+                "N": shape[0],
+                "K": shape[1],
+                "d": shape[2],
+                "contender": name,
+                "seconds": statistics.median(seconds[name]),
                 "percent_of_products": 100.0 * median_ratio(seconds[PRODUCTS], seconds[name]),
                 "extra_bytes": None if name == PRODUCTS else _extra_bytes(name, shape, device, calls[name]),
             }
             for name in names
-        ]  # fmt: skip
+        ]
     return rows
 
 
@@ -84,7 +88,7 @@ def solves(device: torch.device, *, quick: bool) -> list[Row]:
     classes, dim = (60, 64) if quick else (200, 256)
     problem = Problem(
         counts=[1 + 3 * k % 17 for k in range(classes)], dim=dim, lambda_w=1e-4, lambda_h=1e-5, device=str(device)
-    )  # fmt: skip
+    )
     start = solve(problem, start="normal", max_steps=0, certificate=False, metrics=False).point
     began = time.perf_counter()
     found = solve(problem, initial=start, metrics=False)

@@ -306,9 +306,12 @@ def doctor(*, json: bool) -> bool:
     passed = all(check.passed for check in results)
     if json:
         content = {
-            "versions": checks.versions(), "devices": checks.devices(), "backends": checks.backends(),
-            "self_test": [asdict(check) for check in results], "passed": passed,
-        }  # fmt: skip
+            "versions": checks.versions(),
+            "devices": checks.devices(),
+            "backends": checks.backends(),
+            "self_test": [asdict(check) for check in results],
+            "passed": passed,
+        }
         report.print_json(content)
         return passed
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -24,7 +24,7 @@ _DRAWN = 1 << 24
 
 def solve_on_ranks(
     given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None, shown: commands.Shown
-) -> int:  # fmt: skip
+) -> int:
     """`commands.solve` on this rank; returns the exit code, the same on all."""
     run: Path | None = resume
     try:

@@ -26,11 +26,24 @@ if TYPE_CHECKING:
 
 #: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are in summary.json.
 _SHOWN = (
-    "nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "nrc1", "nrc2", "nrc3", "nc4", "balancedness_relative",
-)  # fmt: skip
+    "nc1_pinv",
+    "nc2_classifier",
+    "nc2_means",
+    "nc3",
+    "nrc1",
+    "nrc2",
+    "nrc3",
+    "nc4",
+    "balancedness_relative",
+)
 _SHOWN_ORTHOGONAL = (
-    "nc1_pinv", "nc2_classifier_frame", "nc2_means_frame", "nc3_frame", "nc4", "balancedness_relative",
-)  # fmt: skip
+    "nc1_pinv",
+    "nc2_classifier_frame",
+    "nc2_means_frame",
+    "nc3_frame",
+    "nc4",
+    "balancedness_relative",
+)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -61,10 +74,14 @@ def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]
         announce()
         return
     columns = (
-        SpinnerColumn(), TextColumn("step {task.fields[step]}"), BarColumn(),
-        TextColumn("{task.percentage:.0f} % of the way to tol"), TextColumn("value {task.fields[value]}"),
-        TextColumn("gradient {task.fields[gradient]}"), TimeElapsedColumn(),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("step {task.fields[step]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} % of the way to tol"),
+        TextColumn("value {task.fields[value]}"),
+        TextColumn("gradient {task.fields[gradient]}"),
+        TimeElapsedColumn(),
+    )
     way = _Way(max(job.config["tol"] * job.problem.mu, 1e-300))
     most = job.config["max_steps"]
     last = "" if most is None else f"/{job.progress.step + most:,}"
@@ -74,9 +91,12 @@ def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]
         def report(record: StepRecord) -> None:
             announce()
             progress.update(
-                task, completed=way.gone(record.gradient_norm), step=f"{record.step:,}{last}",
-                value=f"{record.value:.9g}", gradient=f"{record.gradient_norm:.1e}",
-            )  # fmt: skip
+                task,
+                completed=way.gone(record.gradient_norm),
+                step=f"{record.step:,}{last}",
+                value=f"{record.value:.9g}",
+                gradient=f"{record.gradient_norm:.1e}",
+            )
 
         yield report
         progress.update(task, completed=1.0)

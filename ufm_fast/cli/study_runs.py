@@ -31,9 +31,16 @@ from ufm_fast.studies.table import UNFINISHED, read_rows
 
 
 def run(
-    source: str, out: Path | None, jobs: int | None, shard: str | None,
-    *, dry: bool, json: bool, quiet: bool, plots: bool = True,
-) -> int:  # fmt: skip
+    source: str,
+    out: Path | None,
+    jobs: int | None,
+    shard: str | None,
+    *,
+    dry: bool,
+    json: bool,
+    quiet: bool,
+    plots: bool = True,
+) -> int:
     """Run a study, or print its cells; returns the exit code."""
     prepared = library.prepare(source)
     folder = out or library.default_folder(prepared.study)
@@ -44,9 +51,16 @@ def run(
         result, progress = library.run(prepared, folder, jobs=jobs, shard=shard, report=show)
     if json:
         report.print_json(
-            {"study": str(folder), "cells": progress.cells, "finished": progress.finished, "earlier": progress.earlier,
-             "failed": result.failed, "interrupted": result.interrupted, "rows": result.rows}
-        )  # fmt: skip
+            {
+                "study": str(folder),
+                "cells": progress.cells,
+                "finished": progress.finished,
+                "earlier": progress.earlier,
+                "failed": result.failed,
+                "interrupted": result.interrupted,
+                "rows": result.rows,
+            }
+        )
     elif not quiet:
         _say_end(progress, folder)
     if result.interrupted:

@@ -100,9 +100,14 @@ def _legend(figure: Figure, handles: list[Any], title: str | None) -> None:
     """In as few rows as the figure's width takes."""
     for columns in range(len(handles), 0, -1):
         made = figure.legend(
-            handles=handles, title=title, loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.2,
+            handles=handles,
+            title=title,
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            columnspacing=1.2,
             handlelength=1.6,
-        )  # fmt: skip
+        )
         if columns == 1 or made.get_window_extent().width <= 0.95 * figure.bbox.width:
             return
         made.remove()

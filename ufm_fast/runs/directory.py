@@ -46,7 +46,7 @@ from ufm_fast.runs.files import (
     read_text,
     sweep,
     write_text,
-)  # fmt: skip
+)
 from ufm_fast.runs.words import quoted
 
 FORMAT = "ufm-fast-run"

@@ -26,10 +26,32 @@ Config = dict[str, Any]
 DATA = taken_by("data")
 #: Settings of the first version, whose runs have a hash of all of them, defaults included.
 _FIRST = (
-    "loss", "classes", "dim", "per_class", "counts", "labels", "targets", "lambda_w", "lambda_h", "lambda_b", "bias",
-    "smoothing", "gamma", "freeze", "dtype", "seed", "method", "backend", "reduce", "variables", "start", "start_from",
-    "learning_rate", "momentum", "history",
-)  # fmt: skip
+    "loss",
+    "classes",
+    "dim",
+    "per_class",
+    "counts",
+    "labels",
+    "targets",
+    "lambda_w",
+    "lambda_h",
+    "lambda_b",
+    "bias",
+    "smoothing",
+    "gamma",
+    "freeze",
+    "dtype",
+    "seed",
+    "method",
+    "backend",
+    "reduce",
+    "variables",
+    "start",
+    "start_from",
+    "learning_rate",
+    "momentum",
+    "history",
+)
 
 
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:

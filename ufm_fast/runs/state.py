@@ -102,9 +102,14 @@ def write_state(
         stored[name] = kept.clone() if place in storages else kept  # safetensors refuses tensors that share memory
         storages.add(place)
     metadata = {
-        "format": FORMAT, "reduce": reduce, "step": str(progress.step), "evaluations": repr(progress.evaluations),
-        "seconds": repr(progress.seconds), "activation": activation, "checksum": checksum(stored),
-    }  # fmt: skip
+        "format": FORMAT,
+        "reduce": reduce,
+        "step": str(progress.step),
+        "evaluations": repr(progress.evaluations),
+        "seconds": repr(progress.seconds),
+        "activation": activation,
+        "checksum": checksum(stored),
+    }
     if progress.starts is not None:
         metadata["starts"] = json.dumps(asdict(progress.starts))
     if shards is not None:

@@ -22,9 +22,21 @@ from ufm_fast.runs.options import SETTINGS
 #: The papers' symbols, and the setting that each stands for; N has none.
 SYMBOLS = {"K": "classes", "d": "dim", "n": "per_class", "M": "layers", "N": ""}
 _FUNCTIONS = {
-    "sqrt": math.sqrt, "log": math.log, "log2": math.log2, "log10": math.log10, "exp": math.exp, "floor": math.floor,
-    "ceil": math.ceil, "round": round, "abs": abs, "min": min, "max": max, "sum": sum, "int": int, "str": str,
-}  # fmt: skip
+    "sqrt": math.sqrt,
+    "log": math.log,
+    "log2": math.log2,
+    "log10": math.log10,
+    "exp": math.exp,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "round": round,
+    "abs": abs,
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "int": int,
+    "str": str,
+}
 
 
 def evaluate(derived: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,12 +36,19 @@ _MARKERS, _DASHES = "os^vDPX<>*", ("-", "--", ":", "-.")
 #: What theory says beside a column.
 _LEVELS = {name: {"simplex": "simplex_level", "Welch": "welch_level"} for name in ("max_cosine_classifier", "max_cosine_means")}
 _LABELS = {
-    "classes": "classes K", "dim": "dimension d", "seconds_per_evaluation": "seconds an evaluation",
-    "peak_extra_bytes": "extra peak memory, bytes", "peak_bytes": "peak memory, bytes",
- "max_cosine_classifier": "largest cosine of W",
-    "relative_gap": "certified relative gap", "one_vs_rest": "one-vs-rest margin", "certified": "share certified",
-    "symmetric": "share of symmetric solutions", "lambda_w": "λ$_W$", "lambda_h": "λ$_H$",
-}  # fmt: skip
+    "classes": "classes K",
+    "dim": "dimension d",
+    "seconds_per_evaluation": "seconds an evaluation",
+    "peak_extra_bytes": "extra peak memory, bytes",
+    "peak_bytes": "peak memory, bytes",
+    "max_cosine_classifier": "largest cosine of W",
+    "relative_gap": "certified relative gap",
+    "one_vs_rest": "one-vs-rest margin",
+    "certified": "share certified",
+    "symmetric": "share of symmetric solutions",
+    "lambda_w": "λ$_W$",
+    "lambda_h": "λ$_H$",
+}
 
 
 @dataclass(frozen=True)

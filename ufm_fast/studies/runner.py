@@ -91,9 +91,14 @@ class Runner:
     """One call of a study: the chains that it is to solve, and all cells of the study for its table."""
 
     def __init__(
-        self, folder: StudyFolder, cells: Sequence[Cell], chains: Sequence[Chain], work: dict[str, float], jobs: int,
+        self,
+        folder: StudyFolder,
+        cells: Sequence[Cell],
+        chains: Sequence[Chain],
+        work: dict[str, float],
+        jobs: int,
         report: Report,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.chains, self.work, self.jobs, self.report = folder, chains, work, jobs, report
         self.table = Table(folder, cells)
         self.progress = Progress(sum(map(len, chains)))

@@ -150,9 +150,7 @@ def layer_peeled_ce_minimum(classes: int, energy_w: float, energy_h: float) -> f
     return math.log1p((classes - 1) * math.exp(-classes / (classes - 1) * energy))
 
 
-def normalised_ce_minimum(
-    classes: int, scale: float, dim: int, smoothing: float = 0.0, margin: float = 0.0
-) -> float | None:  # fmt: skip
+def normalised_ce_minimum(classes: int, scale: float, dim: int, smoothing: float = 0.0, margin: float = 0.0) -> float | None:
     """Minimum of cross-entropy with unit-norm features and classifier rows, logits scale <w_k, h_i>, no penalty.
 
     f* = log(1 + (K-1) exp(-a)) + smoothing (K-1) a / K with the gap a = min(scale K/(K-1), log(K/smoothing - K + 1)).
