@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ufm_fast.studies import worker
 from ufm_fast.studies.table import MEASURED
 
@@ -19,10 +21,15 @@ class InProcess:
     """In the place of a worker: cells of this process."""
 
     def __init__(self, threads: int) -> None:
-        pass
+        self.threads = threads
 
     def solve(self, path: Path, given: dict[str, object]) -> worker.Reply:
-        return worker.solve_cell(path, given)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return worker.solve_cell(path, given)
+        finally:
+            torch.set_num_threads(before)
 
     def stop(self, kill: bool = False) -> None:
         pass
