@@ -32,13 +32,10 @@ from ufm_fast.solvers.table import METHODS
 from ufm_fast.stopwatch import NO_WATCH, NoWatch
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
-from ufm_fast.theory.certificates.base import without
 from ufm_fast.theory.structures import recognise
 from ufm_fast.verdicts import at_saved_point, contradiction, notes, of_closed_form, of_start
 
 __all__ = ["METHODS", "check", "solve"]
-
-_UNPROVED = "a point on several ranks is not certified; resume its run in one process"
 
 
 def check(problem: Problem, options: SolveOptions) -> None:
@@ -184,7 +181,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
     model, method = objective.to_model(run.state.point), options.method
     fits = math.isfinite(run.state.evaluation.value) and usable(model)  # else there is no certificate, and no metrics
     here, proof = objective.layout is None, None
-    if options.certificate and fits and here:
+    if options.certificate and fits:
         told.phase("certificate")
         with objective.watch("certificate"):
             proof = certify(problem, rows, model)
@@ -211,7 +208,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         variables=objective.variables,
         start=result.start,
         theory=theory,
-        certificate=proof if here or not options.certificate else without(_UNPROVED),
+        certificate=proof,
         metrics=_measured(objective, model, options, found.value, told) if options.metrics and fits and here else {},
         notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
         structure=recognise(problem, found.value) if theory is None else None,

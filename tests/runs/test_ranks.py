@@ -52,9 +52,10 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     assert "nc3" in capsys.readouterr().out
     assert main(["plot", str(run)]) == 0
     assert main(["export", str(run), "--quiet"]) == 0
-    assert summary(run)["certificate"]["kind"] == "none"
-    assert main(["solve", "--resume", str(run), *QUIET]) == 0
     assert summary(run)["certificate"]["certified"]
+    assert not summary(run)["metrics"]
+    assert main(["solve", "--resume", str(run), *QUIET]) == 0
+    assert summary(run)["metrics"]
 
 
 def test_torchrun_is_all_that_a_user_types(tmp_path, whole):

@@ -325,7 +325,7 @@ def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
 
 
 def _unproved(run: RunDirectory, config: Mapping[str, Any]) -> bool:
-    """Whether several ranks have solved it, which leave certificate and metrics to one process."""
+    """Whether several ranks have solved it, which leave metrics to one process (the first release the certificate too)."""
     return bool(config["certificate"] and (run.summary or {}).get("backend") == "sharded")
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
 from ufm_fast.theory.certificates.operator_norm import NormBound, dense_norm, split_norm
+from ufm_fast.theory.certificates.spread import Spread
 from ufm_fast.theory.deep import chord
 
 #: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
@@ -73,13 +75,19 @@ class Dual(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model point in float64, one row of H for each of ``rows``, whose value is to be proved close to the minimum."""
+    """A model point in float64, one row of H for each of ``rows``, whose value is to be proved close to the minimum. On several
+    ranks both are this one's, and the ``head`` is of these rows and all classes (`spread`).
+    """
 
     problem: Problem
     rows: Rows
     point: Point
     exact_classes: int
     seed: int
+
+    @cached_property
+    def spread(self) -> Spread:
+        return Spread(self.point.layout)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -101,16 +109,17 @@ class Candidate:
     @cached_property
     def head(self) -> HeadInput:
         x = self.point
+        W, b = self.spread.whole(x.W), None if x.b is None else self.spread.whole(x.b)
         weight = self.counts / self.problem.num_samples
         targets = self.rows.targets.to(x.W.device)
         return self.problem.adjustment.to(x.W.device).apply(
-            HeadInput(self.problem.loss, self.problem.features(x), x.W, x.b, targets, weight)
+            HeadInput(self.problem.loss, self.problem.features(x), W, b, targets, weight)
         )
 
     @cached_property
     def value(self) -> float:
         """The objective at the point."""
-        return float(self.head.row_weight @ TiledBackend().losses(self.head)) + self.penalty
+        return self.spread.number(float(self.head.row_weight @ TiledBackend().losses(self.head))) + self.penalty
 
     @property
     def penalty(self) -> float:
@@ -132,10 +141,16 @@ class Candidate:
 
         ``spans`` (K x d, R x d): what its leading singular vectors lie in at a minimum; W and D^1/2 H where not given.
         """
-        if self.problem.num_classes <= self.exact_classes:
-            return dense_norm(dual.blocks(), self.problem.num_classes)
-        left, right = spans or (self.point.W, self.head.features * self.weights.sqrt()[:, None])
-        return split_norm(dual.forward, dual.adjoint, _basis(left), _basis(right), seed=self.seed)
+        classes, spread = self.problem.num_classes, self.spread
+        if classes <= self.exact_classes:
+            blocks = chain([self.root.new_zeros(0, classes)], dual.blocks())  # a rank may have no rows
+            found = dense_norm(blocks, classes, spread)
+        else:
+            left, right = spans or (self.point.W, self.head.features * self.weights.sqrt()[:, None])
+            U, V = spread.whole(_basis(left, spread)), _basis(right, spread)
+            found = split_norm(dual.forward, dual.adjoint, U, V, seed=self.seed, spread=spread)
+        numbers = self.root.new_tensor([found.value, found.estimate, found.failure_probability])
+        return NormBound(*spread.first(numbers).tolist())
 
     def bias_drop(self, column_sum: Tensor) -> float:
         """What a penalised bias takes off the bound at theta = 1; ``column_sum`` = sum_r n_r g_r / N, (K,)."""
@@ -170,11 +185,10 @@ def without(reason: str, value: float = math.nan, ratio: float | None = None) ->
     return Certificate("none", False, value, -math.inf, math.inf, ratio, reason=reason)
 
 
-def _basis(X: Tensor) -> Tensor:
+def _basis(X: Tensor, spread: Spread) -> Tensor:
     """Orthonormal basis of the column span of X (float64), by the eigenvectors of its Gram matrix and a clean-up QR."""
-    values, vectors = torch.linalg.eigh(X.T @ X)
+    values, vectors = map(spread.first, torch.linalg.eigh(spread.total(X.T @ X)))
     keep = values > 1e-20 * values[-1].clamp_min(1e-300)
     if float(values[-1]) == 0.0:
         return X[:, :0]
-    basis: Tensor = torch.linalg.qr(X @ (vectors[:, keep] / values[keep].sqrt())).Q
-    return basis
+    return spread.orthonormal(X @ (vectors[:, keep] / values[keep].sqrt()))

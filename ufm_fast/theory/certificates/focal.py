@@ -45,7 +45,7 @@ def biased_focal(candidate: Candidate) -> Proof:
     bound, counts = max(0.0, proof.bound), problem.counts
     if bool((counts == counts[0]).all()):
         bound = max(bound, balanced_bound(problem.loss, len(counts), int(counts[0]), problem.mu))
-    if len(counts) <= MOST_CLASSES:
+    if len(counts) <= MOST_CLASSES and candidate.point.layout is None:  # it takes whole factors
         bound = following_bound(problem, candidate.rows, candidate.point, candidate.value, known=bound)
     return replace(proof, bound=bound)
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.lanczos import Lanczos
+from ufm_fast.theory.certificates.spread import ALONE, Spread
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -44,15 +45,18 @@ class NormBound:
     failure_probability: float
 
 
-def dense_norm(chunks: Iterable[Tensor], columns: int) -> NormBound:
-    """Norm of the matrix whose row blocks are ``chunks`` (float64), each R_i x columns, by its columns x columns Gram."""
+def dense_norm(chunks: Iterable[Tensor], columns: int, spread: Spread = ALONE) -> NormBound:
+    """Norm of the matrix whose row blocks are ``chunks`` (float64), each R_i x columns, by its columns x columns Gram.
+
+    On several ranks ``chunks`` are of the rows here.
+    """
     total: Tensor | None = None
     for block in chunks:
         if total is None:
             total = torch.zeros(columns, columns, dtype=torch.float64, device=block.device)
         total.addmm_(block.T, block)
     assert total is not None
-    top = float(torch.linalg.eigvalsh(total)[-1])
+    top = float(torch.linalg.eigvalsh(spread.total(total))[-1])
     # eigvalsh is backward stable: the error of an eigenvalue is a small multiple of eps times the norm.
     inflated = max(top, 0.0) * (1.0 + 8.0 * math.sqrt(columns) * _EPS)
     return NormBound(math.sqrt(inflated), math.sqrt(max(top, 0.0)), 0.0)
@@ -67,14 +71,17 @@ def split_norm(
     steps: int = 60,
     failure_probability: float = 1e-9,
     seed: int = 0,
+    spread: Spread = ALONE,
 ) -> NormBound:
-    """Norm of G (R x K) given ``forward`` X -> G X and ``adjoint`` Y -> G' Y, and orthonormal V (R x r), U (K x r)."""
+    """Norm of G (R x K) given ``forward`` X -> G X and ``adjoint`` Y -> G' Y, and orthonormal V (R x r), U (K x r). On several
+    ranks V, G X and Y are their rows here; U, X and G' Y are whole.
+    """
     GU, GV = forward(U), adjoint(V)  # R x r, K x r
-    inner = V.T @ GU
+    inner = spread.total(V.T @ GU)
     g11 = float(torch.linalg.matrix_norm(inner, 2)) if inner.numel() else 0.0
-    g12 = _spectral(GU - V @ inner)
-    g21 = _spectral(GV - U @ inner.T)
-    g22, low, probability = _complement_norm(forward, adjoint, U, V, steps, failure_probability, seed)
+    g12 = _spectral(GU - V @ inner, spread)
+    g21 = _spectral(GV - U @ inner.T, ALONE)
+    g22, low, probability = _complement_norm(forward, adjoint, U, V, steps, failure_probability, seed, spread)
     if math.isinf(g22):
         return NormBound(math.inf, max(g11, low), probability)
     blocks = torch.tensor([[g11, g12], [g21, g22]], dtype=torch.float64)
@@ -82,11 +89,11 @@ def split_norm(
     return NormBound(bound, max(g11, low), probability)
 
 
-def _spectral(X: Tensor) -> float:
+def _spectral(X: Tensor, spread: Spread) -> float:
     """Norm of a tall thin matrix, never under-estimated."""
-    if X.numel() == 0:
+    if X.shape[1] == 0:
         return 0.0
-    top = float(torch.linalg.eigvalsh(X.T @ X)[-1])
+    top = float(torch.linalg.eigvalsh(spread.total(X.T @ X))[-1])
     return math.sqrt(max(top, 0.0) * (1.0 + 1e-12))
 
 
@@ -98,26 +105,28 @@ def _complement_norm(
     steps: int,
     failure: float,
     seed: int,
+    spread: Spread,
 ) -> tuple[float, float, float]:
     """(upper bound, estimate, failure probability) of |(I - VV') G (I - UU')| by Lanczos on its K x K Gram operator."""
     size = U.shape[0] - U.shape[1]
-    if size <= 0 or V.shape[0] <= V.shape[1]:
+    if size <= 0 or spread.number(V.shape[0]) <= V.shape[1]:
         return 0.0, 0.0, 0.0
 
-    def outside(x: Tensor, basis: Tensor) -> Tensor:
+    def outside(x: Tensor, basis: Tensor, over: Spread) -> Tensor:
         for _ in range(2):
-            x = x - basis @ (basis.T @ x)
+            x = x - basis @ over.total(basis.T @ x)
         return x
 
     # On the host: the same start whatever the device.
     start = torch.randn(U.shape[0], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(U.device)
 
     def gram(q: Tensor) -> Tensor:
-        return outside(adjoint(outside(forward(q[:, None]), V)), U)[:, 0]
+        q = spread.first(q)
+        return outside(adjoint(outside(forward(q[:, None]), V, spread)), U, ALONE)[:, 0]
 
-    krylov = Lanczos(gram, outside(start, U)[:, 0], steps, size)
+    krylov = Lanczos(gram, outside(start, U, ALONE)[:, 0], steps, size)
     krylov.step()
-    while not krylov.ended:
+    while not spread.agreed(krylov.ended):
         krylov.step()
     low = math.sqrt(max(float(krylov.ritz()[0][-1]), 0.0))
     if krylov.exhausted:

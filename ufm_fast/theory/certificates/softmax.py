@@ -41,7 +41,7 @@ class SoftmaxDual:
         assert isinstance(problem.loss, SoftmaxLoss)
         self.problem, self.head, self.loss, self.swept = problem, head, problem.loss, TiledSoftmaxHead()
         self.adjustment = problem.adjustment.to(head.weight.device)
-        self.N = problem.num_samples
+        self.N, self.spread = problem.num_samples, candidate.spread
         self.root, self.scale = candidate.root, self.adjustment.scale
         K = head.weight.shape[0]
         self.column_sum = torch.zeros(K, dtype=torch.float64, device=head.weight.device)
@@ -51,6 +51,7 @@ class SoftmaxDual:
         if problem.bias != "none":
             for c, G in self._gradients():
                 self.column_sum += self.head.row_weight[c.start : c.stop] @ G
+            self.column_sum = self.spread.total(self.column_sum)
         if problem.bias == "free":
             self._balance()
         self.drop = candidate.bias_drop(self.column_sum)
@@ -72,6 +73,7 @@ class SoftmaxDual:
             if bool(self.level_flow.any()):
                 floor = self.loss.smoothing / surplus.numel()
                 self.limit = min(self.limit, floor / max(float(-G[:, counts == 0].min()), floor))
+        self.limit = self.spread.least(self.limit)
 
     def _limit_theta(self, c: Chunk, G: Tensor) -> None:
         """theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets, ``level`` being 1_S."""
@@ -131,17 +133,17 @@ class SoftmaxDual:
     def forward(self, X: Tensor) -> Tensor:
         if self._held is not None:
             return self._held @ X
-        return torch.cat([block @ X for block in self.blocks()])
+        return torch.cat([X.new_zeros(0, X.shape[1]), *(block @ X for block in self.blocks())])
 
     def adjoint(self, Y: Tensor) -> Tensor:
         if self._held is not None:
-            return self._held.T @ Y
+            return self.spread.total(self._held.T @ Y)
         total = torch.zeros(self.head.weight.shape[0], Y.shape[1], dtype=Y.dtype, device=Y.device)
         start = 0
         for block in self.blocks():
             total.addmm_(block.T, Y[start : start + len(block)])
             start += len(block)
-        return total
+        return self.spread.total(total)
 
     def lower_bound(self, theta: float) -> float:
         theta = min(theta, self.limit)
@@ -151,7 +153,7 @@ class SoftmaxDual:
             if self.adjustment:
                 total += theta * float(weight @ self.adjustment.constant(G, c.entry_class))
             total += float(weight @ self._row_bounds(c, G, theta))
-        return total - theta**2 * self.drop
+        return self.spread.number(total) - theta**2 * self.drop
 
     def _row_bounds(self, c: Chunk, G: Tensor, theta: float) -> Tensor:
         """M Entropy(q) of each row."""

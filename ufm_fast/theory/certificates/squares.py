@@ -72,14 +72,14 @@ class SquaredDual:
     """g_r = W h_r + b - e_y; with a free bias, which no bound depends on, b is the one that makes their mean vanish."""
 
     def __init__(self, candidate: Candidate) -> None:
-        problem, head = candidate.problem, candidate.head
+        problem, head, self.spread = candidate.problem, candidate.head, candidate.spread
         if problem.bias == "free":
             for _ in range(2):  # the second takes what rounding left of the first
                 assert head.bias is not None
-                head = replace(head, bias=head.bias - squared_error.residual_sum(head))
+                head = replace(head, bias=head.bias - self.spread.total(squared_error.residual_sum(head)))
         self.head, self.backend = head, TiledBackend()
         self.root = candidate.root
-        self.column_sum = squared_error.residual_sum(head)
+        self.column_sum = self.spread.total(squared_error.residual_sum(head))
         self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
         self.drop = candidate.bias_drop(self.column_sum)
 
@@ -93,14 +93,15 @@ class SquaredDual:
 
     def adjoint(self, Y: Tensor) -> Tensor:
         product = self.backend.logit_gradient(self._unit()).transposed_times(Y)
-        return product - torch.outer(self.shift, self.root @ Y)
+        return self.spread.total(product - torch.outer(self.shift, self.root @ Y))
 
     def _unit(self) -> HeadInput:
         return replace(self.head, row_weight=self.root)
 
     def lower_bound(self, theta: float) -> float:
-        along = float(squared_error.along_targets(self.head, self.shift))  # <G, Y>
-        squares = float(self.head.row_weight @ self.backend.losses(self.head)) - 0.5 * float(self.shift.square().sum())
+        along = self.spread.number(float(squared_error.along_targets(self.head, self.shift)))  # <G, Y>
+        squares = self.spread.number(float(self.head.row_weight @ self.backend.losses(self.head)))
+        squares -= 0.5 * float(self.shift.square().sum())
         quadratic = squares + self.drop
         # The bound is a concave parabola in theta: its top, where |G| allows.
         best = -along / (2 * quadratic) if quadratic > 0 else theta

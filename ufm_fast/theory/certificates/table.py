@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import torch
 
+from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
@@ -30,6 +31,7 @@ from ufm_fast.theory.certificates.focal import biased_focal, enveloped_focal, un
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
 from ufm_fast.theory.certificates.spheres import spheres
+from ufm_fast.theory.certificates.spread import Spread
 from ufm_fast.theory.certificates.squares import chord_squares, known_vectors, layered_squares, squares, vector_squares
 from ufm_fast.theory.certificates.weighted import weighted_sets
 from ufm_fast.theory.tables import Serves, adjusted, adjusted_sphere, in_words, layered, lookup, plain, sphere
@@ -64,10 +66,15 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
 def certify(problem: Problem, rows: Rows, point: Point, *, exact_classes: int = EXACT_CLASSES, seed: int = 0) -> Certificate:
     """Certificate at a model point (W: K x d; H: one row for each of ``rows``; b) of ``problem``.
 
+    On several ranks the point is of this one's blocks, ``rows`` are all, and each rank has the same certificate.
     Up to ``exact_classes`` the norm of the logit gradient is exact, beyond it is bounded by Lanczos from ``seed``.
     """
     certifier = lookup(CERTIFIERS, problem.kind)
     if certifier is None:
         return without(f"no certificate is known for {in_words(problem.kind, problem.loss)}")
+    if point.layout is not None:
+        if not Spread(point.layout).fits(problem.num_classes, point.W.shape[1], point.W.device):
+            return without("a rank has no room for all of W beside its blocks; resume the run on ranks with more memory")
+        rows = parts_of(rows, point.layout)
     candidate = Candidate(problem, rows, point.to(dtype=torch.float64), exact_classes, seed)
     return judge(candidate.value, certifier(candidate))
