@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from sharded_worker import RANKS
 
 from ufm_fast import Problem, solve
@@ -18,28 +15,11 @@ from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Mesh, block, mesh_shape
 from ufm_fast.objective import Objective
 
-TESTS = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join(str(p) for p in (TESTS.parent, TESTS, TESTS.parent / "kernels"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, TESTS / "sharded_worker.py", str(rank), folder],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(max(RANKS))
-    ]
-    try:
-        said = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert not any(rank.returncode for rank in ranks), "\n".join(said)
+    run_ranks("sharded_worker.py", max(RANKS), folder)
     return {number: json.loads((folder / f"{number}.json").read_text()) for number in RANKS}
 
 

@@ -103,12 +103,13 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """C x S ranks of the process group that torch.distributed was started with, of which this is ``rank``."""
+    """C x S ranks of a process group (None: that which torch.distributed was started with), of which this is ``rank``."""
 
     shape: tuple[int, int]
     rank: int
     device: torch.device
     traffic: Traffic = field(default_factory=Counter)
+    group: Any = None  # another one goes with C or S of 1
 
     @classmethod
     def of_world(cls, words: str | None = None, device: torch.device | str = "cpu") -> Mesh:
@@ -130,7 +131,7 @@ class Mesh:
 
     @cached_property
     def world(self) -> Axis:
-        return Axis(self.ranks, self.rank, None, self.traffic)
+        return Axis(self.ranks, self.rank, self.group, self.traffic)
 
     @cached_property
     def classes(self) -> Axis:
@@ -145,7 +146,7 @@ class Mesh:
     def _axis(self, number: int) -> Axis:
         place = divmod(self.rank, self.shape[1])[number]
         alone = 1 in self.shape  # then the other axis is the whole world
-        group = None if alone else self._groups.get_group(("classes", "samples")[number])
+        group = self.group if alone else self._groups.get_group(("classes", "samples")[number])
         return Axis(self.shape[number], place, group, self.traffic)
 
     @cached_property
@@ -187,7 +188,7 @@ class Mesh:
     def shared(self, x: Tensor) -> Tensor:
         """The first rank's x, of one shape on all ranks, in place."""
         if self.ranks > 1:
-            dist.broadcast(x, 0)
+            dist.broadcast(x, group=self.group, group_src=0)
         return x
 
 

@@ -211,13 +211,16 @@ class LinearCrossEntropyLoss(nn.Module):
         self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, divisor: float | Tensor | None = None
     ) -> Tensor:
         """Loss of a batch: input (d) or (N, d), target class indices or probabilities; weights of its rows, and a divisor."""
-        shape = (self.num_classes, *self.out_features)
-        bias = self.linear.bias
+        matrix: Tensor = self.linear.weight
+        bias: Tensor | None = self.linear.bias
+        if self.out_features:
+            shape = (self.num_classes, *self.out_features)
+            matrix, bias = matrix.reshape(*shape, -1), None if bias is None else bias.reshape(shape)
         return linear_cross_entropy(
             input,
-            self.linear.weight.reshape(*shape, self.linear.in_features),
+            matrix,
             target,
-            linear_bias=None if bias is None else bias.reshape(shape),
+            linear_bias=bias,
             weight=self.weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,

@@ -17,10 +17,15 @@ REDUCTIONS = ("none", "mean", "sum")
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def is_dtensor(value: object) -> bool:
+    """Whether it is a tensor on several ranks; without importing what that is."""
+    return hasattr(value, "full_tensor")
+
+
 def check_tensor(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputTypeError(f"{name} must be a torch tensor, got {type(value).__name__}")
-    if hasattr(value, "full_tensor"):
+    if is_dtensor(value):
         raise InputTypeError(f"{name} must be a plain tensor, got a DTensor; pass {name}.full_tensor() or {name}.to_local()")
     return value
 

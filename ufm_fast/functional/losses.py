@@ -69,10 +69,21 @@ def linear_cross_entropy(
     ``main_grad``: buffers in the dtype of sums (float32 for half precision) for linear_weight and linear_bias; the backward
     adds their gradients there, and they have no ``.grad``. With 'mean' and 'sum', one head, and class indices.
 
+    On several ranks: DTensors on one device mesh, input and linear_weight (and linear_bias) with ``Shard(0)``, target alike or
+    each rank's labels; the result is a DTensor, and no weight moves. Under FSDP2, in the forward of its module, the weight is
+    plain and whole. Class indices with one head, bias, smoothing, ignore_index and reduction; once differentiable.
+
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
     dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient. All of input, linear_weight and
     linear_bias are kept for the backward, so none may be written in place before it (RuntimeError).
     """
+    if checks.is_dtensor(input) or checks.is_dtensor(linear_weight):
+        from ufm_fast.functional.distributed import Asked, sharded_cross_entropy
+
+        others: dict[str, object] = {"weight": weight, "sample_weight": sample_weight, "divisor": divisor}
+        others |= {"logit_scale": logit_scale, "softcap": softcap, "adjustment": adjustment, "main_grad": main_grad}
+        asked = Asked(reduction, ignore_index, label_smoothing, others)
+        return sharded_cross_entropy(input, linear_weight, target, linear_bias, asked)
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
     checks.check_target(target, input.device, differentiable=True)

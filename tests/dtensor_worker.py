@@ -1,0 +1,205 @@
+"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER`` is one of two.
+
+One start serves all tests. Each rank writes RANK.json: for each check its name, an error and what is allowed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+from ufm_fast.errors import InputError
+from ufm_fast.functional import distributed, linear_cross_entropy
+from ufm_fast.nn import LinearCrossEntropyLoss
+
+Check = tuple[str, float, float]
+#: (N, K, d): blocks of one height, ragged ones of both, and a rank without rows.
+SHAPES = ((6, 4, 3), (7, 5, 3), (1, 3, 2))
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach(), expected.detach()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def spread(mesh: DeviceMesh, x: Tensor) -> DTensor:
+    return distribute_tensor(x.detach(), mesh, [Shard(0)], src_data_rank=None).requires_grad_(x.requires_grad)
+
+
+def values(mesh: DeviceMesh) -> Iterator[Check]:
+    """Value and gradients of both ways against one process."""
+    cases = itertools.product(SHAPES, ("mean", "sum", "none"), (0.0, 0.1), (False, True), (1.0, 300.0))
+    for (N, K, d), reduction, smoothing, biased, scale in cases:
+        H, W, b = scale * numbers(N, d), numbers(K, d), numbers(K) if biased else None
+        target, upstream = torch.randint(K, (N,)), numbers(N)
+        if N > 1:
+            target[N // 2] = -1
+            H[N // 2] = torch.nan
+        given = {"reduction": reduction, "ignore_index": -1, "label_smoothing": smoothing}
+        tensors = [x.requires_grad_() for x in (H, W, b) if x is not None]
+        one = linear_cross_entropy(H, W, target, linear_bias=b, **given)
+        one.backward(upstream if reduction == "none" else 2.0 * one.new_ones(()))
+        for by_class in (True, False):
+            name = f"{N} {K} {reduction} {smoothing} {biased} {scale} by class {by_class}"
+            parts = [
+                spread(mesh, H),
+                *(spread(mesh, x) if by_class else x.detach().clone().requires_grad_() for x in tensors[1:]),
+            ]
+            many = linear_cross_entropy(
+                parts[0], parts[1], spread(mesh, target), linear_bias=parts[2] if biased else None, **given
+            )
+            many.backward(
+                spread(mesh, upstream)
+                if reduction == "none"
+                else distribute_tensor(2.0 * one.detach().new_ones(()), mesh, [Replicate()], src_data_rank=None)
+            )
+            yield f"{name} value", relative(many.full_tensor(), one), 1e-12
+            for x, part in zip(tensors, parts, strict=True):
+                gradient = part.grad
+                if isinstance(gradient, DTensor):
+                    gradient = gradient.full_tensor()
+                else:
+                    dist.all_reduce(gradient)
+                yield f"{name} gradient {tuple(x.shape)}", relative(gradient, x.grad), 1e-12
+
+
+def edges(mesh: DeviceMesh) -> Iterator[Check]:
+    """Means over no rows, half precision, parts that require no gradient, and shards that are on their way."""
+    H, W, target = numbers(5, 4), numbers(6, 4), torch.tensor([0, 5, 2, 1, 1])
+    for classifier in (W, spread(mesh, W)):
+        x = spread(mesh, H.requires_grad_())
+        empty = linear_cross_entropy(x, classifier, spread(mesh, torch.full((5,), -100)))
+        empty.backward()
+        yield "mean of no rows is NaN", float(not empty.full_tensor().isnan()), 0.0
+        yield "with gradients of zero", float(x.grad.full_tensor().norm()), 0.0
+        short = linear_cross_entropy(x.bfloat16(), classifier.bfloat16(), spread(mesh, target))
+        yield "half precision", float(short.dtype != torch.bfloat16), 0.0
+        yield "half precision value", relative(short.full_tensor().double(), linear_cross_entropy(H, W, target)), 1e-2
+    moved = distribute_tensor(W, mesh, [Shard(1)], src_data_rank=None).redistribute(placements=[Shard(0)])
+    coming = distribute_tensor(H.detach(), mesh, [Shard(1)], src_data_rank=None).redistribute(placements=[Shard(0)])
+    found = linear_cross_entropy(coming, moved, spread(mesh, target))
+    yield "redistributed", relative(found.full_tensor(), linear_cross_entropy(H, W, target)), 1e-12
+
+
+def refusals(mesh: DeviceMesh) -> Iterator[Check]:
+    """Each is refused on both ranks, and none of them waits for the other."""
+    rank = mesh.get_local_rank()
+    H, W, target = spread(mesh, numbers(6, 4)), spread(mesh, numbers(6, 4)), spread(mesh, torch.arange(6))
+    whole, mine = numbers(6, 4), target.to_local()
+
+    def call(input: Any = H, weight: Any = W, labels: Any = target, **given: Any) -> Callable[[], Tensor]:
+        return lambda: linear_cross_entropy(input, weight, labels, **given)
+
+    def local(x: Tensor) -> DTensor:
+        return DTensor.from_local(x, mesh, [Shard(0)], run_check=False)
+
+    shape = {"shape": torch.Size([6, 4]), "stride": (4, 1)}
+    uneven = DTensor.from_local(numbers(4 - 2 * rank, 4), mesh, [Shard(0)], run_check=False, **shape)
+    words = {
+        "input must be a DTensor": call(input=whole),
+        "input must have placements": call(input=H.redistribute(placements=[Replicate()])),
+        "linear_weight must have placements": call(weight=W.redistribute(placements=[Replicate()])),
+        "linear_bias must be a DTensor": call(linear_bias=whole[:, 0]),
+        "target must have placements": call(labels=target.redistribute(placements=[Replicate()])),
+        "weight does not go with DTensors": lambda: linear_cross_entropy(H, W, target, weight=whole[:, 0]),
+        "divisor does not go with DTensors": call(divisor=3.0),
+        "target must hold class indices": call(labels=mine.double()),
+        "label_smoothing must be less than 1": call(label_smoothing=1.0),
+        "reduction must be one of": call(reduction="max"),
+        "target must have shape": call(labels=torch.arange(6)),
+        "rows of input differs": call(input=local(numbers(3 + rank, 4)), labels=torch.arange(3 + rank)),
+        "where distribute_tensor puts": call(input=uneven, labels=mine),
+        "input must have shape": call(weight=spread(mesh, numbers(6, 2, 4))),
+        "target must lie in|rank 1 was given": call(labels=local(mine + 3 * rank)),
+        "reduction differs": call(reduction=("sum", "mean")[rank]),
+        "requires_grad differs": call(input=H.detach().requires_grad_(rank == 0)),
+    }
+    for message, refused in words.items():
+        try:
+            refused()
+            said = "nothing"
+        except InputError as error:
+            said = str(error)
+        yield f"{message}: {said}", float(not any(part in said for part in message.split("|"))), 0.0
+    x = H.detach().requires_grad_()
+    for reduction in ("mean", "none"):
+        value = linear_cross_entropy(x, W, target, reduction=reduction).sum()
+        try:
+            torch.autograd.grad(value, x, create_graph=True)
+            said = "nothing"
+        except NotImplementedError as error:
+            said = str(error)
+        yield f"second derivatives: {said}", float("second derivatives" not in said), 0.0
+
+
+def messages(mesh: DeviceMesh) -> Iterator[Check]:
+    """By class no weight moves and features go round once each way; under FSDP2 the weight is gathered once."""
+    N, K, d = 8, 1000, 4
+    H, target = spread(mesh, numbers(N, d).requires_grad_()), spread(mesh, torch.arange(N))
+    torch.manual_seed(1)
+    head = LinearCrossEntropyLoss(d, K, bias=True, dtype=torch.float64)
+    expected = head(H.full_tensor().detach(), target.full_tensor())
+    expected.backward()
+    exact = head.linear.weight.grad
+    by_class, wrapped = (LinearCrossEntropyLoss(d, K, bias=True, dtype=torch.float64) for _ in range(2))
+    for module in (by_class, wrapped):
+        module.load_state_dict(head.state_dict())
+    parallelize_module(by_class, mesh, {"linear": ColwiseParallel()})
+    fully_shard(wrapped, mesh=mesh, reshard_after_forward=False).set_gradient_divide_factor(1.0)
+    traffic = distributed._head(mesh.get_group(), 2, mesh.get_local_rank(), torch.device("cpu")).mesh.traffic
+    traffic.clear()
+    by_class(H, target).backward()
+    yield "features go round once each way", abs(traffic["features"] - 2 * (N // 2) * d * 8), 0.0
+    yield "all else is numbers of rows", max(0.0, traffic.total() - traffic["features"] - 600.0), 0.0
+    with CommDebugMode() as heard:
+        wrapped(H, target).backward()
+    gathers = {str(name): count for name, count in heard.get_comm_counts().items() if "gather" in str(name)}
+    yield f"gathers of the weight, and the message {gathers}", abs(sum(gathers.values()) - 2.0), 0.0
+    for name, module in (("by class", by_class), ("FSDP2", wrapped)):
+        yield f"module {name}", relative(module.linear.weight.grad.full_tensor(), exact), 1e-12
+
+
+def example(mesh: DeviceMesh) -> Iterator[Check]:
+    """Both heads of the example learn alike, as one process does."""
+    import train_sharded
+
+    images = torch.rand(2 * train_sharded.BATCH + 1, 64)
+    labels = torch.randint(10, (len(images),))
+    first, second = (train_sharded.train(kind, mesh, images, labels, epochs=3)[0] for kind in train_sharded.HEADS)
+    yield f"example {first} {second}", relative(torch.tensor(second), torch.tensor(first)), 1e-4
+
+
+def main() -> None:
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    mesh, checks = init_device_mesh("cpu", (2,)), []
+    for checked in (values, edges, refusals, messages, example):
+        torch.manual_seed(0)
+        checks += list(checked(mesh))
+    (folder / f"{rank}.json").write_text(json.dumps(checks))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
