@@ -1,4 +1,4 @@
-"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER`` is one of two.
+"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER DEVICE`` is one of two.
 
 One start serves all tests. Each rank writes RANK.json: for each check its name, an error and what is allowed.
 """
@@ -99,6 +99,18 @@ def edges(mesh: DeviceMesh) -> Iterator[Check]:
     yield "redistributed", relative(found.full_tensor(), linear_cross_entropy(H, W, target)), 1e-12
 
 
+def second_derivatives(mesh: DeviceMesh) -> Iterator[Check]:
+    """Of a whole classifier, as of one process; `refusals` has those by class."""
+    H, W, v, target = numbers(5, 3).requires_grad_(), numbers(4, 3).requires_grad_(), numbers(5, 3), torch.arange(5) % 4
+    x, weight = spread(mesh, H), W.detach().clone().requires_grad_()
+    for features, classifier, labels, along in ((H, W, target, v), (x, weight, spread(mesh, target), spread(mesh, v))):
+        (slope,) = torch.autograd.grad(linear_cross_entropy(features, classifier, labels), features, create_graph=True)
+        torch.autograd.backward((slope * along).sum())
+    dist.all_reduce(weight.grad)
+    yield "second derivative in the features", relative(x.grad.full_tensor(), H.grad), 1e-12
+    yield "second derivative in the weight", relative(weight.grad, W.grad), 1e-12
+
+
 def refusals(mesh: DeviceMesh) -> Iterator[Check]:
     """Each is refused on both ranks, and none of them waits for the other."""
     rank = mesh.get_local_rank()
@@ -129,6 +141,8 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
         "where distribute_tensor puts": call(input=uneven, labels=mine),
         "input must have shape": call(weight=spread(mesh, numbers(6, 2, 4))),
         "target must lie in|rank 1 was given": call(labels=local(mine + 3 * rank)),
+        "linear_weight differs": call(weight=(W, whole)[rank]),
+        "linear_bias differs": call(linear_bias=(None, spread(mesh, whole[:, 0]))[rank]),
         "reduction differs": call(reduction=("sum", "mean")[rank]),
         "requires_grad differs": call(input=H.detach().requires_grad_(rank == 0)),
     }
@@ -164,7 +178,7 @@ def messages(mesh: DeviceMesh) -> Iterator[Check]:
         module.load_state_dict(head.state_dict())
     parallelize_module(by_class, mesh, {"linear": ColwiseParallel()})
     fully_shard(wrapped, mesh=mesh, reshard_after_forward=False).set_gradient_divide_factor(1.0)
-    traffic = distributed._head(mesh.get_group(), 2, mesh.get_local_rank(), torch.device("cpu")).mesh.traffic
+    traffic = distributed._head(mesh.get_group(), 2, mesh.get_local_rank(), H.device).mesh.traffic
     traffic.clear()
     by_class(H, target).backward()
     yield "features go round once each way", abs(traffic["features"] - 2 * (N // 2) * d * 8), 0.0
@@ -188,13 +202,18 @@ def example(mesh: DeviceMesh) -> Iterator[Check]:
 
 
 def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    rank, folder, device = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
+    torch.set_default_device(device if device == "cpu" else f"{device}:{rank}")
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo" if device == "cpu" else "nccl",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
     )
-    mesh, checks = init_device_mesh("cpu", (2,)), []
-    for checked in (values, edges, refusals, messages, example):
+    mesh, checks = init_device_mesh(device, (2,)), []
+    for checked in (values, edges, second_derivatives, refusals, messages, example):
         torch.manual_seed(0)
         checks += list(checked(mesh))
     (folder / f"{rank}.json").write_text(json.dumps(checks))

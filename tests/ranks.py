@@ -10,12 +10,12 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 
-def run_ranks(script: str, number: int, folder: Path) -> None:
-    """Run ``script RANK FOLDER`` of tests/ on so many ranks; it fails where one of them does, with what they said."""
+def run_ranks(script: str, number: int, folder: Path, *arguments: str) -> None:
+    """Run ``script RANK FOLDER ..`` of tests/ on so many ranks; it fails where one of them does, with what they said."""
     path = os.pathsep.join(str(TESTS.parent / name) for name in (".", "tests", "kernels", "examples"))
     ranks = [
         subprocess.Popen(
-            [sys.executable, TESTS / script, str(rank), folder],
+            [sys.executable, TESTS / script, str(rank), folder, *arguments],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,

@@ -165,7 +165,8 @@ class LinearCrossEntropyLoss(nn.Module):
     Constructor, ``state_dict`` and initial values as in torch 2.13 (also on torch 2.11, which has none); ``forward`` calls
     ``ufm_fast.functional.linear_cross_entropy``, where formula, shapes and errors stand. ``out_features``: (d_1, ...) heads
     beside the classes. Differentiable twice, exact when collapsed, never holding the logits; ``options`` is accepted and
-    not needed for that. Equivalent: ``nn.CrossEntropyLoss(...)(nn.Linear(in_features, num_classes, bias)(input), target)``.
+    not needed for that. Under FSDP2 or sharded by class it takes DTensors too.
+    Equivalent: ``nn.CrossEntropyLoss(...)(nn.Linear(in_features, num_classes, bias)(input), target)``.
 
     Errors: InputError / InputTypeError for fewer than 2 classes, sizes that are no whole numbers, a weight that is no
     floating-point tensor (num_classes,) without gradient, smoothing outside [0, 1], an unknown reduction or ignore_index.

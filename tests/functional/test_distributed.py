@@ -8,20 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import run_ranks
 
 
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[str, float, float]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks("dtensor_worker.py", 2, folder)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+def _check_two_ranks(folder: Path, device: str) -> None:
+    run_ranks("dtensor_worker.py", 2, folder, device)
+    for rank in range(2):
+        checked = json.loads((folder / f"{rank}.json").read_text())
+        assert len(checked) > 500
+        assert not [found for found in checked if not found[1] <= found[2]]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_dtensors_give_what_one_process_does(checked: list[list[tuple[str, float, float]]], rank: int) -> None:
-    assert len(checked[rank]) > 200
-    assert not [found for found in checked[rank] if not found[1] <= found[2]]
+def test_dtensors_give_what_one_process_does(tmp_path: Path) -> None:
+    _check_two_ranks(tmp_path, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device")
+def test_dtensors_on_gpus_give_what_one_process_does(tmp_path: Path) -> None:
+    _check_two_ranks(tmp_path, "cuda")
 
 
 def test_a_plain_call_does_not_import_what_dtensors_need() -> None:

@@ -43,7 +43,7 @@ from ufm_fast.targets import Targets
 
 _TWICE = "second derivatives of a head that is sharded by class are not available; gather it with linear_weight.full_tensor()"
 #: What ranks must have been asked alike.
-_ALIKE = ("rows of input", "classes", "features a row", "itemsize", "reduction", "label_smoothing", "bias", "requires_grad")
+_ALIKE = ("rows of input", "classes", "features a row", "itemsize", "reduction", "label_smoothing", "requires_grad", *NAMES[1:])
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def _agreed(axis: Axis, input: Tensor, weight: Tensor, asked: Asked, part: _Part
         need = sum(2.0**i for i, wanted in enumerate(part.need) if wanted)
         reduction = float(checks.REDUCTIONS.index(asked.reduction))
         sizes = [input.shape[0], *weight.shape, part.features.element_size()]
-        said = [*map(float, sizes), reduction, part.smoothing, float(part.bias is not None), need]
+        sharded = float(isinstance(weight, DTensor))
+        said = [*map(float, sizes), reduction, part.smoothing, need, sharded, float(part.bias is not None)]
     count = 0.0 if part is None else float(part.kept.sum())
     message = torch.tensor([[float(error is not None), count, *said]], dtype=torch.float64, device=input.device)
     told = axis.gather(message, "settings").wait().tolist()

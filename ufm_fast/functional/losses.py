@@ -71,7 +71,8 @@ def linear_cross_entropy(
 
     On several ranks: DTensors on one device mesh, input and linear_weight (and linear_bias) with ``Shard(0)``, target alike or
     each rank's labels; the result is a DTensor, and no weight moves. Under FSDP2, in the forward of its module, the weight is
-    plain and whole. Class indices with one head, bias, smoothing, ignore_index and reduction; once differentiable.
+    plain and whole. Class indices with one head, bias, smoothing, ignore_index and reduction; a DTensor weight is
+    differentiable once.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default -100), mixed devices or
     dtypes, wrong shapes, fewer than 2 classes, a class weight that requires a gradient. All of input, linear_weight and
