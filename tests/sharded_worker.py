@@ -26,6 +26,8 @@ from ufm_fast import point
 from ufm_fast.backends import ShardedBackend, TiledBackend, sharded
 from ufm_fast.backends.cost import Cost
 from ufm_fast.layout import STOP, Mesh, gathered
+from ufm_fast.measure import measure
+from ufm_fast.metrics.spread import SUMS
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -167,6 +169,32 @@ def certificates(mesh: Mesh, every: int) -> Iterator[Check]:
             yield f"certificate of all ranks {name} {exact}", (other - numbers).abs().max(), 0.0
 
 
+#: More and fewer classes than dimensions, classes without rows, equal counts, a rank without rows, one class.
+MEASURED: list[tuple[dict[str, Any], str]] = [
+    ({"counts": [3, 0, 1, 2, 5, 2, 2], "dim": 3, "lambda_w": 0.02}, "none"),
+    ({"counts": [3, 1, 2, 2], "dim": 2}, "classes"),
+    ({"counts": [2] * 7, "dim": 3}, "none"),
+    ({"counts": [3, 0, 1, 4], "dim": 6}, "none"),
+    ({"counts": [0, 4, 0, 0, 0], "dim": 3}, "none"),
+]
+
+
+def metrics(mesh: Mesh) -> Iterator[Check]:
+    """What d x d sums are enough for is as in one process, the same on every rank; also where all is zero."""
+    for given, reduce in MEASURED:
+        problem = Problem(**given)
+        one, many = Objective(problem, reduce=reduce), Objective(problem, backend=ShardedBackend(mesh), reduce=reduce)
+        start = one.to_model(random_point(one, 1))
+        for x in (start, start.zeros()):
+            expected = {k: v for k, v in measure(problem, one.rows, x, "none", 1.0).items() if k in SUMS}
+            found = measure(problem, many.rows, cut(many.layout, x), "none", 1.0)
+            assert list(found) == list(expected), (given, found, expected)
+            numbers, own = (torch.tensor(list(values.values()), dtype=torch.float64) for values in (found, expected))
+            yield f"metrics {given}", float(not torch.allclose(numbers, own, rtol=1e-10, atol=1e-10, equal_nan=True)), 0.0
+            for other in gathered(mesh.world, numbers, "test"):
+                yield f"metrics of all ranks {given}", (other - numbers).nan_to_num().abs().max(), 0.0
+
+
 def counted(mesh: Mesh) -> Iterator[Check]:
     """What a rank sends for an evaluation is what `cost` says, to the byte."""
     for given in ({}, {"bias": "free"}, {"smoothing": 0.1}, {"bias": "free", "smoothing": 0.1}):
@@ -218,6 +246,7 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
     yield from heads(Mesh.of_world(), every={1: 4, 2: 2, 3: 1, 4: 2}[ranks])
     if ranks < 4:
         yield from certificates(Mesh.of_world(), every={1: 4, 2: 2, 3: 1}[ranks])
+        yield from metrics(Mesh.of_world())
     if ranks == 2:
         yield from solves(*range(len(SOLVES)))
     if ranks > 1:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.metrics import (
     ClassStatistics,
@@ -34,6 +35,7 @@ from ufm_fast.metrics.imbalance import imbalance_metrics
 from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.regression import regression_metrics
+from ufm_fast.metrics.spread import spread_metrics
 from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
@@ -68,10 +70,14 @@ def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
 def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto", value: float = 0.0) -> dict[str, float]:
     """Neural-collapse metrics of a model point; of multi-label data those of the rows with one label (as Li et al., arXiv
     2310.15903), and those of the target sets. Where all factors are zero but for rounding beside ``value``, the metrics are
-    those of zero: directions are nan.
+    those of zero: directions are nan. On several ranks, of which the point is one's, the metrics are those of `metrics.spread`.
     """
-    gone = vanished(problem, rows, model, value)
+    here = rows if model.layout is None else parts_of(rows, model.layout)
+    gone = vanished(problem, here, model, value)
     model = model.zeros() if gone else model
+    if model.layout is not None:
+        lambdas = (problem.lambda_w, problem.lambda_h) if problem.lambda_w and problem.lambda_h else None
+        return spread_metrics(model.H, model.W, here, problem.counts, model.layout, lambdas)
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
     deep = len(inputs) > 1
     if problem.dense:

@@ -180,7 +180,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
     problem, run, theory, rows = objective.problem, result.run, result.theory, objective.rows
     model, method = objective.to_model(run.state.point), options.method
     fits = math.isfinite(run.state.evaluation.value) and usable(model)  # else there is no certificate, and no metrics
-    here, proof = objective.layout is None, None
+    proof = None
     if options.certificate and fits:
         told.phase("certificate")
         with objective.watch("certificate"):
@@ -209,7 +209,7 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         start=result.start,
         theory=theory,
         certificate=proof,
-        metrics=_measured(objective, model, options, found.value, told) if options.metrics and fits and here else {},
+        metrics=_measured(objective, model, options, found.value, told) if options.metrics and fits else {},
         notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
         structure=recognise(problem, found.value) if theory is None else None,
         history=run.history,

@@ -325,8 +325,10 @@ def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
 
 
 def _unproved(run: RunDirectory, config: Mapping[str, Any]) -> bool:
-    """Whether several ranks have solved it, which leave metrics to one process (the first release the certificate too)."""
-    return bool(config["certificate"] and (run.summary or {}).get("backend") == "sharded")
+    """Whether ranks have solved it that had no room for a certificate."""
+    summary = run.summary or {}
+    proof = summary.get("certificate") or {}
+    return bool(config["certificate"] and summary.get("backend") == "sharded" and proof.get("kind") == "none")
 
 
 def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:
