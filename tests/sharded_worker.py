@@ -26,7 +26,7 @@ from ufm_fast import point
 from ufm_fast.backends import ShardedBackend, TiledBackend, sharded
 from ufm_fast.backends.cost import Cost
 from ufm_fast.layout import STOP, Mesh, gathered
-from ufm_fast.measure import measure
+from ufm_fast.measure import collapse_metrics, measure
 from ufm_fast.metrics.spread import SUMS
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -187,7 +187,10 @@ def metrics(mesh: Mesh) -> Iterator[Check]:
         start = one.to_model(random_point(one, 1))
         for x in (start, start.zeros()):
             expected = {k: v for k, v in measure(problem, one.rows, x, "none", 1.0).items() if k in SUMS}
+            logged = {k: v for k, v in collapse_metrics(problem, x, reduce, 1.0).items() if k in SUMS}
+            expected |= {f"logged {k}": v for k, v in logged.items()}
             found = measure(problem, many.rows, cut(many.layout, x), "none", 1.0)
+            found |= {f"logged {k}": v for k, v in collapse_metrics(problem, cut(many.layout, x), reduce, 1.0).items()}
             assert list(found) == list(expected), (given, found, expected)
             numbers, own = (torch.tensor(list(values.values()), dtype=torch.float64) for values in (found, expected))
             yield f"metrics {given}", float(not torch.allclose(numbers, own, rtol=1e-10, atol=1e-10, equal_nan=True)), 0.0

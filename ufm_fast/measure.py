@@ -35,7 +35,8 @@ from ufm_fast.metrics.imbalance import imbalance_metrics
 from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.regression import regression_metrics
-from ufm_fast.metrics.spread import spread_metrics
+from ufm_fast.metrics.spread import SpreadMoments, matrix, spread_metrics
+from ufm_fast.metrics.statistics import ClassMoments
 from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
@@ -219,15 +220,21 @@ def logit_rank(spectrum: Tensor) -> int:
 def collapse_metrics(problem: Problem, point: Point, reduce: str, value: float = 0.0) -> dict[str, float]:
     """NC1-NC4 of a point, of cost O((K + R) d^2), NC2 and NC3 against the frame that theory predicts.
 
-    Empty for several targets a row, where classes have no means, and where all factors are zero beside ``value``.
+    Empty for several targets a row, where classes have no means, and where all factors are zero beside ``value``. On several
+    ranks NC4 is not among them, and each rank has the same.
     """
-    rows = problem.rows(reduce)
+    rows, layout = problem.rows(reduce), point.layout
+    rows = rows if layout is None else parts_of(rows, layout)
     if vanished(problem, rows, point, value):
         return {}
     if problem.dense and usable(point):
         return _of_regression(problem, rows, problem.trunk.forward(point.H, point.hidden).inputs[-1], point.W)
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
+    if layout is not None:
+        moments = SpreadMoments(point.H, rows, problem.counts.to(point.H.device).double(), layout)
+        classifier = matrix(layout.mesh.world, point.W, layout.classes)
+        return {"nc1_pinv": nc1_pinv(moments), **_of_frame(problem, classifier, moments)}
     inputs = problem.trunk.forward(point.H, point.hidden).inputs
     H = inputs[-1]
     W, device = RowMatrix.of(point.W), H.device
@@ -243,7 +250,7 @@ def collapse_metrics(problem: Problem, point: Point, reduce: str, value: float =
     return found
 
 
-def _of_frame(problem: Problem, W: RowMatrix, means: ClassStatistics) -> dict[str, float]:
+def _of_frame(problem: Problem, W: RowMatrix, means: ClassMoments) -> dict[str, float]:
     """NC2 and NC3 against the frame that theory predicts, by the names of ``METRICS``."""
     every = means.classes == problem.num_classes
     if predicted_frame(problem.kind) == "orthogonal":
@@ -253,7 +260,7 @@ def _of_frame(problem: Problem, W: RowMatrix, means: ClassStatistics) -> dict[st
     return found | ({"nc3": nc3(W.raw, means.sample_centred_means)} if every else {})
 
 
-def _of_means(problem: Problem, means: ClassStatistics) -> dict[str, float]:
+def _of_means(problem: Problem, means: ClassMoments) -> dict[str, float]:
     """NC2 of class means against that frame."""
     if predicted_frame(problem.kind) == "orthogonal":
         return {"nc2_means_frame": nc2(means.raw_means, frame=True)}

@@ -47,6 +47,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     assert summary(run)["value"] == pytest.approx(whole, rel=1e-10)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
+    assert (run / "metrics.jsonl").read_text().count("nc1_pinv") == len(steps)
     capsys.readouterr()
     assert main(["metrics", str(run), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["metrics"]

@@ -117,8 +117,6 @@ class StartLoop:
     def _measuring(self) -> bool:
         """Whether log points have metrics: as asked for, else where they cost little."""
         wanted, objective = self.options.log_metrics, self.objective
-        if objective.layout is not None:  # a block of a point has no metrics
-            return False
         return objective.problem.entries(objective.rows.number) <= CHEAP if wanted is None else wanted
 
     def _measure(self, point: Point, value: float) -> Mapping[str, float]:
