@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from bench import rank_kills
 from bench.rank_kills import PROBLEM, QUICK, SLOW, finish, kill_one, start
 from ufm_fast.cli import main
 from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.ranks import leave
 from ufm_fast.runs.state import load_state
 
 QUIET = ("--quiet", "--no-plots")
@@ -57,6 +59,28 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     assert main(["plot", str(run)]) == 0
     assert main(["export", str(run), "--quiet"]) == 0
     assert summary(run)["certificate"]["certified"]
+
+
+def test_all_is_said_before_a_rank_waits_for_others_to_leave(monkeypatch):
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: heard.append(said.getvalue()))
+    heard: list[bytes] = []
+    print("a report", end="")
+    leave()
+    assert heard == [b"a report"]
+
+
+def test_a_rank_ends_without_the_interpreters_shutdown():
+    code = "import atexit, os, runpy, sys; atexit.register(print, 'shut down'); sys.argv = ['ufm-fast', '--version']; "
+    run = "runpy.run_module('ufm_fast', run_name='__main__')"
+    path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for more, ends in ((ranks, False), ({}, True)):
+        environment = {**os.environ, "PYTHONPATH": path, **more}
+        done = subprocess.run([sys.executable, "-c", code + run], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip()
+        assert ("shut down" in done.stdout) is ends
 
 
 def test_torchrun_is_all_that_a_user_types(tmp_path, whole):

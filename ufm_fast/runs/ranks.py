@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Ranks that have not met by then are not all there. torchrun watches them itself, and stops all where one has died: then a
 #: cluster may take its time to read torch from a shared disk.
-START, WATCHED_START = timedelta(seconds=15), timedelta(minutes=5)
+START, WATCHED_START = timedelta(seconds=30), timedelta(minutes=5)
 #: An exchange that takes longer has lost a rank that still has its connections. Between two of them lie a chunk's products, or
 #: a block of the state on its way to the disk.
 LIMIT = timedelta(minutes=10)
@@ -113,10 +114,18 @@ def joined() -> Iterator[Ranks]:
 
 
 def leave() -> None:
-    """Wait for all ranks: torchrun stops the others as soon as one ends with another exit code than 0."""
+    """Wait for all ranks, with all said: torchrun stops the others as soon as one ends with another exit code than 0."""
     import torch.distributed as dist
 
+    flush()
     dist.barrier()
+
+
+def flush() -> None:
+    """Write what was said; a reader that is gone costs its words."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def is_loss(error: BaseException) -> bool:
