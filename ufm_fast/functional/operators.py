@@ -149,13 +149,12 @@ def filled(buffers: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]
     return tuple(other if buffer is None else buffer for buffer, other in zip(buffers, absent, strict=True))
 
 
-def fake_gradients(likes: Sequence[Tensor | None], need: Sequence[bool]) -> tuple[Tensor, ...]:
-    like = likes[0]
-    assert like is not None
-    dtype = compute_dtype(like.dtype)
+def fake_gradients(features: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+    """What an operator returns that is asked last for the gradients in the parts that it ``need``s."""
+    dtype = compute_dtype(features.dtype)
     return tuple(
-        like.new_empty(x.shape if wanted and x is not None else (0,), dtype=dtype)
-        for x, wanted in zip(likes, need, strict=True)
+        features.new_empty(x.shape if wanted and x is not None else (0,), dtype=dtype)
+        for x, wanted in zip((features, weight, bias), others[-1], strict=True)
     )
 
 
@@ -224,20 +223,9 @@ def head(
     return (value.to(compute_dtype(weight.dtype)), *filled(buffers, weight))
 
 
-def _head_shapes(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indices: Tensor,
-    indptr: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor,
-    loss: str,
-    parameter: float,
-    need: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _head_shapes(features: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
     value = weight.new_empty((), dtype=compute_dtype(weight.dtype))
-    return (value, *fake_gradients((features, weight, bias), need))
+    return (value, *fake_gradients(features, weight, bias, *others))
 
 
 head.register_fake(_head_shapes)
@@ -360,20 +348,12 @@ def head_losses(
     return backend.losses(x).to(compute_dtype(weight.dtype))
 
 
-def _head_losses_shapes(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indices: Tensor,
-    indptr: Tensor | None,
-    class_weight: Tensor | None,
-    loss: str,
-    parameter: float,
-) -> Tensor:
+def _rows_shape(features: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    """A number a row, as losses and slopes have it."""
     return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
 
 
-head_losses.register_fake(_head_losses_shapes)
+head_losses.register_fake(_rows_shape)
 
 
 def _ones(features: Tensor) -> Tensor:
@@ -435,25 +415,7 @@ def head_product(
     return filled(buffers, weight)
 
 
-def _head_product_shapes(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indices: Tensor,
-    indptr: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor,
-    v_features: Tensor | None,
-    v_weight: Tensor | None,
-    v_bias: Tensor | None,
-    loss: str,
-    parameter: float,
-    need: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    return fake_gradients((features, weight, bias), need)
-
-
-head_product.register_fake(_head_product_shapes)
+head_product.register_fake(fake_gradients)
 
 
 def _direction(x: HeadInput, features: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> HeadInput:
@@ -491,23 +453,7 @@ def head_slopes(
     return slopes if v.bias is None else slopes + product[:, -1]
 
 
-def _head_slopes_shapes(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indices: Tensor,
-    indptr: Tensor | None,
-    class_weight: Tensor | None,
-    v_features: Tensor | None,
-    v_weight: Tensor | None,
-    v_bias: Tensor | None,
-    loss: str,
-    parameter: float,
-) -> Tensor:
-    return features.new_empty(features.shape[0], dtype=compute_dtype(weight.dtype))
-
-
-head_slopes.register_fake(_head_slopes_shapes)
+head_slopes.register_fake(_rows_shape)
 
 
 _THIRD = "third derivatives of a fused loss are not available; take them of the dense expression"

@@ -56,19 +56,12 @@ def head_details(
 
 
 def _head_details_shapes(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indices: Tensor,
-    indptr: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor,
-    need: Sequence[bool],
+    features: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
     dtype, number = compute_dtype(weight.dtype), features.shape[0]
     floats = [weight.new_empty(number, dtype=dtype) for _ in range(2)]
     whole = [indices.new_empty(number, dtype=torch.int64) for _ in range(2)]
-    return (weight.new_empty((), dtype=dtype), *fake_gradients((features, weight, bias), need), *floats, *whole)
+    return (weight.new_empty((), dtype=dtype), *fake_gradients(features, weight, bias, *others), *floats, *whole)
 
 
 head_details.register_fake(_head_details_shapes)
@@ -93,25 +86,11 @@ def head_entropy(
     return filled(buffers, weight)
 
 
-def _head_entropy_shapes(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    indices: Tensor,
-    indptr: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor,
-    entropy_weight: Tensor,
-    need: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    return fake_gradients((features, weight, bias), need)
-
-
 def _refused(*_: Any) -> Any:
     raise NotImplementedError(_SECOND)
 
 
-head_entropy.register_fake(_head_entropy_shapes)
+head_entropy.register_fake(fake_gradients)
 entropy_gradients = differentiable(head_entropy, lambda ctx, inputs, output: None, _refused, _refused)
 
 
