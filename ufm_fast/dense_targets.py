@@ -107,7 +107,9 @@ def target_vectors(given: Any) -> Tensor:
     if array.dtype == torch.bool or array.is_complex() or array.layout != torch.strided:
         raise InputTypeError(f"targets must be a dense array of real numbers, got {array.dtype}; convert it to float64")
     if array.ndim != 2 or 0 in array.shape:
-        mend = "; of one output give targets[:, None]" if array.ndim == 1 and array.numel() else ""
+        mend = (
+            ", which holds nothing" if 0 in array.shape else "; of one output give targets[:, None]" if array.ndim == 1 else ""
+        )
         raise InputError(f"targets must have shape N x t, {_SHAPE}, got {tuple(array.shape)}{mend}")
     values = array.to(torch.float64, copy=True)
     _check_finite(values)

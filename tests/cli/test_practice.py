@@ -113,6 +113,9 @@ def test_an_overlay_of_runs_that_differ_in_their_seed(capsys: pytest.CaptureFixt
     assert "differs from r0 in batch" in refused(capsys, "overlay", "r0", "other")
     assert main(["train", *TINY, "--loss", "mse", "--out", "biased", "--quiet"]) == 0
     assert "--unbiased 2" in refused(capsys, "overlay", "biased")
+    assert "runs: nothere is not a folder; give a run directory that ufm-fast train wrote" in refused(
+        capsys, "overlay", "nothere"
+    )
 
 
 def test_continual_prints_a_row_for_each_beginning(capsys: pytest.CaptureFixture[str]):

@@ -41,7 +41,7 @@ def overlay_of(paths: Sequence[Path], model_steps: int) -> Overlay:
 
 
 def _fitting(path: Path) -> TrainingRun:
-    run = TrainingRun.resume(path)
+    run = TrainingRun.resume(path, "runs")
     options = run.training.options
     if options.loss != "mse" or not has_tail(run.training):
         raise InputError(f"runs: {path} is not of the extended model; train it with --loss mse --unbiased 2 and a learned head")

@@ -30,6 +30,7 @@ from ufm_fast.runs.directory import RunDirectory, refuse_occupied
 from ufm_fast.runs.files import config_hash
 from ufm_fast.runs.job import ending_signals
 from ufm_fast.runs.state import Progress, read_safetensors, write_state
+from ufm_fast.runs.words import quoted
 from ufm_fast.solvers.minimise import log_spaced
 
 KIND = "network"
@@ -83,17 +84,21 @@ class TrainingRun:
         return cls(RunDirectory.create(path, config, digest, environment()), training)
 
     @classmethod
-    def resume(cls, path: Path) -> TrainingRun:
-        """Go on from the last checkpoint. Errors: InputError for a run of another kind, changed or damaged."""
-        run = RunDirectory.open(path, "resume")
+    def resume(cls, path: Path, name: str = "resume") -> TrainingRun:
+        """Go on from the last checkpoint; ``name``: of the argument that gave the path.
+
+        Errors: InputError for a run of another kind, changed or damaged.
+        """
+        run = RunDirectory.open(path, name, by="train")
         if run.config.get("kind") != KIND:
-            raise InputError(f"resume: {path} is a run of ufm-fast solve; go on with: ufm-fast solve --resume {path}")
+            mend = f"go on with: ufm-fast solve --resume {quoted(path)}" if name == "resume" else "give one of ufm-fast train"
+            raise InputError(f"{name}: {path} is a run of ufm-fast solve; {mend}")
         if config_hash(run.config) != run.hash:
-            raise InputError(f"resume: the settings in {path / 'config.json'} were changed after the run was made; undo that")
+            raise InputError(f"{name}: the settings in {path / 'config.json'} were changed after the run was made; undo that")
         training = _training(run.config)
         if not run.state_file.exists():
             return cls(run, training, fresh=False)
-        tensors, metadata = read_safetensors(run.state_file, "resume")
+        tensors, metadata = read_safetensors(run.state_file, name)
         return cls(run, training.restore(tensors), float(metadata.get("seconds", 0.0)), fresh=False)
 
     @property

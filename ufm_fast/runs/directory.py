@@ -132,10 +132,10 @@ class RunDirectory:
                 folder.rmdir()
 
     @classmethod
-    def open(cls, path: Path, name: str = "run") -> RunDirectory:
-        """An existing run. Errors: InputError for a foreign folder or one of another format version."""
+    def open(cls, path: Path, name: str = "run", by: str = "solve") -> RunDirectory:
+        """A run that the command ``by`` wrote. Errors: InputError for a foreign folder or one of another format version."""
         if not os.path.isdir(path):  # Path.is_dir would raise where the name is too long
-            raise InputError(f"{name}: {path} is not a folder; give a run directory that ufm-fast solve wrote")
+            raise InputError(f"{name}: {path} is not a folder; give a run directory that ufm-fast {by} wrote")
         if not (path / "config.json").exists():
             raise InputError(f"{name}: {path} is not a run directory of ufm-fast (it has no config.json)")
         content = read_json(path / "config.json", name)
