@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VERSION = next(
-    line.split('"')[1] for line in Path("ufm_fast/version.py").read_text("utf-8").splitlines() if line.startswith("__version__")
+    line.split('"')[1]
+    for line in Path("ufm_fast/version.py").read_text("utf-8").splitlines()
+    if line.startswith("__version__")
 )
 
 PLOT = ["matplotlib>=3.8"]
@@ -16,7 +18,8 @@ TABLES = ["pandas>=2.0", "pyarrow>=14"]
 setup(
     name="ufm-fast",
     version=VERSION,
-    description="Unconstrained features model solver with fused kernels, optimality certificates and large-K metrics",
+    description="Unconstrained features model solver with fused kernels, optimality certificates "
+    "and large-K metrics",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

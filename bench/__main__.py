@@ -1,4 +1,6 @@
-"""Every script by its name: `python -m bench` lists them, `python -m bench NAME [...]` runs one from the repository's root."""
+"""Every script by its name: `python -m bench` lists them, `python -m bench NAME [...]` runs one
+from the repository's root.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,25 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 #: What is no case of its own: what the scripts share, and cases of pytest.
-SHARED = ("__main__", "common", "oracle", "peers", "device", "device_solve", "gpu_plots", "test_functional", "test_head")
+SHARED = (
+    "__main__",
+    "common",
+    "oracle",
+    "peers",
+    "device",
+    "device_solve",
+    "gpu_plots",
+    "test_functional",
+    "test_head",
+)
 
 
 def cases() -> dict[str, str]:
     """Name of every case and its question: the first line of the script's docstring."""
     scripts = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
-    documented = {path.stem: ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "" for path in scripts}
+    documented = {
+        path.stem: ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "" for path in scripts
+    }
     return {name: text.partition("\n")[0] for name, text in documented.items()}
 
 

@@ -1,10 +1,12 @@
-"""Where a step's time goes on the device: milliseconds of every kernel in one value and gradient, by the profiler.
+"""Where a step's time goes on the device: milliseconds of every kernel in one value and gradient,
+by the profiler.
 
     python bench/breakdown.py [--out STEM]
     python bench/breakdown.py --rehearse      on a CPU, under triton's interpreter: no figures
 
-Heads in bfloat16 by both kinds of products, one in float32, the squared error in float32, and the ways to a Gram matrix in
-float64. `wall` is the step as a caller sees it; where it is much more than the sum of its kernels, launches are what costs.
+Heads in bfloat16 by both kinds of products, one in float32, the squared error in float32, and the
+ways to a Gram matrix in float64. `wall` is the step as a caller sees it; where it is much more than
+the sum of its kernels, launches are what costs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ SQUARED = ((65536, 65536, 512), (131072, 131072, 2048))
 TINY, TINY_SQUARED = (("bf16", 40, 72, 24),), ((72, 72, 24),)
 
 
-def head_steps(mode: str, shape: tuple[int, int, int], chunk: int) -> dict[str, Callable[[], object]]:
+def head_steps(
+    mode: str, shape: tuple[int, int, int], chunk: int
+) -> dict[str, Callable[[], object]]:
     import peers
 
     dtype = torch.bfloat16 if mode == "bf16" else torch.float32
@@ -52,15 +56,29 @@ def squared_steps(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]
     def step(mode: str) -> object:
         out = torch.zeros_like(features), torch.zeros_like(weight)
         return squared_error_value_and_grad(
-            features, weight, None, labels, None, 1 / len(features), grad_features=out[0], grad_weight=out[1], mode=mode
+            features,
+            weight,
+            None,
+            labels,
+            None,
+            1 / len(features),
+            grad_features=out[0],
+            grad_weight=out[1],
+            mode=mode,
         )
 
     def square() -> object:
         double = features.double()
         return double.T @ double
 
-    steps: dict[str, Callable[[], object]] = {mode: (lambda mode=mode: step(mode)) for mode in ("bf16x3", "tf32x3")}
-    grams = {"triton": lambda: gram(features), "library": lambda: library_gram(features), "library, whole": square}
+    steps: dict[str, Callable[[], object]] = {
+        mode: (lambda mode=mode: step(mode)) for mode in ("bf16x3", "tf32x3")
+    }
+    grams = {
+        "triton": lambda: gram(features),
+        "library": lambda: library_gram(features),
+        "library, whole": square,
+    }
     return steps | {f"gram {name}": call for name, call in grams.items()}
 
 
@@ -86,10 +104,14 @@ def profiled(call: Callable[[], object]) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     chosen = arguments(parser, "breakdown")
     plan = [(*head[:1], head[1:], "head") for head in (TINY if chosen.rehearse else HEADS)]
-    plan += [("", shape, "squared error") for shape in (TINY_SQUARED if chosen.rehearse else SQUARED)]
+    plan += [
+        ("", shape, "squared error") for shape in (TINY_SQUARED if chosen.rehearse else SQUARED)
+    ]
     rows: list[dict[str, object]] = []
     for mode, shape, task in plan:
         try:
@@ -98,7 +120,14 @@ def main() -> int:
             print(task, mode, shape, reason(error))
             continue
         for way, call in steps.items():
-            common = {"task": task, "mode": mode, "N": shape[0], "K": shape[1], "d": shape[2], "way": way}
+            common = {
+                "task": task,
+                "mode": mode,
+                "N": shape[0],
+                "K": shape[1],
+                "d": shape[2],
+                "way": way,
+            }
             try:
                 found = profiled(call)
             except Exception as error:  # one way that fails must not hide the others
@@ -107,7 +136,9 @@ def main() -> int:
             rows += [{**common, **row} for row in found]
             print(*common.values(), flush=True)
             for row in found[:12]:
-                print(f"    {row['ms']:9.3f} ms {row['calls']:4} x {row['kernel'][:70]}", flush=True)
+                print(
+                    f"    {row['ms']:9.3f} ms {row['calls']:4} x {row['kernel'][:70]}", flush=True
+                )
         del steps
         forget()
     write_csv(chosen.out.with_suffix(".csv"), rows)

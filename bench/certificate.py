@@ -1,10 +1,13 @@
-"""Seconds of a certificate: exact at K = 1000, 2000, 4096, probabilistic beyond; cross-entropy, float64.
+"""Seconds of a certificate: exact at K = 1000, 2000, 4096, probabilistic beyond; cross-entropy,
+float64.
 
-    python bench/certificate.py [--classes 1000,2000,4096,8413] [--dim 64] [--swept] [--out bench/results/certificate_cpu.csv]
+    python bench/certificate.py [--classes 1000,2000,4096,8413] [--dim 64] [--swept] [--out
+    bench/results/certificate_cpu.csv]
 
-The point is a spectral start of imbalanced counts; what a certificate costs does not depend on how good the point is, but
-for the probabilistic one, whose Lanczos iteration ends earlier where the norm stands apart. ``--swept`` adds the probabilistic
-ones as they are where the gradient finds no room in memory: each product sweeps the classes anew.
+The point is a spectral start of imbalanced counts; what a certificate costs does not depend on how
+good the point is, but for the probabilistic one, whose Lanczos iteration ends earlier where the
+norm stands apart. ``--swept`` adds the probabilistic ones as they are where the gradient finds no
+room in memory: each product sweeps the classes anew.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ def measure(K: int, d: int, gradient: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", default="1000,2000,4096,8413")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--swept", action="store_true")

@@ -1,4 +1,5 @@
-"""Evaluations of penalised cross-entropy with K > d + 1, with and without the model of `curvature.codes`. No clock but a ratio.
+"""Evaluations of penalised cross-entropy with K > d + 1, with and without the model of
+`curvature.codes`. No clock but a ratio.
 
     python bench/codes.py [--out FILE.csv] [--most 6000] [--models identity,codes]
 
@@ -34,7 +35,11 @@ def run(problem: Problem, most: float) -> dict[str, object]:
     started = time.perf_counter()
     state = solver.init(objective, make_start(objective, "normal"))
     goal = 1e-6 * problem.mu
-    while state.evaluation.gradient.norm() > goal and objective.evaluations < most and state.outcome is None:
+    while (
+        state.evaluation.gradient.norm() > goal
+        and objective.evaluations < most
+        and state.outcome is None
+    ):
         state = solver.step(objective, state)
     seconds = time.perf_counter() - started
     return {
@@ -46,7 +51,9 @@ def run(problem: Problem, most: float) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--most", type=float, default=6000)
     parser.add_argument("--models", default="identity,codes")
@@ -56,7 +63,9 @@ def main() -> None:
         N = int(data["counts"].sum()) if "counts" in data else data["classes"]
         problem = Problem(**data, lambda_w=1e-3, lambda_h=1e-3 / N)
         for model in args.models.split(","):
-            with patch.object(Codes, "serves", Codes.serves if model == "codes" else lambda row, objective: False):
+            with patch.object(
+                Codes, "serves", Codes.serves if model == "codes" else lambda row, objective: False
+            ):
                 rows.append({"case": name, "model": model, **run(problem, args.most)})
                 print(rows[-1])
     if args.out:

@@ -1,7 +1,8 @@
-"""Clock and memory of the machine a benchmark runs on: CUDA, or a CPU where a script is only rehearsed.
+"""Clock and memory of the machine a benchmark runs on: CUDA, or a CPU where a script is only
+rehearsed.
 
-A rehearsal runs the kernels under triton's interpreter at shapes of a few dozen: it shows that a script and its rivals work,
-and its times mean nothing.
+A rehearsal runs the kernels under triton's interpreter at shapes of a few dozen: it shows that a
+script and its rivals work, and its times mean nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +23,28 @@ FEWEST = 3  # rounds, however long a call takes
 
 
 def arguments(parser: argparse.ArgumentParser, out: str) -> argparse.Namespace:
-    """What a script for a device was asked, with --rehearse and --out; exit status 2 where the machine is not for it."""
-    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU, under the interpreter: no figures")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / out, help="stem of what it writes")
+    """What a script for a device was asked, with --rehearse and --out; exit status 2 where the
+    machine is not for it.
+    """
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="tiny shapes on a CPU, under the interpreter: no figures",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / out,
+        help="stem of what it writes",
+    )
     chosen = parser.parse_args()
     if chosen.rehearse == CUDA:
-        parser.exit(2, "--rehearse is for a CPU\n" if CUDA else f"{parser.prog} needs a CUDA device; torch sees none here\n")
+        parser.exit(
+            2,
+            "--rehearse is for a CPU\n"
+            if CUDA
+            else f"{parser.prog} needs a CUDA device; torch sees none here\n",
+        )
     if chosen.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
     return chosen
@@ -43,7 +60,9 @@ def synchronise() -> None:
 
 
 def usable() -> bool:
-    """Whether the device still answers: after an illegal access no later call of the process does."""
+    """Whether the device still answers: after an illegal access no later call of the process
+    does.
+    """
     try:
         synchronise()
     except RuntimeError:
@@ -73,14 +92,22 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(
-    calls: dict[str, Callable[[int], object]], seconds: float, most: int, buffers: int = 1, *, warm: bool = False
+    calls: dict[str, Callable[[int], object]],
+    seconds: float,
+    most: int,
+    buffers: int = 1,
+    *,
+    warm: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """(milliseconds of every call, reasons of failures): one launch of each a round, rotating through the inputs.
+    """(milliseconds of every call, reasons of failures): one launch of each a round, rotating
+    through the inputs.
 
-    The order changes from round to round: what ran before sets the clock that the card's power limit allows.
+    The order changes from round to round: what ran before sets the clock that the card's power
+    limit allows.
 
-    As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how long a round takes.
-    A call that raises is out from then on, and the others go on. warm: they need no first pass, and run ``most`` times.
+    As many rounds as fit the seconds, between 3 and ``most``; the first pass warms up and tells how
+    long a round takes. A call that raises is out from then on, and the others go on. warm: they
+    need no first pass, and run ``most`` times.
     """
     rotation, order = cycle(range(buffers)), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -114,7 +141,9 @@ def reason(error: Exception) -> str:
 
 
 def with_peak(call: Callable[[], object]) -> tuple[object, int]:
-    """(result of one call, peak allocation above what was there before, the result included; 0 on a CPU)."""
+    """(result of one call, peak allocation above what was there before, the result included; 0 on a
+    CPU).
+    """
     if not CUDA:
         return call(), 0
     synchronise()

@@ -1,9 +1,10 @@
 """One solve on the device: evaluations of L-BFGS by the kernels, and where their time goes.
 
-Cross-entropy of balanced classes, a sample a row, penalties of 0.05 / K, from a normal start. `ms` is the wall time of an
-evaluation with the solver's own work; of that wall time, by a profiler in a second solve, `busy_percent` passes in kernels of
-any kind, `kernels_percent` in those of ufm_kernels and `products_percent` in the library's matrix products. The rest of the
-busy time is the solver's vectors, the rest of the wall time waits.
+Cross-entropy of balanced classes, a sample a row, penalties of 0.05 / K, from a normal start. `ms`
+is the wall time of an evaluation with the solver's own work; of that wall time, by a profiler in a
+second solve, `busy_percent` passes in kernels of any kind, `kernels_percent` in those of
+ufm_kernels and `products_percent` in the library's matrix products. The rest of the busy time is
+the solver's vectors, the rest of the wall time waits.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ EVALUATIONS = 100
 _PRODUCTS = ("gemm", "cutlass", "nvjet", "xmma")  # in the names of a library's matrix products
 
 
-def solver(N: int, K: int, d: int, dtype: torch.dtype, evaluations: int) -> Callable[[], tuple[float, float]]:
-    """A call that solves from the start for so many evaluations and returns those spent and the value that was reached."""
+def solver(
+    N: int, K: int, d: int, dtype: torch.dtype, evaluations: int
+) -> Callable[[], tuple[float, float]]:
+    """A call that solves from the start for so many evaluations and returns those spent and the
+    value that was reached.
+    """
     from ufm_fast.backends.triton import TritonBackend
     from ufm_fast.objective import Objective
     from ufm_fast.problem import Problem
@@ -49,7 +54,9 @@ def solver(N: int, K: int, d: int, dtype: torch.dtype, evaluations: int) -> Call
 
 
 def shares(call: Callable[[], object]) -> dict[str, float]:
-    """Percent of a call's wall time in kernels of any kind, in ours and in the library's products; nothing on a CPU."""
+    """Percent of a call's wall time in kernels of any kind, in ours and in the library's products;
+    nothing on a CPU.
+    """
     if not CUDA:
         return {}
     from torch.profiler import ProfilerActivity, profile
@@ -61,11 +68,17 @@ def shares(call: Callable[[], object]) -> dict[str, float]:
         began = time.perf_counter()
         call()
         wall = 1e6 * (time.perf_counter() - began)
-    spent = {event.key: event.self_device_time_total for event in record.key_averages() if event.self_device_time_total > 0}
+    spent = {
+        event.key: event.self_device_time_total
+        for event in record.key_averages()
+        if event.self_device_time_total > 0
+    }
     return {
         "busy_percent": 100 * sum(spent.values()) / wall,
         "kernels_percent": 100 * sum(us for name, us in spent.items() if name in ours) / wall,
-        "products_percent": 100 * sum(us for name, us in spent.items() if any(x in name for x in _PRODUCTS)) / wall,
+        "products_percent": 100
+        * sum(us for name, us in spent.items() if any(x in name for x in _PRODUCTS))
+        / wall,
     }
 
 

@@ -2,8 +2,9 @@
 
     python bench/exponentials.py [--rounds 21] [--out bench/results/exponentials_cpu.csv]
 
-A matrix of 2,048 rows of 1,024 numbers, laid out plainly or as the first columns of a padded buffer, with results that are
-normal numbers or underflow. Each call copies its numbers in first; the copy alone is timed beside and taken off.
+A matrix of 2,048 rows of 1,024 numbers, laid out plainly or as the first columns of a padded
+buffer, with results that are normal numbers or underflow. Each call copies its numbers in first;
+the copy alone is timed beside and taken off.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from collections.abc import Callable
 import torch
 from common import interleave, rounds_and_out, write_csv
 
-FUNCTIONS: dict[str, Callable[[torch.Tensor], object]] = {"copy": lambda x: x, "exp": torch.exp_, "exp2": torch.exp2_}
+FUNCTIONS: dict[str, Callable[[torch.Tensor], object]] = {
+    "copy": lambda x: x,
+    "exp": torch.exp_,
+    "exp2": torch.exp2_,
+}
 
 
 def main() -> None:
@@ -25,13 +30,25 @@ def main() -> None:
             source = torch.randn(2048, 1024, generator=torch.Generator().manual_seed(0)) + level
             buffer = torch.empty(2048, width)[:, :1024]
 
-            def call(function: Callable[[torch.Tensor], object], buffer: torch.Tensor = buffer, source=source) -> None:
+            def call(
+                function: Callable[[torch.Tensor], object],
+                buffer: torch.Tensor = buffer,
+                source=source,
+            ) -> None:
                 function(buffer.copy_(source))
 
             calls = {name: (lambda f=f, call=call: call(f)) for name, f in FUNCTIONS.items()}
-            seconds = {name: statistics.median(times) for name, times in interleave(calls, args.rounds).items()}
+            seconds = {
+                name: statistics.median(times)
+                for name, times in interleave(calls, args.rounds).items()
+            }
             exp, exp2 = (seconds[name] - seconds["copy"] for name in ("exp", "exp2"))
-            row = {"layout": layout, "results": kind, "exp_seconds": f"{exp:.3g}", "exp2_seconds": f"{exp2:.3g}"}
+            row = {
+                "layout": layout,
+                "results": kind,
+                "exp_seconds": f"{exp:.3g}",
+                "exp2_seconds": f"{exp2:.3g}",
+            }
             rows.append(row | {"exp_over_exp2": f"{exp / exp2:.2f}"})
             print(*rows[-1].values(), sep="\t", flush=True)
     if args.out:

@@ -1,9 +1,11 @@
-"""The tiled backend's two ways to the gradients, fp32: factors and labels added to the products, or put into E first.
+"""The tiled backend's two ways to the gradients, fp32: factors and labels added to the products, or
+put into E first.
 
     python bench/few_classes.py [--rounds 21] [--out bench/results/few_classes_cpu.csv]
 
-Time of value and both gradients, and their relative errors against float64, by classes for each column of features; dense
-torch beside them. In random order within a round; ratios are medians over rounds.
+Time of value and both gradients, and their relative errors against float64, by classes for each
+column of features; dense torch beside them. In random order within a round; ratios are medians over
+rounds.
 """
 
 from __future__ import annotations
@@ -25,10 +27,19 @@ SHAPES = ((4096, 100, 512), (2048, 512, 1024), (2048, 1000, 2048), (2048, 2048, 
 WAYS = {"added": 0.0, "in E": float("inf")}
 
 
-def heads(H: torch.Tensor, W: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
+def heads(
+    H: torch.Tensor, W: torch.Tensor, y: torch.Tensor
+) -> dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
     """Each contender as a call that returns (dH, dW)."""
     backend = TiledBackend()
-    x = HeadInput(make_loss("ce"), H, W, None, Targets(y), torch.full((len(H),), 1 / len(H), dtype=torch.float64))
+    x = HeadInput(
+        make_loss("ce"),
+        H,
+        W,
+        None,
+        Targets(y),
+        torch.full((len(H),), 1 / len(H), dtype=torch.float64),
+    )
 
     def ours(few: float) -> tuple[torch.Tensor, torch.Tensor]:
         out = (torch.empty_like(H), torch.empty_like(W))
@@ -38,7 +49,9 @@ def heads(H: torch.Tensor, W: torch.Tensor, y: torch.Tensor) -> dict[str, Callab
 
     def dense() -> tuple[torch.Tensor, torch.Tensor]:
         leaves = (H.detach().requires_grad_(), W.detach().requires_grad_())
-        return torch.autograd.grad(torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T, y), leaves)
+        return torch.autograd.grad(
+            torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T, y), leaves
+        )
 
     return {**{name: lambda few=few: ours(few) for name, few in WAYS.items()}, "dense torch": dense}
 
@@ -50,10 +63,19 @@ def main() -> None:
         H, W, y = drawn(*shape, 1.0)
         exact = heads(H.double(), W.double(), y)["dense torch"]()
         calls = heads(H, W, y)
-        errors = {n: [float((a - b).norm() / b.norm()) for a, b in zip(f(), exact, strict=True)] for n, f in calls.items()}
+        errors = {
+            n: [float((a - b).norm() / b.norm()) for a, b in zip(f(), exact, strict=True)]
+            for n, f in calls.items()
+        }
         seconds = interleave(calls, args.rounds, warmup=0)
         for name, times in seconds.items():
-            row = {"N": shape[0], "K": shape[1], "d": shape[2], "way": name, "seconds": f"{statistics.median(times):.4g}"}
+            row = {
+                "N": shape[0],
+                "K": shape[1],
+                "d": shape[2],
+                "way": name,
+                "seconds": f"{statistics.median(times):.4g}",
+            }
             row |= {"time_over_added": f"{median_ratio(times, seconds['added']):.3f}"}
             row |= {"error_dH": f"{errors[name][0]:.1e}", "error_dW": f"{errors[name][1]:.1e}"}
             rows.append(row)

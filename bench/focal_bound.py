@@ -1,10 +1,12 @@
-"""Certificate gaps of the focal loss with a bias by the convex envelope alone, and with rows that follow the bias. No clock.
+"""Certificate gaps of the focal loss with a bias by the convex envelope alone, and with rows that
+follow the bias. No clock.
 
     python bench/focal_bound.py [--problems 70] [--out FILE.csv]
 
-K of 2 to 12, counts balanced, drawn from 1..5 or log-spaced, gamma of 0.5 to 5, penalties of 0.1 to 1.3 times the largest
-class's collapse threshold, a free and a penalised bias, float64; the lowest value of three starts. Then one larger problem:
-K = 300, counts log-spaced 1..20, gamma = 2, 0.8 times the threshold, free bias.
+K of 2 to 12, counts balanced, drawn from 1..5 or log-spaced, gamma of 0.5 to 5, penalties of 0.1 to
+1.3 times the largest class's collapse threshold, a free and a penalised bias, float64; the lowest
+value of three starts. Then one larger problem: K = 300, counts log-spaced 1..20, gamma = 2, 0.8
+times the threshold, free bias.
 """
 
 from __future__ import annotations
@@ -41,14 +43,25 @@ def problem(make: np.random.Generator, bias: str) -> Problem:
     mu = level * float(counts.max()) ** 0.5 / float(counts.sum())
     lambda_b = float(10 ** make.uniform(-3, 0)) if bias == "penalised" else 0.0
     return Problem(
-        counts=counts, dim=classes + 1, loss="focal", gamma=gamma, lambda_w=mu, lambda_h=mu, bias=bias, lambda_b=lambda_b
+        counts=counts,
+        dim=classes + 1,
+        loss="focal",
+        gamma=gamma,
+        lambda_w=mu,
+        lambda_h=mu,
+        bias=bias,
+        lambda_b=lambda_b,
     )
 
 
 def gaps(case: Problem, starts: list[tuple[str, int]]) -> tuple[float, float]:
-    """The relative gap that the envelope leaves at the lowest value found, and what is left of it."""
+    """The relative gap that the envelope leaves at the lowest value found, and what is left of
+    it.
+    """
     with patch.multiple(focal, MOST_CLASSES=0, balanced_bound=lambda *_: -math.inf):
-        found = [solve(replace(case, seed=seed), start=start, metrics=False) for start, seed in starts]
+        found = [
+            solve(replace(case, seed=seed), start=start, metrics=False) for start, seed in starts
+        ]
     best = min(found, key=lambda solution: solution.value)
     assert best.certificate is not None
     known = best.certificate.lower_bound
@@ -57,7 +70,9 @@ def gaps(case: Problem, starts: list[tuple[str, int]]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--problems", type=int, default=70)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -67,18 +82,37 @@ def main() -> None:
         for index in range(args.problems):
             case = problem(make, bias)
             both = gaps(case, [("spectral", 0), ("normal", 1), ("normal", 2)])
-            row = {"bias": bias, "problem": index, "counts": " ".join(map(str, case.counts.tolist())), "mu": f"{case.mu:.4g}"}
+            row = {
+                "bias": bias,
+                "problem": index,
+                "counts": " ".join(map(str, case.counts.tolist())),
+                "mu": f"{case.mu:.4g}",
+            }
             rows.append({**row, "envelope": f"{both[0]:.1e}", "following": f"{both[1]:.1e}"})
     for bias in ("free", "penalised"):
-        mine = [(float(row["envelope"]), float(row["following"])) for row in rows if row["bias"] == bias]
+        mine = [
+            (float(row["envelope"]), float(row["following"])) for row in rows if row["bias"] == bias
+        ]
         wide = [pair for pair in mine if pair[0] > 1e-7]
         left = [pair[1] for pair in wide if pair[1] > 1e-7]
-        print(f"{bias}: {len(mine)} problems, {len(wide)} with a gap above 1e-7 (up to {max(wide)[0]:.1e}) by the envelope,")
-        print(f"    {len(left)} of them still (up to {max(left, default=0.0):.1e}) with rows that follow the bias")
+        print(
+            f"{bias}: {len(mine)} problems, {len(wide)} with a gap above 1e-7 (up to "
+            f"{max(wide)[0]:.1e}) by the envelope,"
+        )
+        print(
+            f"    {len(left)} of them still (up to {max(left, default=0.0):.1e}) with rows that "
+            f"follow the bias"
+        )
     counts = np.geomspace(1, 20, 300).astype(int)
     mu = 0.8 * float(counts.max()) ** 0.5 / float(counts.sum())
-    large = Problem(counts=counts, dim=300, loss="focal", gamma=2.0, lambda_w=mu, lambda_h=mu, bias="free")
-    print("K = 300: {:.1e} by the envelope, {:.1e} with rows that follow the bias".format(*gaps(large, [("spectral", 0)])))
+    large = Problem(
+        counts=counts, dim=300, loss="focal", gamma=2.0, lambda_w=mu, lambda_h=mu, bias="free"
+    )
+    print(
+        "K = 300: {:.1e} by the envelope, {:.1e} with rows that follow the bias".format(
+            *gaps(large, [("spectral", 0)])
+        )
+    )
     if args.out:
         write_csv(args.out, rows)
 

@@ -3,23 +3,26 @@
     python bench/gpu.py [--minutes 9] [--quick] [--skip-tests] [--out bench/results/gpu]
     python bench/gpu.py --rehearse            on a CPU, at tiny shapes under triton's interpreter: no figures
 
-Protocol: variants are interleaved launch by launch, in random order; medians, 20th and 80th percentile; the same data for all
-rivals, never zeros, at four stages of collapse; buffers rotate so that the L2 cache does not serve them. Reported are
-TFLOP/s counting the logits and both gradients as 6 N K d, percent of the same run's library products, peak extra
-bytes, and the errors of loss and gradients against float64; for the squared error percent of its floor, which is the
-larger of its bytes at the rate of a copy and its flops at the rates of library products in the same precisions.
+Protocol: variants are interleaved launch by launch, in random order; medians, 20th and 80th
+percentile; the same data for all rivals, never zeros, at four stages of collapse; buffers rotate so
+that the L2 cache does not serve them. Reported are TFLOP/s counting the logits and both gradients
+as 6 N K d, percent of the same run's library products, peak extra bytes, and the errors of loss and
+gradients against float64; for the squared error percent of its floor, which is the larger of its
+bytes at the rate of a copy and its flops at the rates of library products in the same precisions.
 
-One long table (CSV), two plots, and a list of where library products beat the fused ones. The tasks run in order of
-interest; with --minutes none is started that would not end in time, and the same command goes on from there: tasks whose
-rows are in the table with this commit and device are done. A task that costs the process its device is one of them, and
-the command begins again by itself. Exit status: 2 without CUDA, 1 if a check fails.
+One long table (CSV), two plots, and a list of where library products beat the fused ones. The tasks
+run in order of interest; with --minutes none is started that would not end in time, and the same
+command goes on from there: tasks whose rows are in the table with this commit and device are done.
+A task that costs the process its device is one of them, and the command begins again by itself.
+Exit status: 2 without CUDA, 1 if a check fails.
 
 Decisions
 
-2026-11-25. The GPU scripts have a rehearsal (`--rehearse`): the same code at shapes of a few dozen, under the
-interpreter, run by the tests. Time on a device is scarce, so tasks are ordered by interest, `--minutes` starts none
-that would not end, and a second call goes on. The adapters for Liger have been run so; Cut Cross-Entropy's kernels stop
-in the interpreter, QuACK needs a device to be imported.
+2026-11-25. The GPU scripts have a rehearsal (`--rehearse`): the same code at shapes of a few dozen,
+under the interpreter, run by the tests. Time on a device is scarce, so tasks are ordered by
+interest, `--minutes` starts none that would not end, and a second call goes on. The adapters for
+Liger have been run so; Cut Cross-Entropy's kernels stop in the interpreter, QuACK needs a device to
+be imported.
 """
 
 from __future__ import annotations
@@ -39,7 +42,18 @@ from typing import NamedTuple
 
 import torch
 from common import environment
-from device import CUDA, DEVICE, arguments, forget, free_bytes, interleaved, milliseconds, reason, usable, with_peak
+from device import (
+    CUDA,
+    DEVICE,
+    arguments,
+    forget,
+    free_bytes,
+    interleaved,
+    milliseconds,
+    reason,
+    usable,
+    with_peak,
+)
 from device_solve import EVALUATIONS, solve_rows
 from gpu_plots import PRODUCTS, draw, fused_or_library
 from oracle import LADDER, STAGES, data, errors, margin_of, reference, squared_reference
@@ -69,7 +83,9 @@ class Task(NamedTuple):
 
     @property
     def estimate(self) -> float:
-        """Seconds, cautiously: a dozen contenders two or three times each at a third of the device's rate, and the oracle."""
+        """Seconds, cautiously: a dozen contenders two or three times each at a third of the
+        device's rate, and the oracle.
+        """
         if self.task == "squared error":
             return 12.0
         flops, slow = 6.0 * self.N * self.K * self.d, 1 if self.dtype == BF16 else 5
@@ -79,34 +95,75 @@ class Task(NamedTuple):
 
 
 def plan(quick: bool, rehearse: bool) -> list[Task]:
-    """Every task, the most telling first: mid-sized shapes at both ends of training, then the rest."""
+    """Every task, the most telling first: mid-sized shapes at both ends of training, then the
+    rest.
+    """
     if quick or rehearse:
         heads = [(40, 40, 24)] if rehearse else [(4096, 4096, 64), (4096, 8192, 512)]
         squared = [(64, 64, 32)] if rehearse else [(8192, 8192, 256)]
-        ends = [Task("cross-entropy", *s, stage, t) for s in heads for stage in ("start", "terminal") for t in (BF16, FP32)]
-        rungs = [Task("errors", *heads[0], rung, t) for rung, t in zip(LADDER[1:4:2], (BF16, FP32), strict=True)]
-        rest = [*(Task("squared error", *s, "start", FP32) for s in squared), Task("solve", *heads[-1], "start", FP32)]
+        ends = [
+            Task("cross-entropy", *s, stage, t)
+            for s in heads
+            for stage in ("start", "terminal")
+            for t in (BF16, FP32)
+        ]
+        rungs = [
+            Task("errors", *heads[0], rung, t)
+            for rung, t in zip(LADDER[1:4:2], (BF16, FP32), strict=True)
+        ]
+        rest = [
+            *(Task("squared error", *s, "start", FP32) for s in squared),
+            Task("solve", *heads[-1], "start", FP32),
+        ]
         return [*ends, *rest, *rungs]
     middle = [(65536, 65536, d) for d in (1024, 512, 128, 64, 4096)]
     # 65,664 and 128,256 are multiples of 192, which QuACK's fast tile needs.
-    named = [(4096, 128256, 4096), (65536, 65664, 1024), (16384, 248320, 2048), (8192, 256000, 2304), (16384, 128256, 4096)]
+    named = [
+        (4096, 128256, 4096),
+        (65536, 65664, 1024),
+        (16384, 248320, 2048),
+        (8192, 256000, 2304),
+        (16384, 128256, 4096),
+    ]
     small = [(16384, 16384, d) for d in (512, 1024, 4096, 128, 64)]
     large = [(262144, 262144, d) for d in (128, 64, 512, 1024, 4096)]
-    squared = [Task("squared error", n, n, d, "start", FP32) for n in (65536, 1 << 20) for d in (512, 2048)]
+    squared = [
+        Task("squared error", n, n, d, "start", FP32) for n in (65536, 1 << 20) for d in (512, 2048)
+    ]
     tasks = [Task("cross-entropy", *s, "terminal", BF16) for s in (*middle, *named)]
     tasks += [Task("errors", 8192, 65536, 1024, rung, t) for rung in LADDER for t in (BF16, FP32)]
     tasks += [Task("solve", 65536, 65536, 512, "start", t) for t in (BF16, FP32)]
     tasks += [*squared, Task("cross-entropy", *MILLION, "terminal", BF16)]
     tasks += [Task("cross-entropy", *s, "start", BF16) for s in (*middle[:4], *named)]
-    tasks += [Task("cross-entropy", *s, stage, FP32) for s in middle[1:2] for stage in ("terminal", "start")]
+    tasks += [
+        Task("cross-entropy", *s, stage, FP32)
+        for s in middle[1:2]
+        for stage in ("terminal", "start")
+    ]
     tasks += [Task("cross-entropy", *s, "terminal", BF16) for s in (*small, *large[:3])]
-    tasks += [Task("cross-entropy", *s, stage, FP32) for s in (*middle, *small, *named) for stage in ("terminal", "start")]
-    tasks += [Task("cross-entropy", *s, stage, BF16) for s in small for stage in ("terminal", "start")]
-    tasks += [Task("cross-entropy", *s, stage, BF16) for s in (*middle, *small) for stage in ("late", "learning")]
-    tasks += [Task("cross-entropy", *s, stage, BF16) for s in large for stage in ("terminal", "start")]
-    # The rest of all shapes at all stages in both dtypes: an hour and more, for whoever has the device that long.
+    tasks += [
+        Task("cross-entropy", *s, stage, FP32)
+        for s in (*middle, *small, *named)
+        for stage in ("terminal", "start")
+    ]
+    tasks += [
+        Task("cross-entropy", *s, stage, BF16) for s in small for stage in ("terminal", "start")
+    ]
+    tasks += [
+        Task("cross-entropy", *s, stage, BF16)
+        for s in (*middle, *small)
+        for stage in ("late", "learning")
+    ]
+    tasks += [
+        Task("cross-entropy", *s, stage, BF16) for s in large for stage in ("terminal", "start")
+    ]
+    # The rest of all shapes at all stages in both dtypes: an hour and more, for whoever has the
+    # device that long.
     everything = [
-        Task("cross-entropy", *s, stage, t) for t in (BF16, FP32) for s in (*named, *middle, *small, *large) for stage in STAGES
+        Task("cross-entropy", *s, stage, t)
+        for t in (BF16, FP32)
+        for s in (*named, *middle, *small, *large)
+        for stage in STAGES
     ]
     return list(dict.fromkeys([*tasks, *everything]))
 
@@ -116,7 +173,11 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"ms": statistics.median(values), "p20_ms": quantile(values, 0.2), "p80_ms": quantile(values, 0.8)}
+    return {
+        "ms": statistics.median(values),
+        "p20_ms": quantile(values, 0.2),
+        "p80_ms": quantile(values, 0.8),
+    }
 
 
 def head_rows(task: Task, most: int) -> Iterator[dict]:
@@ -128,11 +189,20 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
     _, N, K, d, stage, dtype = task
     chunk = plan_chunk(N, d, K, "bf16", free_bytes())
     found, missing = peers.contenders(MODES[dtype], d, chunk)
-    million = (N, K, d) == MILLION  # a pass in float64 would take minutes, one of ours takes ten seconds
-    if million:  # the question there is whether a step can be had; rivals are compared where they are quick
+    million = (
+        N,
+        K,
+        d,
+    ) == MILLION  # a pass in float64 would take minutes, one of ours takes ten seconds
+    if (
+        million
+    ):  # the question there is whether a step can be had; rivals are compared where they are quick
         found = {name: found[name] for name in (f"{peers.OURS} bf16", PRODUCTS)}
     elif (d <= 1024 or N * K <= 1 << 28) and dtype == BF16 and CUDA:  # where launches show
-        found = {f"{peers.OURS} bf16, captured": peers.captured(found[f"{peers.OURS} bf16"]), **found}
+        found = {
+            f"{peers.OURS} bf16, captured": peers.captured(found[f"{peers.OURS} bf16"]),
+            **found,
+        }
     common = {**task._asdict(), "chunk_rows": chunk}
     for name, why in missing.items():
         yield {**common, "contender": name, "note": why}
@@ -145,8 +215,12 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
     for name, contender in found.items():
         record = {**common, "contender": name}
         try:
-            result, record["peak_extra_bytes"] = with_peak(lambda contender=contender: contender(*inputs[0]))
-        except Exception as error:  # a rival that fails at a shape is a result, not the end of the run
+            result, record["peak_extra_bytes"] = with_peak(
+                lambda contender=contender: contender(*inputs[0])
+            )
+        except (
+            Exception
+        ) as error:  # a rival that fails at a shape is a result, not the end of the run
             forget()
             yield {**record, "note": reason(error)}
             continue
@@ -162,12 +236,17 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
     products = statistics.median(times[PRODUCTS]) if PRODUCTS in times else float("nan")
     for name, values in times.items():
         median = statistics.median(values)
-        rate = {"tflops_6NKd": 6 * N * K * d / median / 1e9, "percent_of_products": 100 * products / median}
+        rate = {
+            "tflops_6NKd": 6 * N * K * d / median / 1e9,
+            "percent_of_products": 100 * products / median,
+        }
         yield records[name] | spread(values) | rate
 
 
 def error_rows(task: Task, most: int) -> Iterator[dict]:
-    """Errors of every contender on one rung of the ladder, untimed; `left` is the mean 1 - p_y of its rows."""
+    """Errors of every contender on one rung of the ladder, untimed; `left` is the mean 1 - p_y of
+    its rows.
+    """
     import peers
 
     from ufm_fast.backends.triton_memory import plan_chunk
@@ -184,13 +263,17 @@ def error_rows(task: Task, most: int) -> Iterator[dict]:
     for name, contender in found.items():
         try:
             yield {**common, "contender": name, **errors(contender(*inputs), expected)}
-        except Exception as error:  # a rival that fails at a shape is a result, not the end of the run
+        except (
+            Exception
+        ) as error:  # a rival that fails at a shape is a result, not the end of the run
             forget()
             yield {**common, "contender": name, "note": reason(error)}
 
 
 def squared_floor(N: int, K: int, d: int, mode: str) -> float:
-    """Milliseconds: bytes of parameters and gradients at the rate of a copy, or flops at the rates of library products."""
+    """Milliseconds: bytes of parameters and gradients at the rate of a copy, or flops at the rates
+    of library products.
+    """
     from ufm_kernels.head import tensor_float32
 
     block = torch.randn(min(N, 1 << 18), d, device=DEVICE)
@@ -200,13 +283,17 @@ def squared_floor(N: int, K: int, d: int, mode: str) -> float:
     with tensor_float32():
         product = statistics.median([milliseconds(lambda: thin @ square) for _ in range(7)])
     double = block[: 1 << 16].double()
-    gram = statistics.median([milliseconds(lambda: double.T @ double) for _ in range(7)]) / 2  # the upper half
+    gram = (
+        statistics.median([milliseconds(lambda: double.T @ double) for _ in range(7)]) / 2
+    )  # the upper half
     flops = (N + K) * (3 * product / len(block) + gram / len(double))
     return max(flops, 2 * (N + K) * d * moved)
 
 
 def squared_rows(task: Task, most: int) -> Iterator[dict]:
-    """The squared error by Gram matrices, and densely in row chunks where that ends within reason."""
+    """The squared error by Gram matrices, and densely in row chunks where that ends within
+    reason.
+    """
     from ufm_kernels.squared_head import squared_error_value_and_grad
 
     _, N, K, d, _, dtype = task
@@ -216,12 +303,24 @@ def squared_rows(task: Task, most: int) -> Iterator[dict]:
     def ours(mode: str) -> tuple[Tensor, Tensor, Tensor]:
         gradients = torch.zeros_like(features), torch.zeros_like(weight)
         value = squared_error_value_and_grad(
-            features, weight, None, labels, None, 1.0 / N, grad_features=gradients[0], grad_weight=gradients[1], mode=mode
+            features,
+            weight,
+            None,
+            labels,
+            None,
+            1.0 / N,
+            grad_features=gradients[0],
+            grad_weight=gradients[1],
+            mode=mode,
         )
         return value, *gradients
 
     def dense() -> tuple[Tensor, Tensor, Tensor]:
-        value, grad_features, grad_weight = torch.zeros((), device=DEVICE), torch.empty_like(features), torch.zeros_like(weight)
+        value, grad_features, grad_weight = (
+            torch.zeros((), device=DEVICE),
+            torch.empty_like(features),
+            torch.zeros_like(weight),
+        )
         for part in torch.arange(N, device=DEVICE).split(4096):
             residual = features[part] @ weight.T
             residual[torch.arange(len(part), device=DEVICE), labels[part]] -= 1
@@ -243,7 +342,12 @@ def squared_rows(task: Task, most: int) -> Iterator[dict]:
             forget()
             yield {**task._asdict(), "contender": name, "note": reason(error)}
             continue
-        records[name] = {**task._asdict(), "contender": name, "peak_extra_bytes": peak, **errors(result, expected)}
+        records[name] = {
+            **task._asdict(),
+            "contender": name,
+            "peak_extra_bytes": peak,
+            **errors(result, expected),
+        }
         del result  # gradients of gigabytes, which the next one needs
     timed = {name: (lambda _, call=calls[name]: call()) for name in records}
     times, failed = interleaved(timed, 3.0, most)
@@ -258,9 +362,21 @@ def squared_rows(task: Task, most: int) -> Iterator[dict]:
 
 
 def device_tests() -> bool:
-    """The value tests of kernels and backend, compiled for this device, against float64; in parallel where xdist is."""
+    """The value tests of kernels and backend, compiled for this device, against float64; in
+    parallel where xdist is.
+    """
     folders = [str(ROOT / "tests" / name) for name in ("kernels", "backends")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-m", "interpreted", *folders]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:benchmark",
+        "-m",
+        "interpreted",
+        *folders,
+    ]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     try:
@@ -278,7 +394,10 @@ def version(name: str) -> str:
 
 def device_record() -> dict[str, str]:
     """Device and versions beside machine, commit and date."""
-    rivals = {name: version(name) for name in ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
+    rivals = {
+        name: version(name)
+        for name in ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
+    }
     capability = ".".join(map(str, torch.cuda.get_device_capability())) if CUDA else ""
     return {"device": "none: a rehearsal", **environment(), "capability": capability, **rivals}
 
@@ -318,11 +437,22 @@ def survived(task: Task, most: int) -> Iterator[dict]:
 
 
 def run(
-    tasks: list[Task], record: dict[str, str], table: Path, deadline: float, most: int, passed: bool = True
+    tasks: list[Task],
+    record: dict[str, str],
+    table: Path,
+    deadline: float,
+    most: int,
+    passed: bool = True,
 ) -> tuple[list[dict], list[Task]]:
-    """(all rows of the table, tasks that were left). Rows of earlier commits and devices stay; a task's come together."""
+    """(all rows of the table, tasks that were left). Rows of earlier commits and devices stay; a
+    task's come together.
+    """
     rows, left = read(table), []
-    done = {tuple(row[name] for name in Task._fields) for row in rows if all(row[x] == record[x] for x in ("commit", "device"))}
+    done = {
+        tuple(row[name] for name in Task._fields)
+        for row in rows
+        if all(row[x] == record[x] for x in ("commit", "device"))
+    }
     for task in tasks:
         if task.key in done:
             continue
@@ -331,40 +461,79 @@ def run(
             continue
         found = []
         for row in survived(task, most):
-            found.append({key: str(value) if isinstance(value, torch.dtype) else value for key, value in row.items()} | record)
-            print({key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in row.items()}, flush=True)
+            found.append(
+                {
+                    key: str(value) if isinstance(value, torch.dtype) else value
+                    for key, value in row.items()
+                }
+                | record
+            )
+            print(
+                {
+                    key: f"{value:.3g}" if isinstance(value, float) else str(value)
+                    for key, value in row.items()
+                },
+                flush=True,
+            )
         rows += found
         write(rows, table)
-        if not usable():  # an illegal access ends the context: the table says so, and a new process does the rest
+        if (
+            not usable()
+        ):  # an illegal access ends the context: the table says so, and a new process does the rest
             begin_again(deadline, passed)
         forget()
     return rows, left
 
 
 def begin_again(deadline: float, passed: bool) -> None:
-    """This command anew in a process of its own place, with the time that is left and the verdict of the value tests."""
+    """This command anew in a process of its own place, with the time that is left and the verdict
+    of the value tests.
+    """
     left = "inf" if deadline == float("inf") else f"{(deadline - time.monotonic()) / 60:.3f}"
-    command = [sys.executable, *sys.argv, "--skip-tests", "--minutes", left, *([] if passed else ["--tests-failed"])]
+    command = [
+        sys.executable,
+        *sys.argv,
+        "--skip-tests",
+        "--minutes",
+        left,
+        *([] if passed else ["--tests-failed"]),
+    ]
     print("the device is lost to this process; going on in a new one", flush=True)
     os.execv(sys.executable, command)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no task that would end later than this")
-    parser.add_argument("--quick", action="store_true", help="two small shapes, two stages, few rounds")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="start no task that would end later than this",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="two small shapes, two stages, few rounds"
+    )
     parser.add_argument("--skip-tests", action="store_true", help="time without the value tests")
-    parser.add_argument("--tests-failed", action="store_true", help=argparse.SUPPRESS)  # in the process that this one replaced
+    parser.add_argument(
+        "--tests-failed", action="store_true", help=argparse.SUPPRESS
+    )  # in the process that this one replaced
     chosen = arguments(parser, "gpu")
     deadline = time.monotonic() + 60 * chosen.minutes
     passed = not chosen.tests_failed and (chosen.skip_tests or chosen.rehearse or device_tests())
     table = chosen.out.with_suffix(".csv")
     few = 1 if chosen.rehearse else 3 if chosen.quick else 25
-    rows, left = run(plan(chosen.quick, chosen.rehearse), device_record(), table, deadline, few, passed)
+    rows, left = run(
+        plan(chosen.quick, chosen.rehearse), device_record(), table, deadline, few, passed
+    )
     draw(rows, chosen.out)
     print(*fused_or_library(rows), sep="\n")
     verdict = "passed" if passed else "FAILED"
-    print(f"{len(rows)} rows in {table}; value tests {verdict}; {len(left)} tasks left for another call")
+    print(
+        f"{len(rows)} rows in {table}; value tests {verdict}; {len(left)} tasks left for another "
+        f"call"
+    )
     return 0 if passed else 1
 
 

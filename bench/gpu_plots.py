@@ -22,10 +22,16 @@ def shape_of(row: Row) -> tuple[int, int, int]:
 
 
 def roofline(rows: list[Row], path: Path) -> None:
-    """TFLOP/s of 6 N K d against d, bfloat16 near collapse, at the N = K of most widths; the products are the roof."""
+    """TFLOP/s of 6 N K d against d, bfloat16 near collapse, at the N = K of most widths; the
+    products are the roof.
+    """
     import matplotlib.pyplot as plt
 
-    rows = [row for row in timed_heads(rows) if row["dtype"] == "torch.bfloat16" and row["stage"] == list(STAGES)[-1]]
+    rows = [
+        row
+        for row in timed_heads(rows)
+        if row["dtype"] == "torch.bfloat16" and row["stage"] == list(STAGES)[-1]
+    ]
     widths: dict[int, set[int]] = {}
     for row in rows:
         if row["N"] == row["K"]:
@@ -36,28 +42,42 @@ def roofline(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots()
     for name in dict.fromkeys(row["contender"] for row in rows):
         mine = sorted(
-            (row["d"], float(row["tflops_6NKd"])) for row in rows if row["contender"] == name and row["N"] == row["K"] == side
+            (row["d"], float(row["tflops_6NKd"]))
+            for row in rows
+            if row["contender"] == name and row["N"] == row["K"] == side
         )
         if mine:
             axes.plot(*zip(*mine, strict=True), "--" if name == PRODUCTS else "o-", label=name)
-    axes.set(xscale="log", xlabel="feature width d", ylabel="TFLOP/s of 6 N K d", title=f"N = K = {side}")
+    axes.set(
+        xscale="log", xlabel="feature width d", ylabel="TFLOP/s of 6 N K d", title=f"N = K = {side}"
+    )
     axes.legend(fontsize=6)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
 def ratios(rows: list[Row], path: Path) -> None:
-    """Every rival's time over our best one in the same dtype and stage, shape by shape; hollow in float32."""
+    """Every rival's time over our best one in the same dtype and stage, shape by shape; hollow in
+    float32.
+    """
     import matplotlib.pyplot as plt
 
     rows = timed_heads(rows)
     shapes = list(dict.fromkeys(shape_of(row) for row in rows))
-    rivals = [name for name in dict.fromkeys(str(row["contender"]) for row in rows) if not name.startswith(OURS)]
+    rivals = [
+        name
+        for name in dict.fromkeys(str(row["contender"]) for row in rows)
+        if not name.startswith(OURS)
+    ]
     figure, axes = plt.subplots(figsize=(9, 4))
     for name in rivals:
         points: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
         for row in rows:
-            alike = [x for x in rows if all(x[key] == row[key] for key in ("N", "K", "d", "stage", "dtype"))]
+            alike = [
+                x
+                for x in rows
+                if all(x[key] == row[key] for key in ("N", "K", "d", "stage", "dtype"))
+            ]
             ours = [float(x["ms"]) for x in alike if str(x["contender"]).startswith(OURS)]
             if row["contender"] == name and ours:
                 single = row["dtype"] == "torch.float32"
@@ -66,7 +86,13 @@ def ratios(rows: list[Row], path: Path) -> None:
         for single, found in points.items():
             if found:
                 fill = "none" if single else colour
-                axes.plot(*zip(*found, strict=True), "o", color=colour, markerfacecolor=fill, label=None if single else name)
+                axes.plot(
+                    *zip(*found, strict=True),
+                    "o",
+                    color=colour,
+                    markerfacecolor=fill,
+                    label=None if single else name,
+                )
     axes.axhline(1.0, color="black", linewidth=0.5)
     axes.set_xticks(range(len(shapes)), [f"{n}\n{k}\n{d}" for n, k, d in shapes], fontsize=6)
     axes.set(yscale="log", ylabel="time over our best", xlabel="N, K, d")
@@ -76,14 +102,24 @@ def ratios(rows: list[Row], path: Path) -> None:
 
 
 def fused_or_library(rows: list[Row]) -> list[str]:
-    """Lines 'N K d dtype stage: fused or library products, by how much' for the choice that `head` leaves to its caller."""
-    heads = {(shape_of(x), x["dtype"], x["stage"], x["contender"]): float(x["ms"]) for x in timed_heads(rows)}
+    """Lines 'N K d dtype stage: fused or library products, by how much' for the choice that `head`
+    leaves to its caller.
+    """
+    heads = {
+        (shape_of(x), x["dtype"], x["stage"], x["contender"]): float(x["ms"])
+        for x in timed_heads(rows)
+    }
     lines = []
     for (shape, dtype, stage, name), library in heads.items():
-        fused = heads.get((shape, dtype, stage, str(name).removesuffix(PRODUCTS) + "fused products"))
+        fused = heads.get(
+            (shape, dtype, stage, str(name).removesuffix(PRODUCTS) + "fused products")
+        )
         if str(name).startswith(OURS) and str(name).endswith(PRODUCTS) and fused:
             better = "fused" if fused <= library else "library"
-            lines.append(f"{shape} {name.removesuffix(', ' + PRODUCTS)} {stage}: {better}, library/fused {library / fused:.3f}")
+            lines.append(
+                f"{shape} {name.removesuffix(', ' + PRODUCTS)} {stage}: {better}, library/fused "
+                f"{library / fused:.3f}"
+            )
     return lines
 
 

@@ -1,10 +1,12 @@
-"""The minimum of long-tailed classes on groups of equal counts: seconds, memory and certified gap, K = 10^6 to 10^9.
+"""The minimum of long-tailed classes on groups of equal counts: seconds, memory and certified gap,
+K = 10^6 to 10^9.
 
 python bench/groups.py [--cases all|small|G1000|random] [--out FILE.csv]
 
-Counts run from 1 to 1000, K_g in proportion to 1/n_g. ``part``: mu over the penalty at which the largest class collapses.
-``seconds`` are the wall's, ``cpu`` the process' own, which is what counts where others share the machine. ``random``:
-equality with the full solver on 200 random problems (K <= 60; every loss and bias), the largest relative difference.
+Counts run from 1 to 1000, K_g in proportion to 1/n_g. ``part``: mu over the penalty at which the
+largest class collapses. ``seconds`` are the wall's, ``cpu`` the process' own, which is what counts
+where others share the machine. ``random``: equality with the full solver on 200 random problems (K
+<= 60; every loss and bias), the largest relative difference.
 """
 
 from __future__ import annotations
@@ -35,17 +37,25 @@ SMALL = [
 
 
 def power_law(classes: int, distinct: int, most: int = 1000) -> ClassGroups:
-    counts = np.unique(np.geomspace(1, most, distinct).round().astype(int)) if distinct < most else np.arange(1, most + 1)
+    counts = (
+        np.unique(np.geomspace(1, most, distinct).round().astype(int))
+        if distinct < most
+        else np.arange(1, most + 1)
+    )
     sizes = np.maximum(1, (classes / counts / (1 / counts).sum()).round().astype(int))
     return ClassGroups.of_pairs(zip(sizes.tolist(), counts.tolist(), strict=True))
 
 
-def timed(classes: int, distinct: int, part: float, bias: str, smoothing: float) -> dict[str, object]:
+def timed(
+    classes: int, distinct: int, part: float, bias: str, smoothing: float
+) -> dict[str, object]:
     groups = power_law(classes, distinct)
     mu = part * math.sqrt(groups.counts.max()) / groups.samples
     reset_peak()
     began, used = time.perf_counter(), time.process_time()
-    best = group_minimum(groups, mu, mu, loss=CrossEntropy(smoothing=smoothing), lambda_b=BIASES[bias])
+    best = group_minimum(
+        groups, mu, mu, loss=CrossEntropy(smoothing=smoothing), lambda_b=BIASES[bias]
+    )
     group_metrics(best)
     seconds, cpu = time.perf_counter() - began, time.process_time() - used
     return {
@@ -66,7 +76,9 @@ def timed(classes: int, distinct: int, part: float, bias: str, smoothing: float)
 
 
 def compared(number: int = 200) -> dict[str, object]:
-    """The largest relative difference to the full solver, and the largest gap, over random problems."""
+    """The largest relative difference to the full solver, and the largest gap, over random
+    problems.
+    """
     generator, worst, gap, slack, done = np.random.default_rng(0), 0.0, 0.0, 0.0, 0
     while done < number:
         found = _random(generator)
@@ -74,10 +86,19 @@ def compared(number: int = 200) -> dict[str, object]:
             continue
         best, problem = found
         full = solve(problem, metrics=False, reduce="classes")
-        worst = max(worst, abs(best.value - full.value) / max(full.value, 1e-300) if full.value > 1e-12 else best.value)
+        worst = max(
+            worst,
+            abs(best.value - full.value) / max(full.value, 1e-300)
+            if full.value > 1e-12
+            else best.value,
+        )
         gap = max(gap, best.certificate.relative_gap)
         assert full.certificate is not None
-        slack = max(slack, full.certificate.lower_bound - best.value, best.certificate.lower_bound - full.value)
+        slack = max(
+            slack,
+            full.certificate.lower_bound - best.value,
+            best.certificate.lower_bound - full.value,
+        )
         done += 1
         print(done, f"{worst:.1e} {gap:.1e} {slack:.1e}", flush=True)
     return {
@@ -96,18 +117,26 @@ def _random(generator: np.random.Generator) -> tuple[GroupMinimum, Problem] | No
     sizes = generator.integers(1, 11, number)
     loss = (CrossEntropy(), CrossEntropy(smoothing=0.1), SquaredError())[generator.integers(3)]
     bias = list(BIASES)[generator.integers(3)]
-    if sizes.sum() < 2 or counts @ sizes == 0 or (bias == "free" and loss == CrossEntropy() and counts.min() == 0):
+    if (
+        sizes.sum() < 2
+        or counts @ sizes == 0
+        or (bias == "free" and loss == CrossEntropy() and counts.min() == 0)
+    ):
         return None
     groups = ClassGroups.of_pairs(zip(sizes.tolist(), counts.tolist(), strict=True))
     mu = math.sqrt(counts.max()) / groups.samples * 10 ** generator.uniform(-3, 0.1)
     best = group_minimum(groups, 3 * mu, mu / 3, loss=loss, lambda_b=BIASES[bias])
     lambda_b = BIASES[bias] if bias == "penalised" else 0.0
     penalties = {"lambda_w": 3 * mu, "lambda_h": mu / 3, "lambda_b": lambda_b}
-    return best, Problem(dim=groups.classes + 1, groups=groups.runs, loss=loss, bias=bias, **penalties)
+    return best, Problem(
+        dim=groups.classes + 1, groups=groups.runs, loss=loss, bias=bias, **penalties
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", choices=("all", "small", "G1000", "random"), default="all")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

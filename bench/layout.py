@@ -1,8 +1,10 @@
-"""The three products of the tiled backend with exponentials stored C x K and K x C, fp32: why it stores K x C.
+"""The three products of the tiled backend with exponentials stored C x K and K x C, fp32: why it
+stores K x C.
 
     python bench/layout.py [--rounds 9] [--out bench/results/layout_cpu.csv]
 
-Each layout runs all chunks of its shape, nothing else; in random order within a round, ratios are medians over rounds.
+Each layout runs all chunks of its shape, nothing else; in random order within a round, ratios are
+medians over rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def products(layout: str, shape: tuple[int, int, int], chunk: int) -> Callable[[
     """A call that forms the logits of each chunk and both gradients' products from them."""
     H, W, _ = inputs(*shape)
     G, D = torch.empty_like(H), torch.zeros_like(W)
-    width = {"C x K": shape[1], "K x C, rows of C": chunk, "K x C, padded rows": stride(chunk)}[layout]
+    width = {"C x K": shape[1], "K x C, rows of C": chunk, "K x C, padded rows": stride(chunk)}[
+        layout
+    ]
     buffer = torch.empty(chunk if layout == "C x K" else shape[1], width)
 
     def call() -> None:

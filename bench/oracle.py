@@ -1,4 +1,6 @@
-"""Inputs at a stage of collapse, and the float64 oracle that every timed result is checked against."""
+"""Inputs at a stage of collapse, and the float64 oracle that every timed result is checked
+against.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SAMPLED = 256  # rows and classes on which the float64 reference is evaluated
 def data(
     N: int, K: int, d: int, margin: float, dtype: torch.dtype, device: str, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(features, weight, labels), every feature near its class direction so that the target leads by about `margin`."""
+    """(features, weight, labels), every feature near its class direction so that the target leads
+    by about `margin`.
+    """
     make = torch.Generator(device).manual_seed(seed)
     weight = torch.nn.functional.normalize(torch.randn(K, d, generator=make, device=device))
     labels = torch.randint(K, (N,), generator=make, device=device).sort().values
@@ -29,9 +33,11 @@ def data(
 
 
 def margin_of(stage: str, K: int, d: int) -> float:
-    """Nats by which the target leads: those of a stage, or those at which `data` leaves a row about that 1 - p_y.
+    """Nats by which the target leads: those of a stage, or those at which `data` leaves a row about
+    that 1 - p_y.
 
-    The others' logits are normal about their mean, with the variance of the features' noise and of margin <w_y, w_k>.
+    The others' logits are normal about their mean, with the variance of the features' noise and of
+    margin <w_y, w_k>.
     """
     if stage in STAGES:
         return STAGES[stage]
@@ -51,8 +57,12 @@ def row_block(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor,
     return z, mass, torch.log1p(mass)
 
 
-def reference(features: Tensor, weight: Tensor, labels: Tensor, block: int = 256, *, sweep: bool = True) -> dict[str, Tensor]:
-    """float64 mean loss, and both gradients on the sampled rows and classes; without `sweep` what the rows alone tell."""
+def reference(
+    features: Tensor, weight: Tensor, labels: Tensor, block: int = 256, *, sweep: bool = True
+) -> dict[str, Tensor]:
+    """float64 mean loss, and both gradients on the sampled rows and classes; without `sweep` what
+    the rows alone tell.
+    """
     N, K = len(features), len(weight)
     device = features.device
     rows = torch.linspace(0, N - 1, min(N, SAMPLED), device=device).long()
@@ -65,15 +75,23 @@ def reference(features: Tensor, weight: Tensor, labels: Tensor, block: int = 256
         chosen = E[:, classes] - mass[:, None] * (labels[part][:, None] == classes)
         grad_weight += (chosen / (1 + mass[:, None])).T @ features[part].double() / N
     E, mass, _ = row_block(features[rows], weight, labels[rows])
-    grad_features = (E @ weight.double() - mass[:, None] * weight[labels[rows]].double()) / (1 + mass[:, None]) / N
+    grad_features = (
+        (E @ weight.double() - mass[:, None] * weight[labels[rows]].double())
+        / (1 + mass[:, None])
+        / N
+    )
     of_rows = {"rows": rows, "grad_features": grad_features}
-    return of_rows | ({"loss": total / N, "classes": classes, "grad_weight": grad_weight} if sweep else {})
+    return of_rows | (
+        {"loss": total / N, "classes": classes, "grad_weight": grad_weight} if sweep else {}
+    )
 
 
 def errors(found: tuple[Tensor, Tensor, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     """Relative error of the loss, normwise of the gradients on the sample."""
     loss, grad_features, grad_weight = found
-    of_rows = {"grad_features_error": normwise(grad_features[expected["rows"]], expected["grad_features"])}
+    of_rows = {
+        "grad_features_error": normwise(grad_features[expected["rows"]], expected["grad_features"])
+    }
     if "loss" not in expected:
         return of_rows
     return {
@@ -89,11 +107,15 @@ def normwise(a: Tensor, b: Tensor) -> float:
 
 
 def squared_reference(features: Tensor, weight: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """float64 mean squared error by Gram matrices, and both gradients on the sampled rows and classes."""
+    """float64 mean squared error by Gram matrices, and both gradients on the sampled rows and
+    classes.
+    """
     N, K = len(features), len(weight)
     rows = torch.linspace(0, N - 1, min(N, SAMPLED), device=features.device).long()
     classes = torch.linspace(0, K - 1, min(K, SAMPLED), device=features.device).long()
-    gram_h = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+    gram_h = torch.zeros(
+        features.shape[1], features.shape[1], dtype=torch.float64, device=features.device
+    )
     gram_w, own = gram_h.clone(), torch.zeros((), dtype=torch.float64, device=features.device)
     for part in weight.split(1 << 16):
         gram_w += part.double().T @ part.double()

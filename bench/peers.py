@@ -1,7 +1,8 @@
 """Mean cross-entropy of a linear head, value and both gradients, by every peer that is installed.
 
-A contender is a function (features, weight, labels) -> (loss, grad_features, grad_weight). Peers are imported, never
-copied; one that is not installed, or does not offer an option in its version, is left out with its reason.
+A contender is a function (features, weight, labels) -> (loss, grad_features, grad_weight). Peers
+are imported, never copied; one that is not installed, or does not offer an option in its version,
+is left out with its reason.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def ours(mode: str, chunk_rows: int, products: str | None = None) -> Contender:
     """The chunked driver of this repository; products: as its table says, or all of one kind."""
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = torch.empty_like(features, dtype=torch.float32), torch.empty_like(weight, dtype=torch.float32)
+        gradients = (
+            torch.empty_like(features, dtype=torch.float32),
+            torch.empty_like(weight, dtype=torch.float32),
+        )
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         result = head.softmax_value_and_grad(
             features,
@@ -48,7 +52,9 @@ def ours(mode: str, chunk_rows: int, products: str | None = None) -> Contender:
 
 
 def captured(contender: Contender) -> Contender:
-    """The same as a CUDA graph of each set of inputs, as a solver replays it: where launches take longest."""
+    """The same as a CUDA graph of each set of inputs, as a solver replays it: where launches take
+    longest.
+    """
     graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor]]] = {}
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +78,10 @@ def one_pass(mode: str) -> Contender:
     """The driver of this repository that never stores E (features of at most 128 columns)."""
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = torch.empty_like(features, dtype=torch.float32), torch.empty_like(weight, dtype=torch.float32)
+        gradients = (
+            torch.empty_like(features, dtype=torch.float32),
+            torch.empty_like(weight, dtype=torch.float32),
+        )
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         segments = Segments.of(labels[:, None].int(), len(weight))
         result = head.one_pass_value_and_grad(
@@ -97,10 +106,20 @@ def fp8(chunk_rows: int) -> Contender:
     from ufm_kernels.fp8_head import fp8_value_and_grad
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = torch.zeros_like(features, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+        gradients = (
+            torch.zeros_like(features, dtype=torch.float32),
+            torch.zeros_like(weight, dtype=torch.float32),
+        )
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         result, _ = fp8_value_and_grad(
-            features, weight, None, labels, scale, grad_features=gradients[0], grad_weight=gradients[1], chunk_rows=chunk_rows
+            features,
+            weight,
+            None,
+            labels,
+            scale,
+            grad_features=gradients[0],
+            grad_weight=gradients[1],
+            chunk_rows=chunk_rows,
         )
         return result.losses.mean(), *gradients
 
@@ -108,9 +127,11 @@ def fp8(chunk_rows: int) -> Contender:
 
 
 def library_products(chunk_rows: int) -> Contender:
-    """The three matrix products alone, chunk by chunk: the practical ceiling. Its values are not a loss.
+    """The three matrix products alone, chunk by chunk: the practical ceiling. Its values are not a
+    loss.
 
-    float32 in tf32, which is what the tensor cores do with it: three-pass modes do three times the work of that.
+    float32 in tf32, which is what the tensor cores do with it: three-pass modes do three times the
+    work of that.
     """
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +141,9 @@ def library_products(chunk_rows: int) -> Contender:
                 part = slice(start, start + chunk_rows)
                 logits = features[part] @ weight.T
                 torch.mm(logits, weight, out=grad_features[part])
-                grad_weight.addmm_(logits.T, features[part], beta=min(start, 1))  # the first chunk writes
+                grad_weight.addmm_(
+                    logits.T, features[part], beta=min(start, 1)
+                )  # the first chunk writes
         return grad_weight[0, 0], grad_features, grad_weight
 
     return run
@@ -129,7 +152,9 @@ def library_products(chunk_rows: int) -> Contender:
 def torch_chunked(chunk_rows: int, compiled: bool) -> Contender:
     """Row-chunked torch: log-sum-exp and softmax minus one-hot, as one writes it by hand."""
 
-    def chunk(features: Tensor, weight: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def chunk(
+        features: Tensor, weight: Tensor, labels: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logits = (features @ weight.T).float()
         loss = functional.cross_entropy(logits, labels, reduction="sum") / count
         gradient = torch.softmax(logits, 1)
@@ -138,15 +163,22 @@ def torch_chunked(chunk_rows: int, compiled: bool) -> Contender:
         gradient = gradient.to(features.dtype)
         return loss, gradient @ weight, gradient.T @ features
 
-    compiler = "inductor" if torch.cuda.is_available() else "eager"  # a rehearsal has no C++ compiler
+    compiler = (
+        "inductor" if torch.cuda.is_available() else "eager"
+    )  # a rehearsal has no C++ compiler
     step = torch.compile(chunk, dynamic=True, backend=compiler) if compiled else chunk
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss = torch.zeros((), device=features.device)
-        grad_features, grad_weight = torch.empty_like(features), torch.zeros_like(weight, dtype=torch.float32)
+        grad_features, grad_weight = (
+            torch.empty_like(features),
+            torch.zeros_like(weight, dtype=torch.float32),
+        )
         for start in range(0, len(features), chunk_rows):
             part = slice(start, start + chunk_rows)
-            value, grad_features[part], added = step(features[part], weight, labels[part], len(features))
+            value, grad_features[part], added = step(
+                features[part], weight, labels[part], len(features)
+            )
             loss += value
             grad_weight += added
         return loss, grad_features, grad_weight
@@ -174,7 +206,9 @@ def torch_function() -> Contender:
 
 def liger(chunk_mem_const: int) -> Contender:
     """Liger's fused linear cross-entropy with fp32 accumulation of the weight gradient."""
-    function = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    function = importlib.import_module(
+        "liger_kernel.transformers.functional"
+    ).liger_fused_linear_cross_entropy
     options: dict[str, object] = {"accum_dtype": torch.float32, "chunk_mem_const": chunk_mem_const}
     missing = options.keys() - inspect.signature(function).parameters.keys()
     if missing:
@@ -183,12 +217,18 @@ def liger(chunk_mem_const: int) -> Contender:
 
 
 def cut_cross_entropy(filtered: bool = False) -> Contender:
-    """Cut Cross-Entropy, by default without its filter, which drops every tile without a target once K > 4096."""
+    """Cut Cross-Entropy, by default without its filter, which drops every tile without a target
+    once K > 4096.
+    """
     module = importlib.import_module("cut_cross_entropy")
     if filtered:
         return through_autograd(lambda h, w, y: module.linear_cross_entropy(h, w, y, impl="cce"))
-    exact = hasattr(getattr(module, "LinearCrossEntropyImpl", None), "CCE_EXACT")  # a name of later versions for the same
-    options: dict[str, object] = {"impl": "cce_exact"} if exact else {"impl": "cce", "filter_eps": None}
+    exact = hasattr(
+        getattr(module, "LinearCrossEntropyImpl", None), "CCE_EXACT"
+    )  # a name of later versions for the same
+    options: dict[str, object] = (
+        {"impl": "cce_exact"} if exact else {"impl": "cce", "filter_eps": None}
+    )
     return through_autograd(lambda h, w, y: module.linear_cross_entropy(h, w, y, **options))
 
 
@@ -206,8 +246,12 @@ def quack() -> Contender:
     return through_autograd(loss)
 
 
-def contenders(modes: list[str], dim: int, chunk_rows: int) -> tuple[dict[str, Contender], dict[str, str]]:
-    """(contenders by name, reasons why the others are missing). Ours come first, the products last."""
+def contenders(
+    modes: list[str], dim: int, chunk_rows: int
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """(contenders by name, reasons why the others are missing). Ours come first, the products
+    last.
+    """
     found: dict[str, Contender] = {}
     missing: dict[str, str] = {}
     for mode in modes:

@@ -1,9 +1,10 @@
-"""Gradient evaluations of pick-all problems with random target sets, with and without the model of `curvature.sets`. No clock.
+"""Gradient evaluations of pick-all problems with random target sets, with and without the model of
+`curvature.sets`. No clock.
 
     python bench/pick_all.py [--problems 10] [--out FILE.csv]
 
-K = 32 classes, d = 32, 12 sets of one to three classes with 1 to 49 samples, lambda_W = lambda_H = 4e-6, lambda_b = 30,
-float64, the spectral start, L-BFGS with its Newton-CG finish.
+K = 32 classes, d = 32, 12 sets of one to three classes with 1 to 49 samples, lambda_W = lambda_H =
+4e-6, lambda_b = 30, float64, the spectral start, L-BFGS with its Newton-CG finish.
 """
 
 from __future__ import annotations
@@ -25,15 +26,28 @@ from ufm_fast.targets import TargetSets
 
 def problem(seed: int, classes: int = 32, rows: int = 12) -> Problem:
     make = np.random.default_rng(seed)
-    sets = [np.sort(make.choice(classes, size=int(make.integers(1, 4)), replace=False)) for _ in range(rows)]
-    data = TargetSets.create(np.cumsum([0, *map(len, sets)]), np.concatenate(sets), classes, make.integers(1, 50, rows))
+    sets = [
+        np.sort(make.choice(classes, size=int(make.integers(1, 4)), replace=False))
+        for _ in range(rows)
+    ]
+    data = TargetSets.create(
+        np.cumsum([0, *map(len, sets)]), np.concatenate(sets), classes, make.integers(1, 50, rows)
+    )
     return Problem(
-        target_sets=data, loss="pick-all", dim=classes, bias="penalised", lambda_b=30.0, lambda_w=4e-6, lambda_h=4e-6
+        target_sets=data,
+        loss="pick-all",
+        dim=classes,
+        bias="penalised",
+        lambda_b=30.0,
+        lambda_w=4e-6,
+        lambda_h=4e-6,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--problems", type=int, default=10)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -46,7 +60,9 @@ def main() -> None:
             assert found.certificate is not None
             row = {"seed": seed, "model": "targets" if most else "identity", "steps": found.steps}
             gap = f"{found.certificate.relative_gap:.1e}"
-            rows.append({**row, "evaluations": found.evaluations, "ended": found.outcome.value, "gap": gap})
+            rows.append(
+                {**row, "evaluations": found.evaluations, "ended": found.outcome.value, "gap": gap}
+            )
             print(rows[-1], flush=True)
     if args.out:
         write_csv(args.out, rows)

@@ -1,10 +1,12 @@
-"""What `ufm-fast plan` predicts against what happens: peak memory, and CPU seconds an evaluation, a process a setting.
+"""What `ufm-fast plan` predicts against what happens: peak memory, and CPU seconds an evaluation, a
+process a setting.
 
     python bench/plan.py [--only PART] [--again RESULT.csv] [--out FILE.csv]
 
-Memory in MiB: the peak above what the process held before, of the steps, the certificate and the metrics of one solve. The C
-library must hand back what is freed, which the script asks it for (MALLOC_MMAP_THRESHOLD_). Linux. Seconds: CPU time of the
-steps over their evaluations, one thread, so that a busy machine counts less.
+Memory in MiB: the peak above what the process held before, of the steps, the certificate and the
+metrics of one solve. The C library must hand back what is freed, which the script asks it for
+(MALLOC_MMAP_THRESHOLD_). Linux. Seconds: CPU time of the steps over their evaluations, one thread,
+so that a busy machine counts less.
 """
 
 from __future__ import annotations
@@ -39,12 +41,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ce wide": ({"counts": _counts(60), "dim": 8000}, {}),
     "ce square": ({"counts": _counts(700), "dim": 512}, {}),
     "ce thin": ({"counts": _counts(900), "dim": 50}, {"max_steps": 60}),
-    "ce probabilistic": ({"counts": _counts(4200), "dim": 24}, {"variables": "raw", "max_steps": 6}),
+    "ce probabilistic": (
+        {"counts": _counts(4200), "dim": 24},
+        {"variables": "raw", "max_steps": 6},
+    ),
     "ce samples": ({"counts": _counts(100, 200), "dim": 128}, {"reduce": "none"}),
     "ce many samples": ({"classes": 10, "per_class": 20000, "dim": 10}, {"reduce": "none"}),
     "ce smoothing": ({"counts": _counts(600), "dim": 700, "smoothing": 0.1}, {}),
     "ce bias": ({"counts": _counts(700), "dim": 500, "bias": "free"}, {}),
-    "ce penalised bias": ({"counts": _counts(700), "dim": 500, "bias": "penalised", "lambda_b": 0.01}, {}),
+    "ce penalised bias": (
+        {"counts": _counts(700), "dim": 500, "bias": "penalised", "lambda_b": 0.01},
+        {},
+    ),
     "ce float32": ({"counts": _counts(800), "dim": 900, "dtype": "float32"}, {}),
     "ce bfloat16": ({"counts": _counts(800), "dim": 900, "dtype": "bfloat16"}, {}),
     "ce gd": ({"counts": _counts(700), "dim": 2000}, {"method": "gd", "max_steps": 6}),
@@ -65,8 +73,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mse bias": ({"counts": _counts(300), "dim": 1200, "loss": "mse", "bias": "free"}, {}),
     "mse samples": ({"counts": _counts(50, 200), "dim": 300, "loss": "mse"}, {"reduce": "none"}),
     "mse float32": ({"counts": _counts(1500), "dim": 600, "loss": "mse", "dtype": "float32"}, {}),
-    "mse alternating": ({"counts": _counts(1500), "dim": 1000, "loss": "mse"}, {"method": "alternating", "max_steps": 3}),
-    "mse alternating thin": ({"counts": _counts(20000), "dim": 200, "loss": "mse"}, {"method": "alternating", "max_steps": 3}),
+    "mse alternating": (
+        {"counts": _counts(1500), "dim": 1000, "loss": "mse"},
+        {"method": "alternating", "max_steps": 3},
+    ),
+    "mse alternating thin": (
+        {"counts": _counts(20000), "dim": 200, "loss": "mse"},
+        {"method": "alternating", "max_steps": 3},
+    ),
     "mse alternating bias": (
         {"counts": _counts(400), "dim": 1200, "loss": "mse", "bias": "free"},
         {"method": "alternating", "max_steps": 3},
@@ -79,7 +93,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Peaks(Callback):
-    """The peak memory of each phase above what was held before, and CPU seconds an evaluation of the steps."""
+    """The peak memory of each phase above what was held before, and CPU seconds an evaluation of
+    the steps.
+    """
 
     def __init__(self) -> None:
         self.bytes: dict[str, int] = {}
@@ -116,8 +132,16 @@ def planned(name: str) -> tuple[Problem, dict[str, Any], dict[str, Any]]:
     names = ("reduce", "method", "history", "variables")
     made = make_plan(problem, **{name: options[name] for name in names if name in options})
     backend, method = options.get("backend", "tiled"), options["method"]
-    sizes = {"steps": made.steps(method, backend), "certificate": made.proof(backend), "metrics": made.metrics(backend)}
-    return problem, options, {**sizes, "all": made.total(method, backend), "seconds": made.backend(backend).seconds}
+    sizes = {
+        "steps": made.steps(method, backend),
+        "certificate": made.proof(backend),
+        "metrics": made.metrics(backend),
+    }
+    return (
+        problem,
+        options,
+        {**sizes, "all": made.total(method, backend), "seconds": made.backend(backend).seconds},
+    )
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -126,7 +150,9 @@ def measured(name: str) -> dict[str, Any]:
     peaks = Peaks()
     solve(problem, **options, log_every=1, callbacks=[peaks])
     found = {phase: peaks.bytes[phase] for phase in ("steps", "certificate", "metrics")}
-    return rounded(name, plan, {**found, "all": max(peaks.bytes.values()), "seconds": peaks.seconds})
+    return rounded(
+        name, plan, {**found, "all": max(peaks.bytes.values()), "seconds": peaks.seconds}
+    )
 
 
 def in_child(name: str) -> dict[str, Any] | None:
@@ -144,33 +170,50 @@ def in_child(name: str) -> dict[str, Any] | None:
 
 
 def rounded(name: str, plan: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Bytes in MiB, seconds in milliseconds, and the ratios of what was measured to what was planned."""
+    """Bytes in MiB, seconds in milliseconds, and the ratios of what was measured to what was
+    planned.
+    """
     row: dict[str, Any] = {"setting": name}
     for key in ("steps", "certificate", "metrics", "all"):
         row |= {f"{key} planned": round(plan[key] / 2**20, 1), key: round(found[key] / 2**20, 1)}
     row |= {"ms planned": round(1e3 * plan["seconds"], 3), "ms": round(1e3 * found["seconds"], 3)}
-    return {**row, "memory": round(found["all"] / plan["all"], 2), "time": round(found["seconds"] / plan["seconds"], 2)}
+    return {
+        **row,
+        "memory": round(found["all"] / plan["all"], 2),
+        "time": round(found["seconds"] / plan["seconds"], 2),
+    }
 
 
 def again(row: dict[str, str]) -> dict[str, Any]:
     """A row of a result, planned anew."""
     found = {key: float(row[key]) * 2**20 for key in ("steps", "certificate", "metrics", "all")}
-    return rounded(row["setting"], planned(row["setting"])[2], {**found, "seconds": float(row["ms"]) / 1e3})
+    return rounded(
+        row["setting"], planned(row["setting"])[2], {**found, "seconds": float(row["ms"]) / 1e3}
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="settings whose name holds this")
-    parser.add_argument("--again", type=Path, help="a result: its measurements beside what is planned now")
+    parser.add_argument(
+        "--again", type=Path, help="a result: its measurements beside what is planned now"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ENVIRONMENT})
     for loss in ("ce", "focal", "mse"):
-        solve(Problem(counts=_counts(9), dim=8, loss=loss), start="normal", max_steps=2)  # imports and what libraries keep
+        solve(
+            Problem(counts=_counts(9), dim=8, loss=loss), start="normal", max_steps=2
+        )  # imports and what libraries keep
     rows = []
     if args.again:
-        rows = [again(row) for row in csv.DictReader(x for x in args.again.open() if not x.startswith("#"))]
+        rows = [
+            again(row)
+            for row in csv.DictReader(x for x in args.again.open() if not x.startswith("#"))
+        ]
     for name in (name for name in SETTINGS if args.only in name and not args.again):
         found = in_child(name)
         if found is None:
@@ -178,8 +221,14 @@ def main() -> None:
             continue
         rows.append(found)
         print(rows[-1], flush=True)
-    within = sum(abs(row["memory"] - 1) <= 0.2 for row in rows), sum(2 / 3 <= row["time"] <= 1.5 for row in rows)
-    print(f"of {len(rows)}: memory within 20 % {within[0]}, seconds an evaluation within 1.5 times {within[1]}")
+    within = (
+        sum(abs(row["memory"] - 1) <= 0.2 for row in rows),
+        sum(2 / 3 <= row["time"] <= 1.5 for row in rows),
+    )
+    print(
+        f"of {len(rows)}: memory within 20 % {within[0]}, seconds an evaluation within 1.5 times "
+        f"{within[1]}"
+    )
     if args.out:
         write_csv(args.out, rows)
 

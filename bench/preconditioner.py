@@ -1,4 +1,5 @@
-"""Gradient evaluations of L-BFGS with and without the paired model, to a relative gradient of 3e-10. No clock.
+"""Gradient evaluations of L-BFGS with and without the paired model, to a relative gradient of
+3e-10. No clock.
 
     python bench/preconditioner.py [--classes 200] [--dim 256] [--out FILE.csv]
 
@@ -23,7 +24,9 @@ from ufm_fast.theory.certificates import certify
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--out", type=Path)
@@ -37,8 +40,22 @@ def main() -> None:
             run = minimise(objective, LBFGS(history, precondition=precondition), point, tol=3e-10)
             gap = certify(case, objective.rows, objective.to_model(run.state.point)).relative_gap
             model = "paired" if precondition else "identity"
-            row = {"K": args.classes, "d": args.dim, "start": start, "model": model, "pairs": history, "steps": run.steps}
-            rows.append({**row, "evaluations": objective.evaluations, "ended": run.outcome.value, "gap": f"{gap:.1e}"})
+            row = {
+                "K": args.classes,
+                "d": args.dim,
+                "start": start,
+                "model": model,
+                "pairs": history,
+                "steps": run.steps,
+            }
+            rows.append(
+                {
+                    **row,
+                    "evaluations": objective.evaluations,
+                    "ended": run.outcome.value,
+                    "gap": f"{gap:.1e}",
+                }
+            )
             print(rows[-1], flush=True)
     if args.out:
         write_csv(args.out, rows)

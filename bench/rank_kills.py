@@ -1,11 +1,12 @@
-"""Ranks that are killed at a random moment: the others end with one line, and the run goes on with other numbers of ranks.
+"""Ranks that are killed at a random moment: the others end with one line, and the run goes on with
+other numbers of ranks.
 
     python bench/rank_kills.py --kills 30
 
-Each round starts a solve on 2 or 3 ranks, kills one of them (SIGKILL) after a random time, from its first moment to its last,
-and waits for the others. Then the run goes on, with another number of ranks or in one process, to the value of a run that was
-never killed. Exits 1 where a rank took longer than 60 s, said anything but our one line, or the value differs by more than
-1e-10.
+Each round starts a solve on 2 or 3 ranks, kills one of them (SIGKILL) after a random time, from its
+first moment to its last, and waits for the others. Then the run goes on, with another number of
+ranks or in one process, to the value of a run that was never killed. Exits 1 where a rank took
+longer than 60 s, said anything but our one line, or the value differs by more than 1e-10.
 """
 
 from __future__ import annotations
@@ -24,21 +25,43 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PROBLEM = ("--counts", "3,1,2,5,4", "--dim", "6", "--lambda-w", ".01", "--lambda-h", ".01", "--bias", "free")
+PROBLEM = (
+    "--counts",
+    "3,1,2,5,4",
+    "--dim",
+    "6",
+    "--lambda-w",
+    ".01",
+    "--lambda-h",
+    ".01",
+    "--bias",
+    "free",
+)
 #: Steps enough to be killed in, and what goes on after that.
-SLOW, QUICK = ("--method", "gd", "--learning-rate", ".01"), ("--method", "auto", "--max-steps", "1000")
+SLOW, QUICK = (
+    ("--method", "gd", "--learning-rate", ".01"),
+    ("--method", "auto", "--max-steps", "1000"),
+)
 SECONDS = 60.0
 #: What a rank may say when another one is gone.
 LINE = "another rank has ended, so this one ends too"
 
 
 def start(ranks: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """The ranks of ``python -m ufm_fast solve``, as torchrun starts them but for what torchrun adds. '{rank}': its number."""
+    """The ranks of ``python -m ufm_fast solve``, as torchrun starts them but for what torchrun
+    adds. '{rank}': its number.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    common = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     command = [sys.executable, "-m", "ufm_fast", "solve", "--no-plots", "--quiet", *arguments]
     return [
         subprocess.Popen(
@@ -56,30 +79,40 @@ def finish(ranks: list[subprocess.Popen[str]], seconds: float = 300.0) -> list[t
     """Exit codes and what was said on standard error. Errors: subprocess.TimeoutExpired."""
     ends = time.monotonic() + seconds
     try:
-        return [(rank.wait(max(0.1, ends - time.monotonic())), rank.communicate()[1]) for rank in ranks]
+        return [
+            (rank.wait(max(0.1, ends - time.monotonic())), rank.communicate()[1]) for rank in ranks
+        ]
     finally:
         for rank in ranks:
             rank.kill()
 
 
 def wrong_words(said: str) -> str:
-    """What was said beside the one line; torch's own warnings of a closed connection begin with a bracket."""
+    """What was said beside the one line; torch's own warnings of a closed connection begin with a
+    bracket.
+    """
     lines = [
         line
         for line in said.splitlines()
-        if line and not line.startswith(("[W", "[E", "[rank", "Exception raised", "frame #", "<omitting"))
+        if line
+        and not line.startswith(("[W", "[E", "[rank", "Exception raised", "frame #", "<omitting"))
     ]
     ours = [line for line in lines if LINE in line]
     return "" if len(ours) == 1 and len(lines) == 1 else said
 
 
 def kill_one(out: Path, ranks: int, delay: float, victim: int, *, saved: bool = False) -> float:
-    """Kill that rank after so many seconds, from the first save on with ``saved``; the seconds that the others took to end.
+    """Kill that rank after so many seconds, from the first save on with ``saved``; the seconds that
+    the others took to end.
 
     Errors: AssertionError.
     """
     running = start(ranks, *PROBLEM, *SLOW, "--out", str(out))
-    while saved and not (out / "state.safetensors").exists() and all(rank.poll() is None for rank in running):
+    while (
+        saved
+        and not (out / "state.safetensors").exists()
+        and all(rank.poll() is None for rank in running)
+    ):
         time.sleep(0.05)
     time.sleep(delay)
     if all(rank.poll() is not None for rank in running):
@@ -106,7 +139,9 @@ def go_on(out: Path, ranks: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=float, default=20.0, help="seconds of the latest kill")

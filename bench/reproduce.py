@@ -1,9 +1,11 @@
-"""Every claim of ``ufm-fast reproduce``, one after the other: verdict, seconds on the clock and of the processor.
+"""Every claim of ``ufm-fast reproduce``, one after the other: verdict, seconds on the clock and of
+the processor.
 
     python bench/reproduce.py [--quick] [--folder runs/reproduce] [--out FILE.csv] [NAME..]
 
-Rows that are finished in the folder are not measured anew, so a run that was stopped goes on. On a shared machine the clock
-tells of its other users: compare ``cpu_seconds``, of one thread. Results: results/reproduce_cpu.csv, the full settings.
+Rows that are finished in the folder are not measured anew, so a run that was stopped goes on. On a
+shared machine the clock tells of its other users: compare ``cpu_seconds``, of one thread. Results:
+results/reproduce_cpu.csv, the full settings.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def row_of(verdict: Verdict) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=[])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"))
@@ -38,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for verdict in reproduce(chosen(args.names or ["all"]), args.folder, quick=args.quick):
         print(f"{verdict.line} ({verdict.cpu_seconds:.1f} s of the processor)", flush=True)
         rows.append(row_of(verdict))
-    total = {name: f"{sum(float(row[name]) for row in rows):.0f}" for name in ("seconds", "cpu_seconds")}
+    total = {
+        name: f"{sum(float(row[name]) for row in rows):.0f}" for name in ("seconds", "cpu_seconds")
+    }
     print(f"in all {total['cpu_seconds']} s of the processor, {total['seconds']} s on the clock")
     if args.out is not None:
         from common import write_csv

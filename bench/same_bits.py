@@ -1,4 +1,5 @@
-"""A dozen plain solves to the last bit: value, evaluations, outcome, certificate gap. What a move of the house must not change.
+"""A dozen plain solves to the last bit: value, evaluations, outcome, certificate gap. What a move
+of the house must not change.
 
     python bench/same_bits.py --out before.json        # in the old checkout
     python bench/same_bits.py --against before.json    # in the new one, on the same machine: exits 1 where a bit differs
@@ -22,10 +23,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ce balanced": ({**SMALL, "classes": 6, "per_class": 4}, {}),
     "ce counts, random start": ({**SMALL, "counts": [50, 20, 10, 5, 2, 1]}, {"start": "normal"}),
     "ce free bias": ({**SMALL, "counts": [9, 5, 3, 2], "bias": "free"}, {}),
-    "ce penalised bias": ({**SMALL, "counts": [9, 5, 3, 2], "bias": "penalised", "lambda_b": 1e-2}, {"start": "normal"}),
+    "ce penalised bias": (
+        {**SMALL, "counts": [9, 5, 3, 2], "bias": "penalised", "lambda_b": 1e-2},
+        {"start": "normal"},
+    ),
     "ce d < K - 1": ({**SMALL, "classes": 12, "dim": 4}, {"start": "normal"}),
     "smoothing": ({**SMALL, "counts": [5, 4, 3, 0], "smoothing": 0.1}, {}),
-    "focal": ({**SMALL, "classes": 5, "per_class": 3, "loss": "focal", "gamma": 2.0}, {"start": "normal"}),
+    "focal": (
+        {**SMALL, "classes": 5, "per_class": 3, "loss": "focal", "gamma": 2.0},
+        {"start": "normal"},
+    ),
     "pick-all": (
         {
             **SMALL,
@@ -36,15 +43,30 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"start": "normal"},
     ),
     "mse": ({**SMALL, "counts": [9, 5, 3, 2], "loss": "mse"}, {"start": "normal"}),
-    "mse free bias": ({**SMALL, "counts": [9, 5, 3, 2], "loss": "mse", "bias": "free"}, {"start": "normal"}),
+    "mse free bias": (
+        {**SMALL, "counts": [9, 5, 3, 2], "loss": "mse", "bias": "free"},
+        {"start": "normal"},
+    ),
     "gd raw, all samples": (
         {**SMALL, "classes": 4, "per_class": 3, "loss": "mse"},
         {"method": "gd", "variables": "raw", "reduce": "none", "start": "normal", "max_steps": 300},
     ),
-    "momentum": ({**SMALL, "classes": 4, "per_class": 3}, {"method": "momentum", "start": "normal", "max_steps": 300}),
-    "newton-cg, frozen w": ({**SMALL, "classes": 5, "freeze": "w"}, {"method": "newton-cg", "start": "normal"}),
-    "alternating": ({**SMALL, "counts": [9, 5, 3, 2], "loss": "mse"}, {"method": "alternating", "start": "normal"}),
-    "bfloat16": ({**SMALL, "classes": 5, "dtype": "bfloat16"}, {"start": "normal", "max_steps": 100}),
+    "momentum": (
+        {**SMALL, "classes": 4, "per_class": 3},
+        {"method": "momentum", "start": "normal", "max_steps": 300},
+    ),
+    "newton-cg, frozen w": (
+        {**SMALL, "classes": 5, "freeze": "w"},
+        {"method": "newton-cg", "start": "normal"},
+    ),
+    "alternating": (
+        {**SMALL, "counts": [9, 5, 3, 2], "loss": "mse"},
+        {"method": "alternating", "start": "normal"},
+    ),
+    "bfloat16": (
+        {**SMALL, "classes": 5, "dtype": "bfloat16"},
+        {"start": "normal", "max_steps": 100},
+    ),
 }
 
 
@@ -64,7 +86,9 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--against", type=Path)
     args = parser.parse_args()

@@ -1,10 +1,12 @@
-"""Evaluations a second of plain problems against another checkout's: one child process each, block by block in turn.
+"""Evaluations a second of plain problems against another checkout's: one child process each, block
+by block in turn.
 
     python bench/same_speed.py OLD_CHECKOUT [--rounds 31] [--out FILE.csv]
 
-``ratio`` is the median over rounds of the new checkout's seconds over the old one's, of blocks of about 50 ms that ran one
-after the other, in seconds of the processor (set OMP_NUM_THREADS=1), which others on the machine disturb less: a value and
-gradient of cross-entropy and squared error at two sizes, in the balanced variables.
+``ratio`` is the median over rounds of the new checkout's seconds over the old one's, of blocks of
+about 50 ms that ran one after the other, in seconds of the processor (set OMP_NUM_THREADS=1), which
+others on the machine disturb less: a value and gradient of cross-entropy and squared error at two
+sizes, in the balanced variables.
 """
 
 from __future__ import annotations
@@ -23,12 +25,16 @@ LOSSES = ("ce", "mse")
 
 
 def child(loss: str, K: int, d: int) -> None:
-    """Answers each line of a number with the seconds of the processor that so many evaluations take."""
+    """Answers each line of a number with the seconds of the processor that so many evaluations
+    take.
+    """
     from ufm_fast.objective import Objective
     from ufm_fast.problem import Problem
     from ufm_fast.starts import make_start
 
-    objective = Objective(Problem(classes=K, dim=d, per_class=5, loss=loss, lambda_w=1e-4, lambda_h=1e-4))
+    objective = Objective(
+        Problem(classes=K, dim=d, per_class=5, loss=loss, lambda_w=1e-4, lambda_h=1e-4)
+    )
     x = make_start(objective, "normal")
     for line in sys.stdin:
         start = time.process_time()
@@ -45,7 +51,12 @@ class Worker:
         command = [sys.executable, __file__, "--child", *arguments]
         environment = {**os.environ, "PYTHONPATH": path}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=checkout,
         )
 
     def seconds(self, number: int) -> float:
@@ -60,7 +71,10 @@ class Worker:
 
 
 def measure(old: Path, loss: str, K: int, d: int, rounds: int) -> dict[str, object]:
-    workers = {name: Worker(path, loss, str(K), str(d)) for name, path in (("old", old), ("new", Path(__file__).parents[1]))}
+    workers = {
+        name: Worker(path, loss, str(K), str(d))
+        for name, path in (("old", old), ("new", Path(__file__).parents[1]))
+    }
     for worker in workers.values():
         worker.seconds(3)
     number = max(1, round(0.05 / (workers["old"].seconds(20) / 20)))
@@ -83,7 +97,9 @@ def measure(old: Path, loss: str, K: int, d: int, rounds: int) -> dict[str, obje
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--out", type=Path)
@@ -95,7 +111,9 @@ def main() -> None:
         parser.error("give the old checkout's folder")
     from common import write_csv
 
-    rows = [measure(args.old.resolve(), loss, K, d, args.rounds) for K, d in SHAPES for loss in LOSSES]
+    rows = [
+        measure(args.old.resolve(), loss, K, d, args.rounds) for K, d in SHAPES for loss in LOSSES
+    ]
     for row in rows:
         print(*row.values(), sep="\t")
     if args.out:

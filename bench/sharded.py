@@ -1,10 +1,12 @@
-"""Ranks against one process: peak memory, bytes and seconds of an evaluation; and what many GPUs would take, computed.
+"""Ranks against one process: peak memory, bytes and seconds of an evaluation; and what many GPUs
+would take, computed.
 
     python bench/sharded.py --out bench/results/sharded_cpu.csv     # two ranks of one thread, one process of two
     python bench/sharded.py --computed                              # the table of docs/howto/distributed.md
 
-Cross-entropy, float32. Each contender is a process of its own; its memory is the peak above what importing took. The bytes that
-ranks count are compared with `backends.cost`. Computed times take the rates below as given: nothing was run.
+Cross-entropy, float32. Each contender is a process of its own; its memory is the peak above what
+importing took. The bytes that ranks count are compared with `backends.cost`. Computed times take
+the rates below as given: nothing was run.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import environment, write_csv
 
 SIZES = {"classes": 20_000, "rows": 20_000, "dim": 128}
-#: Of one H200, as given: products in bfloat16 (bench/results/gpu_h200.csv has 585 TFLOP/s at d = 512), NVLink and network.
+#: Of one H200, as given: products in bfloat16 (bench/results/gpu_h200.csv has 585 TFLOP/s at d =
+#: 512), NVLink and network.
 FLOPS, NEAR, FAR = 5.0e14, 4.0e11, 5.0e10
 _ROUNDS = 3
 
 
 def worker(rank: int, ranks: int, store: str, sizes: dict[str, int]) -> dict[str, Any]:
-    """One process: seconds of each evaluation, its peak memory above importing, and the bytes it sent."""
+    """One process: seconds of each evaluation, its peak memory above importing, and the bytes it
+    sent.
+    """
     import torch
 
     from ufm_fast import Problem
@@ -43,9 +48,18 @@ def worker(rank: int, ranks: int, store: str, sizes: dict[str, int]) -> dict[str
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     backend: Any = TiledBackend()
     if ranks > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
+        )
         backend = ShardedBackend(Mesh.of_world())
-    problem = Problem(classes=sizes["classes"], dim=sizes["dim"], per_class=1, dtype="float32", lambda_w=1e-6, lambda_h=1e-6)
+    problem = Problem(
+        classes=sizes["classes"],
+        dim=sizes["dim"],
+        per_class=1,
+        dtype="float32",
+        lambda_w=1e-6,
+        lambda_h=1e-6,
+    )
     objective = Objective(problem, backend=backend)
     x = make_start(objective, "normal")
     seconds, sent, height = [], {}, 0
@@ -58,7 +72,12 @@ def worker(rank: int, ranks: int, store: str, sizes: dict[str, int]) -> dict[str
     if ranks > 1:
         sent, height = dict(backend.mesh.traffic), next(iter(backend.heads[0][1].heights.values()))
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"peak_mib": peak, "seconds": sorted(seconds[1:])[_ROUNDS // 2], "sent": sent, "height": height}
+    return {
+        "peak_mib": peak,
+        "seconds": sorted(seconds[1:])[_ROUNDS // 2],
+        "sent": sent,
+        "height": height,
+    }
 
 
 def run(ranks: int, sizes: dict[str, int]) -> list[dict[str, Any]]:
@@ -66,9 +85,18 @@ def run(ranks: int, sizes: dict[str, int]) -> list[dict[str, Any]]:
     root = Path(__file__).parent.parent
     path = os.pathsep.join((str(root), str(root / "kernels")))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--worker", json.dumps([ranks, f"{folder}/store", sizes])]
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            json.dumps([ranks, f"{folder}/store", sizes]),
+        ]
         started = [
-            subprocess.Popen([*command, "--rank", str(rank)], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE)
+            subprocess.Popen(
+                [*command, "--rank", str(rank)],
+                env={**os.environ, "PYTHONPATH": path},
+                stdout=subprocess.PIPE,
+            )
             for rank in range(ranks)
         ]
         return [json.loads(process.communicate()[0]) for process in started]
@@ -105,7 +133,10 @@ def computed(dim: int) -> None:
     """A table in Markdown: K = N, float32 parameters, bfloat16 products."""
     from ufm_fast.backends.cost import Cost, best_mesh
 
-    print("| K = N | GPUs | mesh | W, H and L-BFGS, GB a GPU | sent, GB a GPU | products, s | sending, s |")
+    print(
+        "| K = N | GPUs | mesh | W, H and L-BFGS, GB a GPU | sent, GB a GPU | products, s | "
+        "sending, s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for K in (10**6, 10**7, 10**8):
         for ranks in (8, 64, 1024):
@@ -114,11 +145,16 @@ def computed(dim: int) -> None:
             products, sending = cost.seconds(FLOPS, NEAR if ranks <= 8 else FAR)
             held = 2 * K * dim * 4 * 24 / ranks / 1e9
             sent = sum(cost.sent().values()) / 1e9
-            print(f"| {K:.0e} | {ranks} | {mesh[0]}x{mesh[1]} | {held:.3g} | {sent:.3g} | {products:.3g} | {sending:.3g} |")
+            print(
+                f"| {K:.0e} | {ranks} | {mesh[0]}x{mesh[1]} | {held:.3g} | {sent:.3g} | "
+                f"{products:.3g} | {sending:.3g} |"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--computed", action="store_true")
     parser.add_argument("--dim", type=int, default=512, help="of the computed table")

@@ -1,14 +1,18 @@
-"""Time to a certified relative gap of 1e-8, cross-entropy in float64, K = 1000, d = 1024 (no closed form is used).
+"""Time to a certified relative gap of 1e-8, cross-entropy in float64, K = 1000, d = 1024 (no closed
+form is used).
 
-    python bench/solve_time.py [--classes 1000] [--dim 1024] [--case imbalanced|balanced] [--limit 2000] [--out FILE.csv]
+    python bench/solve_time.py [--classes 1000] [--dim 1024] [--case imbalanced|balanced] [--limit
+    2000] [--out FILE.csv]
 
-Ours from the random start ('normal') and from the spectral start, reported apart; against ``torch.optim.LBFGS`` (lr 1,
-history 10: without line search, on f and on f / mu, and strong Wolfe) and gradient descent. These run on dense
-``F.cross_entropy`` autograd in (W, H) with one row a class weighted by its count, the cheapest form of the same problem,
-until the same gap or the iteration limit; the gap is looked at every ``--check`` iterations, outside the clock.
+Ours from the random start ('normal') and from the spectral start, reported apart; against
+``torch.optim.LBFGS`` (lr 1, history 10: without line search, on f and on f / mu, and strong Wolfe)
+and gradient descent. These run on dense ``F.cross_entropy`` autograd in (W, H) with one row a class
+weighted by its count, the cheapest form of the same problem, until the same gap or the iteration
+limit; the gap is looked at every ``--check`` iterations, outside the clock.
 
-torch's L-BFGS keeps a pair (s, y) only where y.s > 1e-10, whatever the scale of the objective. On a mean over many samples
-it may keep none, and then it is gradient descent: hence f / mu, mu = sqrt(lambda_W lambda_H), and the column ``pairs``.
+torch's L-BFGS keeps a pair (s, y) only where y.s > 1e-10, whatever the scale of the objective. On a
+mean over many samples it may keep none, and then it is gradient descent: hence f / mu, mu =
+sqrt(lambda_W lambda_H), and the column ``pairs``.
 """
 
 from __future__ import annotations
@@ -63,7 +67,11 @@ def baseline(case: Problem, kind: str, limit: int, check: int) -> dict[str, obje
 
     def objective() -> torch.Tensor:
         data = share @ torch.nn.functional.cross_entropy(H @ W.T, y, reduction="none")
-        return data + case.lambda_w / 2 * W.square().sum() + case.lambda_h / 2 * (weight @ H.square().sum(1))
+        return (
+            data
+            + case.lambda_w / 2 * W.square().sum()
+            + case.lambda_h / 2 * (weight @ H.square().sum(1))
+        )
 
     optimiser, scale, evaluations = (
         _optimiser(kind, [W, H]),
@@ -82,7 +90,11 @@ def baseline(case: Problem, kind: str, limit: int, check: int) -> dict[str, obje
     seconds, iterations, pairs, gap, ended = 0.0, 0, 0, math.inf, "iteration limit"
     while iterations < limit:
         began = time.perf_counter()
-        before = objective().item() if kind == "lbfgs strong wolfe" and iterations % check == 0 else math.nan
+        before = (
+            objective().item()
+            if kind == "lbfgs strong wolfe" and iterations % check == 0
+            else math.nan
+        )
         seconds += -(time.perf_counter() - began) if before == before else 0.0
         for _ in range(min(check, limit - iterations)):
             optimiser.step(closure)
@@ -92,9 +104,15 @@ def baseline(case: Problem, kind: str, limit: int, check: int) -> dict[str, obje
         if not math.isfinite(value):
             ended = "diverged"
             break
-        pairs = max((len(state.get("old_dirs", ())) for state in optimiser.state.values()), default=0)
+        pairs = max(
+            (len(state.get("old_dirs", ())) for state in optimiser.state.values()), default=0
+        )
         gap = certify(case, rows, Point(W.detach(), H.detach())).relative_gap
-        print(f"  {kind}: {iterations} iterations, {seconds:.1f} s, value {value!r}, gap {gap:.2e}, {pairs} pairs", flush=True)
+        print(
+            f"  {kind}: {iterations} iterations, {seconds:.1f} s, value {value!r}, gap {gap:.2e}, "
+            f"{pairs} pairs",
+            flush=True,
+        )
         if gap <= GAP:
             ended = "gap reached"
             break
@@ -120,18 +138,29 @@ def _optimiser(kind: str, parameters: list[torch.Tensor]) -> torch.optim.Optimiz
         return torch.optim.SGD(parameters, lr=1.0)
     search = "strong_wolfe" if kind == "lbfgs strong wolfe" else None
     return torch.optim.LBFGS(
-        parameters, lr=1, history_size=10, max_iter=1, max_eval=26, line_search_fn=search, tolerance_grad=0, tolerance_change=0
+        parameters,
+        lr=1,
+        history_size=10,
+        max_iter=1,
+        max_eval=26,
+        line_search_fn=search,
+        tolerance_grad=0,
+        tolerance_change=0,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--case", choices=("imbalanced", "balanced"), default="imbalanced")
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--check", type=int, default=100)
-    parser.add_argument("--only", default="ours,lbfgs,lbfgs over mu,lbfgs strong wolfe,gradient descent")
+    parser.add_argument(
+        "--only", default="ours,lbfgs,lbfgs over mu,lbfgs strong wolfe,gradient descent"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     print(environment())

@@ -1,10 +1,11 @@
-"""Many classes on the sphere: seconds and peak memory of a step of L-BFGS with five pairs, and of all linear metrics.
+"""Many classes on the sphere: seconds and peak memory of a step of L-BFGS with five pairs, and of
+all linear metrics.
 
 python bench/sphere_memory.py [--classes 100000] [--dim 128] [--steps 1] [--out FILE.csv]
 
-Cross-entropy of unit rows, t = 10, float32, one row a class (K = N), from a normal start. Peaks are above what the process held
-before, in a process of its own whose C library hands back what is freed (MALLOC_MMAP_THRESHOLD_); the bound is 22 vectors of
-(N + K) d numbers plus 200 MB. Linux.
+Cross-entropy of unit rows, t = 10, float32, one row a class (K = N), from a normal start. Peaks are
+above what the process held before, in a process of its own whose C library hands back what is freed
+(MALLOC_MMAP_THRESHOLD_); the bound is 22 vectors of (N + K) d numbers plus 200 MB. Linux.
 """
 
 from __future__ import annotations
@@ -28,8 +29,16 @@ VECTORS, BESIDE = 22, 200e6
 
 
 def solution_of(classes: int, dim: int, steps: int):
-    problem = Problem(classes=classes, dim=dim, constraint="sphere", temperature=TEMPERATURE, dtype="float32")
-    options = {"method": "lbfgs", "history": HISTORY, "start": "normal", "certificate": False, "metrics": False}
+    problem = Problem(
+        classes=classes, dim=dim, constraint="sphere", temperature=TEMPERATURE, dtype="float32"
+    )
+    options = {
+        "method": "lbfgs",
+        "history": HISTORY,
+        "start": "normal",
+        "certificate": False,
+        "metrics": False,
+    }
     return solve(problem, max_steps=steps, **options)
 
 
@@ -53,12 +62,16 @@ def measured(classes: int, dim: int, steps: int) -> list[dict[str, object]]:
     name = f"L-BFGS, {solution.steps} step{'s' * (solution.steps > 1)}, {solution.evaluations:g} evaluations"
     rows = [row(name, time.perf_counter() - began)]
     began = time.perf_counter()
-    collect(solution.point.H, solution.point.W, solution.problem.rows().targets.indices, pairwise="none")
+    collect(
+        solution.point.H, solution.point.W, solution.problem.rows().targets.indices, pairwise="none"
+    )
     return [*rows, row("linear metrics", time.perf_counter() - began)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--steps", type=int, default=1)
@@ -75,7 +88,12 @@ def main() -> None:
         "--child",
         *(f"--{name}={getattr(args, name)}" for name in ("classes", "dim", "steps")),
     ]
-    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
+    ran = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
     if ran.returncode:
         raise SystemExit(ran.stderr)
     rows = json.loads(ran.stdout)

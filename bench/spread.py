@@ -1,9 +1,10 @@
-"""The drop-in loss on the CPU where logits spread far, as those of freshly drawn parameters do: time against dense torch.
+"""The drop-in loss on the CPU where logits spread far, as those of freshly drawn parameters do:
+time against dense torch.
 
     python bench/spread.py [--rounds 15] [--out FILE.csv]
 
-Forward and backward in fp32 at heads of common sizes, with logits of a standard deviation of 1 and of sqrt(d), in one run;
-the three matrix products alone are the ceiling.
+Forward and backward in fp32 at heads of common sizes, with logits of a standard deviation of 1 and
+of sqrt(d), in one run; the three matrix products alone are the ceiling.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ def drawn(N: int, K: int, d: int, spread: float) -> tuple[torch.Tensor, torch.Te
     """(H, W, y) of which the logits have this standard deviation."""
     generator = torch.Generator().manual_seed(0)
     H = torch.randn(N, d, generator=generator)
-    return H, spread / d**0.5 * torch.randn(K, d, generator=generator), torch.randint(K, (N,), generator=generator)
+    return (
+        H,
+        spread / d**0.5 * torch.randn(K, d, generator=generator),
+        torch.randint(K, (N,), generator=generator),
+    )
 
 
 def main() -> None:
@@ -35,7 +40,13 @@ def main() -> None:
             calls = {name: make(name, *shape, data) for name in names}
             seconds = interleave(calls, args.rounds, warmup=2)
             for name, times in sorted(seconds.items()):
-                row = {"N": shape[0], "K": shape[1], "d": shape[2], "spread": f"{scale:.3g}", "contender": name}
+                row = {
+                    "N": shape[0],
+                    "K": shape[1],
+                    "d": shape[2],
+                    "spread": f"{scale:.3g}",
+                    "contender": name,
+                }
                 row |= {
                     "seconds": f"{statistics.median(times):.4g}",
                     "time_over_ours": f"{median_ratio(times, seconds[DROP_IN]):.3f}",

@@ -1,6 +1,8 @@
-"""A study of 40 small cells with --jobs 2 against --jobs 1, and what a cell costs beside its solve (start, save, table).
+"""A study of 40 small cells with --jobs 2 against --jobs 1, and what a cell costs beside its solve
+(start, save, table).
 
-One thread a cell in both: small cells gain nothing by a second, and on a busy machine its waiting costs them much.
+One thread a cell in both: small cells gain nothing by a second, and on a busy machine its waiting
+costs them much.
 
 python bench/study_jobs.py [--rounds 1] [--out FILE.csv]
 """
@@ -21,7 +23,14 @@ from ufm_fast.studies.folder import StudyFolder, toml_text
 from ufm_fast.studies.table import read_rows
 
 CONTENT = {
-    "solve": {"classes": 100, "dim": 32, "start": "normal", "device": "cpu", "method": "gd", "max_steps": 200},
+    "solve": {
+        "classes": 100,
+        "dim": 32,
+        "start": "normal",
+        "device": "cpu",
+        "method": "gd",
+        "max_steps": 200,
+    },
     "axes": {"seed": {"range": [0, 40]}},
 }
 
@@ -32,7 +41,11 @@ def timed(scratch: Path, jobs: int, number: int) -> tuple[float, float]:
     file.write_text(toml_text(CONTENT), "utf-8")
     words = ["study", str(file), "--out", str(folder), "--jobs", str(jobs), "--quiet", "--no-plots"]
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "ufm_fast.cli", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-m", "ufm_fast.cli", *words],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     seconds = time.perf_counter() - began
     solving = sum(row["seconds"] for row in read_rows(StudyFolder.open(folder)))
     return seconds, (seconds * jobs - solving) / 40

@@ -1,10 +1,12 @@
-"""A study under random SIGKILLs, of its runner, its workers and its cells: nothing lost, nothing twice, the same table.
+"""A study under random SIGKILLs, of its runner, its workers and its cells: nothing lost, nothing
+twice, the same table.
 
 python bench/study_kills.py [--kills 200] [--seed 0] [--out bench/results/study_kills.csv]
 
-Rounds of one study of 24 cells, each in a new folder, until so many kills were done; a command that ended is given again until
-the study is finished. After each round: every summary that was ever seen is unchanged to the byte, logs have each step once and
-in order, and the table is that of an undisturbed study, except for what is measured (seconds and memory).
+Rounds of one study of 24 cells, each in a new folder, until so many kills were done; a command that
+ended is given again until the study is finished. After each round: every summary that was ever seen
+is unchanged to the byte, logs have each step once and in order, and the table is that of an
+undisturbed study, except for what is measured (seconds and memory).
 """
 
 from __future__ import annotations
@@ -28,7 +30,13 @@ from ufm_fast.studies.table import MEASURED
 
 VICTIMS = ("runner", "worker", "cell")
 CONTENT = {
-    "solve": {"per_class": 5, "start": "normal", "device": "cpu", "lambda_w": 1e-3, "max_steps": 400},
+    "solve": {
+        "per_class": 5,
+        "start": "normal",
+        "device": "cpu",
+        "lambda_w": 1e-3,
+        "max_steps": 400,
+    },
     "axes": {"classes": [4, 12, 40], "dim": [8, 48], "method": ["gd", "auto"], "seed": [0, 1]},
     "derived": {"lambda_h": "lambda_w / n"},
 }
@@ -47,17 +55,36 @@ def children(process: int) -> list[int]:
 def tree(runner: int) -> Tree:
     """The processes of a study by their kind."""
     workers = children(runner)
-    return {"runner": [runner], "worker": workers, "cell": [cell for worker in workers for cell in children(worker)]}
+    return {
+        "runner": [runner],
+        "worker": workers,
+        "cell": [cell for worker in workers for cell in children(worker)],
+    }
 
 
 def command(file: Path, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "ufm_fast.cli", "study", str(file), "--out", str(folder), "--jobs", str(jobs), "--quiet"]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [
+        sys.executable,
+        "-m",
+        "ufm_fast.cli",
+        "study",
+        str(file),
+        "--out",
+        str(folder),
+        "--jobs",
+        str(jobs),
+        "--quiet",
+    ]
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def kill(process: subprocess.Popen[bytes], victim: str, after: float, until: float = 120.0) -> bool:
-    """Kill a process of that kind ``after`` seconds from when there is one; False where the study ended before."""
+    """Kill a process of that kind ``after`` seconds from when there is one; False where the study
+    ended before.
+    """
     deadline = time.monotonic() + until
     while process.poll() is None and not tree(process.pid)[victim] and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -79,8 +106,11 @@ def summaries(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("cells/*/summary.json")}
 
 
-def disturbed(file: Path, folder: Path, victims: list[tuple[str, float]], jobs: int = 2) -> tuple[int, int]:
-    """Run a study to its end under kills, (kind, seconds) each; how many of them it took, and how many commands.
+def disturbed(
+    file: Path, folder: Path, victims: list[tuple[str, float]], jobs: int = 2
+) -> tuple[int, int]:
+    """Run a study to its end under kills, (kind, seconds) each; how many of them it took, and how
+    many commands.
 
     Errors: AssertionError where a finished cell changed.
     """
@@ -96,7 +126,9 @@ def disturbed(file: Path, folder: Path, victims: list[tuple[str, float]], jobs: 
                 break
         code = process.wait()
         if code == 0:
-            assert {name: summaries(folder)[name] for name in seen} == seen, "a finished cell has changed"
+            assert {name: summaries(folder)[name] for name in seen} == seen, (
+                "a finished cell has changed"
+            )
             return done, commands
         assert code in (-signal.SIGKILL, 3), code
 
@@ -104,14 +136,20 @@ def disturbed(file: Path, folder: Path, victims: list[tuple[str, float]], jobs: 
 def table(folder: Path) -> list[dict[str, str]]:
     """The table without what is measured."""
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in MEASURED} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if name not in MEASURED}
+            for row in csv.DictReader(file)
+        ]
 
 
 def check(folder: Path, undisturbed: Path) -> None:
     """Errors: AssertionError for a table that differs, or a log that is out of order."""
     pairs = zip(table(folder), table(undisturbed), strict=True)
     differing = [
-        (row["cell"], name, row[name], plain[name]) for row, plain in pairs for name in plain if row[name] != plain[name]
+        (row["cell"], name, row[name], plain[name])
+        for row, plain in pairs
+        for name in plain
+        if row[name] != plain[name]
     ]
     assert not differing, f"the tables differ: {differing}"
     for path in (folder / "cells").iterdir():
@@ -123,7 +161,9 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     from common import environment, write_csv
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -138,12 +178,17 @@ def main() -> None:
         left = args.kills
         while left:
             folder = Path(scratch, f"round-{len(rows)}")
-            victims = [(random.choice(VICTIMS), random.uniform(0.0, 1.5)) for _ in range(min(left, 12))]
+            victims = [
+                (random.choice(VICTIMS), random.uniform(0.0, 1.5)) for _ in range(min(left, 12))
+            ]
             began = time.monotonic()
             done, commands = disturbed(file, folder, victims)
             check(folder, plain)
             left -= done
-            kinds = {f"{kind}s_killed": sum(victim == kind for victim, _ in victims[:done]) for kind in VICTIMS}
+            kinds = {
+                f"{kind}s_killed": sum(victim == kind for victim, _ in victims[:done])
+                for kind in VICTIMS
+            }
             seconds = round(time.monotonic() - began, 1)
             rows.append(
                 {

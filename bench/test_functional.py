@@ -1,10 +1,12 @@
-"""Forward and backward through autograd of the drop-in cross-entropy against torch's own, float32, at four shapes.
+"""Forward and backward through autograd of the drop-in cross-entropy against torch's own, float32,
+at four shapes.
 
     python -m pytest bench/test_functional.py --benchmark-only
     python bench/test_functional.py [--threads 2] [--shapes 2]
 
-The first form is pytest-benchmark's. The second interleaves the variants call by call, compares their medians, checks each
-gradient against float64, and prints one row for each shape and variant: the ratio is the variant's time over the fused one's.
+The first form is pytest-benchmark's. The second interleaves the variants call by call, compares
+their medians, checks each gradient against float64, and prints one row for each shape and variant:
+the ratio is the variant's time over the fused one's.
 """
 
 from __future__ import annotations
@@ -49,8 +51,12 @@ def variants() -> dict[str, Loss]:
         found["torch-chunked"] = lambda h, W, y: theirs(h, W, y, options=options())
         for rows in (256, 512, 1024):
             by_hand = options(batch_chunk_size=rows, chunking_method=None)
-            found[f"torch-chunked-{rows}"] = lambda h, W, y, by_hand=by_hand: theirs(h, W, y, options=by_hand)
-        found["torch-accurate"] = lambda h, W, y: theirs(h, W, y, options=options(acc_policy="accurate"))
+            found[f"torch-chunked-{rows}"] = lambda h, W, y, by_hand=by_hand: theirs(
+                h, W, y, options=by_hand
+            )
+        found["torch-accurate"] = lambda h, W, y: theirs(
+            h, W, y, options=options(acc_policy="accurate")
+        )
     return found
 
 
@@ -74,7 +80,9 @@ def step(loss: Loss, h: Tensor, W: Tensor, y: Tensor) -> None:
 def test_forward_and_backward(benchmark: Any, shape: tuple[int, int, int], name: str) -> None:
     h, W, y = data(shape)
     benchmark.pedantic(step, (variants()[name], h, W, y), rounds=3, warmup_rounds=1)
-    benchmark.extra_info["GFLOP/s"] = 6e-9 * shape[0] * shape[1] * shape[2] / benchmark.stats.stats.median
+    benchmark.extra_info["GFLOP/s"] = (
+        6e-9 * shape[0] * shape[1] * shape[2] / benchmark.stats.stats.median
+    )
 
 
 def errors(found: dict[str, Tensor], h: Tensor, W: Tensor, y: Tensor) -> dict[str, float]:
@@ -91,8 +99,11 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     times: dict[str, list[float]] = {name: [] for name in variants()}
     gradients: dict[str, Tensor] = {}
     for turn in range(rounds + 1):
-        # In random order: what runs after a variant that gave its memory back pays for fetching it again.
-        for name, loss in random.sample(list(variants().items()), len(times)) if turn else variants().items():
+        # In random order: what runs after a variant that gave its memory back pays for fetching it
+        # again.
+        for name, loss in (
+            random.sample(list(variants().items()), len(times)) if turn else variants().items()
+        ):
             if times[name] and times[name][0] > SLOW * times["fused"][0]:
                 continue  # one call of those tells enough
             start = time.perf_counter()
@@ -119,20 +130,28 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes, the cheapest first")
+    parser.add_argument(
+        "--shapes", type=int, default=len(SHAPES), help="how many of the shapes, the cheapest first"
+    )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, help="write a CSV file too")
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    print(f"torch {torch.__version__}, {platform.machine()}, {flags.threads} threads, float32, median of {flags.rounds}")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {flags.threads} threads, float32, "
+        f"median of {flags.rounds}"
+    )
     rows = []
     for shape in SHAPES[: flags.shapes]:
         for row in measure(shape, flags.rounds):
             rows.append(row)
             print(
-                "N, K, d = {shape}  {variant:18s} {seconds:8.3f} s  {GFLOP/s:7.1f} GFLOP/s  ratio {ratio:5.2f}  "
+                "N, K, d = {shape}  {variant:18s} {seconds:8.3f} s  {GFLOP/s:7.1f} GFLOP/s  ratio "
+                "{ratio:5.2f}  "
                 "gradient error {error:.1e}".format(**row),
                 flush=True,
             )

@@ -1,4 +1,6 @@
-"""The same comparison for pytest-benchmark: ``python -m pytest bench/test_head.py --benchmark-only``."""
+"""The same comparison for pytest-benchmark: ``python -m pytest bench/test_head.py
+--benchmark-only``.
+"""
 
 from __future__ import annotations
 

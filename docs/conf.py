@@ -1,4 +1,6 @@
-"""Settings of the site: ``python -m sphinx -W docs build/site`` builds it, with warnings as errors."""
+"""Settings of the site: ``python -m sphinx -W docs build/site`` builds it, with warnings as
+errors.
+"""
 
 from __future__ import annotations
 

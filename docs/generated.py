@@ -1,6 +1,7 @@
 """Pages of the site that are made from the code: metrics, the gallery of claims, and the reference.
 
-Docstrings are plain text with formulas in it, as help() shows them, so they are shown as they stand and no markup reads them.
+Docstrings are plain text with formulas in it, as help() shows them, so they are shown as they stand
+and no markup reads them.
 """
 
 from __future__ import annotations
@@ -35,9 +36,15 @@ MODULES = (
 
 def write(folder: Path) -> None:
     """Write the generated pages into the folder of the others."""
-    for name, content in (("metrics", metrics()), ("gallery", gallery(folder / "figures")), ("reference", reference())):
+    for name, content in (
+        ("metrics", metrics()),
+        ("gallery", gallery(folder / "figures")),
+        ("reference", reference()),
+    ):
         page = folder / f"{name}.md"
-        if not page.exists() or page.read_text("utf-8") != content:  # an unchanged page is not built anew
+        if (
+            not page.exists() or page.read_text("utf-8") != content
+        ):  # an unchanged page is not built anew
             page.write_text(content, "utf-8")
 
 
@@ -66,9 +73,14 @@ def metrics() -> str:
     from ufm_fast.metrics import DESCRIPTIONS, METRICS
 
     rows = (
-        f"| `{name}` | {_cell(row.description)} | `{_cell(row.formula)}` | {row.source} |\n" for name, row in METRICS.items()
+        f"| `{name}` | {_cell(row.description)} | `{_cell(row.formula)}` | {row.source} |\n"
+        for name, row in METRICS.items()
     )
-    others = (f"| `{name}` | {_cell(words)} | | |\n" for name, words in DESCRIPTIONS.items() if name not in METRICS)
+    others = (
+        f"| `{name}` | {_cell(words)} | | |\n"
+        for name, words in DESCRIPTIONS.items()
+        if name not in METRICS
+    )
     return METRICS_HEAD + "".join((*rows, *others))
 
 
@@ -91,7 +103,8 @@ def _claim(claim: Any, figures: Path) -> str:
         f"\n## {claim.name}\n\n{_text(claim.claim)} ({claim.paper})\n",
         f"```bash\nufm-fast reproduce {claim.name}\n```\n",
         f"![{claim.name}](figures/{claim.name}.png)\n" if shown else "",
-        f"- The paper's setting: {_text(claim.papers)}\n- Our choice: {_text(claim.ours)}\n- Quick: {_text(claim.quick)}\n",
+        f"- The paper's setting: {_text(claim.papers)}\n- Our choice: {_text(claim.ours)}\n- "
+        f"Quick: {_text(claim.quick)}\n",
         header + "".join(judged) if judged else "Reported: theory has no value for it.\n",
     )
     return "\n".join(parts)
@@ -127,7 +140,9 @@ def _described(name: str, thing: Any) -> str:
     if inspect.isclass(thing):
         for method, member in vars(thing).items():
             if inspect.isfunction(member) and not method.startswith("_") and inspect.getdoc(member):
-                methods += _plain(f"{method}{inspect.signature(member)}", "python") + _plain(inspect.getdoc(member) or "")
+                methods += _plain(f"{method}{inspect.signature(member)}", "python") + _plain(
+                    inspect.getdoc(member) or ""
+                )
     return f"{_plain(name + signature, 'python')}{_plain(inspect.getdoc(thing) or '')}{methods}"
 
 

@@ -1,4 +1,5 @@
-"""The ready studies' results in the docs: each is run (or gone on with), its table and figures copied here.
+"""The ready studies' results in the docs: each is run (or gone on with), its table and figures
+copied here.
 
 python docs/studies_figures.py NAME.. [--jobs N]
 """
@@ -17,7 +18,9 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="+")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()

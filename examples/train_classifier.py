@@ -1,10 +1,12 @@
-"""Train a small classifier of handwritten digits twice: with torch's cross-entropy, and with one import line changed.
+"""Train a small classifier of handwritten digits twice: with torch's cross-entropy, and with one
+import line changed.
 
     python examples/train_classifier.py
 
-Needs scikit-learn (its 1,797 digits ship with it). Both runs start from the same weights and see the same batches, so the
-losses agree while there is much to learn. The last table shows where they part: as margins grow, here by scaling the trained
-head, float32 cross-entropy loses its digits and ends at 0, and the fused one keeps them.
+Needs scikit-learn (its 1,797 digits ship with it). Both runs start from the same weights and see
+the same batches, so the losses agree while there is much to learn. The last table shows where they
+part: as margins grow, here by scaling the trained head, float32 cross-entropy loses its digits and
+ends at 0, and the fused one keeps them.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from torch import Tensor, nn
 from ufm_fast.functional import linear_cross_entropy  # <- the changed line
 
 
-def torch_loss(input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor) -> Tensor:
+def torch_loss(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor
+) -> Tensor:
     """What torch's function of that name computes, in the words of every torch version."""
-    return nn.functional.cross_entropy(nn.functional.linear(input, linear_weight, linear_bias), target)
+    return nn.functional.cross_entropy(
+        nn.functional.linear(input, linear_weight, linear_bias), target
+    )
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -56,14 +62,22 @@ def train(
 
 @torch.no_grad()
 def digits_kept(features: Tensor, labels: Tensor, head: nn.Linear) -> None:
-    """The median image's loss in float32, by both, beside the truth in float64, for ever larger margins."""
+    """The median image's loss in float32, by both, beside the truth in float64, for ever larger
+    margins.
+    """
     print(f"{'head times':>10}  {'torch':>12}  {'fused':>12}  {'float64':>12}")
     for scale in (0.5, 1.0, 2.0, 4.0):
         x, W, b = features, scale * head.weight, scale * head.bias
-        torchs = nn.functional.cross_entropy(nn.functional.linear(x, W, b), labels, reduction="none")
+        torchs = nn.functional.cross_entropy(
+            nn.functional.linear(x, W, b), labels, reduction="none"
+        )
         fused = linear_cross_entropy(x, W, labels, linear_bias=b, reduction="none")
-        truth = linear_cross_entropy(x.double(), W.double(), labels, linear_bias=b.double(), reduction="none")
-        print(f"{scale:10g}" + "".join(f"  {rows.median():12.6e}" for rows in (torchs, fused, truth)))
+        truth = linear_cross_entropy(
+            x.double(), W.double(), labels, linear_bias=b.double(), reduction="none"
+        )
+        print(
+            f"{scale:10g}" + "".join(f"  {rows.median():12.6e}" for rows in (torchs, fused, truth))
+        )
 
 
 def main() -> None:
@@ -73,9 +87,15 @@ def main() -> None:
         start = time.perf_counter()
         history, accuracy, *trained = train(loss, images, labels)
         results[name] = history
-        print(f"{name}: loss {history[-1]:.6e}, accuracy {accuracy:.4f}, {time.perf_counter() - start:.1f} s")
+        print(
+            f"{name}: loss {history[-1]:.6e}, accuracy {accuracy:.4f}, "
+            f"{time.perf_counter() - start:.1f} s"
+        )
     for epoch in (0, 9, 24, 59):
-        print(f"epoch {epoch + 1:3d}: torch {results['torch'][epoch]:.6e}  fused {results['fused'][epoch]:.6e}")
+        print(
+            f"epoch {epoch + 1:3d}: torch {results['torch'][epoch]:.6e}  fused "
+            f"{results['fused'][epoch]:.6e}"
+        )
     digits_kept(trained[0], labels, trained[1])
 
 

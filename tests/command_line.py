@@ -15,9 +15,31 @@ import pytest
 from ufm_fast.cli import main
 
 ROOT = Path(__file__).parents[1]
-SMALL = ("--classes", "4", "--dim", "6", "--per-class", "3", "--lambda-w", "0.01", "--lambda-h", "0.01")
+SMALL = (
+    "--classes",
+    "4",
+    "--dim",
+    "6",
+    "--per-class",
+    "3",
+    "--lambda-w",
+    "0.01",
+    "--lambda-h",
+    "0.01",
+)
 #: Far from converged whatever the machine.
-ENDLESS = ("--method", "gd", "--start", "normal", "--learning-rate", "1e-6", "--max-steps", "100000000", "--tol", "1e-99")
+ENDLESS = (
+    "--method",
+    "gd",
+    "--start",
+    "normal",
+    "--learning-rate",
+    "1e-6",
+    "--max-steps",
+    "100000000",
+    "--tol",
+    "1e-99",
+)
 
 
 def solve(*arguments: str) -> int:
@@ -25,7 +47,9 @@ def solve(*arguments: str) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The message of a command that must end with exit code 2, one line of it, and leave nothing behind."""
+    """The message of a command that must end with exit code 2, one line of it, and leave nothing
+    behind.
+    """
     before = sorted(Path().rglob("*"))
     capsys.readouterr()
     assert main(list(arguments)) == 2
@@ -47,7 +71,9 @@ def child(*arguments: str, **options: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "ufm_fast.cli", *arguments]
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in a shell's background ignore it, and so would the child
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests in a shell's background ignore it, and so would the child
     try:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen(command, env=environment, text=True, **streams)

@@ -1,8 +1,10 @@
-"""Values of kernels run under triton's interpreter in one process of their own, and each is reported under its own id.
+"""Values of kernels run under triton's interpreter in one process of their own, and each is
+reported under its own id.
 
-The decorator of a kernel reads TRITON_INTERPRET when it is imported, and the compile gate wants it unset. So tests marked
-``interpreted`` are collected here, but called in a child with that variable, which says of each how it went as soon as it
-has ended. On a CUDA device they run here, compiled; with the variable set by hand, here, interpreted.
+The decorator of a kernel reads TRITON_INTERPRET when it is imported, and the compile gate wants it
+unset. So tests marked ``interpreted`` are collected here, but called in a child with that variable,
+which says of each how it went as soon as it has ended. On a CUDA device they run here, compiled;
+with the variable set by hand, here, interpreted.
 """
 
 from __future__ import annotations
@@ -26,11 +28,21 @@ class Child:
 
     def __init__(self, config: pytest.Config, ids: Sequence[str]) -> None:
         read, write = os.pipe()
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", _REPORTS: str(write)}
+        environment = {
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+            _REPORTS: str(write),
+        }
         command = [sys.executable, "-m", "pytest", "--rootdir", str(config.rootpath), *ids]
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the child)
         self.process = subprocess.Popen(
-            command, env=environment, cwd=config.rootpath, pass_fds=[write], stdout=self.output, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            cwd=config.rootpath,
+            pass_fds=[write],
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
         )
         os.close(write)
         self.reports = os.fdopen(read, encoding="utf-8")
@@ -42,7 +54,11 @@ class Child:
             line = self.reports.readline()
             if not line:
                 self.output.seek(0)
-                return "failed", f"the process of the interpreter ended without it:\n{self.output.read()[-4000:]}"
+                return (
+                    "failed",
+                    f"the process of the interpreter ended without "
+                    f"it:\n{self.output.read()[-4000:]}",
+                )
             ended, outcome, text = json.loads(line)
             self.known[ended] = outcome, text
         return self.known[name]

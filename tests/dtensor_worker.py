@@ -1,6 +1,8 @@
-"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER DEVICE`` is one of two.
+"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER DEVICE`` is one
+of two.
 
-One start serves all tests. Each rank writes RANK.json: for each check its name, an error and what is allowed.
+One start serves all tests. Each rank writes RANK.json: for each check its name, an error and what
+is allowed.
 """
 
 from __future__ import annotations
@@ -41,12 +43,16 @@ def numbers(*shape: int) -> Tensor:
 
 
 def spread(mesh: DeviceMesh, x: Tensor) -> DTensor:
-    return distribute_tensor(x.detach(), mesh, [Shard(0)], src_data_rank=None).requires_grad_(x.requires_grad)
+    return distribute_tensor(x.detach(), mesh, [Shard(0)], src_data_rank=None).requires_grad_(
+        x.requires_grad
+    )
 
 
 def values(mesh: DeviceMesh) -> Iterator[Check]:
     """Value and gradients of both ways against one process."""
-    cases = itertools.product(SHAPES, ("mean", "sum", "none"), (0.0, 0.1), (False, True), (1.0, 300.0))
+    cases = itertools.product(
+        SHAPES, ("mean", "sum", "none"), (0.0, 0.1), (False, True), (1.0, 300.0)
+    )
     for (N, K, d), reduction, smoothing, biased, scale in cases:
         H, W, b = scale * numbers(N, d), numbers(K, d), numbers(K) if biased else None
         target, upstream = torch.randint(K, (N,)), numbers(N)
@@ -61,15 +67,24 @@ def values(mesh: DeviceMesh) -> Iterator[Check]:
             name = f"{N} {K} {reduction} {smoothing} {biased} {scale} by class {by_class}"
             parts = [
                 spread(mesh, H),
-                *(spread(mesh, x) if by_class else x.detach().clone().requires_grad_() for x in tensors[1:]),
+                *(
+                    spread(mesh, x) if by_class else x.detach().clone().requires_grad_()
+                    for x in tensors[1:]
+                ),
             ]
             many = linear_cross_entropy(
-                parts[0], parts[1], spread(mesh, target), linear_bias=parts[2] if biased else None, **given
+                parts[0],
+                parts[1],
+                spread(mesh, target),
+                linear_bias=parts[2] if biased else None,
+                **given,
             )
             many.backward(
                 spread(mesh, upstream)
                 if reduction == "none"
-                else distribute_tensor(2.0 * one.detach().new_ones(()), mesh, [Replicate()], src_data_rank=None)
+                else distribute_tensor(
+                    2.0 * one.detach().new_ones(()), mesh, [Replicate()], src_data_rank=None
+                )
             )
             yield f"{name} value", relative(many.full_tensor(), one), 1e-12
             for x, part in zip(tensors, parts, strict=True):
@@ -82,7 +97,9 @@ def values(mesh: DeviceMesh) -> Iterator[Check]:
 
 
 def edges(mesh: DeviceMesh) -> Iterator[Check]:
-    """Means over no rows, half precision, parts that require no gradient, and shards that are on their way."""
+    """Means over no rows, half precision, parts that require no gradient, and shards that are on
+    their way.
+    """
     H, W, target = numbers(5, 4), numbers(6, 4), torch.tensor([0, 5, 2, 1, 1])
     for classifier in (W, spread(mesh, W)):
         x = spread(mesh, H.requires_grad_())
@@ -92,19 +109,37 @@ def edges(mesh: DeviceMesh) -> Iterator[Check]:
         yield "with gradients of zero", float(x.grad.full_tensor().norm()), 0.0
         short = linear_cross_entropy(x.bfloat16(), classifier.bfloat16(), spread(mesh, target))
         yield "half precision", float(short.dtype != torch.bfloat16), 0.0
-        yield "half precision value", relative(short.full_tensor().double(), linear_cross_entropy(H, W, target)), 1e-2
-    moved = distribute_tensor(W, mesh, [Shard(1)], src_data_rank=None).redistribute(placements=[Shard(0)])
-    coming = distribute_tensor(H.detach(), mesh, [Shard(1)], src_data_rank=None).redistribute(placements=[Shard(0)])
+        yield (
+            "half precision value",
+            relative(short.full_tensor().double(), linear_cross_entropy(H, W, target)),
+            1e-2,
+        )
+    moved = distribute_tensor(W, mesh, [Shard(1)], src_data_rank=None).redistribute(
+        placements=[Shard(0)]
+    )
+    coming = distribute_tensor(H.detach(), mesh, [Shard(1)], src_data_rank=None).redistribute(
+        placements=[Shard(0)]
+    )
     found = linear_cross_entropy(coming, moved, spread(mesh, target))
     yield "redistributed", relative(found.full_tensor(), linear_cross_entropy(H, W, target)), 1e-12
 
 
 def second_derivatives(mesh: DeviceMesh) -> Iterator[Check]:
     """Of a whole classifier, as of one process; `refusals` has those by class."""
-    H, W, v, target = numbers(5, 3).requires_grad_(), numbers(4, 3).requires_grad_(), numbers(5, 3), torch.arange(5) % 4
+    H, W, v, target = (
+        numbers(5, 3).requires_grad_(),
+        numbers(4, 3).requires_grad_(),
+        numbers(5, 3),
+        torch.arange(5) % 4,
+    )
     x, weight = spread(mesh, H), W.detach().clone().requires_grad_()
-    for features, classifier, labels, along in ((H, W, target, v), (x, weight, spread(mesh, target), spread(mesh, v))):
-        (slope,) = torch.autograd.grad(linear_cross_entropy(features, classifier, labels), features, create_graph=True)
+    for features, classifier, labels, along in (
+        (H, W, target, v),
+        (x, weight, spread(mesh, target), spread(mesh, v)),
+    ):
+        (slope,) = torch.autograd.grad(
+            linear_cross_entropy(features, classifier, labels), features, create_graph=True
+        )
         torch.autograd.backward((slope * along).sum())
     dist.all_reduce(weight.grad)
     yield "second derivative in the features", relative(x.grad.full_tensor(), H.grad), 1e-12
@@ -114,30 +149,42 @@ def second_derivatives(mesh: DeviceMesh) -> Iterator[Check]:
 def refusals(mesh: DeviceMesh) -> Iterator[Check]:
     """Each is refused on both ranks, and none of them waits for the other."""
     rank = mesh.get_local_rank()
-    H, W, target = spread(mesh, numbers(6, 4)), spread(mesh, numbers(6, 4)), spread(mesh, torch.arange(6))
+    H, W, target = (
+        spread(mesh, numbers(6, 4)),
+        spread(mesh, numbers(6, 4)),
+        spread(mesh, torch.arange(6)),
+    )
     whole, mine = numbers(6, 4), target.to_local()
 
-    def call(input: Any = H, weight: Any = W, labels: Any = target, **given: Any) -> Callable[[], Tensor]:
+    def call(
+        input: Any = H, weight: Any = W, labels: Any = target, **given: Any
+    ) -> Callable[[], Tensor]:
         return lambda: linear_cross_entropy(input, weight, labels, **given)
 
     def local(x: Tensor) -> DTensor:
         return DTensor.from_local(x, mesh, [Shard(0)], run_check=False)
 
     shape = {"shape": torch.Size([6, 4]), "stride": (4, 1)}
-    uneven = DTensor.from_local(numbers(4 - 2 * rank, 4), mesh, [Shard(0)], run_check=False, **shape)
+    uneven = DTensor.from_local(
+        numbers(4 - 2 * rank, 4), mesh, [Shard(0)], run_check=False, **shape
+    )
     words = {
         "input must be a DTensor": call(input=whole),
         "input must have placements": call(input=H.redistribute(placements=[Replicate()])),
         "linear_weight must have placements": call(weight=W.redistribute(placements=[Replicate()])),
         "linear_bias must be a DTensor": call(linear_bias=whole[:, 0]),
         "target must have placements": call(labels=target.redistribute(placements=[Replicate()])),
-        "weight does not go with DTensors": lambda: linear_cross_entropy(H, W, target, weight=whole[:, 0]),
+        "weight does not go with DTensors": lambda: linear_cross_entropy(
+            H, W, target, weight=whole[:, 0]
+        ),
         "divisor does not go with DTensors": call(divisor=3.0),
         "target must hold class indices": call(labels=mine.double()),
         "label_smoothing must be less than 1": call(label_smoothing=1.0),
         "reduction must be one of": call(reduction="max"),
         "target must have shape": call(labels=torch.arange(6)),
-        "rows of input differs": call(input=local(numbers(3 + rank, 4)), labels=torch.arange(3 + rank)),
+        "rows of input differs": call(
+            input=local(numbers(3 + rank, 4)), labels=torch.arange(3 + rank)
+        ),
         "where distribute_tensor puts": call(input=uneven, labels=mine),
         "input must have shape": call(weight=spread(mesh, numbers(6, 2, 4))),
         "target must lie in|rank 1 was given": call(labels=local(mine + 3 * rank)),
@@ -165,7 +212,9 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
 
 
 def messages(mesh: DeviceMesh) -> Iterator[Check]:
-    """By class no weight moves and features go round once each way; under FSDP2 the weight is gathered once."""
+    """By class no weight moves and features go round once each way; under FSDP2 the weight is
+    gathered once.
+    """
     N, K, d = 8, 1000, 4
     H, target = spread(mesh, numbers(N, d).requires_grad_()), spread(mesh, torch.arange(N))
     torch.manual_seed(1)
@@ -173,7 +222,9 @@ def messages(mesh: DeviceMesh) -> Iterator[Check]:
     expected = head(H.full_tensor().detach(), target.full_tensor())
     expected.backward()
     exact = head.linear.weight.grad
-    by_class, wrapped = (LinearCrossEntropyLoss(d, K, bias=True, dtype=torch.float64) for _ in range(2))
+    by_class, wrapped = (
+        LinearCrossEntropyLoss(d, K, bias=True, dtype=torch.float64) for _ in range(2)
+    )
     for module in (by_class, wrapped):
         module.load_state_dict(head.state_dict())
     parallelize_module(by_class, mesh, {"linear": ColwiseParallel()})
@@ -182,10 +233,16 @@ def messages(mesh: DeviceMesh) -> Iterator[Check]:
     traffic.clear()
     by_class(H, target).backward()
     yield "features go round once each way", abs(traffic["features"] - 2 * (N // 2) * d * 8), 0.0
-    yield "all else is numbers of rows", max(0.0, traffic.total() - traffic["features"] - 600.0), 0.0
+    yield (
+        "all else is numbers of rows",
+        max(0.0, traffic.total() - traffic["features"] - 600.0),
+        0.0,
+    )
     with CommDebugMode() as heard:
         wrapped(H, target).backward()
-    gathers = {str(name): count for name, count in heard.get_comm_counts().items() if "gather" in str(name)}
+    gathers = {
+        str(name): count for name, count in heard.get_comm_counts().items() if "gather" in str(name)
+    }
     yield f"gathers of the weight, and the message {gathers}", abs(sum(gathers.values()) - 2.0), 0.0
     for name, module in (("by class", by_class), ("FSDP2", wrapped)):
         yield f"module {name}", relative(module.linear.weight.grad.full_tensor(), exact), 1e-12
@@ -197,7 +254,9 @@ def example(mesh: DeviceMesh) -> Iterator[Check]:
 
     images = torch.rand(2 * train_sharded.BATCH + 1, 64)
     labels = torch.randint(10, (len(images),))
-    first, second = (train_sharded.train(kind, mesh, images, labels, epochs=3)[0] for kind in train_sharded.HEADS)
+    first, second = (
+        train_sharded.train(kind, mesh, images, labels, epochs=3)[0] for kind in train_sharded.HEADS
+    )
     yield f"example {first} {second}", relative(torch.tensor(second), torch.tensor(first)), 1e-4
 
 

@@ -1,6 +1,7 @@
 """Random heads for the tests of kernels, and how near to float64 each precision comes.
 
-Values are tested under triton's interpreter on a CPU (`conftest.py`), compiled where there is a CUDA device.
+Values are tested under triton's interpreter on a CPU (`conftest.py`), compiled where there is a
+CUDA device.
 """
 
 import numpy as np
@@ -19,8 +20,12 @@ from ufm_kernels import rows as rows_of
 from ufm_kernels.operands import MODES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-#: Of a file of values. The interpreter truncates to bfloat16 where the device rounds; numpy remarks upon its infinities.
-MARKS = [pytest.mark.interpreted, pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")]
+#: Of a file of values. The interpreter truncates to bfloat16 where the device rounds; numpy remarks
+#: upon its infinities.
+MARKS = [
+    pytest.mark.interpreted,
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
 DRIVERS = [head.softmax_value_and_grad, head.one_pass_value_and_grad]
 
 quick = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
@@ -30,7 +35,14 @@ sizes = {
     "dim": st.integers(1, 40),
     "seed": st.integers(0, 2**31 - 1),
 }
-GRADIENT = {"bf16": 2e-2, "fp16": 2e-3, "tf32": 3e-3, "bf16x3": 1e-4, "fp16x3": 3e-5, "tf32x3": 2e-6}
+GRADIENT = {
+    "bf16": 2e-2,
+    "fp16": 2e-3,
+    "tf32": 3e-3,
+    "bf16x3": 1e-4,
+    "fp16x3": 3e-5,
+    "tf32x3": 2e-6,
+}
 LOSS = {"bf16": 3e-6, "fp16": 3e-6, "tf32": 3e-3, "bf16x3": 3e-5, "fp16x3": 3e-6, "tf32x3": 3e-6}
 
 
@@ -41,12 +53,16 @@ class Case:
         make = torch.Generator().manual_seed(seed)
         normal = lambda *shape: torch.randn(*shape, generator=make)  # noqa: E731
         targets = min(targets, classes - 1)
-        labels = torch.stack([torch.randperm(classes, generator=make)[:targets] for _ in range(rows)])
+        labels = torch.stack(
+            [torch.randperm(classes, generator=make)[:targets] for _ in range(rows)]
+        )
         if targets > 1:
             labels[::3, 1:] = -1
         weight, features = normal(classes, dim) / dim**0.5, normal(rows, dim) * 2
         if margin is not None:
-            weight = torch.nn.functional.normalize(torch.eye(classes, max(dim, classes))[:, :dim] + 0.02 * weight)
+            weight = torch.nn.functional.normalize(
+                torch.eye(classes, max(dim, classes))[:, :dim] + 0.02 * weight
+            )
             features = margin * weight[labels[:, 0]] + 0.01 * normal(rows, dim)
         if mode in ("bf16", "fp16"):
             weight, features = (x.to(MODES[mode].logits) for x in (weight, features))
@@ -75,16 +91,24 @@ class Case:
     def reference(self, smoothing=0.0, gamma=0.0):
         parameters = self.parameters()
         losses = self.losses(*parameters, smoothing=smoothing, gamma=gamma)
-        return losses.detach(), torch.autograd.grad((self.row_weight.double() * losses).sum(), parameters)
+        return losses.detach(), torch.autograd.grad(
+            (self.row_weight.double() * losses).sum(), parameters
+        )
 
     def run(self, driver=head.softmax_value_and_grad, smoothing=0.0, gamma=0.0, **options):
         loss = Focal(gamma=gamma) if gamma else None
-        value, weight = (loss.value, loss.weight) if loss else (rows_of.cross_entropy_value, rows_of.cross_entropy_weight)
+        value, weight = (
+            (loss.value, loss.weight)
+            if loss
+            else (rows_of.cross_entropy_value, rows_of.cross_entropy_weight)
+        )
         buffers = {"grad_features": self.features, "grad_weight": self.weight}
         if self.bias is not None:
             buffers["grad_bias"] = self.bias
         empty = float("nan") if options.get("fresh") else 0.0
-        buffers = {key: torch.full_like(x, empty, dtype=torch.float32) for key, x in buffers.items()}
+        buffers = {
+            key: torch.full_like(x, empty, dtype=torch.float32) for key, x in buffers.items()
+        }
         targets = self.labels if self.labels.shape[1] > 1 else self.labels[:, 0]
         result = driver(
             self.features,
@@ -122,10 +146,18 @@ def descriptors():
 
 
 def truncating_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-    """A tensor core: exact products of 16 terms at a time, added to an accumulator that is truncated to fp32."""
-    left, right, total = a.data.astype(np.float64), b.data.astype(np.float64), d.data.astype(np.float64)
+    """A tensor core: exact products of 16 terms at a time, added to an accumulator that is
+    truncated to fp32.
+    """
+    left, right, total = (
+        a.data.astype(np.float64),
+        b.data.astype(np.float64),
+        d.data.astype(np.float64),
+    )
     for k in range(0, left.shape[1], 16):
         exact = total + left[:, k : k + 16] @ right[k : k + 16]
         single = exact.astype(np.float32)
-        total = np.where(np.abs(single) > np.abs(exact), np.nextafter(single, np.float32(0)), single).astype(np.float64)
+        total = np.where(
+            np.abs(single) > np.abs(exact), np.nextafter(single, np.float32(0)), single
+        ).astype(np.float64)
     return TensorHandle(total.astype(np.float32), d.dtype.scalar)

@@ -1,4 +1,6 @@
-"""Whether a figure can be read: tick labels apart, legends off the data, everything on the page, one of two widths."""
+"""Whether a figure can be read: tick labels apart, legends off the data, everything on the page,
+one of two widths.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ def assert_legible(figure: Any) -> None:
             boxes = sorted(_labels(axis), key=lambda box: box.x0 if across else box.y0)
             sides = [(a.x1, b.x0) if across else (a.y1, b.y0) for a, b in itertools.pairwise(boxes)]
             turned = any(label.get_rotation() for label in axis.get_majorticklabels())
-            assert turned or all(end < begin for end, begin in sides), (ax.get_xlabel(), ax.get_ylabel(), axis)
+            assert turned or all(end < begin for end, begin in sides), (
+                ax.get_xlabel(),
+                ax.get_ylabel(),
+                axis,
+            )
     page, content = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert page.x0 - 1 <= content.x0
     assert content.x1 <= page.x1 + 1

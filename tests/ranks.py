@@ -1,4 +1,6 @@
-"""Processes of torch.distributed for tests: a script's ranks, started together, and what the ranks have written."""
+"""Processes of torch.distributed for tests: a script's ranks, started together, and what the ranks
+have written.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,12 @@ TESTS = Path(__file__).parent
 
 
 def run_ranks(script: str, number: int, folder: Path, *arguments: str) -> None:
-    """Run ``script RANK FOLDER ..`` of tests/ on so many ranks; it fails where one of them does, with what they said."""
-    path = os.pathsep.join(str(TESTS.parent / name) for name in (".", "tests", "kernels", "examples"))
+    """Run ``script RANK FOLDER ..`` of tests/ on so many ranks; it fails where one of them does,
+    with what they said.
+    """
+    path = os.pathsep.join(
+        str(TESTS.parent / name) for name in (".", "tests", "kernels", "examples")
+    )
     ranks = [
         subprocess.Popen(
             [sys.executable, TESTS / script, str(rank), folder, *arguments],

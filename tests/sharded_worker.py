@@ -1,7 +1,9 @@
-"""What a rank does in the tests of several ranks: ``python sharded_worker.py RANK FOLDER`` joins worlds of 1, 2, 3 and 4 ranks.
+"""What a rank does in the tests of several ranks: ``python sharded_worker.py RANK FOLDER`` joins
+worlds of 1, 2, 3 and 4 ranks.
 
-One set of four processes serves all tests, for starting them is what costs. The first rank writes RANKS.json: for each check
-its name, an error and what is allowed; an exception on any rank is a check that failed.
+One set of four processes serves all tests, for starting them is what costs. The first rank writes
+RANKS.json: for each check its name, an error and what is allowed; an exception on any rank is a
+check that failed.
 """
 
 from __future__ import annotations
@@ -44,24 +46,49 @@ Check = tuple[str, float, float]
 
 
 def problems() -> Iterator[tuple[str, Problem]]:
-    """Every loss and bias kind: ragged blocks, an empty one for 3 and 4 ranks, classes without samples."""
+    """Every loss and bias kind: ragged blocks, an empty one for 3 and 4 ranks, classes without
+    samples.
+    """
     for case in LOSS_CASES:
         for bias, lambda_b in BIAS_CASES:
-            common = {"dim": 4, "bias": bias, "lambda_b": lambda_b, "lambda_w": 0.02, "lambda_h": 0.005, **case}
+            common = {
+                "dim": 4,
+                "bias": bias,
+                "lambda_b": lambda_b,
+                "lambda_w": 0.02,
+                "lambda_h": 0.005,
+                **case,
+            }
             name = " ".join(map(str, [*case.values(), bias]))
             if case["loss"] == "pick-all":
                 sets = [[0, 1], [2], [3, 1, 4], [0], [1], [3], [4], [2, 0], [4, 3]]
                 indptr = torch.tensor([0, *map(len, sets)]).cumsum(0)
                 flat = [k for members in sets for k in members]
-                yield name, Problem(classes=5, target_sets=TargetSets.create(indptr, flat, 5, range(1, 10)), **common)
+                yield (
+                    name,
+                    Problem(
+                        classes=5,
+                        target_sets=TargetSets.create(indptr, flat, 5, range(1, 10)),
+                        **common,
+                    ),
+                )
                 continue
             counts = [3, 1, 2, 5, 4] if bias == "free" else [3, 0, 1, 0, 4]
             yield name, Problem(counts=counts, **common)
-    yield "labels", Problem(labels=torch.tensor([4, 0, 2, 2, 4, 0, 1, 4, 4, 2, 9]), classes=11, dim=3, lambda_w=0.01)
+    yield (
+        "labels",
+        Problem(
+            labels=torch.tensor([4, 0, 2, 2, 4, 0, 1, 4, 4, 2, 9]), classes=11, dim=3, lambda_w=0.01
+        ),
+    )
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-300)) if expected.numel() else 0.0
+    return (
+        float((found - expected).norm() / expected.norm().clamp_min(1e-300))
+        if expected.numel()
+        else 0.0
+    )
 
 
 def whole(x: Point) -> Point:
@@ -72,37 +99,69 @@ def whole(x: Point) -> Point:
 
 
 def heads(mesh: Mesh, scale: float = 1.0, reduce: str = "auto", every: int = 1) -> Iterator[Check]:
-    """Value, gradient, Hessian product, statistics, products and losses against `tiled` in one process."""
+    """Value, gradient, Hessian product, statistics, products and losses against `tiled` in one
+    process.
+    """
     for name, problem in list(problems())[::every]:
         one = Objective(problem, backend=TiledBackend(), reduce=reduce)
         many = Objective(problem, backend=ShardedBackend(mesh, chunk=3 * mesh.ranks), reduce=reduce)
         x, v = random_point(one, 1, scale), random_point(one, 2)
         at, along = cut(many.layout, x), cut(many.layout, v)
         softmax = problem.loss.name != "mse"
-        expected, found = one.value_and_grad(x, statistics=True), many.value_and_grad(at, statistics=True)
+        expected, found = (
+            one.value_and_grad(x, statistics=True),
+            many.value_and_grad(at, statistics=True),
+        )
         yield f"{name} value", abs(found.value / expected.value - 1), 1e-12
         gradient = whole(found.gradient)
-        yield f"{name} gradient", gradient.axpy(-1.0, expected.gradient).norm() / expected.gradient.norm(), 1e-12
+        yield (
+            f"{name} gradient",
+            gradient.axpy(-1.0, expected.gradient).norm() / expected.gradient.norm(),
+            1e-12,
+        )
         yield f"{name} dot", abs(found.gradient.dot(along) / expected.gradient.dot(v) - 1), 1e-10
         product, exact = whole(many.hvp(at, along)), one.hvp(x, v)
-        yield f"{name} hessian", product.axpy(-1.0, exact).norm() / exact.norm(), 1e-12 * max(1.0, scale) ** 2
+        yield (
+            f"{name} hessian",
+            product.axpy(-1.0, exact).norm() / exact.norm(),
+            1e-12 * max(1.0, scale) ** 2,
+        )
         world = mesh.world
         if softmax:
             for field in ("margin", "log_off_target_mass"):
                 all_rows = torch.cat(gathered(world, getattr(found.statistics, field), "test"))
-                yield f"{name} {field}", relative(all_rows, getattr(expected.statistics, field)), 1e-12
+                yield (
+                    f"{name} {field}",
+                    relative(all_rows, getattr(expected.statistics, field)),
+                    1e-12,
+                )
         generator = torch.Generator().manual_seed(0)
-        right, left = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (len(x.W), len(x.H)))
+        right, left = (
+            torch.randn(n, 2, generator=generator, dtype=torch.float64)
+            for n in (len(x.W), len(x.H))
+        )
         exact, G = (o.backend.logit_gradient(o.head_input(p)) for o, p in ((one, x), (many, at)))
-        forward, backward = G.times(right[many.layout.class_part]), G.transposed_times(left[many.layout.row_part])
-        for side, a, b in (("G", exact.times(right), forward), ("G'", exact.transposed_times(left), backward)):
-            yield f"{name} {side} product", relative(torch.cat(gathered(world, b, "test")), a), 1e-12
+        forward, backward = (
+            G.times(right[many.layout.class_part]),
+            G.transposed_times(left[many.layout.row_part]),
+        )
+        for side, a, b in (
+            ("G", exact.times(right), forward),
+            ("G'", exact.transposed_times(left), backward),
+        ):
+            yield (
+                f"{name} {side} product",
+                relative(torch.cat(gathered(world, b, "test")), a),
+                1e-12,
+            )
         losses = torch.cat(gathered(world, many.backend.losses(many.head_input(at)), "test"))
         yield f"{name} losses", relative(losses, one.backend.losses(one.head_input(x))), 1e-11
 
 
 def starts(mesh: Mesh, folder: Path) -> Iterator[Check]:
-    """Starts are those of the world before, of another number of ranks; the spectral one is that of one process."""
+    """Starts are those of the world before, of another number of ranks; the spectral one is that of
+    one process.
+    """
     for name in SHARDED_STARTS:
         for d in (2, 12):
             problem = Problem(counts=[3, 0, 1, 0, 4, 2, 2, 2, 1], dim=d)
@@ -139,37 +198,61 @@ def solves(*some: int) -> Iterator[Check]:
         initial = one.to_model(make_start(one, "normal", seed=5))
         curvatures = mock.patch.object(lbfgs, "curvature_of", return_value=None)
         with curvatures, mock.patch.object(first_order, "largest_curvature", return_value=2.0):
-            expected, found = (solve(problem, initial=initial, backend=name, **options) for name in ("tiled", "sharded"))
+            expected, found = (
+                solve(problem, initial=initial, backend=name, **options)
+                for name in ("tiled", "sharded")
+            )
         assert found.outcome is expected.outcome, (given, options, found.message)
         yield f"solve {given} {options}", abs(found.value / expected.value - 1), 1e-10
-        yield f"certified {given} {options}", found.certificate.certified != expected.certificate.certified, 0.0
+        yield (
+            f"certified {given} {options}",
+            found.certificate.certified != expected.certificate.certified,
+            0.0,
+        )
 
 
-#: Classes up to which norms are exact. Krylov spaces of few dimensions are exhausted, so that the other norms are right too.
+#: Classes up to which norms are exact. Krylov spaces of few dimensions are exhausted, so that the
+#: other norms are right too.
 EXACT, SAMPLED = 4096, 1
 
 
 def certificates(mesh: Mesh, every: int) -> Iterator[Check]:
-    """Every rank's certificate is that of one process, also at points that are no minima; of a focal loss with a bias it lacks
-    the rows that follow the bias.
+    """Every rank's certificate is that of one process, also at points that are no minima; of a
+    focal loss with a bias it lacks the rows that follow the bias.
     """
-    cases = [*problems(), *(("frozen " + f, Problem(**_SMALL, freeze=f, bias="penalised", lambda_b=0.1)) for f in "wh")]
+    cases = [
+        *problems(),
+        *(
+            ("frozen " + f, Problem(**_SMALL, freeze=f, bias="penalised", lambda_b=0.1))
+            for f in "wh"
+        ),
+    ]
     for (name, problem), exact in itertools.product(cases[::every], (EXACT, SAMPLED)):
         one, many = Objective(problem), Objective(problem, backend=ShardedBackend(mesh))
         x = one.to_model(random_point(one, 1, 0.3))
         expected = certify(problem, one.rows, x, exact_classes=exact)
         found = certify(problem, many.rows, cut(many.layout, x), exact_classes=exact)
         assert found.kind == expected.kind, (name, found, expected)
-        numbers = torch.tensor([found.value, found.lower_bound, found.spectral_ratio or 0.0], dtype=torch.float64)
-        own = torch.tensor([expected.value, expected.lower_bound, expected.spectral_ratio or 0.0], dtype=torch.float64)
+        numbers = torch.tensor(
+            [found.value, found.lower_bound, found.spectral_ratio or 0.0], dtype=torch.float64
+        )
+        own = torch.tensor(
+            [expected.value, expected.lower_bound, expected.spectral_ratio or 0.0],
+            dtype=torch.float64,
+        )
         follows = problem.loss.name == "focal" and problem.bias != "none"
         least = numbers.minimum(own) if follows else own
-        yield f"certificate {name} {exact}", ((numbers - least).abs() / own.abs().clamp_min(1.0)).max(), 1e-10
+        yield (
+            f"certificate {name} {exact}",
+            ((numbers - least).abs() / own.abs().clamp_min(1.0)).max(),
+            1e-10,
+        )
         for other in gathered(mesh.world, numbers, "test"):
             yield f"certificate of all ranks {name} {exact}", (other - numbers).abs().max(), 0.0
 
 
-#: More and fewer classes than dimensions, classes without rows, equal counts, a rank without rows, one class.
+#: More and fewer classes than dimensions, classes without rows, equal counts, a rank without rows,
+#: one class.
 MEASURED: list[tuple[dict[str, Any], str]] = [
     ({"counts": [3, 0, 1, 2, 5, 2, 2], "dim": 3, "lambda_w": 0.02}, "none"),
     ({"counts": [3, 1, 2, 2], "dim": 2}, "classes"),
@@ -180,22 +263,45 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
 
 
 def metrics(mesh: Mesh) -> Iterator[Check]:
-    """What d x d sums are enough for is as in one process, the same on every rank; also where all is zero."""
+    """What d x d sums are enough for is as in one process, the same on every rank; also where all
+    is zero.
+    """
     for given, reduce in MEASURED:
         problem = Problem(**given)
-        one, many = Objective(problem, reduce=reduce), Objective(problem, backend=ShardedBackend(mesh), reduce=reduce)
+        one, many = (
+            Objective(problem, reduce=reduce),
+            Objective(problem, backend=ShardedBackend(mesh), reduce=reduce),
+        )
         start = one.to_model(random_point(one, 1))
         for x in (start, start.zeros()):
-            expected = {k: v for k, v in measure(problem, one.rows, x, "none", 1.0).items() if k in SUMS}
-            logged = {k: v for k, v in collapse_metrics(problem, x, reduce, 1.0).items() if k in SUMS}
+            expected = {
+                k: v for k, v in measure(problem, one.rows, x, "none", 1.0).items() if k in SUMS
+            }
+            logged = {
+                k: v for k, v in collapse_metrics(problem, x, reduce, 1.0).items() if k in SUMS
+            }
             expected |= {f"logged {k}": v for k, v in logged.items()}
             found = measure(problem, many.rows, cut(many.layout, x), "none", 1.0)
-            found |= {f"logged {k}": v for k, v in collapse_metrics(problem, cut(many.layout, x), reduce, 1.0).items()}
+            found |= {
+                f"logged {k}": v
+                for k, v in collapse_metrics(problem, cut(many.layout, x), reduce, 1.0).items()
+            }
             assert list(found) == list(expected), (given, found, expected)
-            numbers, own = (torch.tensor(list(values.values()), dtype=torch.float64) for values in (found, expected))
-            yield f"metrics {given}", float(not torch.allclose(numbers, own, rtol=1e-10, atol=1e-10, equal_nan=True)), 0.0
+            numbers, own = (
+                torch.tensor(list(values.values()), dtype=torch.float64)
+                for values in (found, expected)
+            )
+            yield (
+                f"metrics {given}",
+                float(not torch.allclose(numbers, own, rtol=1e-10, atol=1e-10, equal_nan=True)),
+                0.0,
+            )
             for other in gathered(mesh.world, numbers, "test"):
-                yield f"metrics of all ranks {given}", (other - numbers).nan_to_num().abs().max(), 0.0
+                yield (
+                    f"metrics of all ranks {given}",
+                    (other - numbers).nan_to_num().abs().max(),
+                    0.0,
+                )
 
 
 def counted(mesh: Mesh) -> Iterator[Check]:
@@ -208,25 +314,41 @@ def counted(mesh: Mesh) -> Iterator[Check]:
         mesh.traffic.clear()
         objective.value_and_grad(x)
         height = next(iter(objective.backend.of(problem.loss).heights.values()))
-        cost = Cost(11, 11, 4, mesh.shape, height, 8, problem.bias != "none", problem.loss.smoothing > 0).sent()
+        cost = Cost(
+            11, 11, 4, mesh.shape, height, 8, problem.bias != "none", problem.loss.smoothing > 0
+        ).sent()
         for kind, sent in cost.items():
-            yield f"{mesh.shape} {given} {kind} {mesh.traffic[kind]} {sent}", abs(mesh.traffic[kind] - sent), 0.0
+            yield (
+                f"{mesh.shape} {given} {kind} {mesh.traffic[kind]} {sent}",
+                abs(mesh.traffic[kind] - sent),
+                0.0,
+            )
 
 
 def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
-    """Ranks whose clocks, memories and roundings differ take the same steps and save at the same time."""
+    """Ranks whose clocks, memories and roundings differ take the same steps and save at the same
+    time.
+    """
     rank, saves = mesh.rank, []
     clock = itertools.count()
     patches = (
-        mock.patch.object(time, "perf_counter", side_effect=lambda: 7.0 * rank + 0.1 * (1 + rank) * next(clock)),
+        mock.patch.object(
+            time, "perf_counter", side_effect=lambda: 7.0 * rank + 0.1 * (1 + rank) * next(clock)
+        ),
         mock.patch.object(sharded, "chunk_rows", return_value=1 + 2 * rank),
-        mock.patch.object(point, "inner", lambda a, b, exact=point.inner: exact(a, b) * (1.0 + 3e-16 * rank)),
+        mock.patch.object(
+            point, "inner", lambda a, b, exact=point.inner: exact(a, b) * (1.0 + 3e-16 * rank)
+        ),
         mock.patch.object(minimise, "SAVE_SECONDS", 0.5),
     )
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        found = solve(Problem(counts=[3, 1, 2, 5, 4], dim=6, **_EASY), backend="sharded", on_save=lambda *_: saves.append(1))
+        found = solve(
+            Problem(counts=[3, 1, 2, 5, 4], dim=6, **_EASY),
+            backend="sharded",
+            on_save=lambda *_: saves.append(1),
+        )
     numbers = torch.tensor([found.value, found.steps, len(saves)], dtype=torch.float64)
     for other in gathered(mesh.world, numbers, "test"):
         yield "unlike ranks", (other - numbers).abs().max(), 0.0
@@ -240,8 +362,14 @@ def interrupted(mesh: Mesh) -> Iterator[Check]:
         if mesh.rank == mesh.ranks - 1 and record.step == 3:
             STOP.set()
 
-    found = solve(Problem(counts=[3, 1, 2, 5, 4], dim=6), backend="sharded", start="normal", on_log=tell)
-    yield f"interrupted: {found.outcome} {found.steps}", abs(found.steps - 3) + (found.outcome.value != "interrupted"), 0.0
+    found = solve(
+        Problem(counts=[3, 1, 2, 5, 4], dim=6), backend="sharded", start="normal", on_log=tell
+    )
+    yield (
+        f"interrupted: {found.outcome} {found.steps}",
+        abs(found.steps - 3) + (found.outcome.value != "interrupted"),
+        0.0,
+    )
 
 
 def checks(ranks: int, folder: Path) -> Iterator[Check]:
@@ -263,9 +391,15 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
         yield from solves(0)
         yield from interrupted(Mesh.of_world())
     if ranks == 3:
-        yield from (("1x3 " + name, *rest) for name, *rest in heads(Mesh.of_world("1x3"), reduce="none", every=3))
+        yield from (
+            ("1x3 " + name, *rest)
+            for name, *rest in heads(Mesh.of_world("1x3"), reduce="none", every=3)
+        )
     if ranks == 4:
-        yield from (("2x2 " + name, *rest) for name, *rest in heads(Mesh.of_world("2x2"), scale=30.0, every=4))
+        yield from (
+            ("2x2 " + name, *rest)
+            for name, *rest in heads(Mesh.of_world("2x2"), scale=30.0, every=4)
+        )
 
 
 def join(ranks: int, rank: int, folder: Path) -> None:

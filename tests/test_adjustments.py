@@ -1,4 +1,6 @@
-"""Adjusted logits: offsets, margins and scales of the classes, against dense autograd, identities and certificates."""
+"""Adjusted logits: offsets, margins and scales of the classes, against dense autograd, identities
+and certificates.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ CASES = [
 @pytest.mark.parametrize("variables", ["balanced", "raw"])
 def test_value_gradient_and_products_are_those_of_dense_autograd(case, variables):
     problem = Problem(**{**SMALL, **case})
-    ours, dense = (Objective(problem, backend=b, variables=variables) for b in (None, ReferenceBackend()))
+    ours, dense = (
+        Objective(problem, backend=b, variables=variables) for b in (None, ReferenceBackend())
+    )
     x, v = random_point(ours, 0), random_point(ours, 1)
     if ours.geometry.curved:
         x = ours.geometry.project(x)
@@ -47,7 +51,13 @@ def test_value_gradient_and_products_are_those_of_dense_autograd(case, variables
 
 def test_the_textbook_formula():
     problem = Problem(
-        **SMALL, bias="penalised", lambda_b=0.1, logit_adjustment=0.7, margin=0.5, margin_power=0.25, class_scales=0.3
+        **SMALL,
+        bias="penalised",
+        lambda_b=0.1,
+        logit_adjustment=0.7,
+        margin=0.5,
+        margin_power=0.25,
+        class_scales=0.3,
     )
     objective = Objective(problem, variables="raw")
     x, n = random_point(objective, 3), torch.tensor(COUNTS).double()
@@ -64,17 +74,23 @@ def test_penalties_of_each_class_are_scales():
     x = random_point(plain, 0)
     extra = 0.5 * float((lambdas - 0.01) @ x.W.square().sum(1))
     y = replace(x, W=x.W * (lambdas / 0.01).sqrt()[:, None])
-    assert scaled.value_and_grad(y).value == pytest.approx(plain.value_and_grad(x).value + extra, rel=1e-13)
+    assert scaled.value_and_grad(y).value == pytest.approx(
+        plain.value_and_grad(x).value + extra, rel=1e-13
+    )
 
 
-@pytest.mark.parametrize("case", [{"loss": "ce", "smoothing": 0.1}, {"loss": "focal"}, {"loss": "pick-all"}])
+@pytest.mark.parametrize(
+    "case", [{"loss": "ce", "smoothing": 0.1}, {"loss": "focal"}, {"loss": "pick-all"}]
+)
 def test_nothing_to_change_changes_no_bit(case):
     plain = Problem(**SMALL, **case)
     nothing = replace(plain, logit_adjustment=0.0, class_scales=[1.0] * 4, margin=[0.0] * 4)
     x = random_point(Objective(plain), 0)
     a, b = (Objective(problem).value_and_grad(x) for problem in (plain, nothing))
     assert a.value == b.value
-    assert all(torch.equal(p, q) for p, q in zip(a.gradient.parts(), b.gradient.parts(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(a.gradient.parts(), b.gradient.parts(), strict=True)
+    )
     assert nothing.kind == plain.kind
 
 
@@ -93,8 +109,20 @@ def test_nothing_to_change_changes_no_bit(case):
         {"feature_penalties": -1.0, "loss": "mse", "bias": "free"},
         {"loss": "focal", "margin": 0.1, "class_scales": 0.2},
         {"loss": "focal", "margin": 0.1, "bias": "penalised", "lambda_b": 0.1},
-        {"margin": 0.2, "constraint": "sphere", "temperature": 8.0, "lambda_w": 0.0, "lambda_h": 0.0},
-        {"class_scales": 0.3, "constraint": "sphere", "temperature": 4.0, "lambda_w": 0.0, "lambda_h": 0.0},
+        {
+            "margin": 0.2,
+            "constraint": "sphere",
+            "temperature": 8.0,
+            "lambda_w": 0.0,
+            "lambda_h": 0.0,
+        },
+        {
+            "class_scales": 0.3,
+            "constraint": "sphere",
+            "temperature": 4.0,
+            "lambda_w": 0.0,
+            "lambda_h": 0.0,
+        },
     ],
 )
 def test_adjusted_logits_and_penalties_of_each_class_are_certified(case):
@@ -133,14 +161,21 @@ def test_features_have_the_penalty_of_their_class():
     leaf = x.H.clone().requires_grad_()
     data = torch.nn.functional.cross_entropy(leaf @ x.W.T, y)
     (data + 0.002 * (kappa[y] * leaf.square().sum(1)).sum()).backward()
-    torch.testing.assert_close(every.value_and_grad(x).gradient.H, leaf.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        every.value_and_grad(x).gradient.H, leaf.grad, rtol=1e-12, atol=1e-14
+    )
     for reduce in ("classes", "none"):
-        raw, balanced = (Objective(problem, reduce=reduce, variables=v) for v in ("raw", "balanced"))
-        at = random_point(raw, 1)
-        assert balanced.value_and_grad(balanced.from_model(at.W, at.H, None)).value == pytest.approx(
-            raw.value_and_grad(at).value, rel=1e-12
+        raw, balanced = (
+            Objective(problem, reduce=reduce, variables=v) for v in ("raw", "balanced")
         )
-    same, twice = Problem(**SMALL, feature_penalties=[2.0] * 4), Problem(**{**SMALL, "lambda_h": 0.008})
+        at = random_point(raw, 1)
+        assert balanced.value_and_grad(
+            balanced.from_model(at.W, at.H, None)
+        ).value == pytest.approx(raw.value_and_grad(at).value, rel=1e-12)
+    same, twice = (
+        Problem(**SMALL, feature_penalties=[2.0] * 4),
+        Problem(**{**SMALL, "lambda_h": 0.008}),
+    )
     assert solve(same).value == pytest.approx(solve(twice).value, rel=1e-10)
     one = Problem(**SMALL, feature_penalties=[1.0] * 4)
     assert one.kind == Problem(**SMALL).kind
@@ -186,7 +221,10 @@ def test_a_free_bias_takes_the_offsets_in():
         ({"feature_penalties": [1.0, 2.0]}, "feature_penalties must be one number or 4"),
         ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must be > 0"),
         ({"feature_penalties": -1.0, "loss": "pick-all"}, "not with loss pick-all"),
-        ({"feature_penalties": -1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0}, "not with unit rows"),
+        (
+            {"feature_penalties": -1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0},
+            "not with unit rows",
+        ),
     ],
 )
 def test_what_contradicts_is_said(case, words):
@@ -196,10 +234,24 @@ def test_what_contradicts_is_said(case, words):
 
 def test_on_the_command_line(tmp_path, capsys):
     flags = ["--counts", "7,4,2,1", "--dim", "5", "--lambda-w", "0.01", "--lambda-h", "0.004"]
-    ours = ["--margin", "0.5", "--margin-power", "0.25", "--logit-adjustment", "0.1,0,-0.2,0", "--feature-penalties=-1"]
+    ours = [
+        "--margin",
+        "0.5",
+        "--margin-power",
+        "0.25",
+        "--logit-adjustment",
+        "0.1,0,-0.2,0",
+        "--feature-penalties=-1",
+    ]
     assert main(["solve", "--no-plots", *flags, *ours, "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    problem = Problem(**SMALL, margin=0.5, margin_power=0.25, logit_adjustment=[0.1, 0.0, -0.2, 0.0], feature_penalties=-1.0)
+    problem = Problem(
+        **SMALL,
+        margin=0.5,
+        margin_power=0.25,
+        logit_adjustment=[0.1, 0.0, -0.2, 0.0],
+        feature_penalties=-1.0,
+    )
     assert summary["value"] == pytest.approx(solve(problem).value, rel=1e-12)
     assert main(["solve", "--no-plots", *flags, "--margin", "0.5,1"]) == 2
     assert "margin must be one number or 4" in capsys.readouterr().err

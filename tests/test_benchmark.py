@@ -1,4 +1,6 @@
-"""`ufm-fast bench` and `python -m bench`: what they measure is what they say, and every script of bench/ is listed."""
+"""`ufm-fast bench` and `python -m bench`: what they measure is what they say, and every script of
+bench/ is listed.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_the_command_prints_tables_and_writes_a_picture(small, tmp_path, monkeyp
     monkeypatch.setattr(claims, "MARGINS", (5.0, 40.0))
     assert main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
     words = capsys.readouterr().out
-    assert all(word in words for word in ("three products", "autograd", "torch.optim.LBFGS", "margin"))
+    assert all(
+        word in words for word in ("three products", "autograd", "torch.optim.LBFGS", "margin")
+    )
     content = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert content.keys() == {"environment", "heads", "solves", "digits"}
     products = [row for row in content["heads"] if row["contender"] == "three products"]
@@ -100,5 +104,7 @@ def test_cases_run_by_name():
     command = [sys.executable, "-m", "bench", "exponentials", "--help"]
     done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, check=True)
     assert "exp2" in done.stdout
-    listed = subprocess.run(command[:3], cwd=BENCH.parent, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        command[:3], cwd=BENCH.parent, capture_output=True, text=True, check=True
+    ).stdout
     assert "exponentials" in listed

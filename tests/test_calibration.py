@@ -1,4 +1,6 @@
-"""Rates of a machine: fitted to what is measured, kept by what they depend on, measured anew where nothing is kept."""
+"""Rates of a machine: fitted to what is measured, kept by what they depend on, measured anew where
+nothing is kept.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,12 @@ def test_rates_are_kept_for_a_kind_of_problem(machine: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"version": 0, "rates": [1, 1, 1, 1, 1, 1]}', '{"version": 1, "rates": [1]}', "[]"]
+    "content",
+    ["", "{", '{"version": 0, "rates": [1, 1, 1, 1, 1, 1]}', '{"version": 1, "rates": [1]}', "[]"],
 )
-def test_a_cache_that_is_none_is_measured_anew(content: str, machine: list[int], tmp_path: Path) -> None:
+def test_a_cache_that_is_none_is_measured_anew(
+    content: str, machine: list[int], tmp_path: Path
+) -> None:
     problem = Problem(classes=10, dim=5)
     rates_of(problem, terms_of)
     (file,) = (tmp_path / "cache").iterdir()
@@ -62,7 +67,9 @@ def test_a_cache_that_is_none_is_measured_anew(content: str, machine: list[int],
     assert json.loads(file.read_text())["version"] == calibration.VERSION
 
 
-def test_a_cache_that_can_t_be_written_costs_nothing_else(machine: list[int], monkeypatch, tmp_path: Path) -> None:
+def test_a_cache_that_can_t_be_written_costs_nothing_else(
+    machine: list[int], monkeypatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UFM_FAST_CACHE", str(tmp_path / "file" / "cache"))
     assert rates_of(Problem(classes=10, dim=5), terms_of) == pytest.approx(TRUE, rel=1e-6)
@@ -78,5 +85,8 @@ def test_terms_count_the_head_the_model_and_the_history() -> None:
 
 
 def test_what_is_measured_is_of_its_size() -> None:
-    small, large = (Objective(Problem(counts=[1 + k % 3 for k in range(K)], dim=60), variables="raw") for K in (5, 400))
+    small, large = (
+        Objective(Problem(counts=[1 + k % 3 for k in range(K)], dim=60), variables="raw")
+        for K in (5, 400)
+    )
     assert 0.0 < calibration.measured(small) < calibration.measured(large)

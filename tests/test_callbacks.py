@@ -1,4 +1,6 @@
-"""What a solve tells while it runs: callbacks, metrics in its history, seconds by phase, words of long phases, TensorBoard."""
+"""What a solve tells while it runs: callbacks, metrics in its history, seconds by phase, words of
+long phases, TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Record(Callback):
 
 def test_callbacks_hear_phases_log_points_steps_and_the_end_in_order():
     first, second = Record(), Record()
-    solution = solve(PROBLEM, start="normal", method="gd", max_steps=5, log_every=2, callbacks=[first, second])
+    solution = solve(
+        PROBLEM, start="normal", method="gd", max_steps=5, log_every=2, callbacks=[first, second]
+    )
     assert first.heard == second.heard
     assert [event[:2] for event in first.heard[:-1]] == [
         ("phase", "start"),
@@ -85,7 +89,11 @@ def test_a_callback_that_stops_keeps_the_solution():
 def test_the_history_has_metrics_where_they_are_asked_for(wanted):
     solution = solve(PROBLEM, start="normal", max_steps=4, log_metrics=wanted)
     last = solution.history[-1]
-    expected = {} if wanted is False else collapse_metrics(PROBLEM, solution.point, solution.reduce, solution.value)
+    expected = (
+        {}
+        if wanted is False
+        else collapse_metrics(PROBLEM, solution.point, solution.reduce, solution.value)
+    )
     assert last.metrics == expected
     assert {"step", "value", *expected} <= last.flat().keys()
     assert "metrics" not in last.flat()
@@ -108,7 +116,10 @@ def test_a_watch_gives_each_phase_its_own_seconds():
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_a_watched_solve_tells_its_phases_and_has_the_same_bits(loss):
     problem = Problem(counts=[4, 2, 1], dim=4, loss=loss, lambda_w=1e-2, lambda_h=1e-2)
-    watched, plain = solve(problem, start="normal", watch=Stopwatch()), solve(problem, start="normal")
+    watched, plain = (
+        solve(problem, start="normal", watch=Stopwatch()),
+        solve(problem, start="normal"),
+    )
     assert torch.equal(watched.point.W, plain.point.W)
     assert plain.phases == {}
     products = {"logits", "dH", "dW"} if loss == "ce" else set()
@@ -137,7 +148,11 @@ def test_a_phase_that_takes_long_is_said(capsys, tmp_path, monkeypatch):
     note = heartbeat.Heartbeat.__init__
 
     def begin(self, say, **options):
-        note(self, lambda words: (say(words), said.set() if "making the start" in words else None), **options)
+        note(
+            self,
+            lambda words: (say(words), said.set() if "making the start" in words else None),
+            **options,
+        )
 
     def slow(*given, **named):
         assert said.wait(30)
@@ -173,7 +188,9 @@ def test_tensorboard_gets_log_points_and_the_result(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     board = TensorBoard(tmp_path)
     assert written == {}
-    solution = solve(PROBLEM, start="normal", log_metrics=True, callbacks=[board], watch=Stopwatch())
+    solution = solve(
+        PROBLEM, start="normal", log_metrics=True, callbacks=[board], watch=Stopwatch()
+    )
     for record in solution.history:
         assert written["solve/value", record.step] == record.value
         assert written["solve/nc1_pinv", record.step] == record.metrics["nc1_pinv"]
@@ -181,14 +198,34 @@ def test_tensorboard_gets_log_points_and_the_result(tmp_path, monkeypatch):
     assert written["seconds/solver", solution.steps] == solution.phases["solver"]
     assert written["closed"]
     monkeypatch.chdir(tmp_path)
-    assert main(["solve", "--classes", "3", "--dim", "4", "--tensorboard", "--quiet", "--no-plots", "--out", "r"]) == 0
+    assert (
+        main(
+            [
+                "solve",
+                "--classes",
+                "3",
+                "--dim",
+                "4",
+                "--tensorboard",
+                "--quiet",
+                "--no-plots",
+                "--out",
+                "r",
+            ]
+        )
+        == 0
+    )
     assert written["folder"] == str(Path("r", "tensorboard"))
 
 
-def test_without_its_package_tensorboard_is_refused_before_anything_is_left(capsys, tmp_path, monkeypatch):
+def test_without_its_package_tensorboard_is_refused_before_anything_is_left(
+    capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="pip install 'ufm-fast"):
         TensorBoard(tmp_path)
-    assert "ufm-fast[tensorboard]" in refused(capsys, "solve", "--classes", "3", "--dim", "4", "--tensorboard", "--out", "r")
+    assert "ufm-fast[tensorboard]" in refused(
+        capsys, "solve", "--classes", "3", "--dim", "4", "--tensorboard", "--out", "r"
+    )
     assert not Path("r").exists()

@@ -1,4 +1,6 @@
-"""Heads from streaming sums: the normal equations, the objective's minimum, and what is written into a layer."""
+"""Heads from streaming sums: the normal equations, the objective's minimum, and what is written
+into a layer.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def _data(counts: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(K).repeat_interleave(torch.tensor(counts))
     means = torch.randn(K, DIM, dtype=torch.float64, generator=generator) + 1
-    return means[labels] + 0.5 * torch.randn(len(labels), DIM, dtype=torch.float64, generator=generator), labels
+    return means[labels] + 0.5 * torch.randn(
+        len(labels), DIM, dtype=torch.float64, generator=generator
+    ), labels
 
 
 def _sums(h: Tensor, y: Tensor, batch: int = 7) -> StreamingSums:
@@ -27,7 +31,9 @@ def _sums(h: Tensor, y: Tensor, batch: int = 7) -> StreamingSums:
     return sums
 
 
-def _gradient(h: Tensor, y: Tensor, W: Tensor, b: Tensor | None, lam: float, bias: str) -> tuple[Tensor, Tensor]:
+def _gradient(
+    h: Tensor, y: Tensor, W: Tensor, b: Tensor | None, lam: float, bias: str
+) -> tuple[Tensor, Tensor]:
     """Of the objective, written out: the reference."""
     Y = nn.functional.one_hot(y, K).double()
     error = (h @ W.T + (0 if b is None else b) - Y) / len(y)
@@ -56,7 +62,9 @@ def test_sums_in_parts_merge_and_any_dtype_is_summed_in_float64():
 
 @pytest.mark.parametrize("bias", ["none", "penalised"])
 def test_a_trained_head_is_its_own_least_squares_head_with_lam_the_decay(bias):
-    """The objective is strongly convex with modulus lam, so the head lies within |gradient|/lam of the trained one."""
+    """The objective is strongly convex with modulus lam, so the head lies within |gradient|/lam of
+    the trained one.
+    """
     (h, y), lam = _data(COUNTS["imbalanced"]), 0.05
     linear = nn.Linear(DIM, K, bias=bias == "penalised", dtype=torch.float64)
     optimiser = torch.optim.SGD(linear.parameters(), lr=0.02, momentum=0.9, weight_decay=lam)
@@ -68,7 +76,9 @@ def test_a_trained_head_is_its_own_least_squares_head_with_lam_the_decay(bias):
     gradient = torch.cat([g.flatten() for g in _gradient(h, y, W, b, lam, bias)]).norm()
     before = [p.detach().clone() for p in linear.parameters()]
     init_rows_(linear, _sums(h, y), [2, 3], lam=lam)
-    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(linear.parameters(), before, strict=True)]).norm()
+    moved = torch.cat(
+        [(p.detach() - q).flatten() for p, q in zip(linear.parameters(), before, strict=True)]
+    ).norm()
     assert 0 < moved <= gradient / lam * (1 + 1e-9)
     assert moved < 0.1 * W.norm()
 
@@ -76,7 +86,10 @@ def test_a_trained_head_is_its_own_least_squares_head_with_lam_the_decay(bias):
 @pytest.mark.parametrize("keep_old", [False, True])
 def test_least_squares_rows_are_written_where_they_belong(keep_old):
     (h, y), linear = _data(COUNTS["balanced"]), nn.Linear(DIM, K)
-    before, (W, b) = linear.weight.detach().clone(), least_squares_head(_sums(h, y), 0.1, "penalised")
+    before, (W, b) = (
+        linear.weight.detach().clone(),
+        least_squares_head(_sums(h, y), 0.1, "penalised"),
+    )
     assert init_rows_(linear, _sums(h, y), range(2, 4), lam=0.1, keep_old=keep_old) is linear
     torch.testing.assert_close(linear.weight[2:].double(), W[2:], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(linear.bias[2:].double(), b[2:], rtol=1e-6, atol=1e-6)

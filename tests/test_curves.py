@@ -20,7 +20,11 @@ TABLE = {
 
 @pytest.mark.parametrize(
     ("draw", "setting"),
-    [(curves.against_imbalance, "ratio"), (curves.against_penalty, "lambda"), (curves.against_counts, "count")],
+    [
+        (curves.against_imbalance, "ratio"),
+        (curves.against_penalty, "lambda"),
+        (curves.against_counts, "count"),
+    ],
 )
 def test_points_are_in_order_without_what_is_missing(draw, setting):
     ax = plots.new_figure().subplots()

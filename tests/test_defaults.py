@@ -1,4 +1,6 @@
-"""torch's default device and dtype are the caller's: problems, solves and modules make their tensors where they say."""
+"""torch's default device and dtype are the caller's: problems, solves and modules make their
+tensors where they say.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from ufm_fast.targets import TargetSets
 PROBLEMS = {
     "balanced": {"classes": 5, "dim": 6},
     "counts, free bias": {"counts": [5, 3, 1], "dim": 4, "bias": "free"},
-    "labels, mse": {"labels": [0, 1, 1, 2], "dim": 5, "loss": "mse", "bias": "penalised", "lambda_b": 0.1},
+    "labels, mse": {
+        "labels": [0, 1, 1, 2],
+        "dim": 5,
+        "loss": "mse",
+        "bias": "penalised",
+        "lambda_b": 0.1,
+    },
     "float32": {"classes": 4, "dim": 6, "dtype": "float32", "loss": "focal"},
     "sets": {"classes": 4, "dim": 4, "loss": "pick-all"},
 }

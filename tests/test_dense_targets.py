@@ -1,4 +1,6 @@
-"""Target vectors under squared error: backends, closed form, certificate, metrics, runs and bad input."""
+"""Target vectors under squared error: backends, closed form, certificate, metrics, runs and bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -49,22 +51,42 @@ def test_backends_agree_with_the_definition(biased):
     H, W, Y = normal(7, 4), normal(3, 4, seed=1), normal(7, 3, seed=2)
     b, o = normal(3, seed=3) if biased else None, normal(7, seed=4)
     x = HeadInput(SquaredError(), H, W, b, DenseTargets.of(Y), o)
-    v = replace(x, features=normal(7, 4, seed=5), weight=normal(3, 4, seed=6), bias=None if b is None else normal(3, seed=7))
+    v = replace(
+        x,
+        features=normal(7, 4, seed=5),
+        weight=normal(3, 4, seed=6),
+        bias=None if b is None else normal(3, seed=7),
+    )
     E = H @ W.T + (0 if b is None else b) - Y
     found = []
     for backend in (TiledBackend(), ReferenceBackend()):
-        outs = [Gradients(torch.ones_like(H), torch.ones_like(W), None if b is None else torch.ones_like(b)) for _ in "gh"]
+        outs = [
+            Gradients(
+                torch.ones_like(H), torch.ones_like(W), None if b is None else torch.ones_like(b)
+            )
+            for _ in "gh"
+        ]
         value = backend.head(x, outs[0]).value
         backend.head_hvp(x, v, outs[1])
         gradient = backend.logit_gradient(x)
-        products = gradient.times(normal(3, 2, seed=8)), gradient.transposed_times(normal(7, 2, seed=9))
-        parts = [part for out in outs for part in (out.features, out.weight, out.bias) if part is not None]
+        products = (
+            gradient.times(normal(3, 2, seed=8)),
+            gradient.transposed_times(normal(7, 2, seed=9)),
+        )
+        parts = [
+            part
+            for out in outs
+            for part in (out.features, out.weight, out.bias)
+            if part is not None
+        ]
         found.append([value, *parts, *products, backend.losses(x)])
     for tiled, dense in zip(*found, strict=True):
         torch.testing.assert_close(tiled, dense, rtol=1e-12, atol=1e-12)
     shift = normal(3, seed=10)
     torch.testing.assert_close(squared_error.residual_sum(x), o @ E)
-    torch.testing.assert_close(squared_error.along_targets(x, shift), (o[:, None] * (E - shift) * Y).sum())
+    torch.testing.assert_close(
+        squared_error.along_targets(x, shift), (o[:, None] * (E - shift) * Y).sum()
+    )
 
 
 @pytest.mark.parametrize("bias", ["none", "free"])
@@ -94,7 +116,9 @@ def test_the_closed_forms_point_is_the_minimum_with_merged_rows_and_dropped_dire
     assert found.certificate.certified
     assert 0 < int(torch.linalg.matrix_rank(found.point.W)) < 4
     assert found.metrics["nrc3"] < 1e-10
-    assert solve(problem, reduce="none", start="normal").value == pytest.approx(found.value, rel=1e-10)
+    assert solve(problem, reduce="none", start="normal").value == pytest.approx(
+        found.value, rel=1e-10
+    )
     torch.testing.assert_close(found.lifted().H[:30], found.lifted().H[60:])
 
 
@@ -104,7 +128,9 @@ def test_a_penalised_bias_is_the_minimum_of_the_convex_problem_in_it():
     found = solve(problem, start="normal")
 
     def profile(b: np.ndarray) -> float:
-        return least(Y - torch.from_numpy(b), 3, 1e-3, 2e-5, centred=False) + lambda_b / 2 * float(b @ b)
+        return least(Y - torch.from_numpy(b), 3, 1e-3, 2e-5, centred=False) + lambda_b / 2 * float(
+            b @ b
+        )
 
     assert found.certificate.certified
     assert found.theory is None
@@ -115,7 +141,10 @@ def test_a_penalised_bias_is_the_minimum_of_the_convex_problem_in_it():
 def test_one_hot_vectors_are_labels(bias):
     labels = torch.tensor([0, 2, 2, 1, 0, 2, 3, 0, 2])
     common = {"dim": 5, "lambda_w": 0.02, "lambda_h": 0.005, "loss": "mse", **bias}
-    named, vectors = Problem(labels=labels, **common), Problem(targets=torch.nn.functional.one_hot(labels), **common)
+    named, vectors = (
+        Problem(labels=labels, **common),
+        Problem(targets=torch.nn.functional.one_hot(labels), **common),
+    )
     assert sorted(vectors.rows().counts.tolist()) == sorted(named.rows().counts.tolist())
     found = solve(vectors, start="normal")
     assert found.value == pytest.approx(solve(named).value, rel=1e-11)
@@ -130,7 +159,15 @@ def test_one_hot_vectors_are_labels(bias):
 
 @pytest.mark.parametrize("bias", ["none", "free"])
 def test_linear_layers(bias):
-    problem = Problem(targets=correlated(40, 3), dim=4, bias=bias, layers=2, lambda_w=2e-3, lambda_h=2e-4, loss="mse")
+    problem = Problem(
+        targets=correlated(40, 3),
+        dim=4,
+        bias=bias,
+        layers=2,
+        lambda_w=2e-3,
+        lambda_h=2e-4,
+        loss="mse",
+    )
     found = solve(problem, start="orthogonal")
     assert found.value == pytest.approx(found.theory.value, rel=1e-10)
     assert found.certificate.certified
@@ -178,7 +215,20 @@ def test_a_run_with_target_vectors_stops_goes_on_and_is_read(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     np.save("y.npy", correlated(30, 3).numpy())
     np.save("other.npy", correlated(30, 3, seed=9).numpy())
-    given = ["solve", "--targets", "y.npy", "--loss", "mse", "--dim", "5", "--bias", "free", "--start", "normal", "--json"]
+    given = [
+        "solve",
+        "--targets",
+        "y.npy",
+        "--loss",
+        "mse",
+        "--dim",
+        "5",
+        "--bias",
+        "free",
+        "--start",
+        "normal",
+        "--json",
+    ]
     assert main([*given, "--out", "run", "--max-steps", "3", "--no-plots"]) == 3
     capsys.readouterr()
     assert main(["solve", "--resume", "run", "--max-steps", "500", "--json"]) == 0
@@ -186,15 +236,22 @@ def test_a_run_with_target_vectors_stops_goes_on_and_is_read(tmp_path, monkeypat
     assert summary["value"] == pytest.approx(summary["theory"]["value"], rel=1e-10)
     assert (tmp_path / "run/plots/collapse.png").exists()
     assert main(["metrics", "run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"]["nrc1"] == pytest.approx(summary["metrics"]["nrc1"], abs=1e-12)
+    assert json.loads(capsys.readouterr().out)["metrics"]["nrc1"] == pytest.approx(
+        summary["metrics"]["nrc1"], abs=1e-12
+    )
     assert main(["export", "run", "--format", "csv", "-q"]) == 0
     assert len((tmp_path / "run/export/target_vectors.csv").read_text().splitlines()) == 31
-    assert main([*given, "--out", "again", "--start-from", "run", "--no-plots"]) == 2  # start and start-from
+    assert (
+        main([*given, "--out", "again", "--start-from", "run", "--no-plots"]) == 2
+    )  # start and start-from
     assert main([*given[:-3], "--out", "again", "--start-from", "run", "--no-plots", "-q"]) == 0
     assert main([*given[:1], "--targets", "other.npy", *given[3:], "--out", "run"]) == 2
     tensors, progress, reduce = load_state(RunDirectory.open(tmp_path / "run"))
     write_state(
-        RunDirectory.open(tmp_path / "run"), {**tensors, "target_vectors": tensors["target_vectors"][1:]}, progress, reduce
+        RunDirectory.open(tmp_path / "run"),
+        {**tensors, "target_vectors": tensors["target_vectors"][1:]},
+        progress,
+        reduce,
     )
     assert main(["solve", "--resume", "run"]) == 2
     assert "damaged" in capsys.readouterr().err
@@ -203,8 +260,14 @@ def test_a_run_with_target_vectors_stops_goes_on_and_is_read(tmp_path, monkeypat
 def test_one_output_has_no_angles_to_draw_and_no_pairs_to_measure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("y.npy", normal(20, 1).numpy())
-    assert main(["solve", "--targets", "y.npy", "--loss", "mse", "--dim", "2", "--out", "run", "-q"]) == 0
-    assert sorted(path.name for path in (tmp_path / "run/plots").glob("*.png")) == ["collapse.png", "convergence.png"]
+    assert (
+        main(["solve", "--targets", "y.npy", "--loss", "mse", "--dim", "2", "--out", "run", "-q"])
+        == 0
+    )
+    assert sorted(path.name for path in (tmp_path / "run/plots").glob("*.png")) == [
+        "collapse.png",
+        "convergence.png",
+    ]
 
 
 def test_plan_counts_residuals():
@@ -240,7 +303,9 @@ def test_bad_input_names_the_argument_and_the_mend(given, message):
 def test_arrays_of_other_byte_orders_and_strides_are_read():
     plain = correlated(6, 3).numpy()
     for given in (plain.astype(">f8"), plain[::-1][::-1], np.asfortranarray(plain), plain.tolist()):
-        assert torch.equal(Problem(targets=given, dim=2, loss="mse").samples.given_vectors, torch.from_numpy(plain))
+        assert torch.equal(
+            Problem(targets=given, dim=2, loss="mse").samples.given_vectors, torch.from_numpy(plain)
+        )
 
 
 def test_faces_that_know_classes_only_refuse(tmp_path, monkeypatch, capsys):
@@ -262,5 +327,8 @@ def test_faces_that_know_classes_only_refuse(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     np.save("y.npy", np.ones((4, 2)))
-    assert main(["solve", "--loss", "mse", "--targets", "y.npy", "--reduce", "groups", "--out", "run"]) == 2
+    assert (
+        main(["solve", "--loss", "mse", "--targets", "y.npy", "--reduce", "groups", "--out", "run"])
+        == 2
+    )
     assert "not for target vectors" in capsys.readouterr().err

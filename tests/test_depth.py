@@ -1,4 +1,6 @@
-"""Layers between features and head, and unit rows: derivatives by difference quotients, identities, and what is refused."""
+"""Layers between features and head, and unit rows: derivatives by difference quotients, identities,
+and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.trunks import ReLU, Trunk
 
-LOSSES = [{"loss": "ce", "smoothing": 0.1}, {"loss": "focal"}, {"loss": "mse"}, {"loss": "pick-all"}]
+LOSSES = [
+    {"loss": "ce", "smoothing": 0.1},
+    {"loss": "focal"},
+    {"loss": "mse"},
+    {"loss": "pick-all"},
+]
 SHAPES = [
     {"layers": 2, "activation": "relu", "lambda_hidden": 3e-3},
     {"layers": 3, "widths": [5, 4, 6], "lambda_hidden": [2e-3, 7e-3]},
@@ -25,7 +32,9 @@ SHAPES = [
 
 def deep(shape: dict, loss: dict, bias: str = "none", **more: object) -> Problem:
     if "constraint" in shape:
-        return Problem(counts=[3, 1, 2, 2], dim=5, smoothing=loss.get("smoothing", 0.0), **shape, **more)
+        return Problem(
+            counts=[3, 1, 2, 2], dim=5, smoothing=loss.get("smoothing", 0.0), **shape, **more
+        )
     lambdas = {"lambda_w": 1e-2, "lambda_h": 4e-3, "lambda_b": 0.1 if bias == "penalised" else 0.0}
     return Problem(counts=[3, 1, 2, 2], dim=5, **lambdas, bias=bias, **shape, **loss, **more)
 
@@ -35,7 +44,12 @@ def start(objective: Objective, seed: int) -> Point:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(SHAPES), st.sampled_from(LOSSES), st.sampled_from(["balanced", "raw"]), st.integers(0, 10**6))
+@given(
+    st.sampled_from(SHAPES),
+    st.sampled_from(LOSSES),
+    st.sampled_from(["balanced", "raw"]),
+    st.integers(0, 10**6),
+)
 def test_derivatives_match_central_differences_along_geodesics(shape, loss, variables, seed):
     objective = Objective(deep(shape, loss, "penalised"), variables=variables)
     if isinstance(objective.trunk.activation, ReLU):  # the exact one has kinks
@@ -45,20 +59,31 @@ def test_derivatives_match_central_differences_along_geodesics(shape, loss, vari
     t = 1e-4 / v.norm()
     at = objective.value_and_grad(x)
     ahead, behind = (objective.value_and_grad(objective.move(x, v, s)) for s in (t, -t))
-    assert (ahead.value - behind.value) / (2 * t) == pytest.approx(at.gradient.dot(v), rel=1e-5, abs=1e-7 * v.norm())
+    assert (ahead.value - behind.value) / (2 * t) == pytest.approx(
+        at.gradient.dot(v), rel=1e-5, abs=1e-7 * v.norm()
+    )
     product = objective.hvp(x, v)
     second = (ahead.value - 2 * at.value + behind.value) / t**2
     assert second == pytest.approx(product.dot(v), rel=1e-4, abs=1e-6 * v.norm() ** 2)
-    assert product.dot(u) == pytest.approx(objective.hvp(x, u).dot(v), rel=1e-9, abs=1e-10 * u.norm() * v.norm())
+    assert product.dot(u) == pytest.approx(
+        objective.hvp(x, u).dot(v), rel=1e-9, abs=1e-10 * u.norm() * v.norm()
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(SHAPES[:3]), st.sampled_from(LOSSES), st.sampled_from(["none", "free"]), st.integers(0, 10**6))
+@given(
+    st.sampled_from(SHAPES[:3]),
+    st.sampled_from(LOSSES),
+    st.sampled_from(["none", "free"]),
+    st.integers(0, 10**6),
+)
 def test_values_and_gradients_are_those_of_dense_autograd(shape, loss, bias, seed):
     problem = deep(shape, loss, bias)
     for variables in ("balanced", "raw"):
         objective = Objective(problem, variables=variables, reduce="none")
-        model = objective.to_model(random_point(objective, seed)).map(lambda part: part.clone().requires_grad_())
+        model = objective.to_model(random_point(objective, seed)).map(
+            lambda part: part.clone().requires_grad_()
+        )
         A = model.H
         for W in model.hidden:
             A = torch.relu(A @ W.T) if problem.activation == "relu" else A @ W.T
@@ -66,7 +91,9 @@ def test_values_and_gradients_are_those_of_dense_autograd(shape, loss, bias, see
         fit = problem.loss.dense(z, objective.targets).mean()
         lambdas = (problem.lambda_w, problem.lambda_h, *problem.hidden_penalties)
         factors = (model.W, model.H, *model.hidden)
-        f = fit + sum(0.5 * a * part.square().sum() for a, part in zip(lambdas, factors, strict=True))
+        f = fit + sum(
+            0.5 * a * part.square().sum() for a, part in zip(lambdas, factors, strict=True)
+        )
         f.backward()
         x = objective.from_model(
             model.W.detach(),
@@ -85,14 +112,19 @@ def test_the_class_mean_reduction_is_exact_behind_layers():
     reduced, full = Objective(problem), Objective(problem, reduce="none")
     x = random_point(reduced, 3)
     lifted = reduced.lift(x)
-    at, every = reduced.value_and_grad(x), full.value_and_grad(full.from_model(lifted.W, lifted.H, None, lifted.hidden))
+    at, every = (
+        reduced.value_and_grad(x),
+        full.value_and_grad(full.from_model(lifted.W, lifted.H, None, lifted.hidden)),
+    )
     assert every.value == pytest.approx(at.value, rel=1e-13)
     for a, b in zip(every.gradient.hidden, at.gradient.hidden, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-14)
 
 
 def test_one_layer_is_the_plain_problem_to_the_last_bit():
-    plain, layered = (Objective(Problem(classes=4, dim=5, **more)) for more in ({}, {"layers": 1, "widths": [5]}))
+    plain, layered = (
+        Objective(Problem(classes=4, dim=5, **more)) for more in ({}, {"layers": 1, "widths": [5]})
+    )
     x = random_point(plain, 1)
     a, b = plain.value_and_grad(x), layered.value_and_grad(x)
     assert a.value == b.value
@@ -104,7 +136,9 @@ def test_the_rounded_relu_tends_to_the_exact_one():
     z = torch.linspace(-3, 3, 25, dtype=torch.float64)
     for e in (1e-1, 1e-4, 1e-8):
         assert float((ReLU(e).value(z) - ReLU().value(z)).abs().max()) <= e / 2 + 1e-15
-    assert float(ReLU(1e-8).value(torch.tensor(-1.0, dtype=torch.float64))) == pytest.approx(-5e-9 + 2.5e-17, rel=1e-12)
+    assert float(ReLU(1e-8).value(torch.tensor(-1.0, dtype=torch.float64))) == pytest.approx(
+        -5e-9 + 2.5e-17, rel=1e-12
+    )
     assert Trunk((3,)).empty
 
 

@@ -1,4 +1,6 @@
-"""Solves with layers, from random starts: the smallest of bench/depth.py's rows, with fewer starts."""
+"""Solves with layers, from random starts: the smallest of bench/depth.py's rows, with fewer
+starts.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,26 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_random_starts_reach_the_minimum(name: str) -> None:
     starts, needed = SMALL[name]
-    row = result(replace(next(case for case in CASES if case.name == name), starts=starts, needed=needed))
+    row = result(
+        replace(next(case for case in CASES if case.name == name), starts=starts, needed=needed)
+    )
     assert row["met"], row
 
 
 def test_rounding_the_kinks_finishes_what_the_exact_relu_does_not() -> None:
-    problem = Problem(classes=4, per_class=1, dim=20, layers=2, activation="relu", loss="mse", lambda_w=5e-3, lambda_h=5e-3)
+    problem = Problem(
+        classes=4,
+        per_class=1,
+        dim=20,
+        layers=2,
+        activation="relu",
+        loss="mse",
+        lambda_w=5e-3,
+        lambda_h=5e-3,
+    )
     staged, plain = (
-        solve(problem, start="normal", method=method, max_steps=600, metrics=False) for method in ("auto", "lbfgs")
+        solve(problem, start="normal", method=method, max_steps=600, metrics=False)
+        for method in ("auto", "lbfgs")
     )
     reference = 0.0297986454803936
     assert abs(staged.value / reference - 1) < 1e-13

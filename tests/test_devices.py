@@ -1,4 +1,6 @@
-"""The faces that a user sees, on every device there is: the CPU, and CUDA where it is present (then by the kernels)."""
+"""The faces that a user sees, on every device there is: the CPU, and CUDA where it is present (then
+by the kernels).
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,30 @@ LOSSES = {
         lambda h, W, y: fused.linear_focal_loss(h, W, y, gamma=2.0),
         focal,
     ),
-    "mse": (fused.linear_squared_error, lambda z, y: 0.5 * (z - F.one_hot(y, z.shape[1])).square().sum(1).mean()),
+    "mse": (
+        fused.linear_squared_error,
+        lambda z, y: 0.5 * (z - F.one_hot(y, z.shape[1])).square().sum(1).mean(),
+    ),
 }
 
 
 def batch(device: str, dtype: torch.dtype, rows: int = 37, classes: int = 29, dim: int = 16):
     generator = torch.Generator().manual_seed(5)
-    h, W = (torch.randn(n, dim, generator=generator).to(device=device, dtype=dtype) for n in (rows, classes))
-    return h.requires_grad_(), W.requires_grad_(), torch.randint(classes, (rows,), generator=generator).to(device)
+    h, W = (
+        torch.randn(n, dim, generator=generator).to(device=device, dtype=dtype)
+        for n in (rows, classes)
+    )
+    return (
+        h.requires_grad_(),
+        W.requires_grad_(),
+        torch.randint(classes, (rows,), generator=generator).to(device),
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 3e-2)]
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_and_gradients(name, dtype, tolerance, device):
     ours, dense = LOSSES[name]
@@ -53,7 +67,9 @@ def test_value_and_gradients(name, dtype, tolerance, device):
     h64, W64 = (x.detach().double().cpu().requires_grad_() for x in (h, W))
     wanted = dense(h64 @ W64.T, y.cpu())
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=tolerance)
-    pairs = zip(torch.autograd.grad(found, (h, W)), torch.autograd.grad(wanted, (h64, W64)), strict=True)
+    pairs = zip(
+        torch.autograd.grad(found, (h, W)), torch.autograd.grad(wanted, (h64, W64)), strict=True
+    )
     for a, b in pairs:
         assert float((a.double().cpu() - b).norm()) <= tolerance * float(b.norm())
 
@@ -73,8 +89,16 @@ def test_second_derivatives(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bad_input_is_refused_before_a_kernel_sees_it_and_the_device_goes_on(dtype, device):
     h, W, y = batch(device, dtype)
-    for wrong in (y.clone().index_fill_(0, torch.tensor([3], device=device), value) for value in (29, -1, 2**40, -(2**40))):
-        for name in ("linear_cross_entropy", "linear_focal_loss", "linear_squared_error", "linear_pick_all"):
+    for wrong in (
+        y.clone().index_fill_(0, torch.tensor([3], device=device), value)
+        for value in (29, -1, 2**40, -(2**40))
+    ):
+        for name in (
+            "linear_cross_entropy",
+            "linear_focal_loss",
+            "linear_squared_error",
+            "linear_pick_all",
+        ):
             with pytest.raises(InputError):
                 getattr(fused, name)(h, W, wrong)
         with pytest.raises(InputError):
@@ -89,7 +113,10 @@ def test_bad_input_is_refused_before_a_kernel_sees_it_and_the_device_goes_on(dty
     kept = y.clone()
     kept[3] = -100
     expanded = h[:1].expand(len(y), -1)
-    for good in (fused.linear_cross_entropy(h, W, kept), fused.linear_cross_entropy(expanded, W, y)):
+    for good in (
+        fused.linear_cross_entropy(h, W, kept),
+        fused.linear_cross_entropy(expanded, W, y),
+    ):
         assert bool(torch.isfinite(good))
     strided = torch.cat([W, W], 1)[:, ::2]
     fused.linear_cross_entropy(h, strided, y).backward()
@@ -99,7 +126,16 @@ def test_bad_input_is_refused_before_a_kernel_sees_it_and_the_device_goes_on(dty
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_module_and_solver(loss, device):
-    problem = Problem(classes=6, dim=8, per_class=3, loss=loss, lambda_w=0.01, lambda_h=0.01, dtype="float32", device=device)
+    problem = Problem(
+        classes=6,
+        dim=8,
+        per_class=3,
+        loss=loss,
+        lambda_w=0.01,
+        lambda_h=0.01,
+        dtype="float32",
+        device=device,
+    )
     solution = solve(problem)
     assert solution.success
     assert solution.point.W.device.type == device
@@ -113,7 +149,12 @@ def test_module_and_solver(loss, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", ["lbfgs", "newton-cg", "momentum"])
 @pytest.mark.parametrize(
-    ("loss", "bias"), [({"smoothing": 0.1}, "none"), ({"loss": "focal", "gamma": 2.0}, "none"), ({"loss": "pick-all"}, "free")]
+    ("loss", "bias"),
+    [
+        ({"smoothing": 0.1}, "none"),
+        ({"loss": "focal", "gamma": 2.0}, "none"),
+        ({"loss": "pick-all"}, "free"),
+    ],
 )
 def test_losses_and_methods(loss, bias, method, device):
     problem = Problem(
@@ -137,8 +178,35 @@ def test_losses_and_methods(loss, bias, method, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_command_line(device, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    size = ("--classes", "12", "--dim", "16", "--per-class", "3", "--dtype", "float32", "--device", device)
-    assert main(["solve", *size, "--lambda-w", "0.003", "--lambda-h", "0.003", "--no-plots", "--out", "run", "--json"]) == 0
+    size = (
+        "--classes",
+        "12",
+        "--dim",
+        "16",
+        "--per-class",
+        "3",
+        "--dtype",
+        "float32",
+        "--device",
+        device,
+    )
+    assert (
+        main(
+            [
+                "solve",
+                *size,
+                "--lambda-w",
+                "0.003",
+                "--lambda-h",
+                "0.003",
+                "--no-plots",
+                "--out",
+                "run",
+                "--json",
+            ]
+        )
+        == 0
+    )
     solved = json.loads(capsys.readouterr().out)
     assert main(["metrics", "run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["metrics"]

@@ -1,4 +1,6 @@
-"""The pages of the site: examples run, commands have the flags that they name, and what is generated covers the code."""
+"""The pages of the site: examples run, commands have the flags that they name, and what is
+generated covers the code.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in GENERATED
 
 
 def _blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def _with(language: str) -> list[Path]:
@@ -28,7 +32,9 @@ def _with(language: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", _with("python"), ids=lambda page: page.stem)
-def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for block in _blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {"__name__": "example"})
@@ -48,7 +54,12 @@ def test_commands_have_the_flags_that_they_name(page: Path) -> None:
 def test_the_readme_says_what_parquet_needs_and_what_RUN_is() -> None:
     words = " ".join((DOCS.parent / "README.md").read_text("utf-8").split())
     section = words[words.index("## Command line") : words.index("ufm-fast export RUN")]
-    for said in ("parquet, which needs the extra `tables`", '".[tables]"', "RUN stands for the folder", ". .venv/bin/activate"):
+    for said in (
+        "parquet, which needs the extra `tables`",
+        '".[tables]"',
+        "RUN stands for the folder",
+        ". .venv/bin/activate",
+    ):
         assert said in section
 
 
@@ -57,11 +68,17 @@ def test_pages_from_the_code_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "generated", raising=False)
     import generated
 
-    metrics, gallery, reference = generated.metrics(), generated.gallery(DOCS / "figures"), generated.reference()
+    metrics, gallery, reference = (
+        generated.metrics(),
+        generated.gallery(DOCS / "figures"),
+        generated.reference(),
+    )
     assert all(f"| `{name}` |" in metrics for name in DESCRIPTIONS)
     assert all(f"## {name}\n" in gallery for name in CLAIMS)
     assert "### ufm_fast.solve\n" in reference
     assert "### ufm_fast.functional.linear_cross_entropy\n" in reference
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", "".join(page.read_text("utf-8") for page in PAGES))
+    pictures = re.findall(
+        r"!\[[^\]]*\]\(([^)]*)\)", "".join(page.read_text("utf-8") for page in PAGES)
+    )
     assert pictures
     assert all((DOCS / "figures" / Path(picture).name).exists() for picture in pictures)

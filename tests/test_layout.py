@@ -15,7 +15,8 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 #: Modules by height; one may import those below it and its own.
 _FLOORS = (
     "errors version",
-    "arguments stopwatch targets dense_targets weighted_targets losses adjustments layout point trunks datasets lanczos memory",
+    "arguments stopwatch targets dense_targets weighted_targets losses adjustments layout point "
+    "trunks datasets lanczos memory",
     "class_groups geometries penalties samples problem",
     "backends metrics",
     "objective deep_starts sharded_starts",
@@ -40,11 +41,17 @@ def _imports(path: Path) -> list[tuple[str, bool]]:
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("ufm_fast", "ufm_kernels"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] in ("ufm_fast", "ufm_kernels")
+        ):
             found.append((node.module, id(node) in typing_only))
         elif isinstance(node, ast.Import):
             found += [
-                (a.name, id(node) in typing_only) for a in node.names if a.name.split(".")[0] in ("ufm_fast", "ufm_kernels")
+                (a.name, id(node) in typing_only)
+                for a in node.names
+                if a.name.split(".")[0] in ("ufm_fast", "ufm_kernels")
             ]
     return found
 
@@ -79,7 +86,10 @@ def test_importing_the_package_and_its_command_line_does_not_import_torch():
 
 
 def test_runs_need_no_command_line():
-    modules = ", ".join(f"ufm_fast.runs.{path.stem}" for path in sorted((ROOT / "ufm_fast" / "runs").glob("[a-z]*.py")))
+    modules = ", ".join(
+        f"ufm_fast.runs.{path.stem}"
+        for path in sorted((ROOT / "ufm_fast" / "runs").glob("[a-z]*.py"))
+    )
     code = f"import sys, {modules}; sys.exit(bool({{'typer', 'rich', 'ufm_fast.cli', 'matplotlib'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -93,9 +103,15 @@ def test_the_public_names_are_listed_and_described():
     code = (
         "import pydoc, ufm_fast; assert dir(ufm_fast) == sorted(ufm_fast.__all__)\n"
         "text = pydoc.render_doc(ufm_fast, renderer=pydoc.plaintext)\n"
-        "missing = [name for name in ufm_fast.__all__ if name.strip('_') not in text]; assert not missing, missing"
+        "missing = [name for name in ufm_fast.__all__ if name.strip('_') not in text]; assert not "
+        "missing, missing"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": "kernels"})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "kernels"},
+    )
 
 
 def test_help_of_solve_describes_every_argument_what_it_returns_and_an_example():

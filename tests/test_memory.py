@@ -28,7 +28,11 @@ def test_what_is_free_is_known_without_proc_too_or_is_not_asked(monkeypatch):
 
 def _limit(folder, names, limit, used, cached=0):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in zip((names[0], names[1], "memory.stat"), (limit, used, f"anon 1\n{names[2]} {cached}"), strict=True):
+    for name, text in zip(
+        (names[0], names[1], "memory.stat"),
+        (limit, used, f"anon 1\n{names[2]} {cached}"),
+        strict=True,
+    ):
         (folder / name).write_text(f"{text}\n")
 
 

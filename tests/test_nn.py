@@ -1,4 +1,6 @@
-"""The modules: UFM under every kind of optimiser reaches what theory says, and the loss module is torch's."""
+"""The modules: UFM under every kind of optimiser reaches what theory says, and the loss module is
+torch's.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,22 @@ from ufm_fast.targets import Targets, TargetSets
 
 
 def entropy_minimum(K: int, n: int, lambda_w: float, lambda_h: float) -> float:
-    """Minimum of the balanced cross-entropy problem: the entropy of (1 - (K-1) s, s, ..., s), s = sqrt(n lambda_w lambda_h)."""
+    """Minimum of the balanced cross-entropy problem: the entropy of (1 - (K-1) s, s, ..., s), s =
+    sqrt(n lambda_w lambda_h).
+    """
     s = math.sqrt(n * lambda_w * lambda_h)
     top = 1 - (K - 1) * s
     return -top * math.log(top) - (K - 1) * s * math.log(s)
 
 
 def problem(**changes: Any) -> Problem:
-    settings: dict[str, Any] = {"dim": 6, "classes": 5, "per_class": 3, "lambda_w": 5e-3, "lambda_h": 5e-3} | changes
+    settings: dict[str, Any] = {
+        "dim": 6,
+        "classes": 5,
+        "per_class": 3,
+        "lambda_w": 5e-3,
+        "lambda_h": 5e-3,
+    } | changes
     return Problem(**settings)
 
 
@@ -39,7 +49,11 @@ def test_lbfgs_reaches_the_minimum(reduce: str) -> None:
     torch.manual_seed(0)
     model = UFM(problem(), reduce=reduce)
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=400, tolerance_grad=1e-10, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+        model.parameters(),
+        max_iter=400,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
     )
     optimizer.step(model.closure)
     assert abs(float(model().detach()) - entropy_minimum(5, 3, 5e-3, 5e-3)) < 1e-10
@@ -49,7 +63,9 @@ def test_lbfgs_reaches_the_minimum(reduce: str) -> None:
     ("name", "settings", "steps"),
     [("SGD", {"lr": 1.0, "momentum": 0.9, "nesterov": True}, 250), ("Adam", {"lr": 0.1}, 300)],
 )
-def test_first_order_optimisers_reach_the_minimum(name: str, settings: dict[str, Any], steps: int) -> None:
+def test_first_order_optimisers_reach_the_minimum(
+    name: str, settings: dict[str, Any], steps: int
+) -> None:
     model = UFM(problem())
     optimizer = getattr(torch.optim, name)(model.parameters(), **settings)
     for _ in range(steps):
@@ -72,7 +88,9 @@ def test_value_and_gradients_are_those_of_the_objective(loss: str, bias: str, re
     objective = Objective(chosen, reduce=reduce, variables="raw")
     expected = objective.value_and_grad(model.point())
     assert abs(float(model.closure()) - expected.value) < 1e-12
-    for found, truth in zip((model.W, model.H), (expected.gradient.W, expected.gradient.H), strict=True):
+    for found, truth in zip(
+        (model.W, model.H), (expected.gradient.W, expected.gradient.H), strict=True
+    ):
         torch.testing.assert_close(found.grad, truth, rtol=1e-11, atol=1e-13)
     if model.b is not None:
         torch.testing.assert_close(model.b.grad, expected.gradient.b, rtol=1e-11, atol=1e-13)
@@ -100,7 +118,9 @@ def test_a_frozen_factor_stays(freeze: str, moving: set[str]) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lower_precision(dtype: str) -> None:
     model, exact = UFM(problem(dtype=dtype)), UFM(problem())
-    assert model.W.dtype == torch.float32  # bfloat16 rounds before each product, the parameters are kept
+    assert (
+        model.W.dtype == torch.float32
+    )  # bfloat16 rounds before each product, the parameters are kept
     tolerance = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
     assert abs(float(model.closure()) / float(exact.closure()) - 1) < tolerance
 
@@ -115,7 +135,9 @@ def test_checkpointing_changes_no_gradient(loss: str) -> None:
         torch.testing.assert_close(found.grad, truth.grad, rtol=1e-13, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own, when forward mode is used for the first time
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`"
+)  # torch's own, when forward mode is used for the first time
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_tangents_of_parameters(loss: str) -> None:
     """A dual W put in by functional_call: the derivative along W is <gradient, W>."""
@@ -158,7 +180,9 @@ def test_compiles_and_copies_and_saves() -> None:
 
 @pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
 def test_steps_share_one_view_of_the_labels(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backends remember what they find out about targets by the object; finding out anew would wait for a device."""
+    """Backends remember what they find out about targets by the object; finding out anew would wait
+    for a device.
+    """
     made: list[Targets] = []
 
     def create(*arguments: Any) -> Targets:
@@ -230,10 +254,20 @@ def test_layers_are_those_of_the_objective(shape: dict[str, Any], dtype: str) ->
     model = UFM(chosen, seed=3)
     expected = Objective(chosen, variables="raw").value_and_grad(model.point())
     with torch.autocast("cpu", dtype=torch.bfloat16):  # which rounds nothing here
-        assert abs(float(model.closure()) - expected.value) < {"float64": 1e-12, "bfloat16": 1e-6}[dtype]
-    tolerance = {"rtol": 1e-11, "atol": 1e-13} if dtype == "float64" else {"rtol": 1e-2, "atol": 1e-3}
+        assert (
+            abs(float(model.closure()) - expected.value)
+            < {"float64": 1e-12, "bfloat16": 1e-6}[dtype]
+        )
+    tolerance = (
+        {"rtol": 1e-11, "atol": 1e-13} if dtype == "float64" else {"rtol": 1e-2, "atol": 1e-3}
+    )
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert set(grads) == {"W", "H", *(["b"] if model.b is not None else []), *(f"hidden.{j}" for j in range(len(model.hidden)))}
+    assert set(grads) == {
+        "W",
+        "H",
+        *(["b"] if model.b is not None else []),
+        *(f"hidden.{j}" for j in range(len(model.hidden))),
+    }
     for name, truth in expected.gradient.named().items():
         found = grads[f"hidden.{int(name[6:]) - 1}" if name.startswith("hidden") else name]
         torch.testing.assert_close(found, truth.to(found), **tolerance)
@@ -259,7 +293,9 @@ def test_a_model_on_spheres_is_refused() -> None:
 
 
 def test_the_derivative_at_a_kink_is_that_of_the_objective() -> None:
-    """torch's clamp has the derivative 1 at its end, and the objective 0: at collapse whole columns lie there."""
+    """torch's clamp has the derivative 1 at its end, and the objective 0: at collapse whole columns
+    lie there.
+    """
     chosen = problem(layers=2, activation="relu", loss="mse")
     model = UFM(chosen)
     with torch.no_grad():
@@ -284,7 +320,8 @@ def test_ufm_refuses() -> None:
         UFM(problem(), start="zero")
 
 
-# ---- LinearCrossEntropyLoss ---------------------------------------------------------------------------------------
+# ---- LinearCrossEntropyLoss
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -305,7 +342,11 @@ def test_loss_module_is_the_function(settings: dict[str, Any]) -> None:
     x, y = torch.randn(6, 4, dtype=dtype), torch.randint(0, 5, (6, *out))
     W = module.linear.weight.reshape(5, *out, 4)
     bias = None if module.linear.bias is None else module.linear.bias.reshape(5, *out)
-    shared = {k: v for k, v in settings.items() if k in ("weight", "ignore_index", "reduction", "label_smoothing")}
+    shared = {
+        k: v
+        for k, v in settings.items()
+        if k in ("weight", "ignore_index", "reduction", "label_smoothing")
+    }
     assert torch.equal(module(x, y), linear_cross_entropy(x, W, y, linear_bias=bias, **shared))
     logits = F.linear(x, module.linear.weight, module.linear.bias).reshape(6, 5, *out)
     torch.testing.assert_close(module(x, y), F.cross_entropy(logits, y, **shared))
@@ -317,9 +358,18 @@ def test_loss_module_is_torchs() -> None:
     theirs = getattr(torch.nn, "LinearCrossEntropyLoss", None)
     if theirs is None:
         pytest.skip("this torch has no LinearCrossEntropyLoss to compare with")
-    left, right = (inspect.signature(c).parameters.values() for c in (LinearCrossEntropyLoss, theirs))
-    assert [(p.name, p.kind, p.default) for p in left] == [(p.name, p.kind, p.default) for p in right]
-    settings: dict[str, Any] = {"out_features": (2,), "bias": True, "weight": torch.rand(5), "ignore_index": 1}
+    left, right = (
+        inspect.signature(c).parameters.values() for c in (LinearCrossEntropyLoss, theirs)
+    )
+    assert [(p.name, p.kind, p.default) for p in left] == [
+        (p.name, p.kind, p.default) for p in right
+    ]
+    settings: dict[str, Any] = {
+        "out_features": (2,),
+        "bias": True,
+        "weight": torch.rand(5),
+        "ignore_index": 1,
+    }
     torch.manual_seed(1)
     ours = LinearCrossEntropyLoss(4, 5, **settings)
     torch.manual_seed(1)

@@ -1,4 +1,6 @@
-"""The objective: relations that hold for every loss, difference quotients, the class-mean reduction, frozen factors."""
+"""The objective: relations that hold for every loss, difference quotients, the class-mean
+reduction, frozen factors.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 
-SOFTMAX = [{"loss": "ce"}, {"loss": "ce", "smoothing": 0.2}, {"loss": "focal", "gamma": 1.5}, {"loss": "pick-all"}]
+SOFTMAX = [
+    {"loss": "ce"},
+    {"loss": "ce", "smoothing": 0.2},
+    {"loss": "focal", "gamma": 1.5},
+    {"loss": "pick-all"},
+]
 
 
 @settings(max_examples=60, deadline=None)
@@ -26,7 +33,9 @@ def test_derivatives_match_central_differences(problem, variables, seed):
     t = 1e-4 / v.norm()
     ahead, behind = (objective.value_and_grad(x.axpy(sign * t, v)) for sign in (1.0, -1.0))
     slope = objective.value_and_grad(x).gradient.dot(v)
-    assert (ahead.value - behind.value) / (2 * t) == pytest.approx(slope, rel=1e-6, abs=1e-7 * v.norm())
+    assert (ahead.value - behind.value) / (2 * t) == pytest.approx(
+        slope, rel=1e-6, abs=1e-7 * v.norm()
+    )
     product = objective.hvp(x, v)
     difference = ahead.gradient.axpy(-1.0, behind.gradient).scale(0.5 / t)
     assert difference.axpy(-1.0, product).norm() <= 1e-6 * (product.norm() + v.norm())
@@ -67,12 +76,17 @@ def test_a_constant_added_to_all_logits_changes_nothing(problem, seed, shift):
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.sampled_from(["balanced", "raw"]), st.integers(0, 10**6))
 def test_reduction_equals_the_full_problem_at_equal_features(problem, variables, seed):
-    """f on class rows = f on all samples with those rows repeated; the row's gradient is the sum over its samples."""
+    """f on class rows = f on all samples with those rows repeated; the row's gradient is the sum
+    over its samples.
+    """
     reduced, full = (Objective(problem, reduce=r, variables=variables) for r in ("classes", "none"))
     x = random_point(reduced, seed)
     lifted = reduced.lift(x)
     assert lifted.H.shape[0] == problem.num_samples
-    at, every = reduced.value_and_grad(x), full.value_and_grad(full.from_model(lifted.W, lifted.H, lifted.b))
+    at, every = (
+        reduced.value_and_grad(x),
+        full.value_and_grad(full.from_model(lifted.W, lifted.H, lifted.b)),
+    )
     assert every.value == pytest.approx(at.value, rel=1e-12)
     assert every.data_value == pytest.approx(at.data_value, rel=1e-12)
     to_raw = every.gradient.H / full.row_scale

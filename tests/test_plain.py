@@ -1,4 +1,6 @@
-"""Plain problems keep their minima whatever moves into the house beside them: values of a dozen solves, to 1e-12."""
+"""Plain problems keep their minima whatever moves into the house beside them: values of a dozen
+solves, to 1e-12.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +30,6 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_the_value_is_that_of_before(name):
     problem, options = CASES[name]
-    assert solve(Problem(**problem, seed=1), **options, metrics=False).value == pytest.approx(VALUES[name], rel=1e-12)
+    assert solve(Problem(**problem, seed=1), **options, metrics=False).value == pytest.approx(
+        VALUES[name], rel=1e-12
+    )

@@ -22,24 +22,31 @@ def test_flops_and_bytes_of_a_softmax_loss() -> None:
     # Rows of 20 numbers are padded to 32; scaled features, and three blocks of a chunk's rows.
     assert tiled.workspace == 32 * 5 * 8 + (20 + 3 * 20) * 7 * 8
     assert plan.steps("gd", "tiled") == plan.parameters * 2 + plan.methods["gd"] + tiled.workspace
-    # What stays after the steps: the point and its gradient, the model's point, and that block of exponentials.
+    # What stays after the steps: the point and its gradient, the model's point, and that block of
+    # exponentials.
     assert tiled.kept == 32 * 5 * 8
     assert plan.proof("tiled") == 3 * plan.parameters + tiled.kept + plan.certificate
     assert plan.metrics("tiled") == 3 * plan.parameters + tiled.kept + plan.measuring
-    assert plan.total("gd", "tiled") == max(plan.steps("gd", "tiled"), plan.proof("tiled"), plan.metrics("tiled"))
+    assert plan.total("gd", "tiled") == max(
+        plan.steps("gd", "tiled"), plan.proof("tiled"), plan.metrics("tiled")
+    )
 
 
 def test_squared_error_needs_no_rows_times_classes() -> None:
     plan = make_plan(Problem(dim=7, classes=500, per_class=4, loss="mse"))
     assert plan.flops == 8 * (500 + 500) * 7**2
-    assert next(backend for backend in plan.backends if backend.name == "tiled").workspace < 500 * 500 * 8
+    assert (
+        next(backend for backend in plan.backends if backend.name == "tiled").workspace
+        < 500 * 500 * 8
+    )
 
 
 def test_few_classes_go_by_residuals_and_need_no_square_matrices() -> None:
     plan = make_plan(Problem(dim=700, classes=5, per_class=4, loss="mse"), reduce="none")
     assert plan.flops == 6 * 20 * 5 * 700
     assert (
-        next(backend for backend in plan.backends if backend.name == "tiled").workspace == (3 * 20 * (5 + 700) + 20 * 700) * 8
+        next(backend for backend in plan.backends if backend.name == "tiled").workspace
+        == (3 * 20 * (5 + 700) + 20 * 700) * 8
     )
     assert plan.methods["alternating"] > 700 * 700 * 8  # its factorisations
 
@@ -76,7 +83,10 @@ def test_too_little_memory_is_said_with_a_mend(monkeypatch: pytest.MonkeyPatch) 
 
 def test_history_sets_the_state_of_lbfgs() -> None:
     problem = Problem(dim=4, classes=5)
-    assert make_plan(problem, history=5).methods["lbfgs"] < make_plan(problem, history=50).methods["lbfgs"]
+    assert (
+        make_plan(problem, history=5).methods["lbfgs"]
+        < make_plan(problem, history=50).methods["lbfgs"]
+    )
 
 
 def test_the_rate_is_that_of_a_product() -> None:
@@ -92,13 +102,17 @@ def test_a_large_problem_has_no_exact_certificate() -> None:
     assert any("probabilistic" in note for note in plan.notes)
 
 
-def test_the_plan_of_the_kernels_is_what_their_backend_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_of_the_kernels_is_what_their_backend_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("triton")
     from ufm_fast.backends import triton_memory as module
 
     cpu = torch.device("cpu")
 
-    def plan(rows: int, dim: int, classes: int, dtype: torch.dtype, free: int) -> tuple[int, int, int]:
+    def plan(
+        rows: int, dim: int, classes: int, dtype: torch.dtype, free: int
+    ) -> tuple[int, int, int]:
         monkeypatch.setattr(module, "free_bytes", lambda device: free)
         return module.softmax_plan(rows, dim, classes, dtype, cpu)
 
@@ -106,11 +120,15 @@ def test_the_plan_of_the_kernels_is_what_their_backend_takes(monkeypatch: pytest
     assert chunk == 8192
     assert 2 * chunk * 10**6 < size < 2.5 * chunk * 10**6
     assert second > size
-    chunk, size, second = plan(1000, 256, 1000, torch.float32, 80 << 30)  # all at once, in pairs of tf32
+    chunk, size, second = plan(
+        1000, 256, 1000, torch.float32, 80 << 30
+    )  # all at once, in pairs of tf32
     assert chunk == 1000
     assert size > 8 * 1000 * 1000 + 8 * 2000 * 256
     assert second > size + 8 * 2000 * 256  # the directions are split too
-    assert plan(10**6, 64, 10**6, torch.bfloat16, 100 << 20)[0] == 0  # not even 128 rows: nothing is stored
+    assert (
+        plan(10**6, 64, 10**6, torch.bfloat16, 100 << 20)[0] == 0
+    )  # not even 128 rows: nothing is stored
     assert plan(10**6, 512, 10**6, torch.bfloat16, 100 << 20)[0] == 128
     assert module.squared_workspace(5000, 64, 5000, torch.float32) < 5000 * 5000 * 4
 
@@ -123,8 +141,13 @@ def test_the_peak_is_that_of_the_certificate_where_it_is_larger() -> None:
     assert without.proof("tiled") == 0
     assert without.total("gd", "tiled") < plan.total("gd", "tiled")
     tiled = without.backend("tiled")
-    assert without.steps("auto", "tiled") - without.steps("lbfgs", "tiled") == tiled.workspace_hessian - tiled.workspace
-    assert make_plan(Problem(dim=8, classes=5000, freeze="w")).certificate < 10**6  # no matrix of classes
+    assert (
+        without.steps("auto", "tiled") - without.steps("lbfgs", "tiled")
+        == tiled.workspace_hessian - tiled.workspace
+    )
+    assert (
+        make_plan(Problem(dim=8, classes=5000, freeze="w")).certificate < 10**6
+    )  # no matrix of classes
 
 
 def test_the_plan_refuses_what_solve_refuses() -> None:
@@ -145,14 +168,27 @@ def test_bytes_in_words() -> None:
 
 
 def test_layers_are_planned() -> None:
-    deep = make_plan(Problem(dim=7, classes=5, per_class=4, bias="free", layers=3, widths=[7, 6, 8], activation="relu"))
+    deep = make_plan(
+        Problem(
+            dim=7,
+            classes=5,
+            per_class=4,
+            bias="free",
+            layers=3,
+            widths=[7, 6, 8],
+            activation="relu",
+        )
+    )
     assert deep.hidden == 8 * (6 * 7 + 8 * 6)
     assert deep.parameters == 8 * (5 * 8 + 5 * 7 + 5) + deep.hidden
     assert deep.flops == 6 * 5 * 5 * 8 + 6 * 5 * (6 * 7 + 8 * 6)
     assert deep.tape == 3 * 5 * (6 + 8) * 8
     plain = make_plan(Problem(dim=8, classes=5, per_class=4, bias="free"))
     work, second = ([backend.workspace for backend in plan.backends] for plan in (plain, deep))
-    assert all(b - a == 2 * deep.tape + 8 * 5 * (7 + 8 + 8) + deep.hidden for a, b in zip(work, second, strict=True))
+    assert all(
+        b - a == 2 * deep.tape + 8 * 5 * (7 + 8 + 8) + deep.hidden
+        for a, b in zip(work, second, strict=True)
+    )
     assert plain.hidden == plain.tape == 0
 
 
@@ -172,7 +208,9 @@ def test_classes_without_samples_are_not_sorted(monkeypatch):
 
 
 def test_a_model_of_the_hessian_is_planned() -> None:
-    """Of codes, K > d + 1: blocks d x d of classes and rows. Left out, the steps took eight times what was planned."""
+    """Of codes, K > d + 1: blocks d x d of classes and rows. Left out, the steps took eight times
+    what was planned.
+    """
     codes = make_plan(Problem(dim=20, classes=500, lambda_w=1e-4, lambda_h=1e-4))
     plain = make_plan(Problem(dim=20, classes=500, lambda_w=1e-4, lambda_h=1e-4, loss="focal"))
     assert codes.methods["lbfgs"] - plain.methods["lbfgs"] > 8 * 3 * 1000 * 20**2
@@ -185,7 +223,9 @@ def test_devices_share_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(dim=64, classes=50, per_class=9)
     whole = make_plan(problem)
     work = whole.backend("tiled").workspace
-    monkeypatch.setattr(planning, "available_bytes", lambda device: work + whole.vectors("lbfgs") // 3)
+    monkeypatch.setattr(
+        planning, "available_bytes", lambda device: work + whole.vectors("lbfgs") // 3
+    )
     plan = make_plan(problem, method="lbfgs")
     assert plan.devices("lbfgs", "tiled") == 4
     assert "or 4 devices like this (--backend sharded)" in "\n".join(plan.notes)

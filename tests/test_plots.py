@@ -77,7 +77,9 @@ def test_only_metrics_that_were_recorded_and_are_positive_are_drawn(ax: object) 
 
 
 def test_nc4_is_drawn_as_its_distance_from_one(ax: object) -> None:
-    plots.collapse_metrics(ax, [{"step": step, "value": 1.0, "nc4": 1 - 0.5 ** (step + 1)} for step in range(3)])
+    plots.collapse_metrics(
+        ax, [{"step": step, "value": 1.0, "nc4": 1 - 0.5 ** (step + 1)} for step in range(3)]
+    )
     assert list(ax.lines[0].get_ydata()) == [0.5, 0.25, 0.125]
 
 
@@ -148,7 +150,9 @@ def test_sampled_cosines_are_pairs_of_different_rows() -> None:
 
 
 def test_too_many_rows_for_a_simplex_get_the_bound_of_welch(ax: object) -> None:
-    plots.cosine_histogram(ax, {"classifier": torch.randn(20, 3, generator=torch.Generator().manual_seed(0))})
+    plots.cosine_histogram(
+        ax, {"classifier": torch.randn(20, 3, generator=torch.Generator().manual_seed(0))}
+    )
     assert [line.get_xdata()[0] for line in ax.lines] == [-1 / 19, math.sqrt(17 / (3 * 19))]
 
 
@@ -183,9 +187,7 @@ def test_figures_are_saved_twice_and_alike(tmp_path: Path) -> None:
 def test_no_pyplot_is_loaded_by_a_figure() -> None:
     import subprocess
 
-    code = (
-        "import sys; from ufm_fast import plots; plots.new_figure().subplots()\nassert 'matplotlib.pyplot' not in sys.modules"
-    )
+    code = "import sys; from ufm_fast import plots; plots.new_figure().subplots()\nassert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
@@ -212,9 +214,18 @@ def test_fonts_in_a_pdf_are_truetype_and_no_setting_stays(tmp_path: Path) -> Non
 def test_figures_of_logs_are_legible(steps: int) -> None:
     from ufm_fast.runs.figures import _convergence, _layers
 
-    names = ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "layer0/nc1_pinv", "layer1/nc1_pinv", "layer0/nc2_means")
+    names = (
+        "nc1_pinv",
+        "nc2_classifier",
+        "nc2_means",
+        "nc3",
+        "layer0/nc1_pinv",
+        "layer1/nc1_pinv",
+        "layer0/nc2_means",
+    )
     logs = [
-        {"step": s, "seconds": 1e-3 * s, "value": 1 + 2.0**-s, "gradient_norm": 0.7**s} | dict.fromkeys(names, 0.8**s)
+        {"step": s, "seconds": 1e-3 * s, "value": 1 + 2.0**-s, "gradient_norm": 0.7**s}
+        | dict.fromkeys(names, 0.8**s)
         for s in {round(steps * i / 99) for i in range(100)}
     ]
     with plots.paper_style():
@@ -235,7 +246,9 @@ def test_figures_of_matrices_are_legible(classes: int) -> None:
 
 
 def test_labels_do_not_overlap_near_collapse() -> None:
-    near = frame(100) + 1e-9 * torch.rand(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = frame(100) + 1e-9 * torch.rand(
+        100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     with plots.paper_style():
         figure, (ax,) = plots.panels()
         plots.cosine_histogram(ax, {"classifier": near})
@@ -262,12 +275,16 @@ def test_counts_have_whole_ticks_and_a_legend_says_what_a_label_is_once() -> Non
             ax.set(xlabel=label, ylabel="pairs")
         plots.finish(figure)
         figure.draw_without_rendering()
-        assert all(float(tick).is_integer() for tick in (*axes[0].get_xticks(), *axes[0].get_yticks()))
+        assert all(
+            float(tick).is_integer() for tick in (*axes[0].get_xticks(), *axes[0].get_yticks())
+        )
         assert not all(float(tick).is_integer() for tick in axes[1].get_xticks())
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["found"]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.31, 0.35), (0.2, 0.9), (0.05, 0.7), (2.0, 90.0), (1e-48, 2.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.31, 0.35), (0.2, 0.9), (0.05, 0.7), (2.0, 90.0), (1e-48, 2.0)]
+)
 def test_a_logarithmic_axis_has_labels_whatever_its_range(low: float, high: float) -> None:
     with plots.paper_style():
         figure, (ax,) = plots.panels()
@@ -280,19 +297,29 @@ def test_a_logarithmic_axis_has_labels_whatever_its_range(low: float, high: floa
 
 
 def test_one_colour_for_one_quantity() -> None:
-    logs = [{"step": s, "value": 1 + 0.5**s, "gradient_norm": 0.5**s, "nc1_pinv": 0.5**s, "nc3": 0.4**s} for s in range(5)]
+    logs = [
+        {"step": s, "value": 1 + 0.5**s, "gradient_norm": 0.5**s, "nc1_pinv": 0.5**s, "nc3": 0.4**s}
+        for s in range(5)
+    ]
     _, (ax,) = plots.panels()
     plots.collapse_metrics(ax, logs)
     _, (other,) = plots.panels()
     plots.curves(other, logs, {"nc3": "NC3", "nc1_pinv": "NC1"})
-    assert [line.get_color() for line in ax.lines] == [line.get_color() for line in reversed(other.lines)]
-    colours = {plots.QUANTITY_COLOURS[name] for name in ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "gap", "nc4")}
+    assert [line.get_color() for line in ax.lines] == [
+        line.get_color() for line in reversed(other.lines)
+    ]
+    colours = {
+        plots.QUANTITY_COLOURS[name]
+        for name in ("nc1_pinv", "nc2_classifier", "nc2_means", "nc3", "gap", "nc4")
+    }
     assert len(colours) == 6
 
 
 def test_no_curve_sets_a_limit_for_those_that_come_later() -> None:
     def log(last: int) -> list[dict[str, float]]:
-        return [{"step": step, "gradient_norm": 1 / (1 + step)} for step in (0, 10, last // 2, last)]
+        return [
+            {"step": step, "gradient_norm": 1 / (1 + step)} for step in (0, 10, last // 2, last)
+        ]
 
     for ax in (plots.new_figure().subplots(), plots.new_figure().subplots()):
         plots.gradient_norm(ax, log(300))
@@ -306,7 +333,8 @@ def test_no_curve_sets_a_limit_for_those_that_come_later() -> None:
 
 def test_rounding_is_not_drawn_as_a_trend(ax: object) -> None:
     records = [
-        {"step": step, "value": 1 + 10.0**-step, "nc3": 10.0 ** (-8 - step), "gradient_norm": 1e-14} for step in range(8)
+        {"step": step, "value": 1 + 10.0**-step, "nc3": 10.0 ** (-8 - step), "gradient_norm": 1e-14}
+        for step in range(8)
     ]
     plots.collapse_metrics(ax, records)
     assert max(ax.lines[0].get_xdata()) == 4
@@ -315,7 +343,11 @@ def test_rounding_is_not_drawn_as_a_trend(ax: object) -> None:
     assert not other.lines
     plots.gradient_norm(other, records)
     assert len(other.lines[0].get_xdata()) == 8
-    empty = plots.band(plots.new_figure().subplots(), [[{"step": 0, "nc3": 1e-15}, {"step": 1, "nc3": 2e-15}]], "nc3")
+    empty = plots.band(
+        plots.new_figure().subplots(),
+        [[{"step": 0, "nc3": 1e-15}, {"step": 1, "nc3": 2e-15}]],
+        "nc3",
+    )
     assert not empty.lines
 
 
@@ -331,6 +363,10 @@ def test_fonts_are_outlines_whatever_the_users_settings(tmp_path: Path) -> None:
 
 
 def test_a_backend_of_another_environment_is_no_obstacle() -> None:
-    environment = {**os.environ, "MPLBACKEND": "module://a_notebook_of.another_environment", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "MPLBACKEND": "module://a_notebook_of.another_environment",
+        "PYTHONPATH": str(ROOT),
+    }
     code = "import os; from ufm_fast import plots; plots.new_figure(); assert os.environ['MPLBACKEND'].startswith('module')"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

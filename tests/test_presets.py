@@ -58,7 +58,9 @@ def test_penalties_without_the_half_are_doubled() -> None:
 
 
 def test_a_penalty_on_a_batchs_features_is_one_of_an_epoch() -> None:
-    """Loss averaged over batches of 128 and 1e-3 |H|^2 summed over each: on average over the batches that is ours."""
+    """Loss averaged over batches of 128 and 1e-3 |H|^2 summed over each: on average over the
+    batches that is ours.
+    """
     problem = Problem(**get_preset("li2023-mlab").settings)
     features = torch.arange(1.0, problem.num_samples + 1).double().sqrt()
     batches = features[: len(features) // 128 * 128].split(128)
@@ -80,7 +82,9 @@ def test_fangs_energies_are_those_of_its_bounds() -> None:
     solution = solve(Problem(**get_preset("fang2021").settings), metrics=False, certificate=False)
     W, H = solution.point.W, solution.point.H
     assert float(W.square().sum()) == pytest.approx(10 * 1.0, rel=2e-3)
-    assert float(solution.problem.counts.double() @ H.square().sum(1)) / 550 == pytest.approx(5.0, rel=2e-3)
+    assert float(solution.problem.counts.double() @ H.square().sum(1)) / 550 == pytest.approx(
+        5.0, rel=2e-3
+    )
     assert 0.0 < float(torch.nn.functional.cosine_similarity(W[5], W[6], dim=0)) < 1.0
 
 

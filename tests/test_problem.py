@@ -51,7 +51,10 @@ BASE = {"classes": 4, "dim": 3}
         ({"bias": "free", "lambda_b": 0.1}, "contradicts bias 'free'"),
         ({"lambda_b": 0.1}, "contradicts bias 'none'"),
         ({"bias": "maybe"}, "bias must be one of"),
-        ({"bias": "free", "counts": [1, 0, 2, 3]}, "a free bias has no minimiser when a class is empty"),
+        (
+            {"bias": "free", "counts": [1, 0, 2, 3]},
+            "a free bias has no minimiser when a class is empty",
+        ),
         ({"loss": "hinge"}, "loss must be one of"),
         ({"loss": 3}, "loss must be a name or a loss object"),
         ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\)"),
@@ -98,7 +101,9 @@ def test_a_frozen_factor_may_go_without_its_penalty():
 
 @pytest.mark.parametrize("bias", ["none", "penalised"])
 def test_empty_classes_are_allowed_where_the_maths_allows(bias):
-    problem = Problem(counts=[2, 0, 3], dim=3, bias=bias, lambda_b=0.1 if bias == "penalised" else 0.0)
+    problem = Problem(
+        counts=[2, 0, 3], dim=3, bias=bias, lambda_b=0.1 if bias == "penalised" else 0.0
+    )
     assert problem.rows("classes").targets.indices.tolist() == [0, 2]
     assert problem.sample_row().tolist() == [0, 0, 1, 1, 1]
 
@@ -112,7 +117,11 @@ def test_label_files(tmp_path):
     problem = Problem(dim=2, labels=good)
     assert problem.num_classes == 3
     assert problem.counts.tolist() == [1, 1, 2]
-    for path, words in ((floats, "must hold integers"), (short, "not a readable"), (text, "not a readable")):
+    for path, words in (
+        (floats, "must hold integers"),
+        (short, "not a readable"),
+        (text, "not a readable"),
+    ):
         with pytest.raises(InputError, match=words):
             Problem(dim=2, labels=path)
 
@@ -134,14 +143,23 @@ def test_arrays_of_the_other_byte_order_are_taken(tmp_path):
 
 
 def test_a_problem_can_be_changed_in_one_place():
-    smooth, focal = Problem(**BASE, smoothing=0.1), Problem(**BASE, loss="focal", gamma=3.0, seed=2**60)
+    smooth, focal = (
+        Problem(**BASE, smoothing=0.1),
+        Problem(**BASE, loss="focal", gamma=3.0, seed=2**60),
+    )
     assert dataclasses.replace(smooth, dim=5).loss == CrossEntropy(0.1)
     assert dataclasses.replace(focal, dim=5).loss == Focal(gamma=3.0)
 
 
 @pytest.mark.parametrize("loss", ["ce", "pick-all"])
 @pytest.mark.parametrize(
-    "data", [{"classes": 4, "per_class": 3}, {"classes": 4}, {"counts": [3, 0, 2]}, {"labels": [0, 2, 2, 1]}]
+    "data",
+    [
+        {"classes": 4, "per_class": 3},
+        {"classes": 4},
+        {"counts": [3, 0, 2]},
+        {"labels": [0, 2, 2, 1]},
+    ],
 )
 def test_what_a_problem_derives_is_derived_anew(data, loss):
     problem = Problem(dim=3, loss=loss, **data)
@@ -171,7 +189,11 @@ def test_rows_are_worked_out_once_and_survive_a_replacement():
 
 def test_frozen_features_are_not_merged():
     frozen, free = Problem(**BASE, freeze="h"), Problem(**BASE)
-    assert (frozen.reduction(), free.reduction(), free.reduction("none")) == ("none", "classes", "none")
+    assert (frozen.reduction(), free.reduction(), free.reduction("none")) == (
+        "none",
+        "classes",
+        "none",
+    )
     with pytest.raises(InputError, match="reduce classes merges the features"):
         frozen.reduction("classes")
 

@@ -1,4 +1,6 @@
-"""Several ranks against one process: what `sharded_worker` checked in worlds of 1, 2, 3 and 4 gloo processes."""
+"""Several ranks against one process: what `sharded_worker` checked in worlds of 1, 2, 3 and 4 gloo
+processes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ def test_blocks_are_those_of_chunk():
             chunks = torch.arange(number).chunk(ranks)
             heights = [part.numel() for part in chunks] + [0] * (ranks - len(chunks))
             parts = [block(number, ranks, rank) for rank in range(ranks)]
-            assert [part.stop - part.start for part in parts] == heights if number else not any(p.stop for p in parts)
+            assert (
+                [part.stop - part.start for part in parts] == heights
+                if number
+                else not any(p.stop for p in parts)
+            )
 
 
 def test_meshes_that_do_not_fit_are_refused():

@@ -1,4 +1,6 @@
-"""Unit rows: minima against theory, certificates, codes, continuation in the temperature, one-vs-rest margins."""
+"""Unit rows: minima against theory, certificates, codes, continuation in the temperature,
+one-vs-rest margins.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_a_random_start_meets_the_simplex(temperature):
 @pytest.mark.parametrize("margin", [0.3, -0.2, 3.0])
 def test_one_margin_for_all_classes_leaves_the_simplex(margin):
     found = solve(sphere(5, 4, 6.0, margin=margin), start="normal", metrics=False)
-    assert found.theory.value == pytest.approx(math.log1p(4 * math.exp(-6.0 * (5 / 4 - margin))), rel=1e-13)
+    assert found.theory.value == pytest.approx(
+        math.log1p(4 * math.exp(-6.0 * (5 / 4 - margin))), rel=1e-13
+    )
     assert found.value == pytest.approx(found.theory.value, rel=1e-10)
     assert found.certificate.certified
     assert closed_form(sphere(5, 4, 6.0, margin=[0.1, 0.1, 0.1, 0.1, 0.2])) is None
@@ -71,7 +75,9 @@ def test_minima_are_certified(problem):
 
 def test_with_few_dimensions_the_bound_holds_and_certifies_nothing():
     for problem in (sphere(5, 3, 4.0), sphere(12, 3, 10.0)):
-        at_minimum, at_start = (solve(problem, start="normal", metrics=False, **more) for more in ({}, {"max_steps": 0}))
+        at_minimum, at_start = (
+            solve(problem, start="normal", metrics=False, **more) for more in ({}, {"max_steps": 0})
+        )
         for found in (at_minimum, at_start):
             assert found.certificate.lower_bound <= at_minimum.value
             assert not found.certificate.certified
@@ -99,7 +105,9 @@ def test_the_schedule_of_temperatures_ends_below_the_problems_own():
 
 def test_margins_are_those_of_the_simplex_and_zero_inside_the_hull():
     W = simplex_frame(6, 8) * math.sqrt(6 / 5)
-    torch.testing.assert_close(margins(W), torch.full((6,), 6 / 5, dtype=torch.float64), rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(
+        margins(W), torch.full((6,), 6 / 5, dtype=torch.float64), rtol=1e-10, atol=0.0
+    )
     square = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1], [0.1, 0.1]], dtype=torch.float64)
     assert margins(square)[4] == 0.0
     assert margins(square[:4])[0] == pytest.approx(1.0, rel=1e-10)

@@ -1,4 +1,6 @@
-"""Tables fail closed: no kind is served by two rows, and what no row names has no theory, in every face of the library."""
+"""Tables fail closed: no kind is served by two rows, and what no row names has no theory, in every
+face of the library.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ EPS = -0.9
 
 @dataclass(frozen=True)
 class Tilted(SoftmaxLoss):
-    """g(l) = l + eps (1 - p_y): a user's own loss, for which the cross-entropy's bound lies above the value."""
+    """g(l) = l + eps (1 - p_y): a user's own loss, for which the cross-entropy's bound lies above
+    the value.
+    """
 
     name: ClassVar[str] = "tilted"
 
@@ -64,16 +68,47 @@ def registered(monkeypatch):
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_serve_different_kinds_that_they_were_derived_for(name):
     table, used = TABLES[name], set()
-    changed = ("ce shifted", "ce scaled", "focal shifted", "focal scaled", "pick-all shifted", "pick-all scaled", "mse scaled")
+    changed = (
+        "ce shifted",
+        "ce scaled",
+        "focal shifted",
+        "focal scaled",
+        "pick-all shifted",
+        "pick-all scaled",
+        "mse scaled",
+    )
     changed += ("pick-all weighted",)
-    for loss, bias, frozen in product(("", "tilted", "mse dense", *changed, *LOSSES), BIASES, FREEZES):
+    for loss, bias, frozen in product(
+        ("", "tilted", "mse dense", *changed, *LOSSES), BIASES, FREEZES
+    ):
         for trunk, geometry in product(("none", "linear", "relu"), ("none", "sphere")):
-            rows = [i for i, (serves, _) in enumerate(table) if serves(Kind(trunk, geometry, loss, bias, frozen))]
-            served = ("ce", "focal", "pick-all", "mse", "mse dense", *(changed if name == "certificates" else ()))
+            rows = [
+                i
+                for i, (serves, _) in enumerate(table)
+                if serves(Kind(trunk, geometry, loss, bias, frozen))
+            ]
+            served = (
+                "ce",
+                "focal",
+                "pick-all",
+                "mse",
+                "mse dense",
+                *(changed if name == "certificates" else ()),
+            )
             known = loss in served and (trunk, geometry) == ("none", "none")
-            deep = trunk != "none" and geometry == "none" and loss in (*LOSSES, "mse dense", *changed) and frozen is None
+            deep = (
+                trunk != "none"
+                and geometry == "none"
+                and loss in (*LOSSES, "mse dense", *changed)
+                and frozen is None
+            )
             on_spheres = ("ce", "ce shifted", "ce scaled")
-            unit = (trunk, geometry, bias, frozen) == ("none", "sphere", "none", None) and loss in on_spheres
+            unit = (trunk, geometry, bias, frozen) == (
+                "none",
+                "sphere",
+                "none",
+                None,
+            ) and loss in on_spheres
             assert len(rows) <= (
                 known
                 or unit
@@ -86,20 +121,27 @@ def test_rows_serve_different_kinds_that_they_were_derived_for(name):
 
 @pytest.mark.parametrize("loss", [Tilted(), Pretender()])
 def test_a_loss_that_no_row_names_has_no_theory(loss):
-    """Once it was `exact, certified, gap 0` a step from the start: cross-entropy's bound, cut down to the value."""
+    """Once it was `exact, certified, gap 0` a step from the start: cross-entropy's bound, cut down
+    to the value.
+    """
     problem = Problem(classes=6, dim=8, per_class=3, lambda_w=2e-2, lambda_h=2e-2, loss=loss)
     assert closed_form(problem) is None
     for frozen in FREEZES:
         found = solve(replace(problem, freeze=frozen), max_steps=1)
         summary = found.summary()
         assert summary["theory"] is None
-        assert (summary["certificate"]["kind"], summary["certificate"]["certified"]) == ("none", False)
+        assert (summary["certificate"]["kind"], summary["certificate"]["certified"]) == (
+            "none",
+            False,
+        )
         assert type(loss).__name__ in summary["certificate"]["reason"]
 
 
 def test_a_bound_above_the_value_is_said_and_never_clipped(monkeypatch):
     problem = Problem(classes=6, dim=8, per_class=3, lambda_w=2e-2, lambda_h=2e-2, loss=Tilted())
-    monkeypatch.setattr("ufm_fast.theory.certificates.table.CERTIFIERS", [(lambda kind: True, softmax)])
+    monkeypatch.setattr(
+        "ufm_fast.theory.certificates.table.CERTIFIERS", [(lambda kind: True, softmax)]
+    )
     with pytest.warns(Contradiction, match="came out above the value"):
         found = solve(problem, max_steps=1).certificate
     assert (found.kind, found.certified) == ("none", False)
@@ -123,7 +165,20 @@ def test_a_loss_of_a_users_own_goes_through_every_face(registered, tmp_path, mon
     evaluated = value_and_grad("tilted", H, W, model.indices)
     assert float(evaluated.value) == pytest.approx(float(data), rel=1e-12)
     assert make_plan(problem).classes == 6
-    flags = ["--loss", "tilted", "--classes", "6", "--dim", "8", "--per-class", "3", "--lambda-w", "2e-2", "--lambda-h", "2e-2"]
+    flags = [
+        "--loss",
+        "tilted",
+        "--classes",
+        "6",
+        "--dim",
+        "8",
+        "--per-class",
+        "3",
+        "--lambda-w",
+        "2e-2",
+        "--lambda-h",
+        "2e-2",
+    ]
     assert main(["solve", "--no-plots", "--json", *flags]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["certificate"]["kind"], result["theory"]) == ("none", None)
@@ -156,7 +211,9 @@ def test_a_loss_is_made_by_its_row(name):
 def test_a_name_is_no_class():
     assert Problem(classes=3, dim=4, loss=Focal(gamma=1.0)).kind.loss == "focal"
     assert Problem(classes=3, dim=4, loss=Pretender()).kind.loss == ""
-    assert Problem(classes=3, dim=4, loss=CrossEntropy(0.1)).kind == Kind("none", "none", "ce", "none", None)
+    assert Problem(classes=3, dim=4, loss=CrossEntropy(0.1)).kind == Kind(
+        "none", "none", "ce", "none", None
+    )
 
 
 def test_a_registered_backend_is_used_by_name(monkeypatch):
@@ -173,7 +230,10 @@ def test_rows_beyond_the_plain_model_say_what_is_missing(monkeypatch):
     problem = Problem(classes=4, dim=4)
     monkeypatch.setattr(Problem, "kind", Kind("relu", "sphere", "ce", "none", "w"))
     found = certify(problem, problem.rows(), solve(problem, metrics=False).point)
-    assert found.reason == "no certificate is known for loss ce, bias none, trunk relu, geometry sphere, frozen w"
+    assert (
+        found.reason
+        == "no certificate is known for loss ce, bias none, trunk relu, geometry sphere, frozen w"
+    )
     assert closed_form(problem) is None
 
 

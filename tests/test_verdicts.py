@@ -1,4 +1,6 @@
-"""Theory and values check one another: wrong closed forms are none, contradictions are said, one point has one value."""
+"""Theory and values check one another: wrong closed forms are none, contradictions are said, one
+point has one value.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def test_a_form_whose_iteration_ended_early_is_none(problem, monkeypatch):
 
 
 def test_a_collapsed_form_whose_bias_is_not_found_is_none(monkeypatch):
-    problem = Problem(counts=[20, 5, 4, 1], dim=3, lambda_w=0.3, lambda_h=0.3, bias="penalised", lambda_b=0.1)
+    problem = Problem(
+        counts=[20, 5, 4, 1], dim=3, lambda_w=0.3, lambda_h=0.3, bias="penalised", lambda_b=0.1
+    )
     assert closed_form(problem).collapsed
     found = imbalanced._bias_alone
     monkeypatch.setattr(imbalanced, "_bias_alone", lambda *a: (found(*a)[0], 1.001 * found(*a)[1]))
@@ -76,7 +80,11 @@ def _wrong(factor):
     """The closed form of a balanced problem with a value, and a point, that are not its minimum."""
     problem = Problem(classes=5, dim=6, per_class=2)
     form = closed_form(problem)
-    return problem, replace(form, value=1.1 * form.value, logits=replace(form.logits, within=[factor * form.logits.within[0]]))
+    return problem, replace(
+        form,
+        value=1.1 * form.value,
+        logits=replace(form.logits, within=[factor * form.logits.within[0]]),
+    )
 
 
 def test_a_value_below_its_theory_is_said(monkeypatch):
@@ -101,7 +109,9 @@ def test_a_closed_form_that_is_no_minimum_is_not_called_converged(certificate, m
 
 @pytest.mark.parametrize("certificate", [True, False])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("problem", [{}, {"loss": "mse", "bias": "free"}, {"loss": "mse", "dim": 2}])
+@pytest.mark.parametrize(
+    "problem", [{}, {"loss": "mse", "bias": "free"}, {"loss": "mse", "dim": 2}]
+)
 def test_a_closed_form_runs_in_every_dtype(problem, dtype, certificate):
     problem = Problem(**{"classes": 5, "dim": 6, "dtype": dtype, **problem})
     assert solve(problem, method="closed-form", certificate=certificate, metrics=False).success
@@ -110,7 +120,9 @@ def test_a_closed_form_runs_in_every_dtype(problem, dtype, certificate):
 @pytest.mark.parametrize("certificate", [True, False])
 @pytest.mark.parametrize("loss", ["ce", "mse", "focal"])
 def test_half_precision_value_and_certificate_are_of_the_point_that_is_saved(loss, certificate):
-    """The value was that of parameters rounded to bfloat16, 1e-3 above theory, beside a gap of 4e-7."""
+    """The value was that of parameters rounded to bfloat16, 1e-3 above theory, beside a gap of
+    4e-7.
+    """
     problem = Problem(classes=5, dim=6, dtype="bfloat16", loss=loss)
     found = solve(problem, metrics=False, certificate=certificate)
     exact = Objective(replace(problem, dtype="float64"), variables="raw")

@@ -22,7 +22,10 @@ from ufm_fast.theory import closed_form
 from ufm_fast.theory.certificates import certify
 
 POINTER, ENTRIES = [0, 2, 3, 6, 8, 10], [0, 3, 1, 0, 1, 2, 3, 2, 3, 0]
-WEIGHTS, COUNTS = [0.7, 0.3, 1.0, 0.2, 0.5, 0.3, 0.25, 0.5, 0.3, 0.7], [3, 1, 2, 2, 4]  # the last set is the first
+WEIGHTS, COUNTS = (
+    [0.7, 0.3, 1.0, 0.2, 0.5, 0.3, 0.25, 0.5, 0.3, 0.7],
+    [3, 1, 2, 2, 4],
+)  # the last set is the first
 LAMBDAS = {"dim": 5, "lambda_w": 0.01, "lambda_h": 0.004, "loss": "pick-all"}
 
 
@@ -33,28 +36,42 @@ def sets(weights=WEIGHTS) -> TargetSets:
 def dense() -> tuple[torch.Tensor, torch.Tensor]:
     """(q of every set, counts)."""
     q = torch.zeros(5, 4, dtype=torch.float64)
-    q[torch.repeat_interleave(torch.arange(5), torch.tensor(POINTER).diff()), torch.tensor(ENTRIES)] = torch.tensor(
-        WEIGHTS
-    ).double()
+    q[
+        torch.repeat_interleave(torch.arange(5), torch.tensor(POINTER).diff()),
+        torch.tensor(ENTRIES),
+    ] = torch.tensor(WEIGHTS).double()
     return q, torch.tensor(COUNTS).double()
 
 
-@pytest.mark.parametrize("bias", [{}, {"bias": "free"}, {"logit_adjustment": [0.1, 0.0, -1.0, 2.0]}])
+@pytest.mark.parametrize(
+    "bias", [{}, {"bias": "free"}, {"logit_adjustment": [0.1, 0.0, -1.0, 2.0]}]
+)
 @pytest.mark.parametrize("reduce", ["classes", "none"])
 def test_value_gradient_and_products_are_those_of_dense_autograd(bias, reduce):
     problem = Problem(target_sets=sets(), **LAMBDAS, **bias)
-    tiled, reference = (Objective(problem, backend=b, reduce=reduce) for b in (TiledBackend(), ReferenceBackend()))
+    tiled, reference = (
+        Objective(problem, backend=b, reduce=reduce) for b in (TiledBackend(), ReferenceBackend())
+    )
     x, v = random_point(tiled, 0), random_point(tiled, 1)
     ours, theirs = tiled.value_and_grad(x), reference.value_and_grad(x)
     assert ours.value == pytest.approx(theirs.value, rel=1e-13)
     assert relative(ours.gradient, theirs.gradient) < 1e-12
     assert relative(tiled.hvp(x, v), reference.hvp(x, v)) < 1e-12
     head = tiled.head_input(x)
-    right, left = torch.rand(4, 2, dtype=torch.float64), torch.rand(tiled.rows.number, 2, dtype=torch.float64)
-    mine, dense_one = (backend.logit_gradient(head) for backend in (TiledBackend(), ReferenceBackend()))
+    right, left = (
+        torch.rand(4, 2, dtype=torch.float64),
+        torch.rand(tiled.rows.number, 2, dtype=torch.float64),
+    )
+    mine, dense_one = (
+        backend.logit_gradient(head) for backend in (TiledBackend(), ReferenceBackend())
+    )
     torch.testing.assert_close(mine.times(right), dense_one.times(right), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(mine.transposed_times(left), dense_one.transposed_times(left), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(TiledBackend().losses(head), ReferenceBackend().losses(head), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        mine.transposed_times(left), dense_one.transposed_times(left), rtol=1e-12, atol=1e-14
+    )
+    torch.testing.assert_close(
+        TiledBackend().losses(head), ReferenceBackend().losses(head), rtol=1e-12, atol=0
+    )
 
 
 def test_the_textbook_formula_and_the_drop_in_loss():
@@ -79,13 +96,22 @@ def test_weights_of_one_change_no_bit_and_one_hot_is_cross_entropy():
     assert torch.equal(a.gradient.W, b.gradient.W)
     assert ones.kind == plain.kind
     single = TargetSets.create([0, 1, 2, 3], [0, 1, 2], 3, [4, 4, 4], [2.0, 2.0, 2.0])
-    found = solve(Problem(target_sets=single, dim=4, lambda_w=0.02, lambda_h=0.01, loss="pick-all"), start="normal")
+    found = solve(
+        Problem(target_sets=single, dim=4, lambda_w=0.02, lambda_h=0.01, loss="pick-all"),
+        start="normal",
+    )
     twice = solve(Problem(classes=3, per_class=4, dim=4, lambda_w=0.01, lambda_h=0.005))
     assert found.value == pytest.approx(2 * twice.value, rel=1e-10)
 
 
 @pytest.mark.parametrize(
-    "bias", [{}, {"bias": "penalised", "lambda_b": 0.05}, {"bias": "free"}, {"logit_adjustment": [0.5, 0, 0, -1]}]
+    "bias",
+    [
+        {},
+        {"bias": "penalised", "lambda_b": 0.05},
+        {"bias": "free"},
+        {"logit_adjustment": [0.5, 0, 0, -1]},
+    ],
 )
 def test_minima_are_certified(bias):
     problem = Problem(target_sets=sets(), **LAMBDAS, **bias)
@@ -109,12 +135,25 @@ def test_runs_keep_the_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arrays = {"indptr": POINTER, "indices": ENTRIES, "counts": COUNTS}
     np.savez("soft.npz", weights=WEIGHTS, **arrays)
-    flags = ["--loss", "pick-all", "--dim", "5", "--lambda-w", "0.01", "--lambda-h", "0.004", "--no-plots", "--json"]
+    flags = [
+        "--loss",
+        "pick-all",
+        "--dim",
+        "5",
+        "--lambda-w",
+        "0.01",
+        "--lambda-h",
+        "0.004",
+        "--no-plots",
+        "--json",
+    ]
     assert main(["solve", "--targets", "soft.npz", *flags, "--out", "run", "--max-steps", "2"]) == 3
     capsys.readouterr()
     assert main(["solve", "--resume", "run", "--max-steps", "500", "--json", "--no-plots"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["value"] == pytest.approx(solve(Problem(target_sets=sets(), **LAMBDAS)).value, rel=1e-10)
+    assert found["value"] == pytest.approx(
+        solve(Problem(target_sets=sets(), **LAMBDAS)).value, rel=1e-10
+    )
     assert found["certificate"]["certified"]
     assert main(["metrics", "run", "--json"]) == 0
     np.savez("soft.npz", weights=[0.0, *WEIGHTS[1:]], **arrays)
@@ -141,7 +180,11 @@ def test_faces_that_take_sets_without_weights_say_so():
         UFM(problem)
     with pytest.raises(InputError, match="linear_soft_cross_entropy"):
         linear_pick_all(torch.ones(4, 3), torch.ones(4, 3), problem.rows().targets)
-    full = TargetSets.create([0, 3, 4], [0, 1, 2, 0], 3, None, [0.2, 0.3, 0.5, 1.0])  # a distribution over all classes
-    assert solve(Problem(target_sets=full, dim=3, lambda_w=0.01, lambda_h=0.01, loss="pick-all")).certificate.certified
+    full = TargetSets.create(
+        [0, 3, 4], [0, 1, 2, 0], 3, None, [0.2, 0.3, 0.5, 1.0]
+    )  # a distribution over all classes
+    assert solve(
+        Problem(target_sets=full, dim=3, lambda_w=0.01, lambda_h=0.01, loss="pick-all")
+    ).certificate.certified
     with pytest.raises(InputError, match="holds every class"):
         TargetSets.create([0, 3, 4], [0, 1, 2, 0], 3)

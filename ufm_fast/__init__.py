@@ -1,6 +1,8 @@
-"""ufm-fast: solve and study the unconstrained features model of neural collapse, at any number of classes.
+"""ufm-fast: solve and study the unconstrained features model of neural collapse, at any number of
+classes.
 
-Names are imported when they are first used, so that ``import ufm_fast`` (and ``ufm-fast --help``) do not wait for torch.
+Names are imported when they are first used, so that ``import ufm_fast`` (and ``ufm-fast --help``)
+do not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``python -m ufm_fast``: the command line, as torchrun starts it on several ranks.
 
-A rank ends without the interpreter's shutdown: threads of torch's exchanges may still run there, after another rank has gone
-too, and C++ then ends the process by a signal ("terminate called without an active exception") whatever its exit code was.
+A rank ends without the interpreter's shutdown: threads of torch's exchanges may still run there,
+after another rank has gone too, and C++ then ends the process by a signal ("terminate called
+without an active exception") whatever its exit code was.
 """
 
 import os

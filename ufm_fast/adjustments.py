@@ -1,28 +1,34 @@
-"""Adjusted logits: what losses for imbalanced classes change in them, an offset, a margin and a scale for each class.
+"""Adjusted logits: what losses for imbalanced classes change in them, an offset, a margin and a
+scale for each class.
 
     logits that the loss sees of a row with target y:   scale_k <w_k, h> + b_k + offset_k - margin_y [k = y]
 
 - Offsets tau log(n_k / N): logit adjustment (Menon et al., arXiv 2007.07314).
-- Margins C n_y^(-1/4): LDAM (Cao et al., arXiv 1906.07413). The same for all classes and on unit rows: CosFace,
+- Margins C n_y^(-1/4): LDAM (Cao et al., arXiv 1906.07413). The same for all classes and on unit
+rows: CosFace,
   t (cos - m) (Wang et al., arXiv 1801.09414).
-- Scales (n_k / n_max)^gamma: class-dependent temperatures, CDT (Ye et al., arXiv 2001.01385); with offsets the
+- Scales (n_k / n_max)^gamma: class-dependent temperatures, CDT (Ye et al., arXiv 2001.01385); with
+offsets the
   vector-scaling loss (Kini et al., arXiv 2103.01550).
 
-An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so neither needs anything else
-of a backend. A scale is a factor on the rows of W; penalties lambda_k |w_k|^2 of each class are the scales
-sqrt(lambda / lambda_k) under one lambda, in other variables. Penalties of the features of each class are factors kappa_k on
-lambda_h (`feature_factors`), which are none of the logits: a row weighs n_r kappa_y in the penalty and n_r in the loss.
-Nothing here is given where it would change nothing: then the numbers are those of the loss alone, bit for bit.
+An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so
+neither needs anything else of a backend. A scale is a factor on the rows of W; penalties lambda_k
+|w_k|^2 of each class are the scales sqrt(lambda / lambda_k) under one lambda, in other variables. Penalties of the features of each class are factors kappa_k on
+lambda_h (`feature_factors`), which are none of the logits: a row weighs n_r kappa_y in the penalty
+and n_r in the loss. Nothing here is given where it would change nothing: then the numbers are those
+of the loss alone, bit for bit.
 
-Certificates. With S the diagonal of the scales and kappa_r the factor of a row, the least penalty of the logits Z S, Z = H W',
-is mu |D^1/2 Z|_*, D = diag(n_r kappa_r), so the convex form carries over, with layers too: dual rows g_r of the loss prove the
-same bound (`certificates.softmax`, `.squares`, `.focal` without a bias, and with one by the convex envelope alone), where the
-norm is that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S. On unit rows the bound of `certificates.spheres` needs the gradient
-in Z alone, and offsets, margins and scales are constants there. With a frozen factor scales have none.
-Margins in the angle (ArcFace, arXiv 1801.07698) are another thing: cos(theta + m) is convex in cos(theta), and the loss falls
-in it, so that the loss is not convex in the logits; and it has a kink at theta = 0, where features lie along their own rows
-at the minimum: no method here ends on one but by rounding it, so they are not solved. Their balanced minimum is known
-(`theory.angular_ce_minimum`).
+Certificates. With S the diagonal of the scales and kappa_r the factor of a row, the least penalty
+of the logits Z S, Z = H W', is mu |D^1/2 Z|_*, D = diag(n_r kappa_r), so the convex form carries
+over, with layers too: dual rows g_r of the loss prove the same bound (`certificates.softmax`,
+`.squares`, `.focal` without a bias, and with one by the convex envelope alone), where the norm is
+that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S. On unit rows the bound of `certificates.spheres`
+needs the gradient in Z alone, and offsets, margins and scales are constants there. With a frozen
+factor scales have none. Margins in the angle (ArcFace, arXiv 1801.07698) are another thing:
+cos(theta + m) is convex in cos(theta), and the loss falls in it, so that the loss is not convex in
+the logits; and it has a kink at theta = 0, where features lie along their own rows at the minimum:
+no method here ends on one but by rounding it, so they are not solved. Their balanced minimum is
+known (`theory.angular_ce_minimum`).
 """
 
 from __future__ import annotations
@@ -53,7 +59,9 @@ class Adjustment:
         return not (self.offset is None and self.margin is None and self.scale is None)
 
     def to(self, device: torch.device | str) -> Adjustment:
-        return Adjustment(*(None if v is None else v.to(device) for v in (self.offset, self.margin, self.scale)))
+        return Adjustment(
+            *(None if v is None else v.to(device) for v in (self.offset, self.margin, self.scale))
+        )
 
     def apply(self, x: HeadInput) -> HeadInput:
         """The head's input with its logits adjusted."""
@@ -66,7 +74,9 @@ class Adjustment:
         return replace(x, weight=self._scaled(x.weight))
 
     def classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The adjusted classifier, which `Problem` and the drop-in functions share; differentiable."""
+        """The adjusted classifier, which `Problem` and the drop-in functions share;
+        differentiable.
+        """
         if self.offset is not None:
             offset = self.offset.to(weight.dtype)
             bias = offset if bias is None else bias + offset
@@ -76,7 +86,9 @@ class Adjustment:
         return weight if self.scale is None else weight * self.scale.to(weight.dtype)[:, None]
 
     def constant(self, G: Tensor, classes: Tensor) -> Tensor:
-        """<g_r, a_r> of each row of G (R x K) with single targets: a_r are the offsets and margins, float64 (R,)."""
+        """<g_r, a_r> of each row of G (R x K) with single targets: a_r are the offsets and margins,
+        float64 (R,).
+        """
         total = G.new_zeros(G.shape[0])
         if self.offset is not None:
             total = total + G @ self.offset
@@ -86,12 +98,15 @@ class Adjustment:
 
 
 def margins_of(margin: Tensor, labels: Tensor) -> Tensor:
-    """What is taken off the target's logits of rows with these labels, float64 (R,); of `Problem` and of drop-in losses."""
+    """What is taken off the target's logits of rows with these labels, float64 (R,); of `Problem`
+    and of drop-in losses.
+    """
     return margin.double()[labels]
 
 
 def feature_factors(counts: Tensor, given: Any) -> Tensor | None:
-    """kappa_k on lambda_h of each class, float64 (K,): ``given``, or (n_k / n_max)^gamma of one number. None where all are 1.
+    """kappa_k on lambda_h of each class, float64 (K,): ``given``, or (n_k / n_max)^gamma of one
+    number. None where all are 1.
 
     Errors: as `make_adjustment`.
     """
@@ -116,10 +131,12 @@ def make_adjustment(
     class_scales: Any = None,
     temperature: float = 1.0,
 ) -> Adjustment:
-    """The Adjustment of classes with ``counts`` (K,) samples, for `Problem` and for the functions of ``ufm_fast.functional``.
+    """The Adjustment of classes with ``counts`` (K,) samples, for `Problem` and for the functions
+    of ``ufm_fast.functional``.
 
-    logit_adjustment: tau of the offsets tau log(n_k/N), or K offsets. margin: m of the margins m (n_min/n_k)^``margin_power``,
-    or K margins; times ``temperature``. class_scales: gamma of the scales (n_k/n_max)^gamma, or K scales.
+    logit_adjustment: tau of the offsets tau log(n_k/N), or K offsets. margin: m of the margins m
+    (n_min/n_k)^``margin_power``, or K margins; times ``temperature``. class_scales: gamma of the
+    scales (n_k/n_max)^gamma, or K scales.
     Errors: InputError / InputTypeError naming the argument, the value and the mend.
     """
     counts = integers(counts, "counts")
@@ -131,14 +148,22 @@ def make_adjustment(
         raise InputError(f"margin_power must be >= 0, got {power}; LDAM has 0.25")
     if power > 0 and not isinstance(margin, (int, float)):
         raise InputError(
-            "margin_power goes with one number as margin, that of the smallest class; give it, or drop margin_power"
+            "margin_power goes with one number as margin, that of the smallest class; give it, or "
+            "drop margin_power"
         )
-    if isinstance(logit_adjustment, (int, float)) and logit_adjustment != 0 and bool((n == 0).any()):
+    if (
+        isinstance(logit_adjustment, (int, float))
+        and logit_adjustment != 0
+        and bool((n == 0).any())
+    ):
         raise InputError(
-            "logit_adjustment takes the log of each class's share, and a class is empty; give the offsets, or drop it"
+            "logit_adjustment takes the log of each class's share, and a class is empty; give the "
+            "offsets, or drop it"
         )
     smallest = n[n > 0].min()
-    offset = _each("logit_adjustment", logit_adjustment, n, lambda tau: tau * (n / n.sum()).log(), 0.0)
+    offset = _each(
+        "logit_adjustment", logit_adjustment, n, lambda tau: tau * (n / n.sum()).log(), 0.0
+    )
     least = _each("margin", margin, n, lambda m: m * (smallest / n.clamp_min(1.0)) ** power, 0.0)
     scale = _each("class_scales", class_scales, n, lambda gamma: _relative(n) ** gamma, 1.0)
     if scale is not None and not bool((scale > 0).all()):
@@ -146,7 +171,9 @@ def make_adjustment(
     return Adjustment(offset, None if least is None else temperature * least, scale)
 
 
-def _each(name: str, given: Any, counts: Tensor, rule: Callable[[float], Tensor], neutral: float) -> Tensor | None:
+def _each(
+    name: str, given: Any, counts: Tensor, rule: Callable[[float], Tensor], neutral: float
+) -> Tensor | None:
     """K numbers from a rule's parameter or from themselves; None where all are neutral."""
     if given is None:
         return None
@@ -157,7 +184,12 @@ def _each(name: str, given: Any, counts: Tensor, rule: Callable[[float], Tensor]
             several = given.tolist() if hasattr(given, "tolist") else given
             values = torch.tensor([number(x, name) for x in several], dtype=torch.float64)
         except TypeError as error:
-            raise InputTypeError(f"{name} must be a number or a number for each class, got {given!r}") from error
+            raise InputTypeError(
+                f"{name} must be a number or a number for each class, got {given!r}"
+            ) from error
         if values.shape != counts.shape:
-            raise InputError(f"{name} must be one number or {counts.numel()}, one for each class; got {values.numel()}")
+            raise InputError(
+                f"{name} must be one number or {counts.numel()}, one for each class; got "
+                f"{values.numel()}"
+            )
     return None if bool((values == neutral).all()) else values

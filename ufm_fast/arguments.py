@@ -1,4 +1,6 @@
-"""Checks of plain numbers and integer arrays that users give; every message names the argument, the value and the mend."""
+"""Checks of plain numbers and integer arrays that users give; every message names the argument, the
+value and the mend.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from torch import Tensor
 from ufm_fast.errors import InputError, InputTypeError
 
 #: Dtypes of labels and counts. torch converts the unsigned ones but computes little with them.
-INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
+INTEGERS = (
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.uint16,
+    torch.int32,
+    torch.uint32,
+    torch.int64,
+    torch.uint64,
+)
 #: What float64 counts one by one: sums of samples beyond it would not be exact.
 MOST = 2**53
 
@@ -23,11 +34,15 @@ _Result = TypeVar("_Result")
 
 
 def cpu_by_default(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """``function`` with the tensors it makes where it says, and else on the CPU, whatever ``torch.set_default_device`` says."""
+    """``function`` with the tensors it makes where it says, and else on the CPU, whatever
+    ``torch.set_default_device`` says.
+    """
 
     @functools.wraps(function)
     def run(*given: _Given.args, **named: _Given.kwargs) -> _Result:
-        if torch.get_default_device().type == "cpu":  # a device as a context costs every operation something
+        if (
+            torch.get_default_device().type == "cpu"
+        ):  # a device as a context costs every operation something
             return function(*given, **named)
         with torch.device("cpu"):
             return function(*given, **named)
@@ -36,7 +51,9 @@ def cpu_by_default(function: Callable[_Given, _Result]) -> Callable[_Given, _Res
 
 
 def whole(value: object, name: str, least: int, most: int = MOST) -> int:
-    """``value`` as int. Errors: InputTypeError unless it is a whole number, InputError outside [least, most]."""
+    """``value`` as int. Errors: InputTypeError unless it is a whole number, InputError outside
+    [least, most].
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise InputTypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
@@ -47,7 +64,9 @@ def whole(value: object, name: str, least: int, most: int = MOST) -> int:
 
 
 def number(value: object, name: str) -> float:
-    """``value`` as a finite float. Errors: InputTypeError unless it is a real number, InputError for nan and infinities."""
+    """``value`` as a finite float. Errors: InputTypeError unless it is a real number, InputError
+    for nan and infinities.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise InputTypeError(f"{name} must be a number, got {value!r}")
     try:
@@ -62,18 +81,27 @@ def number(value: object, name: str) -> float:
 def integers(values: object, name: str) -> Tensor:
     """``values``, a tensor, array or sequence, as an int64 tensor of the same shape.
 
-    Errors: InputTypeError for floats, booleans, ragged or foreign content; InputError for values beyond int64.
+    Errors: InputTypeError for floats, booleans, ragged or foreign content; InputError for values
+    beyond int64.
     """
     try:
-        if isinstance(values, np.ndarray):  # torch reads neither the other byte order nor read-only memory gladly
+        if isinstance(
+            values, np.ndarray
+        ):  # torch reads neither the other byte order nor read-only memory gladly
             values = np.array(values, dtype=values.dtype.newbyteorder("="))
         found = values if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if "overflow" in str(error).lower() or isinstance(error, OverflowError):
-            raise InputError(f"{name} holds values beyond int64; give numbers below {2**63}") from error
-        raise InputTypeError(f"{name} must hold integers, in an array or a plain sequence ({error})") from error
+            raise InputError(
+                f"{name} holds values beyond int64; give numbers below {2**63}"
+            ) from error
+        raise InputTypeError(
+            f"{name} must hold integers, in an array or a plain sequence ({error})"
+        ) from error
     if found.layout != torch.strided or found.is_meta:
-        raise InputTypeError(f"{name} must be a dense tensor with data, got layout {found.layout} on {found.device}")
+        raise InputTypeError(
+            f"{name} must be a dense tensor with data, got layout {found.layout} on {found.device}"
+        )
     if found.numel() == 0 and not isinstance(values, (Tensor, np.ndarray)):
         found = found.to(torch.int64)  # an empty list says nothing of its type
     if found.dtype not in INTEGERS:

@@ -1,4 +1,5 @@
-"""Seconds an evaluation of a solve on this machine, from a calibration of a few seconds that is kept.
+"""Seconds an evaluation of a solve on this machine, from a calibration of a few seconds that is
+kept.
 
 A step's time is taken for a sum of terms, each with a rate of its own:
 
@@ -9,14 +10,16 @@ A step's time is taken for a sum of terms, each with a rate of its own:
     model                 passes over that model
     vectors               passes of the method over vectors of the size of the parameters
 
-Small problems of a few shapes are solved for a dozen steps, and the rates are fitted to them without going negative, relatively
-(`scipy.optimize.nnls`). They are kept in the user's cache folder by processor, threads, versions, device, dtype and kind of
-loss, so that a second plan takes none of that time. With one thread CPU time is measured, which other processes disturb less.
+Small problems of a few shapes are solved for a dozen steps, and the rates are fitted to them
+without going negative, relatively (`scipy.optimize.nnls`). They are kept in the user's cache folder
+by processor, threads, versions, device, dtype and kind of loss, so that a second plan takes none of
+that time. With one thread CPU time is measured, which other processes disturb less.
 
 Decisions
 
-2026-11-30. The rate of one square product, which stood for all, was right for square heads and up to 5 times off for others
-(d = 8,000 at K = 60). `bench/plan.py` has what the fit predicts and what is measured.
+2026-11-30. The rate of one square product, which stood for all, was right for square heads and up
+to 5 times off for others (d = 8,000 at K = 60). `bench/plan.py` has what the fit predicts and what
+is measured.
 """
 
 from __future__ import annotations
@@ -45,8 +48,9 @@ from ufm_fast.solving import solve
 from ufm_fast.version import __version__
 
 VERSION = 1  # of the terms: rates of others are not read
-#: (classes, samples of each, dim, variables): products and passes in every proportion, milliseconds each. In raw variables
-#: there is no model of the Hessian; the others have that of softmax losses with d >= K, of codes, or of squared errors.
+#: (classes, samples of each, dim, variables): products and passes in every proportion, milliseconds
+#: each. In raw variables there is no model of the Hessian; the others have that of softmax losses
+#: with d >= K, of codes, or of squared errors.
 _SHAPES = (
     (10, 1, 8, "raw"), (300, 1, 16, "raw"), (800, 1, 8, "raw"), (30, 1, 600, "raw"), (20, 1, 4000, "raw"),
     (300, 1, 300, "raw"), (700, 1, 300, "raw"), (10, 1500, 10, "raw"), (20, 100, 200, "raw"),
@@ -81,14 +85,19 @@ CountTerms = Callable[[Objective, float], Terms]
 
 def rates_of(problem: Problem, terms_of: CountTerms) -> list[float]:
     """The rates for problems of this kind, from the cache or measured; ``terms_of`` counts."""
-    kind = {"loss": "mse" if isinstance(problem.loss, SquaredError) else "softmax", "dtype": problem.dtype}
+    kind = {
+        "loss": "mse" if isinstance(problem.loss, SquaredError) else "softmax",
+        "dtype": problem.dtype,
+    }
     place = _cache_file({**kind, **_machine(torch.device(problem.device))})
     with suppress(Exception):  # no cache, or none of ours: measure
         content = read_json(place, "cache")
         if content["version"] == VERSION and len(content["rates"]) == len(fields(Terms)) + 1:
             return [float(rate) for rate in content["rates"]]
     rates = _fitted(problem, terms_of)
-    with suppress(OSError, WriteError):  # a cache that can't be written costs the next plan its seconds
+    with suppress(
+        OSError, WriteError
+    ):  # a cache that can't be written costs the next plan its seconds
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text(place, pretty_json({"version": VERSION, "rates": rates, **kind}))
     return rates
@@ -96,7 +105,11 @@ def rates_of(problem: Problem, terms_of: CountTerms) -> list[float]:
 
 def _machine(device: torch.device) -> dict[str, Any]:
     """What rates depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "processor": f"{name} {_model()}",
         "threads": torch.get_num_threads(),
@@ -133,7 +146,9 @@ def _fitted(problem: Problem, terms_of: CountTerms) -> list[float]:
             lambda_w=1e-4,
             lambda_h=1e-5,
         )
-        objective = Objective(small, reduce="classes" if per_class == 1 else "none", variables=variables)
+        objective = Objective(
+            small, reduce="classes" if per_class == 1 else "none", variables=variables
+        )
         rows.append(terms_of(objective, _MEAN_HISTORY).row())
         times.append(measured(objective))
     relative = np.array(rows) / np.array(times)[:, None]
@@ -151,7 +166,9 @@ def measured(objective: Objective) -> float:
     for _ in range(2):
         marks: list[tuple[float, float]] = []
 
-        def mark(record: StepRecord, point: object, marks: list[tuple[float, float]] = marks) -> None:
+        def mark(
+            record: StepRecord, point: object, marks: list[tuple[float, float]] = marks
+        ) -> None:
             marks.append((clock(), record.evaluations))
 
         solve(

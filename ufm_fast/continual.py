@@ -1,13 +1,15 @@
-"""Heads from sums: the least-squares classifier of features that stream by, and rows for classes that are new.
+"""Heads from sums: the least-squares classifier of features that stream by, and rows for classes
+that are new.
 
 With features h_i and one-hot targets y_i the head of
 
     1/2 mean |W h + b - y|^2 + lambda/2 |W|^2 (+ lambda/2 |b|^2)
 
-needs the class counts, the class sums and the second moment of the features, never the features. A network that was trained
-with squared error and weight decay lambda has this head already, so with lambda = the decay old rows stay where they are, and
-only the rows of new classes change. Source: Harun and Kanan, arXiv 2503.06385, eq. 3 (balanced, no bias); Han, Papyan and
-Donoho, arXiv 2106.02073 (penalised bias).
+needs the class counts, the class sums and the second moment of the features, never the features. A
+network that was trained with squared error and weight decay lambda has this head already, so with
+lambda = the decay old rows stay where they are, and only the rows of new classes change. Source:
+Harun and Kanan, arXiv 2503.06385, eq. 3 (balanced, no bias); Han, Papyan and Donoho, arXiv
+2106.02073 (penalised bias).
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ _SINGULAR = 1e-13
 
 
 class StreamingSums:
-    """Counts n_k, class sums sum_{i in k} h_i and the second moment sum_i h_i h_i' of features that come in batches.
+    """Counts n_k, class sums sum_{i in k} h_i and the second moment sum_i h_i h_i' of features that
+    come in batches.
 
-    counts (K,), sums (K, d), moment (d, d): float64, whatever the features' dtype. N appears nowhere in memory.
-    Errors: InputError, InputTypeError for shapes, labels and NaN; then nothing of the batch is counted.
+    counts (K,), sums (K, d), moment (d, d): float64, whatever the features' dtype. N appears
+    nowhere in memory.
+    Errors: InputError, InputTypeError for shapes, labels and NaN; then nothing of the batch is
+    counted.
     """
 
     def __init__(self, classes: int, dim: int, device: torch.device | str = "cpu") -> None:
@@ -46,11 +51,17 @@ class StreamingSums:
     @torch.no_grad()
     def update(self, features: Any, labels: Any) -> StreamingSums:
         """Count a batch: features (B, d), labels (B,) in [0, K)."""
-        features, labels = check_matrix(features, "features"), integers(as_tensor(labels, "labels"), "labels")
+        features, labels = (
+            check_matrix(features, "features"),
+            integers(as_tensor(labels, "labels"), "labels"),
+        )
         if features.shape[1] != self.dim:
             raise InputError(f"features must have {self.dim} columns, got {features.shape[1]}")
         if labels.shape != features.shape[:1]:
-            raise InputError(f"labels must have shape ({features.shape[0]},) to match features, got {tuple(labels.shape)}")
+            raise InputError(
+                f"labels must have shape ({features.shape[0]},) to match features, got "
+                f"{tuple(labels.shape)}"
+            )
         check_same_device(features=features, labels=labels, sums=self.sums)
         labels, rows = check_labels(labels, self.classes), features.to(torch.float64)
         self.counts += torch.bincount(labels, minlength=self.classes)
@@ -62,7 +73,8 @@ class StreamingSums:
         """Count what another has counted. Errors: InputError where classes or dimensions differ."""
         if (self.classes, self.dim) != (other.classes, other.dim):
             raise InputError(
-                f"sums of {self.classes} classes in {self.dim} dimensions can't take those of {other.classes} in {other.dim}"
+                f"sums of {self.classes} classes in {self.dim} dimensions can't take those of "
+                f"{other.classes} in {other.dim}"
             )
         self.counts += other.counts
         self.sums += other.sums
@@ -74,13 +86,19 @@ class StreamingSums:
         """Class means (K, d). Errors: InputError naming the classes without samples."""
         empty = (self.counts == 0).nonzero()[:, 0].tolist()
         if empty:
-            raise InputError(f"classes {', '.join(map(str, empty[:5]))} have no samples; update the sums with some first")
+            raise InputError(
+                f"classes {', '.join(map(str, empty[:5]))} have no samples; update the sums with "
+                f"some first"
+            )
         return self.sums / self.counts[:, None]
 
 
 @torch.no_grad()
-def least_squares_head(sums: StreamingSums, lam: float, bias: str = "none") -> tuple[Tensor, Tensor | None]:
-    """The minimiser (W, b) of 1/2 mean |W h + b - y|^2 + lam/2 |W|^2, float64, for any class counts.
+def least_squares_head(
+    sums: StreamingSums, lam: float, bias: str = "none"
+) -> tuple[Tensor, Tensor | None]:
+    """The minimiser (W, b) of 1/2 mean |W h + b - y|^2 + lam/2 |W|^2, float64, for any class
+    counts.
 
     With p_k = n_k/N, mu = mean h, C = (1/N) sum_i y_i h_i' and M = (1/N) sum_i h_i h_i':
 
@@ -88,8 +106,9 @@ def least_squares_head(sums: StreamingSums, lam: float, bias: str = "none") -> t
         penalised  + lam/2 |b|^2:  W = (C - c p mu')(M - c mu mu' + lam I)^-1,  b = c (p - W mu),  c = 1/(1 + lam)
         free       W = (C - p mu')(M - mu mu' + lam I)^-1,  b = p - W mu
 
-    Errors: InputError for classes without samples, lam < 0, lam = 0 where the second moment is singular, an unknown bias.
-    Equivalent, with all features at hand: ``torch.linalg.lstsq`` of the features stacked on sqrt(N lam) I.
+    Errors: InputError for classes without samples, lam < 0, lam = 0 where the second moment is
+    singular, an unknown bias. Equivalent, with all features at hand: ``torch.linalg.lstsq`` of the
+    features stacked on sqrt(N lam) I.
     """
     if bias not in BIASES:
         raise InputError(f"bias must be one of {', '.join(BIASES)}; got {bias!r}")
@@ -112,7 +131,9 @@ def _solve(matrix: Tensor, right: Tensor, lam: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal().square()
     if int(failed) or bool(pivots.min() <= _SINGULAR * matrix.diagonal().max()):
-        raise InputError(f"lam = {lam} leaves the features' second moment singular; choose a larger lam")
+        raise InputError(
+            f"lam = {lam} leaves the features' second moment singular; choose a larger lam"
+        )
     return torch.cholesky_solve(right.T, factor).T
 
 
@@ -129,15 +150,17 @@ def init_rows_(
 ) -> nn.Linear:
     """Write the rows of new classes into a head, in place, and return it.
 
-    least-squares: the head of ``least_squares_head`` with the penalty ``lam`` (on the bias too, if the layer has one): all of
-    its rows, or with keep_old those of ``classes`` only. lam is required; the head's weight decay is the choice that leaves
-    trained old rows where they are, since a trained squared-error head is its own least-squares head. class-mean: the class
-    means of ``sums`` (update them with features of length one for the variant of the authors' comparison), zero biases. random:
-    as torch makes a new layer, from ``seed``.
+    least-squares: the head of ``least_squares_head`` with the penalty ``lam`` (on the bias too, if
+    the layer has one): all of its rows, or with keep_old those of ``classes`` only. lam is
+    required; the head's weight decay is the choice that leaves trained old rows where they are,
+    since a trained squared-error head is its own least-squares head. class-mean: the class means of
+    ``sums`` (update them with features of length one for the variant of the authors' comparison),
+    zero biases. random: as torch makes a new layer, from ``seed``.
 
     >>> init_rows_(model.head, sums, range(5, 10), lam=5e-4)
 
-    Errors: InputError for sums that do not fit the layer, classes out of range or without samples, an unknown method.
+    Errors: InputError for sums that do not fit the layer, classes out of range or without samples,
+    an unknown method.
     """
     if not isinstance(linear, nn.Linear):
         raise InputTypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
@@ -145,17 +168,20 @@ def init_rows_(
         raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if (sums.classes, sums.dim) != tuple(linear.weight.shape):
         raise InputError(
-            f"sums are of {(sums.classes, sums.dim)} classes and dimensions, linear of {tuple(linear.weight.shape)}"
+            f"sums are of {(sums.classes, sums.dim)} classes and dimensions, linear of "
+            f"{tuple(linear.weight.shape)}"
         )
-    rows = check_labels(integers(list(classes), "classes"), sums.classes, "classes", "make the layer wider").to(
-        linear.weight.device
-    )
+    rows = check_labels(
+        integers(list(classes), "classes"), sums.classes, "classes", "make the layer wider"
+    ).to(linear.weight.device)
     W, b = _new_rows(linear, sums, method, lam, seed)
     if method == "least-squares" and not keep_old:
         rows = torch.arange(sums.classes, device=rows.device)
     linear.weight[rows] = W.to(linear.weight)[rows]
     if linear.bias is not None:
-        linear.bias[rows] = torch.zeros_like(linear.bias)[rows] if b is None else b.to(linear.bias)[rows]
+        linear.bias[rows] = (
+            torch.zeros_like(linear.bias)[rows] if b is None else b.to(linear.bias)[rows]
+        )
     return linear
 
 
@@ -164,7 +190,9 @@ def _new_rows(
 ) -> tuple[Tensor, Tensor | None]:
     if method == "least-squares":
         if lam is None:
-            raise InputError("method least-squares needs lam; the weight decay of the head is the natural choice")
+            raise InputError(
+                "method least-squares needs lam; the weight decay of the head is the natural choice"
+            )
         return least_squares_head(sums, lam, "none" if linear.bias is None else "penalised")
     if method == "class-mean":
         return sums.means, None

@@ -1,4 +1,6 @@
-"""Real data sets that ship inside well-kept packages, without a download: their sources, and their labels."""
+"""Real data sets that ship inside well-kept packages, without a download: their sources, and their
+labels.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +38,27 @@ def glyph_fonts() -> list[tuple[Any, np.ndarray]]:
 
     The last-resort font, which maps every code point to a placeholder box, is left out.
     """
-    matplotlib, ft2font = (need(name, "data 'glyphs'", "plot") for name in ("matplotlib", "matplotlib.ft2font"))
+    matplotlib, ft2font = (
+        need(name, "data 'glyphs'", "plot") for name in ("matplotlib", "matplotlib.ft2font")
+    )
     paths = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
     fonts = [ft2font.FT2Font(str(path)) for path in paths if "LastResort" not in path.name]
     return [(font, np.fromiter(font.get_charmap(), np.int64)) for font in fonts]
 
 
 def digits() -> Tensor:
-    """Labels of scikit-learn's 1,797 handwritten digits, K = 10, nearly balanced (174 to 183 a class)."""
+    """Labels of scikit-learn's 1,797 handwritten digits, K = 10, nearly balanced (174 to 183 a
+    class).
+    """
     return torch.from_numpy(digit_images()[1])
 
 
 def glyphs() -> Tensor:
-    """Labels of the glyphs in matplotlib's own fonts: a class for each character, a sample for each font that draws it.
+    """Labels of the glyphs in matplotlib's own fonts: a class for each character, a sample for each
+    font that draws it.
 
-    Several thousand classes, imbalanced as real data are (1 to some 30 samples a class), numbered by code point.
+    Several thousand classes, imbalanced as real data are (1 to some 30 samples a class), numbered
+    by code point.
     """
     characters = [drawn for _, drawn in glyph_fonts()]
     _, labels = np.unique(np.concatenate(characters), return_inverse=True)
@@ -64,13 +72,16 @@ DATASETS = {"digits": digits, "glyphs": glyphs}
 def load_labels(source: str | Path) -> Tensor:
     """Labels from a named data set or from a .npy file of integers, int64 (N,).
 
-    Errors: InputError for an unknown name, a missing, truncated or foreign file, or an array that is not a vector.
+    Errors: InputError for an unknown name, a missing, truncated or foreign file, or an array that
+    is not a vector.
     """
     if str(source) in DATASETS:
         return DATASETS[str(source)]()
     array = load_npy(Path(source), "labels", f"a .npy file or one of {', '.join(DATASETS)}")
     if array.ndim != 1 or array.size == 0:
-        raise InputError(f"labels in {source} must be a vector with at least one entry, got shape {array.shape}")
+        raise InputError(
+            f"labels in {source} must be a vector with at least one entry, got shape {array.shape}"
+        )
     return integers(array, f"labels in {source}")
 
 
@@ -85,7 +96,11 @@ def load_npy(path: Path, name: str, allowed: str = "a .npy file") -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy's parser of a damaged header raises whatever it runs into
-        raise InputError(f"{name}: {path} is not a readable .npy file ({error}); write it with numpy.save") from error
+        raise InputError(
+            f"{name}: {path} is not a readable .npy file ({error}); write it with numpy.save"
+        ) from error
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{name}: {path} holds several arrays; save the one that is meant with numpy.save")
+        raise InputError(
+            f"{name}: {path} holds several arrays; save the one that is meant with numpy.save"
+        )
     return array

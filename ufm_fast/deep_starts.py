@@ -1,4 +1,6 @@
-"""Starts of problems with layers, made in the balanced variables, where each of the P factors has the penalty mu/2 |x|^2."""
+"""Starts of problems with layers, made in the balanced variables, where each of the P factors has
+the penalty mu/2 |x|^2.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,24 @@ SMALL = 1e-3
 
 
 def deep_start(objective: Objective, name: str, generator: torch.Generator) -> Factors:
-    """Factors in the solver's variables; the names are those of ``starts.make_start``. Errors: InputError for ``balanced``."""
+    """Factors in the solver's variables; the names are those of ``starts.make_start``. Errors:
+    InputError for ``balanced``.
+    """
     problem, trunk, counts = objective.problem, objective.trunk, objective.rows.counts.double()
     shapes = [(problem.num_classes, problem.head_dim), (len(counts), problem.dim), *trunk.shapes]
     if name == "balanced":
-        raise InputError("start balanced is of one layer; with layers give normal, orthogonal or spectral")
+        raise InputError(
+            "start balanced is of one layer; with layers give normal, orthogonal or spectral"
+        )
     if name == "spectral":
         factors = _spectral(objective)
     else:
-        factors = [torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes]
-        factors = [orthonormal(X) if name == "orthogonal" else X / math.sqrt(X.shape[1]) for X in factors]
+        factors = [
+            torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes
+        ]
+        factors = [
+            orthonormal(X) if name == "orthogonal" else X / math.sqrt(X.shape[1]) for X in factors
+        ]
         if name != "orthogonal":
             factors[0] = factors[0] * trunk.activation.gain
             factors[3:] = [X * trunk.activation.gain for X in factors[3:]]
@@ -47,12 +57,18 @@ def orthonormal(X: Tensor) -> Tensor:
 
 
 def _spectral(objective: Objective) -> list[Tensor]:
-    """All factors share the singular values of D^1/2 Z, each the P-th root: those of a frame, or of a simplex."""
+    """All factors share the singular values of D^1/2 Z, each the P-th root: those of a frame, or of
+    a simplex.
+    """
     problem, trunk = objective.problem, objective.trunk
     P, least = 1 + problem.layers, min(trunk.widths)
     U, full, V = _frame(objective)
     squared = isinstance(problem.loss, SquaredError)
-    values = shrunk(full, problem.num_samples, problem.mu, P) if squared else full * deep_level(objective, P)
+    values = (
+        shrunk(full, problem.num_samples, problem.mu, P)
+        if squared
+        else full * deep_level(objective, P)
+    )
     order = torch.argsort(values, descending=True)[:least]
     root = values[order] ** (1.0 / P)
     pad = torch.nn.functional.pad
@@ -60,14 +76,19 @@ def _spectral(objective: Objective) -> list[Tensor]:
     def of(X: Tensor, columns: int) -> Tensor:
         return pad(X[:, order] * root, (0, columns - len(order)))
 
-    hidden = [pad(torch.diag(root), (0, inputs - len(root), 0, outputs - len(root))) for outputs, inputs in trunk.shapes]
+    hidden = [
+        pad(torch.diag(root), (0, inputs - len(root), 0, outputs - len(root)))
+        for outputs, inputs in trunk.shapes
+    ]
     return [of(V, problem.head_dim), of(U, problem.dim), *hidden]
 
 
 def _frame(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """(U, values, V) with U values V' = D^1/2 Y of the rows' targets, centred where the loss or a free bias takes means off.
+    """(U, values, V) with U values V' = D^1/2 Y of the rows' targets, centred where the loss or a
+    free bias takes means off.
 
-    The columns of U are non-negative, as a ReLU needs them, where nothing is centred or the activation is one.
+    The columns of U are non-negative, as a ReLU needs them, where nothing is centred or the
+    activation is one.
     """
     if objective.problem.dense:
         return target_spectrum(objective)
@@ -78,7 +99,11 @@ def _frame(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
     Z[index, classes] = rows.counts.double().sqrt()[index]
     centred = not isinstance(problem.loss, SquaredError) or problem.bias == "free"
     if centred and problem.kind.trunk == "linear":
-        shift = Z.mean(1, keepdim=True) if not isinstance(problem.loss, SquaredError) else _explained(Z, rows.counts.double())
+        shift = (
+            Z.mean(1, keepdim=True)
+            if not isinstance(problem.loss, SquaredError)
+            else _explained(Z, rows.counts.double())
+        )
         U, values, Vh = torch.linalg.svd(Z - shift, full_matrices=False)
         return U, values, Vh.T
     values = torch.linalg.vector_norm(Z, dim=0)
@@ -87,7 +112,9 @@ def _frame(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def target_spectrum(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """(U, values, V) of the rows' target vectors, centred where a free bias takes the mean off, on the CPU."""
+    """(U, values, V) of the rows' target vectors, centred where a free bias takes the mean off, on
+    the CPU.
+    """
     targets = objective.rows.targets
     assert isinstance(targets, DenseTargets)
     found = targets.spectrum(objective.rows.counts, centred=objective.problem.bias == "free")
@@ -102,7 +129,8 @@ def _explained(Z: Tensor, counts: Tensor) -> Tensor:
 
 
 def shrunk(sigma: Tensor, samples: int, mu: float, factors: int) -> Tensor:
-    """argmin over s >= 0 of (sigma - s)^2 / 2N + (P/2) mu s^(2/P), zero where nothing smaller than s = 0 exists.
+    """argmin over s >= 0 of (sigma - s)^2 / 2N + (P/2) mu s^(2/P), zero where nothing smaller than
+    s = 0 exists.
 
     The larger root of s = sigma - N mu s^(2/P - 1), from above, where the iteration falls to it.
     """
@@ -114,9 +142,13 @@ def shrunk(sigma: Tensor, samples: int, mu: float, factors: int) -> Tensor:
 
 
 def deep_level(objective: Objective, factors: int) -> float:
-    """The logit gap a > 0 of least log(1 + (K-1) e^-a) + (P/2) mu (K-1) (a sqrt(n))^(2/P), n the mean count, on a grid."""
+    """The logit gap a > 0 of least log(1 + (K-1) e^-a) + (P/2) mu (K-1) (a sqrt(n))^(2/P), n the
+    mean count, on a grid.
+    """
     problem = objective.problem
     K, n = problem.num_classes, problem.num_samples / problem.num_classes
     a = torch.logspace(-1, 2.5, 2000, dtype=torch.float64)
-    cost = torch.log1p((K - 1) * torch.exp(-a)) + 0.5 * factors * problem.mu * (K - 1) * (a * math.sqrt(n)) ** (2 / factors)
+    cost = torch.log1p((K - 1) * torch.exp(-a)) + 0.5 * factors * problem.mu * (K - 1) * (
+        a * math.sqrt(n)
+    ) ** (2 / factors)
     return float(a[cost.argmin()])

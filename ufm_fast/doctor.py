@@ -92,10 +92,14 @@ def self_test() -> list[Check]:
     """Backends against the reference in each dtype, and small solves against theory."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tests: list[tuple[str, Callable[[], tuple[float, float]]]] = []
-    for backend in [name for name, state in backends().items() if state == "available" and name != "reference"]:
+    for backend in [
+        name for name, state in backends().items() if state == "available" and name != "reference"
+    ]:
         for dtype in DTYPES:
             where = device if backend == "triton" else "cpu"
-            tests.append((f"{backend} against reference, {dtype}", _against_reference(backend, dtype, where)))
+            tests.append(
+                (f"{backend} against reference, {dtype}", _against_reference(backend, dtype, where))
+            )
     for loss in ("ce", "mse"):
         tests.append((f"solve against theory, {loss}", _against_theory(loss)))
     return [_run(name, test) for name, test in tests]
@@ -104,12 +108,15 @@ def self_test() -> list[Check]:
 def _run(name: str, test: Callable[[], tuple[float, float]]) -> Check:
     try:
         error, allowed = test()
-    except Exception as failure:  # a broken machine may fail anywhere; the report must still be printed
+    except (
+        Exception
+    ) as failure:  # a broken machine may fail anywhere; the report must still be printed
         return Check(name, False, f"{type(failure).__name__}: {failure}")
     return Check(name, error <= allowed, f"relative error {error:.1e}, allowed {allowed:.0e}")
 
 
-#: Relative error of value and gradients allowed against the float64 reference on the same rounded inputs.
+#: Relative error of value and gradients allowed against the float64 reference on the same rounded
+#: inputs.
 _ALLOWED = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 3e-2}
 
 
@@ -118,7 +125,10 @@ def _against_reference(backend: str, dtype: str, device: str) -> Callable[[], tu
         generator = torch.Generator().manual_seed(0)
         K, d, R, worst = 37, 19, 53, 0.0
         for name in LOSSES:
-            W, H = (torch.randn(n, d, generator=generator, dtype=torch.float64).to(DTYPES[dtype]) for n in (K, R))
+            W, H = (
+                torch.randn(n, d, generator=generator, dtype=torch.float64).to(DTYPES[dtype])
+                for n in (K, R)
+            )
             y = torch.randint(K, (R,), generator=generator)
             exact = _value_and_gradients("reference", name, H.double(), W.double(), y)
             found = _value_and_gradients(backend, name, H.to(device), W.to(device), y.to(device))

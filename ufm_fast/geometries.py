@@ -1,9 +1,10 @@
-"""The space that points live in: flat, or spheres on which the rows of W and H stay (arXiv 2209.09211).
+"""The space that points live in: flat, or spheres on which the rows of W and H stay (arXiv
+2209.09211).
 
-A solver asks a geometry for four things: the part of a gradient along the space (``split``), the Hessian product in the
-space, a move along a geodesic, and a tangent carried along that move. What a gradient leaves out, its normal part, is one
-number a row; it curves the space's Hessian, and a tangent gradient is small against it. Another constraint is a class and a
-row of GEOMETRIES.
+A solver asks a geometry for four things: the part of a gradient along the space (``split``), the
+Hessian product in the space, a move along a geodesic, and a tangent carried along that move. What a
+gradient leaves out, its normal part, is one number a row; it curves the space's Hessian, and a
+tangent gradient is small against it. Another constraint is a class and a row of GEOMETRIES.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Flat:
     curved = False
 
     def split(self, x: Point, gradient: Point) -> tuple[Point, Point | None]:
-        """The tangent part of a Euclidean gradient at x and its normal part, a column of W and one of H (None: zero)."""
+        """The tangent part of a Euclidean gradient at x and its normal part, a column of W and one
+        of H (None: zero).
+        """
         return gradient, None
 
     def tangent(self, x: Point, v: Point) -> Point:
@@ -30,7 +33,9 @@ class Flat:
         return self.split(x, v)[0]
 
     def hessian(self, x: Point, v: Point, normal: Point | None, product: Point) -> Point:
-        """The Hessian product in the space of a tangent v, from the Euclidean one and the gradient's normal part."""
+        """The Hessian product in the space of a tangent v, from the Euclidean one and the
+        gradient's normal part.
+        """
         return product
 
     def move(self, x: Point, direction: Point, t: float) -> Point:
@@ -49,8 +54,10 @@ class Flat:
 class Spheres(Flat):
     """Rows of W and H of length one; a bias or layers, if any, stay flat.
 
-    With a = <x, g> for each row: the tangent part is g - a x, and the Riemannian Hessian product P(Hess v) - a v.
-    Source: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, section 5; arXiv 2209.09211.
+    With a = <x, g> for each row: the tangent part is g - a x, and the Riemannian Hessian product
+    P(Hess v) - a v.
+    Source: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, section 5;
+    arXiv 2209.09211.
     """
 
     curved = True
@@ -85,7 +92,9 @@ class Spheres(Flat):
 
 def _rows(function: Callable[..., Tensor], *points: Point, rest: Point) -> Point:
     """``function`` of the rows of W and of H of the points; bias and layers of ``rest``."""
-    return Point(function(*(p.W for p in points)), function(*(p.H for p in points)), rest.b, rest.hidden)
+    return Point(
+        function(*(p.W for p in points)), function(*(p.H for p in points)), rest.b, rest.hidden
+    )
 
 
 def _along(x: Tensor, g: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
 """Layout: which rank holds what of a point, and all that ranks say to one another.
 
-P = C S ranks stand in a mesh of C along the class axis and S along the sample axis; rank i S + j has the places i and j.
-Rows of W (and b) are cut into P blocks of one height, ceil(K / P), and rank r holds the r-th; rows of H likewise. The last
-blocks may be short or empty. So every number of a point is held once, which is what `Point.dot` needs, and the blocks are those
-of a DTensor with ``Shard(0)``, which is how checkpoints see them. The ranks of one place i hold neighbouring classes between
-them: together they are the classes that an evaluation multiplies there with the rows of place j (`backends.sharded`).
+P = C S ranks stand in a mesh of C along the class axis and S along the sample axis; rank i S + j
+has the places i and j. Rows of W (and b) are cut into P blocks of one height, ceil(K / P), and rank
+r holds the r-th; rows of H likewise. The last blocks may be short or empty. So every number of a
+point is held once, which is what `Point.dot` needs, and the blocks are those of a DTensor with
+``Shard(0)``, which is how checkpoints see them. The ranks of one place i hold neighbouring classes
+between
+them: together they are the classes that an evaluation multiplies there with the rows of place j
+(`backends.sharded`).
 
-A number that decides anything is summed over all ranks, and a sum is the same number on each of them, so that all take the same
-branch whatever their rounding, memory and clock. What must be one rank's answer (is it time to save?) is the first one's.
-A rank that was told to stop says so with the next sum, and all stop there together: none is left waiting for another.
+A number that decides anything is summed over all ranks, and a sum is the same number on each of
+them, so that all take the same branch whatever their rounding, memory and clock. What must be one
+rank's answer (is it time to save?) is the first one's. A rank that was told to stop says so with
+the next sum, and all stop there together: none is left waiting for another.
 
-`Traffic` counts the bytes that a rank sends, by the algorithms that send least; `backends.cost` has them as formulas.
+`Traffic` counts the bytes that a rank sends, by the algorithms that send least; `backends.cost` has
+them as formulas.
 """
 
 from __future__ import annotations
@@ -29,14 +34,18 @@ from torch import Tensor
 
 from ufm_fast.errors import InputError
 
-#: Set on a rank that shall stop, by a handler of signals, which are the process's: the next sum raises KeyboardInterrupt on
-#: all ranks.
+#: Set on a rank that shall stop, by a handler of signals, which are the process's: the next sum
+#: raises KeyboardInterrupt on all ranks.
 STOP = threading.Event()
 #: Bytes that this rank has sent, by what for.
 Traffic = Counter[str]
 # Newer torch has the same under other names, and warns of the older ones.
-_gather_into: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_scatter_sum: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_gather_into: Callable[..., Any] = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)
+_scatter_sum: Callable[..., Any] = (
+    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ class Coming:
 
 @dataclass(frozen=True)
 class Axis:
-    """``size`` ranks that hold parts of the same thing, of which this is the one at ``place``. Alone it says nothing."""
+    """``size`` ranks that hold parts of the same thing, of which this is the one at ``place``.
+    Alone it says nothing.
+    """
 
     size: int
     place: int
@@ -92,7 +103,9 @@ class Axis:
         return Coming(out, _scatter_sum(out, x.contiguous(), group=self.group, async_op=True))
 
     def swap(self, x: Tensor, sent: list[int], received: list[int], what: str) -> Tensor:
-        """``sent[r]`` rows of x go to each rank r; the rows that come, in the order of the ranks."""
+        """``sent[r]`` rows of x go to each rank r; the rows that come, in the order of the
+        ranks.
+        """
         if self.size == 1:
             return x
         self.traffic[what] += (x.shape[0] - sent[self.place]) * (x[:1].nbytes if x.shape[0] else 0)
@@ -103,7 +116,9 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """C x S ranks of a process group (None: that which torch.distributed was started with), of which this is ``rank``."""
+    """C x S ranks of a process group (None: that which torch.distributed was started with), of
+    which this is ``rank``.
+    """
 
     shape: tuple[int, int]
     rank: int
@@ -115,11 +130,13 @@ class Mesh:
     def of_world(cls, words: str | None = None, device: torch.device | str = "cpu") -> Mesh:
         """The mesh 'CxS' of all ranks; without words P x 1.
 
-        Errors: InputError where torch.distributed was not started, or the mesh does not hold all ranks.
+        Errors: InputError where torch.distributed was not started, or the mesh does not hold all
+        ranks.
         """
         if not (dist.is_available() and dist.is_initialized()):
             raise InputError(
-                "backend sharded needs torch.distributed: start with torchrun --nproc-per-node N -m ufm_fast solve .., or call "
+                "backend sharded needs torch.distributed: start with torchrun --nproc-per-node N "
+                "-m ufm_fast solve .., or call "
                 "torch.distributed.init_process_group first"
             )
         ranks = dist.get_world_size()
@@ -162,10 +179,13 @@ class Mesh:
 
         return init_device_mesh(self.device.type, (self.ranks,))
 
-    # ---- numbers that decide ------------------------------------------------------------------------------------------
+    # ---- numbers that decide
+    # ------------------------------------------------------------------------------------------
 
     def total(self, value: float) -> float:
-        """The sum over the ranks. Raises KeyboardInterrupt on all of them where one was told to stop (``STOP``)."""
+        """The sum over the ranks. Raises KeyboardInterrupt on all of them where one was told to
+        stop (``STOP``).
+        """
         x = torch.tensor([value, float(STOP.is_set())], dtype=torch.float64, device=self.device)
         found, stop = self.world.sum_(x).tolist()
         if stop:
@@ -175,7 +195,9 @@ class Mesh:
 
     def least(self, value: float) -> float:
         """The least of the ranks."""
-        return -float(self.world.most_(torch.tensor([-value], dtype=torch.float64, device=self.device)))
+        return -float(
+            self.world.most_(torch.tensor([-value], dtype=torch.float64, device=self.device))
+        )
 
     def agreed(self, answer: bool) -> bool:
         """The first rank's answer, on every rank."""
@@ -193,15 +215,22 @@ class Mesh:
 
 
 def mesh_shape(words: str | None, ranks: int) -> tuple[int, int]:
-    """(C, S) of 'CxS', or (ranks, 1). Errors: InputError for other words, or a mesh that does not hold the ranks."""
+    """(C, S) of 'CxS', or (ranks, 1). Errors: InputError for other words, or a mesh that does not
+    hold the ranks.
+    """
     if words is None:
         return ranks, 1
     parts = words.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise InputError(f"mesh must be CxS, ranks by classes times ranks by samples as 4x2, got {words!r}")
+        raise InputError(
+            f"mesh must be CxS, ranks by classes times ranks by samples as 4x2, got {words!r}"
+        )
     shape = int(parts[0]), int(parts[1])
     if shape[0] * shape[1] != ranks:
-        raise InputError(f"mesh {words} holds {shape[0] * shape[1]} ranks and there are {ranks}; make CxS the number of ranks")
+        raise InputError(
+            f"mesh {words} holds {shape[0] * shape[1]} ranks and there are {ranks}; make CxS the "
+            f"number of ranks"
+        )
     return shape
 
 

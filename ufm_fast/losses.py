@@ -2,14 +2,15 @@
 
 For a row with target y let  s = sum_{k != y} exp(z_k - z_y)  (the off-target mass),  p = s / (1 + s) = 1 - p_y  and
 l = log1p(s) = -log p_y.  Each softmax loss here is g(l): a backend computes l and p to full relative accuracy even when
-both are 1e-35, and the loss adds three elementwise functions of them. Nothing else about a loss needs device code.
+both are 1e-35, and the loss adds three elementwise functions of them. Nothing else about a loss
+needs device code.
 
 Decisions
 
-2026-11-25. A softmax loss is a function g(l) of the target's log-loss. With s the off-target mass, l = log1p(s) and p =
-s/(1+s), a loss gives `value` g, `weight` g' and `bend` p g''. Cross-entropy, smoothing, focal and pick-all differ in
-three lines each, and no loss needs device code. l and p come from u = log s as softplus and sigmoid, in float64,
-whatever the dtype of the products.
+2026-11-25. A softmax loss is a function g(l) of the target's log-loss. With s the off-target mass,
+l = log1p(s) and p = s/(1+s), a loss gives `value` g, `weight` g' and `bend` p g''. Cross-entropy,
+smoothing, focal and pick-all differ in three lines each, and no loss needs device code. l and p
+come from u = log s as softplus and sigmoid, in float64, whatever the dtype of the products.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def _entries(targets: Targets) -> tuple[Tensor, Tensor]:
 class SoftmaxLoss:
     """Base of the softmax losses, with g(l) = l. All methods are elementwise on (R,) tensors.
 
-    A loss of one's own is a subclass with a ``name``, entered in LOSSES to be called by it. ``parameters`` are the fields that
-    ``make_loss`` takes; nothing is proved of a loss until a table of theory names it, so ``convex`` is False unless said.
+    A loss of one's own is a subclass with a ``name``, entered in LOSSES to be called by it.
+    ``parameters`` are the fields that ``make_loss`` takes; nothing is proved of a loss until a
+    table of theory names it, so ``convex`` is False unless said.
     """
 
     name: ClassVar[str] = "softmax"
@@ -60,7 +62,9 @@ class SoftmaxLoss:
         return torch.zeros_like(l)
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
-        """The textbook definition from logits z (R x K): the loss of each row, differentiable. The reference."""
+        """The textbook definition from logits z (R x K): the loss of each row, differentiable. The
+        reference.
+        """
         raise NotImplementedError
 
 
@@ -82,14 +86,18 @@ class CrossEntropy(SoftmaxLoss):
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
         y = targets.indices if isinstance(targets, Targets) else targets
-        return torch.nn.functional.cross_entropy(z, y, reduction="none", label_smoothing=self.smoothing)
+        return torch.nn.functional.cross_entropy(
+            z, y, reduction="none", label_smoothing=self.smoothing
+        )
 
 
 @dataclass(frozen=True)
 class Focal(SoftmaxLoss):
-    """Focal loss (1 - p_y)^gamma (-log p_y) of Lin et al. (arXiv 1708.02002). gamma = 0 is cross-entropy.
+    """Focal loss (1 - p_y)^gamma (-log p_y) of Lin et al. (arXiv 1708.02002). gamma = 0 is
+    cross-entropy.
 
-    Written in p = 1 - p_y and r = l (1 - p) / p (-> 1 as p -> 0), which stay finite where the textbook form is NaN.
+    Written in p = 1 - p_y and r = l (1 - p) / p (-> 1 as p -> 0), which stay finite where the
+    textbook form is NaN.
     Errors: InputError for a negative or infinite gamma.
     """
 
@@ -101,11 +109,15 @@ class Focal(SoftmaxLoss):
         if number(self.gamma, "gamma") < 0.0:
             raise InputError(f"gamma must be a finite number >= 0, got {self.gamma}")
         if self.smoothing:
-            raise InputError("smoothing goes with the cross-entropy only; drop smoothing or choose loss ce")
+            raise InputError(
+                "smoothing goes with the cross-entropy only; drop smoothing or choose loss ce"
+            )
 
     def _ratio(self, l: Tensor, p: Tensor) -> Tensor:
         l = l.clamp_max(_LARGEST)
-        return torch.where(p > 0, torch.exp(-l) * l / p.clamp_min(torch.finfo(p.dtype).tiny), torch.ones_like(p))
+        return torch.where(
+            p > 0, torch.exp(-l) * l / p.clamp_min(torch.finfo(p.dtype).tiny), torch.ones_like(p)
+        )
 
     def value(self, l: Tensor, p: Tensor) -> Tensor:
         return p**self.gamma * l
@@ -125,7 +137,8 @@ class Focal(SoftmaxLoss):
 
 @dataclass(frozen=True)
 class PickAll(SoftmaxLoss):
-    """Pick-all-label loss of Li et al. (arXiv 2310.15903): sum over the row's targets of the cross-entropy.
+    """Pick-all-label loss of Li et al. (arXiv 2310.15903): sum over the row's targets of the
+    cross-entropy.
 
     l_i = sum_{k in S} (logsumexp(z) - z_k).  With one target a row it is the cross-entropy. Weighted sets (`weighted_targets`)
     have q_k times each term.
@@ -137,7 +150,9 @@ class PickAll(SoftmaxLoss):
 
     def __post_init__(self) -> None:
         if self.smoothing:
-            raise InputError("smoothing goes with the cross-entropy only; drop smoothing or choose loss ce")
+            raise InputError(
+                "smoothing goes with the cross-entropy only; drop smoothing or choose loss ce"
+            )
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
         if isinstance(targets, Tensor):
@@ -146,15 +161,18 @@ class PickAll(SoftmaxLoss):
         log_loss = torch.logsumexp(z, 1)[rows] - z[rows, columns]
         if isinstance(targets, WeightedTargets):
             log_loss = log_loss * targets.weights.to(z.dtype)
-        return torch.zeros(targets.rows, dtype=z.dtype, device=z.device).index_add(0, rows, log_loss)
+        return torch.zeros(targets.rows, dtype=z.dtype, device=z.device).index_add(
+            0, rows, log_loss
+        )
 
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Half squared error 1/2 |z - e_y|^2 to the one-hot target, K outputs. Not a softmax loss: Gram matrices suffice.
-    To target vectors (`dense_targets`) 1/2 |z - y|^2.
+    """Half squared error 1/2 |z - e_y|^2 to the one-hot target, K outputs. Not a softmax loss: Gram
+    matrices suffice. To target vectors (`dense_targets`) 1/2 |z - y|^2.
 
-    Backends compute exactly this where a loss is no softmax loss, so it has no subclasses (InputTypeError).
+    Backends compute exactly this where a loss is no softmax loss, so it has no subclasses
+    (InputTypeError).
     """
 
     name: ClassVar[str] = "mse"
@@ -164,7 +182,10 @@ class SquaredError:
     smoothing: ClassVar[float] = 0.0
 
     def __init_subclass__(cls) -> None:
-        raise InputTypeError(f"{cls.__name__} can't be a subclass of SquaredError: backends compute just that; use SoftmaxLoss")
+        raise InputTypeError(
+            f"{cls.__name__} can't be a subclass of SquaredError: backends compute just that; use "
+            f"SoftmaxLoss"
+        )
 
     def dense(self, z: Tensor, targets: Tensor | Targets) -> Tensor:
         if isinstance(targets, DenseTargets):
@@ -176,25 +197,40 @@ class SquaredError:
 Loss = SoftmaxLoss | SquaredError
 
 #: Every loss by its name on the command line; tests, benchmarks and documents iterate this table.
-LOSSES: dict[str, type[Loss]] = {"ce": CrossEntropy, "focal": Focal, "pick-all": PickAll, "mse": SquaredError}
+LOSSES: dict[str, type[Loss]] = {
+    "ce": CrossEntropy,
+    "focal": Focal,
+    "pick-all": PickAll,
+    "mse": SquaredError,
+}
 
 
 def make_loss(name: str, **parameters: float | None) -> Loss:
-    """Build a loss of LOSSES from its name and parameters (those of the built-in ones: ``smoothing``, ``gamma``).
+    """Build a loss of LOSSES from its name and parameters (those of the built-in ones:
+    ``smoothing``, ``gamma``).
 
-    A parameter that is None, and a smoothing of 0, count as not given. Errors: InputError for an unknown name or a parameter
-    that the loss has not.
+    A parameter that is None, and a smoothing of 0, count as not given. Errors: InputError for an
+    unknown name or a parameter that the loss has not.
     """
     if name not in LOSSES:
         raise InputError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
-    given = {key: value for key, value in parameters.items() if value is not None and (key, value) != ("smoothing", 0.0)}
+    given = {
+        key: value
+        for key, value in parameters.items()
+        if value is not None and (key, value) != ("smoothing", 0.0)
+    }
     for key in given:
         if key not in LOSSES[name].parameters:
             takers = " or ".join(taker for taker, row in LOSSES.items() if key in row.parameters)
-            raise InputError(f"{key} goes with the loss {takers} only; drop {key} or choose that loss instead of {name}")
+            raise InputError(
+                f"{key} goes with the loss {takers} only; drop {key} or choose that loss instead "
+                f"of {name}"
+            )
     return LOSSES[name](**given)
 
 
 def registered_name(loss: Loss) -> str:
-    """The name of the row of LOSSES whose class is exactly that of ``loss``; empty for every other, whatever its name says."""
+    """The name of the row of LOSSES whose class is exactly that of ``loss``; empty for every other,
+    whatever its name says.
+    """
     return loss.name if type(loss) is LOSSES.get(loss.name) else ""

@@ -1,9 +1,11 @@
-"""Metrics of a solution: what is measured at a model point, in one place for ``solve``, log points and the command line.
+"""Metrics of a solution: what is measured at a model point, in one place for ``solve``, log points
+and the command line.
 
-The head's metrics are those of what it sees: H itself, or with layers the features behind them. A deep point also has the
-metrics of each layer's input, ``layer0/..`` of H, ``layer1/..`` of s(W_1 h), ..; the energies lambda |X|^2 of its factors,
-which are equal at every critical point; how far neighbouring factors are from balanced (linear layers); and the rank of the
-logits. With target vectors the head's metrics are those of regression (`metrics.regression`).
+The head's metrics are those of what it sees: H itself, or with layers the features behind them. A
+deep point also has the metrics of each layer's input, ``layer0/..`` of H, ``layer1/..`` of s(W_1
+h), ..; the energies lambda |X|^2 of its factors, which are equal at every critical point; how far
+neighbouring factors are from balanced (linear layers); and the rank of the logits. With target
+vectors the head's metrics are those of regression (`metrics.regression`).
 """
 
 from __future__ import annotations
@@ -47,37 +49,47 @@ from ufm_fast.theory.separation import predicted_frame
 
 #: Singular values of the logits below this share of the largest count as zero.
 RANK_TOLERANCE = 1e-4
-#: One-vs-rest margins of a solution are those of so many rows (`metrics.one_vs_rest` has all of up to 2,000 classes), where
-#: a row's non-negative least squares take milliseconds.
+#: One-vs-rest margins of a solution are those of so many rows (`metrics.one_vs_rest` has all of up
+#: to 2,000 classes), where a row's non-negative least squares take milliseconds.
 MARGIN_ROWS, MOST_MARGIN_CLASSES, MOST_MARGIN_DIM = 64, 10_000, 64
-#: Metrics of unequal classes compare all rows of W: up to so many, where that takes a fraction of a second.
+#: Metrics of unequal classes compare all rows of W: up to so many, where that takes a fraction of a
+#: second.
 MOST_IMBALANCED = 512
 _LOST = 4 * torch.finfo(torch.float64).eps
 
 
 def usable(point: Point) -> bool:
-    """Whether metrics and certificates take the point: beyond that squares of squares overflow, though values may be finite."""
+    """Whether metrics and certificates take the point: beyond that squares of squares overflow,
+    though values may be finite.
+    """
     fits = all(part.numel() == 0 or float(part.abs().max()) < LARGEST for part in point.parts())
     return fits if point.layout is None else point.layout.all(fits)
 
 
 def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
-    """Whether all factors are zero but for rounding: their penalty is lost in the value, and directions mean nothing."""
+    """Whether all factors are zero but for rounding: their penalty is lost in the value, and
+    directions mean nothing.
+    """
     if problem.freeze is not None or problem.constraint != "none":
         return False
     return 0.5 * sum(_penalties(problem, rows, model).energies(model).values()) <= _LOST * value
 
 
-def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto", value: float = 0.0) -> dict[str, float]:
-    """Neural-collapse metrics of a model point; of multi-label data those of the rows with one label (as Li et al., arXiv
-    2310.15903), and those of the target sets. Where all factors are zero but for rounding beside ``value``, the metrics are
-    those of zero: directions are nan. On several ranks, of which the point is one's, the metrics are those of `metrics.spread`.
+def measure(
+    problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "auto", value: float = 0.0
+) -> dict[str, float]:
+    """Neural-collapse metrics of a model point; of multi-label data those of the rows with one
+    label (as Li et al., arXiv 2310.15903), and those of the target sets. Where all factors are zero
+    but for rounding beside ``value``, the metrics are those of zero: directions are nan. On several
+    ranks, of which the point is one's, the metrics are those of `metrics.spread`.
     """
     here = rows if model.layout is None else parts_of(rows, model.layout)
     gone = vanished(problem, here, model, value)
     model = model.zeros() if gone else model
     if model.layout is not None:
-        lambdas = (problem.lambda_w, problem.lambda_h) if problem.lambda_w and problem.lambda_h else None
+        lambdas = (
+            (problem.lambda_w, problem.lambda_h) if problem.lambda_w and problem.lambda_h else None
+        )
         return spread_metrics(model.H, model.W, here, problem.counts, model.layout, lambdas)
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
     deep = len(inputs) > 1
@@ -88,7 +100,9 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h) if of_one else (None, None)
 
     def of(features: Tensor, weight: Tensor | None) -> dict[str, float]:
-        H, classes_of, weights = comparable(features[alone], labels, counts) if labels.numel() else (None, None, None)
+        H, classes_of, weights = (
+            comparable(features[alone], labels, counts) if labels.numel() else (None, None, None)
+        )
         if H is None and weight is None:
             return {}
         return collect(
@@ -116,25 +130,40 @@ def measure(problem: Problem, rows: Rows, model: Point, pairwise: Pairwise = "au
     return found | ({"nc4": math.nan} if gone and "nc4" in found else {})
 
 
-def _of_vectors(problem: Problem, rows: Rows, model: Point, inputs: Sequence[Tensor]) -> dict[str, float]:
+def _of_vectors(
+    problem: Problem, rows: Rows, model: Point, inputs: Sequence[Tensor]
+) -> dict[str, float]:
     """Metrics with target vectors: of regression, of each layer's input, and of the factors."""
     assert isinstance(rows.targets, DenseTargets)
     counts = rows.counts.to(model.H.device)
     found = _of_regression(problem, rows, inputs[-1], model.W)
     if len(inputs) > 1:
         for j, features in enumerate(inputs):
-            found |= {f"layer{j}/{name}": value for name, value in _of_regression(problem, rows, features, None).items()}
+            found |= {
+                f"layer{j}/{name}": value
+                for name, value in _of_regression(problem, rows, features, None).items()
+            }
         return found | _of_layers(problem, rows, model)
     if None not in penalties(problem.lambda_w, problem.lambda_h):
         names = ("balancedness", "balancedness_relative")
-        found |= dict(zip(names, imbalance(model.W, model.H, problem.lambda_h / problem.lambda_w, counts), strict=True))
+        found |= dict(
+            zip(
+                names,
+                imbalance(model.W, model.H, problem.lambda_h / problem.lambda_w, counts),
+                strict=True,
+            )
+        )
     return found
 
 
-def _of_regression(problem: Problem, rows: Rows, features: Tensor, weight: Tensor | None) -> dict[str, float]:
+def _of_regression(
+    problem: Problem, rows: Rows, features: Tensor, weight: Tensor | None
+) -> dict[str, float]:
     """NRC1-NRC3, and NC1 where targets repeat."""
     assert isinstance(rows.targets, DenseTargets)
-    found = regression_metrics(features, weight, rows.targets, rows.counts, centred=problem.bias != "none")
+    found = regression_metrics(
+        features, weight, rows.targets, rows.counts, centred=problem.bias != "none"
+    )
     distinct = problem.rows("classes").number
     if 1 < distinct < problem.num_samples:
         each = rows.number == problem.num_samples
@@ -151,7 +180,9 @@ def _penalties(problem: Problem, rows: Rows, model: Point) -> Penalties:
 
 
 def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
-    """How far apart many classes are, K > d + 1: one-vs-rest margins of up to ``MARGIN_ROWS`` rows of W."""
+    """How far apart many classes are, K > d + 1: one-vs-rest margins of up to ``MARGIN_ROWS`` rows
+    of W.
+    """
     K, d = W.shape
     if not d + 1 < K <= MOST_MARGIN_CLASSES or d > MOST_MARGIN_DIM:
         return {}
@@ -161,14 +192,23 @@ def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
 
 
 def _of_imbalance(problem: Problem, rows: Rows, features: Tensor, W: Tensor) -> dict[str, float]:
-    """Of single labels whose classes have several counts: collapsed groups, cosines by groups, and of the plain cross-entropy,
-    which has that limit, the distances to no penalty.
+    """Of single labels whose classes have several counts: collapsed groups, cosines by groups, and
+    of the plain cross-entropy, which has that limit, the distances to no penalty.
     """
     counts = problem.counts.to(W.device)
-    if not rows.targets.single or len(counts) > MOST_IMBALANCED or len(torch.unique(counts[counts > 0])) < 2:
+    if (
+        not rows.targets.single
+        or len(counts) > MOST_IMBALANCED
+        or len(torch.unique(counts[counts > 0])) < 2
+    ):
         return {}
     found = imbalance_metrics(W, counts)
-    if problem.kind.loss == "ce" and problem.kind.trunk == "none" and not problem.loss.smoothing and bool((counts > 0).all()):
+    if (
+        problem.kind.loss == "ce"
+        and problem.kind.trunk == "none"
+        and not problem.loss.smoothing
+        and bool((counts > 0).all())
+    ):
         labels, samples = rows.targets.indices.to(W.device), rows.counts.to(W.device)
         found["seli_classifier"] = seli_distance(W, problem.counts)
         found["seli_logits"] = seli_logit_distance(W, features, labels, samples)
@@ -186,7 +226,9 @@ def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def _of_layers(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
     """What only a model with layers has."""
-    return _of_factors(problem, rows, model) | {"logit_rank": float(logit_rank(logit_spectrum(problem, rows, model)))}
+    return _of_factors(problem, rows, model) | {
+        "logit_rank": float(logit_rank(logit_spectrum(problem, rows, model)))
+    }
 
 
 def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
@@ -204,7 +246,9 @@ def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
 
 
 def logit_spectrum(problem: Problem, rows: Rows, model: Point) -> Tensor:
-    """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a product of rows x classes."""
+    """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a
+    product of rows x classes.
+    """
     features = problem.features(model).double()
     weighted = features * rows.counts.to(features)[:, None].sqrt()
     R, S = (torch.linalg.qr(part, mode="r").R for part in (weighted, model.W.double()))
@@ -217,18 +261,23 @@ def logit_rank(spectrum: Tensor) -> int:
     return int((spectrum > RANK_TOLERANCE * spectrum[:1].clamp_min(1e-300)).sum())
 
 
-def collapse_metrics(problem: Problem, point: Point, reduce: str, value: float = 0.0) -> dict[str, float]:
-    """NC1-NC4 of a point, of cost O((K + R) d^2), NC2 and NC3 against the frame that theory predicts.
+def collapse_metrics(
+    problem: Problem, point: Point, reduce: str, value: float = 0.0
+) -> dict[str, float]:
+    """NC1-NC4 of a point, of cost O((K + R) d^2), NC2 and NC3 against the frame that theory
+    predicts.
 
-    Empty for several targets a row, where classes have no means, and where all factors are zero beside ``value``. On several
-    ranks NC4 is not among them, and each rank has the same.
+    Empty for several targets a row, where classes have no means, and where all factors are zero
+    beside ``value``. On several ranks NC4 is not among them, and each rank has the same.
     """
     rows, layout = problem.rows(reduce), point.layout
     rows = rows if layout is None else parts_of(rows, layout)
     if vanished(problem, rows, point, value):
         return {}
     if problem.dense and usable(point):
-        return _of_regression(problem, rows, problem.trunk.forward(point.H, point.hidden).inputs[-1], point.W)
+        return _of_regression(
+            problem, rows, problem.trunk.forward(point.H, point.hidden).inputs[-1], point.W
+        )
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
     if layout is not None:

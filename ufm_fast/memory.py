@@ -1,7 +1,8 @@
 """What memory is free, and which errors say that it was not enough.
 
-On Linux that is MemAvailable, or what the control groups of this process still grant, those that hold its own included
-(versions 1 and 2; a group's file cache counts as free). Elsewhere psutil tells, and where nobody does, nothing is refused.
+On Linux that is MemAvailable, or what the control groups of this process still grant, those that
+hold its own included (versions 1 and 2; a group's file cache counts as free). Elsewhere psutil
+tells, and where nobody does, nothing is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 
 _UNKNOWN = 1 << 62
-#: Of a control group of each version: the limit, what is used, and the word for the file cache in memory.stat.
+#: Of a control group of each version: the limit, what is used, and the word for the file cache in
+#: memory.stat.
 _V2 = "memory.max", "memory.current", "inactive_file"
 _V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 
@@ -32,7 +34,9 @@ def available_bytes(device: torch.device) -> int:
 def _machine_bytes() -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+            return next(
+                int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration):  # no Linux, or one that hides it
         pass
     try:
@@ -43,8 +47,12 @@ def _machine_bytes() -> int:
 
 
 @cache
-def control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Group]:
-    """The groups that limit the memory of this process, from its own up: their folders and the names of their files."""
+def control_groups(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[Group]:
+    """The groups that limit the memory of this process, from its own up: their folders and the
+    names of their files.
+    """
     try:
         lines = own.read_text("ascii").splitlines()
     except (OSError, ValueError):
@@ -60,9 +68,12 @@ def control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
         else:
             continue
         inner = top / path.strip("/")
-        # In a container the path may be that of the host, which is not seen: then the top is the container's own group.
+        # In a container the path may be that of the host, which is not seen: then the top is the
+        # container's own group.
         inner = inner if inner.is_dir() and ".." not in inner.parts else top
-        found += [(folder, names) for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+        found += [
+            (folder, names) for folder in (inner, *inner.parents) if folder.is_relative_to(top)
+        ]
     return [(folder, names) for folder, names in found if (folder / names[0]).exists()]
 
 
@@ -72,26 +83,44 @@ def _group_bytes(folder: Path, names: tuple[str, str, str]) -> int:
         most = int((folder / limit).read_text("ascii"))
         if most >= _UNKNOWN:  # version 1's word for no limit
             return _UNKNOWN
-        cache_line = re.search(rf"^{cached} (\d+)$", (folder / "memory.stat").read_text("ascii"), re.MULTILINE)
-        return max(most - int((folder / used).read_text("ascii")) + (int(cache_line[1]) if cache_line else 0), 0)
+        cache_line = re.search(
+            rf"^{cached} (\d+)$", (folder / "memory.stat").read_text("ascii"), re.MULTILINE
+        )
+        return max(
+            most
+            - int((folder / used).read_text("ascii"))
+            + (int(cache_line[1]) if cache_line else 0),
+            0,
+        )
     except (OSError, ValueError):  # no limit: the word "max"
         return _UNKNOWN
 
 
 def begin_peak(device: torch.device) -> int:
-    """Forget the peaks so far, where the machine can, and give the bytes that this process holds now; for ``peak_memory``."""
+    """Forget the peaks so far, where the machine can, and give the bytes that this process holds
+    now; for ``peak_memory``.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # only Linux
+    with (
+        suppress(OSError),
+        open("/proc/self/clear_refs", "w", encoding="ascii") as file,
+    ):  # only Linux
         file.write("5")
     return _status("VmRSS") or _most()
 
 
 def peak_memory(device: torch.device, before: int) -> dict[str, int]:
-    """Bytes: the peak of the process, of it beyond what it held ``before``, and of the device's allocations (0 on the CPU)."""
+    """Bytes: the peak of the process, of it beyond what it held ``before``, and of the device's
+    allocations (0 on the CPU).
+    """
     peak = _status("VmHWM") or _most()
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return {"peak_bytes": peak, "peak_extra_bytes": max(peak - before, 0), "device_peak_bytes": int(on_device)}
+    return {
+        "peak_bytes": peak,
+        "peak_extra_bytes": max(peak - before, 0),
+        "device_peak_bytes": int(on_device),
+    }
 
 
 def _status(name: str) -> int:

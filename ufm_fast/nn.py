@@ -1,4 +1,6 @@
-"""Modules: the unconstrained features model with its parameters, and the classifier head with its loss, as torch has it."""
+"""Modules: the unconstrained features model with its parameters, and the classifier head with its
+loss, as torch has it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from ufm_fast.arguments import cpu_by_default, whole
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import linear_cross_entropy
-from ufm_fast.functional.checks import check_ignore_index, check_options, check_reduction, check_smoothing, check_weight_alone
+from ufm_fast.functional.checks import (
+    check_ignore_index,
+    check_options,
+    check_reduction,
+    check_smoothing,
+    check_weight_alone,
+)
 from ufm_fast.functional.operators import loss_arguments, value_and_gradients
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -22,26 +30,31 @@ from ufm_fast.starts import make_start
 
 
 class UFM(nn.Module):
-    """The regularised unconstrained features model as a module, for any optimiser of ``torch.optim``.
+    """The regularised unconstrained features model as a module, for any optimiser of
+    ``torch.optim``.
 
-    Parameters W (K x d), H (R x d, a row per class or per sample), b (K,) or None and ``hidden``, the layers between (none
-    of a plain problem), in the model's own units; a frozen factor does not require a gradient. ``model()`` is the objective,
-    a scalar differentiable twice:
+    Parameters W (K x d), H (R x d, a row per class or per sample), b (K,) or None and ``hidden``,
+    the layers between (none of a plain problem), in the model's own units; a frozen factor does not
+    require a gradient. ``model()`` is the objective, a scalar differentiable twice:
 
-        f = sum_r (n_r/N) l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 sum_r n_r |h_r|^2 + lambda_b/2 |b|^2
+        f = sum_r (n_r/N) l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 sum_r n_r |h_r|^2 +
+        lambda_b/2 |b|^2
 
-    with layers W s(W_(M-1) .. s(W_1 h_r)) in the place of W h_r, and lambda_hidden_j/2 |W_j|^2 of each.
+    with layers W s(W_(M-1) .. s(W_1 h_r)) in the place of W h_r, and lambda_hidden_j/2 |W_j|^2 of
+    each.
 
-    ``reduce``: 'classes' (one row for each class or distinct target set, exact, since samples with equal targets have
-    equal features at a minimum), 'none' (one row a sample), 'auto' is 'classes'. ``start`` and ``seed``: the initial point,
-    a name of ``ufm_fast.starts``. Training is two lines; L-BFGS needs the closure, the others may use it:
+    ``reduce``: 'classes' (one row for each class or distinct target set, exact, since samples with
+    equal targets have equal features at a minimum), 'none' (one row a sample), 'auto' is 'classes'.
+    ``start`` and ``seed``: the initial point, a name of ``ufm_fast.starts``. Training is two lines;
+    L-BFGS needs the closure, the others may use it:
 
         optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
         optimizer.step(model.closure)
 
-    Errors: InputTypeError unless ``problem`` is a Problem; InputError for an unknown reduce or start, and for a problem on
-    spheres, which torch's optimisers would leave.
-    Source: Mixon et al., arXiv 2011.11619; Zhu et al., arXiv 2105.02375, eq. 3; Tirer and Bruna, arXiv 2202.08087 (layers).
+    Errors: InputTypeError unless ``problem`` is a Problem; InputError for an unknown reduce or
+    start, and for a problem on spheres, which torch's optimisers would leave.
+    Source: Mixon et al., arXiv 2011.11619; Zhu et al., arXiv 2105.02375, eq. 3; Tirer and Bruna,
+    arXiv 2202.08087 (layers).
     """
 
     W: nn.Parameter
@@ -54,20 +67,32 @@ class UFM(nn.Module):
     row_penalty: Tensor
 
     @cpu_by_default
-    def __init__(self, problem: Problem, *, reduce: str = "auto", start: str = "normal", seed: int | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        reduce: str = "auto",
+        start: str = "normal",
+        seed: int | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(problem, Problem):
             raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
         if problem.constraint != "none":
             raise InputError(
-                f"UFM has free parameters, and constraint is {problem.constraint}; use solve, which moves on spheres"
+                f"UFM has free parameters, and constraint is {problem.constraint}; use solve, "
+                f"which moves on spheres"
             )
         if problem.adjustment:
             raise InputError(
-                "UFM has logits as they are; use solve for logit_adjustment, margin and class_scales, or drop them"
+                "UFM has logits as they are; use solve for logit_adjustment, margin and "
+                "class_scales, or drop them"
             )
         if problem.dense or problem.weighted:
-            raise InputError("UFM has labels or sets of them; use solve for target vectors (targets) and weighted sets")
+            raise InputError(
+                "UFM has labels or sets of them; use solve for target vectors (targets) and "
+                "weighted sets"
+            )
         objective = Objective(problem, reduce=reduce, variables="raw")
         self.problem, self.reduce = problem, objective.reduce
         self._loss, self._parameter = loss_arguments(problem.loss)
@@ -81,7 +106,11 @@ class UFM(nn.Module):
         self.register_buffer("indptr", targets.indptr, persistent=False)
         self._lambdas = problem.penalties(objective.rows)
         self.register_buffer("row_weight", objective.row_weight, persistent=False)
-        self.register_buffer("row_penalty", self._lambdas.rows[:, 0].to(objective.row_weight.device), persistent=False)
+        self.register_buffer(
+            "row_penalty",
+            self._lambdas.rows[:, 0].to(objective.row_weight.device),
+            persistent=False,
+        )
         self._master = objective.dtype
 
     def _apply(self, fn: Any, recurse: bool = True) -> UFM:
@@ -94,7 +123,9 @@ class UFM(nn.Module):
         return self
 
     def features(self) -> Tensor:
-        """What W sees of each row: H, or with layers s(W_(M-1) .. s(W_1 h)); differentiable, and not rounded by autocast."""
+        """What W sees of each row: H, or with layers s(W_(M-1) .. s(W_1 h)); differentiable, and
+        not rounded by autocast.
+        """
         if not len(self.hidden):
             return self.H
         with torch.autocast(self.H.device.type, enabled=False):
@@ -104,7 +135,9 @@ class UFM(nn.Module):
         """f at the current parameters, a scalar in their dtype, of half precision in float32."""
         inputs = (self.features(), self.W, self.b)
         need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-        if self.problem.torch_dtype != self._master:  # half precision rounds parameters before each product
+        if (
+            self.problem.torch_dtype != self._master
+        ):  # half precision rounds parameters before each product
             inputs = tuple(None if x is None else x.to(self.problem.torch_dtype) for x in inputs)  # type: ignore[assignment]
         rows = (self.indices, self.indptr, None, self.row_weight)
         fit: Tensor = value_and_gradients(*inputs, *rows, self._loss, self._parameter, need)[0]
@@ -113,7 +146,8 @@ class UFM(nn.Module):
         return value
 
     def penalty(self) -> Tensor:
-        """The lambda terms of f, in the parameters' dtype, of half precision in float32; under autocast too.
+        """The lambda terms of f, in the parameters' dtype, of half precision in float32; under
+        autocast too.
 
         Dot products, because a square would make a copy of each parameter.
         """
@@ -138,7 +172,10 @@ class UFM(nn.Module):
         Errors: InputError if no parameter requires a gradient.
         """
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise InputError("closure needs a parameter that requires a gradient; call model.W.requires_grad_(), or model()")
+            raise InputError(
+                "closure needs a parameter that requires a gradient; call "
+                "model.W.requires_grad_(), or model()"
+            )
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
             value: Tensor = self()
@@ -146,7 +183,9 @@ class UFM(nn.Module):
         return value.detach()
 
     def point(self, *, lift: bool = False) -> Point:
-        """All parameters now, detached; with ``lift`` one row of H for each of the N samples. What the metrics take."""
+        """All parameters now, detached; with ``lift`` one row of H for each of the N samples. What
+        the metrics take.
+        """
         H = self.H.detach()
         if lift and self.reduce == "classes":
             H = H.index_select(0, self.problem.sample_row().to(H.device))
@@ -160,16 +199,20 @@ class UFM(nn.Module):
 
 
 class LinearCrossEntropyLoss(nn.Module):
-    """A linear classifier and its cross-entropy in one module: ``torch.nn.LinearCrossEntropyLoss``, fused.
+    """A linear classifier and its cross-entropy in one module: ``torch.nn.LinearCrossEntropyLoss``,
+    fused.
 
-    Constructor, ``state_dict`` and initial values as in torch 2.13 (also on torch 2.11, which has none); ``forward`` calls
-    ``ufm_fast.functional.linear_cross_entropy``, where formula, shapes and errors stand. ``out_features``: (d_1, ...) heads
-    beside the classes. Differentiable twice, exact when collapsed, never holding the logits; ``options`` is accepted and
-    not needed for that. Under FSDP2 or sharded by class it takes DTensors too.
-    Equivalent: ``nn.CrossEntropyLoss(...)(nn.Linear(in_features, num_classes, bias)(input), target)``.
+    Constructor, ``state_dict`` and initial values as in torch 2.13 (also on torch 2.11, which has
+    none); ``forward`` calls ``ufm_fast.functional.linear_cross_entropy``, where formula, shapes and
+    errors stand. ``out_features``: (d_1, ...) heads beside the classes. Differentiable twice, exact
+    when collapsed, never holding the logits; ``options`` is accepted and not needed for that. Under
+    FSDP2 or sharded by class it takes DTensors too.
+    Equivalent: ``nn.CrossEntropyLoss(...)(nn.Linear(in_features, num_classes, bias)(input),
+    target)``.
 
-    Errors: InputError / InputTypeError for fewer than 2 classes, sizes that are no whole numbers, a weight that is no
-    floating-point tensor (num_classes,) without gradient, smoothing outside [0, 1], an unknown reduction or ignore_index.
+    Errors: InputError / InputTypeError for fewer than 2 classes, sizes that are no whole numbers, a
+    weight that is no floating-point tensor (num_classes,) without gradient, smoothing outside [0,
+    1], an unknown reduction or ignore_index.
     """
 
     weight: Tensor | None
@@ -190,9 +233,14 @@ class LinearCrossEntropyLoss(nn.Module):
         options: Any = None,
     ) -> None:
         super().__init__()
-        in_features, num_classes = whole(in_features, "in_features", 1), whole(num_classes, "num_classes", 2)
+        in_features, num_classes = (
+            whole(in_features, "in_features", 1),
+            whole(num_classes, "num_classes", 2),
+        )
         if isinstance(out_features, str) or not isinstance(out_features, Sequence):
-            raise InputTypeError(f"out_features must be a tuple of whole numbers (d_1, ...), got {out_features!r}")
+            raise InputTypeError(
+                f"out_features must be a tuple of whole numbers (d_1, ...), got {out_features!r}"
+            )
         out_features = tuple(whole(heads, "out_features", 1) for heads in out_features)
         if weight is not None:
             check_weight_alone(weight, num_classes)
@@ -201,17 +249,29 @@ class LinearCrossEntropyLoss(nn.Module):
         check_reduction(reduction)
         check_options(options)
         self.num_classes, self.out_features = num_classes, out_features
-        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
+        self.reduction, self.ignore_index, self.label_smoothing = (
+            reduction,
+            ignore_index,
+            label_smoothing,
+        )
         self.options = options
         self.register_buffer("weight", weight)
-        # Flat, as torch keeps it: Linear has no multi-dimensional weight, and saved states stay interchangeable.
+        # Flat, as torch keeps it: Linear has no multi-dimensional weight, and saved states stay
+        # interchangeable.
         outputs = math.prod(self.out_features, start=num_classes)
         self.linear = nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
 
     def forward(
-        self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, divisor: float | Tensor | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        divisor: float | Tensor | None = None,
     ) -> Tensor:
-        """Loss of a batch: input (d) or (N, d), target class indices or probabilities; weights of its rows, and a divisor."""
+        """Loss of a batch: input (d) or (N, d), target class indices or probabilities; weights of
+        its rows, and a divisor.
+        """
         matrix: Tensor = self.linear.weight
         bias: Tensor | None = self.linear.bias
         if self.out_features:
@@ -233,7 +293,9 @@ class LinearCrossEntropyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"in_features={self.linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features}, "
-            f"bias={self.linear.bias is not None}, reduction={self.reduction}, ignore_index={self.ignore_index}, "
+            f"in_features={self.linear.in_features}, num_classes={self.num_classes}, "
+            f"out_features={self.out_features}, "
+            f"bias={self.linear.bias is not None}, reduction={self.reduction}, "
+            f"ignore_index={self.ignore_index}, "
             f"label_smoothing={self.label_smoothing}, options={self.options}"
         )

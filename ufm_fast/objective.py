@@ -1,4 +1,6 @@
-"""The objective in the variables a solver works in: the only place where lambda, 1/N and the scaling are decided."""
+"""The objective in the variables a solver works in: the only place where lambda, 1/N and the
+scaling are decided.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Value of the objective at a point, its data term, its gradient there, and row statistics where asked for."""
+    """Value of the objective at a point, its data term, its gradient there, and row statistics
+    where asked for.
+    """
 
     value: float
     data_value: float
@@ -60,16 +64,19 @@ class Objective:
     W_j = s_j V_j.  With ``variables='balanced'`` the s of `penalties.balancing_scales`,  row_scale_r = s_H / sqrt(n_r)  and
     bias_scale = (1 + lambda_b/mu)^(-1/2),  so that with one layer
 
-        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + mu lambda_b / (mu + lambda_b) |c|^2 / 2
+        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + mu lambda_b / (mu +
+        lambda_b) |c|^2 / 2
 
-    with mu = sqrt(lambda_w lambda_h), which is the same function, far better conditioned when counts or penalties differ.
-    'raw' has all scales 1, and so has a problem on spheres, whose rows keep their length.
-    ``reduce='classes'`` has one row for each class (exact); 'none' a row for each sample; 'auto' is 'classes'.
-    Parameters are kept in float32 where the problem's dtype is bfloat16, and rounded to it before each product.
+    with mu = sqrt(lambda_w lambda_h), which is the same function, far better conditioned when
+    counts or penalties differ. 'raw' has all scales 1, and so has a problem on spheres, whose rows
+    keep their length. ``reduce='classes'`` has one row for each class (exact); 'none' a row for
+    each sample; 'auto' is 'classes'. Parameters are kept in float32 where the problem's dtype is
+    bfloat16, and rounded to it before each product.
 
-    Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone. With the backend `sharded` each rank has
-    its blocks of a point (``layout``), and ``targets``, ``row_weight`` and the scales of its own rows; ``rows`` are all.
-    ``watch`` gets the seconds of the head, in the tiled backend's softmax head those of logits, dH and dW apart.
+    Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone. With the
+    backend `sharded` each rank has its blocks of a point (``layout``), and ``targets``,
+    ``row_weight`` and the scales of its own rows; ``rows`` are all. ``watch`` gets the seconds of
+    the head, in the tiled backend's softmax head those of logits, dH and dW apart.
     """
 
     def __init__(
@@ -114,14 +121,22 @@ class Objective:
         return Layout(self.backend.mesh, self.problem.num_classes, self.rows.number)
 
     def _set_scales(self, weights: Tensor) -> None:
-        """Scales and penalties of the solver's variables; ``weights`` of the rows in the penalty."""
+        """Scales and penalties of the solver's variables; ``weights`` of the rows in the
+        penalty.
+        """
         problem, balanced = self.problem, self.variables == "balanced"
         factors = (problem.lambda_w, problem.lambda_h, *problem.hidden_penalties)
         if balanced and all(factors) and problem.freeze is None:
             self.weight_scale, _, *hidden = balancing_scales(factors)
-            self.bias_scale = (1 + problem.lambda_b / problem.mu) ** -0.5 if problem.lambda_b > 0 else 1.0
+            self.bias_scale = (
+                (1 + problem.lambda_b / problem.mu) ** -0.5 if problem.lambda_b > 0 else 1.0
+            )
         else:
-            self.weight_scale, self.bias_scale, hidden = 1.0, 1.0, [1.0] * len(problem.hidden_penalties)
+            self.weight_scale, self.bias_scale, hidden = (
+                1.0,
+                1.0,
+                [1.0] * len(problem.hidden_penalties),
+            )
         self.hidden_scales = tuple(hidden)
         before_features = math.prod(self.hidden_scales, start=self.weight_scale)
         row_scale = weights.rsqrt() / before_features if balanced else torch.ones_like(weights)
@@ -130,9 +145,13 @@ class Objective:
             problem.lambda_w * self.weight_scale**2,
             (problem.lambda_h * weights * row_scale**2)[:, None],
             problem.lambda_b * self.bias_scale**2,
-            tuple(a * s**2 for a, s in zip(problem.hidden_penalties, self.hidden_scales, strict=True)),
+            tuple(
+                a * s**2 for a, s in zip(problem.hidden_penalties, self.hidden_scales, strict=True)
+            ),
         ).to(self.dtype)
-        self.logit_scale = (problem.temperature * row_scale * before_features).to(self.dtype)[:, None]
+        self.logit_scale = (problem.temperature * row_scale * before_features).to(self.dtype)[
+            :, None
+        ]
         self._logit_even = bool((self.logit_scale == 1).all())
 
     @property
@@ -146,8 +165,14 @@ class Objective:
 
     @property
     def plain(self) -> bool:
-        """One layer in flat space, logits as they are, all in this process: what preconditioners are made for."""
-        if self.layout is not None or self.problem.feature_factors is not None or self.problem.weighted:
+        """One layer in flat space, logits as they are, all in this process: what preconditioners
+        are made for.
+        """
+        if (
+            self.layout is not None
+            or self.problem.feature_factors is not None
+            or self.problem.weighted
+        ):
             return False
         return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment
 
@@ -155,18 +180,31 @@ class Objective:
         """What all ranks go by where their answers may differ: the first one's."""
         return answer if self.layout is None else self.layout.mesh.agreed(answer)
 
-    # ---- maps between the solver's variables and the model's ---------------------------------------------------------
+    # ---- maps between the solver's variables and the model's
+    # ---------------------------------------------------------
 
-    def from_model(self, W: Tensor, H: Tensor, b: Tensor | None, hidden: Sequence[Tensor] = ()) -> Point:
+    def from_model(
+        self, W: Tensor, H: Tensor, b: Tensor | None, hidden: Sequence[Tensor] = ()
+    ) -> Point:
         """Solver variables of a model point with one feature row for each row of the problem."""
         bias = None if b is None else b.to(self.dtype) / self.bias_scale
-        layers = tuple(V.to(self.dtype) / s for V, s in zip(hidden, self.hidden_scales, strict=True))
-        return Point(W.to(self.dtype) / self.weight_scale, H.to(self.dtype) / self.row_scale, bias, layers, self.layout)
+        layers = tuple(
+            V.to(self.dtype) / s for V, s in zip(hidden, self.hidden_scales, strict=True)
+        )
+        return Point(
+            W.to(self.dtype) / self.weight_scale,
+            H.to(self.dtype) / self.row_scale,
+            bias,
+            layers,
+            self.layout,
+        )
 
     def to_model(self, x: Point) -> Point:
         """The model's parameters with one feature row for each row of the problem."""
         layers = tuple(V * s for V, s in zip(x.hidden, self.hidden_scales, strict=True))
-        return Point(x.W * self.weight_scale, x.H * self.row_scale, self.bias(x), layers, self.layout)
+        return Point(
+            x.W * self.weight_scale, x.H * self.row_scale, self.bias(x), layers, self.layout
+        )
 
     def bias(self, x: Point) -> Tensor | None:
         """The model's bias at solver variables x."""
@@ -178,17 +216,25 @@ class Objective:
         if self.reduce == "none":
             return model
         if self.layout is not None:
-            raise InputError("a point that is spread over ranks has no rows of all samples; load its checkpoint in one process")
-        return replace(model, H=model.H.index_select(0, self.problem.sample_row().to(model.H.device)))
+            raise InputError(
+                "a point that is spread over ranks has no rows of all samples; load its "
+                "checkpoint in one process"
+            )
+        return replace(
+            model, H=model.H.index_select(0, self.problem.sample_row().to(model.H.device))
+        )
 
-    # ---- value and derivatives ---------------------------------------------------------------------------------------
+    # ---- value and derivatives
+    # ---------------------------------------------------------------------------------------
 
     def head_input(self, x: Point) -> HeadInput:
         """The data term's input: features scaled so that the logits are features @ B' + b."""
         return self._head(x, self.forward(x).features)
 
     def forward(self, x: Point) -> Tape:
-        """The pass through the trunk, of features in units of the logits: temperature and the rows' scales taken in."""
+        """The pass through the trunk, of features in units of the logits: temperature and the rows'
+        scales taken in.
+        """
         return self.trunk.forward(self._features(x), x.hidden)
 
     def _features(self, x: Point) -> Tensor:
@@ -196,7 +242,15 @@ class Objective:
 
     def _head(self, x: Point, features: Tensor, *, direction: bool = False) -> HeadInput:
         adjustment, dtype = self.problem.adjustment, self.problem.torch_dtype
-        head = HeadInput(self.problem.loss, features, x.W, self.bias(x), self.targets, self.row_weight, layout=self.layout)
+        head = HeadInput(
+            self.problem.loss,
+            features,
+            x.W,
+            self.bias(x),
+            self.targets,
+            self.row_weight,
+            layout=self.layout,
+        )
         if adjustment:
             head = adjustment.apply_scale(head) if direction else adjustment.apply(head)
         if dtype != self.dtype:
@@ -205,13 +259,17 @@ class Objective:
 
     @_exact
     def value_and_grad(self, x: Point, *, statistics: bool = False) -> Evaluation:
-        """f(x) and its gradient along the space in the solver's variables (zero in a frozen factor)."""
+        """f(x) and its gradient along the space in the solver's variables (zero in a frozen
+        factor).
+        """
         self.evaluations += 1
         gradient, out = self._prefilled(x)
         tape = self.forward(x)
         pulled = None if self.trunk.empty else torch.zeros_like(tape.features)
         with self.watch("head"):
-            result = self.backend.head(self._head(x, tape.features), _into(out, pulled), statistics=statistics)
+            result = self.backend.head(
+                self._head(x, tape.features), _into(out, pulled), statistics=statistics
+            )
         if pulled is not None:
             gradient = _with(gradient, *tape.pull(pulled))
         self._unscale(gradient)
@@ -227,28 +285,44 @@ class Objective:
         self.evaluations += 2
         if self.problem.freeze is not None:
             frozen_w = self.problem.freeze == "w"
-            v = replace(v, W=torch.zeros_like(v.W)) if frozen_w else replace(v, H=torch.zeros_like(v.H))
+            v = (
+                replace(v, W=torch.zeros_like(v.W))
+                if frozen_w
+                else replace(v, H=torch.zeros_like(v.H))
+            )
         product, out = self._prefilled(v)
         if self.trunk.empty:
             with self.watch("head"):
-                self.backend.head_hvp(self.head_input(x), self._head(v, self._features(v), direction=True), out)
+                self.backend.head_hvp(
+                    self.head_input(x), self._head(v, self._features(v), direction=True), out
+                )
         else:
             at, moves = self._pass(x), (self._features(v), v.hidden)
             assert at.pulled is not None
             change = torch.zeros_like(at.pulled)
             direction = self._head(v, at.tape.push(*moves), direction=True)
             with self.watch("head"):
-                self.backend.head_hvp(self._head(x, at.tape.features), direction, _into(out, change))
+                self.backend.head_hvp(
+                    self._head(x, at.tape.features), direction, _into(out, change)
+                )
             product = _with(product, *at.tape.curve(at.pulled, change, *moves))
         self._unscale(product)
-        return self.geometry.hessian(x, v, self._pass(x).normal, product) if self.geometry.curved else product
+        return (
+            self.geometry.hessian(x, v, self._pass(x).normal, product)
+            if self.geometry.curved
+            else product
+        )
 
     def rounded(self, e: float) -> Objective:
-        """The same objective with the kinks of its ReLU rounded by e, in the solver's units (`trunks.ReLU`)."""
+        """The same objective with the kinks of its ReLU rounded by e, in the solver's units
+        (`trunks.ReLU`).
+        """
         return self._activated(ReLU(e))
 
     def resting(self, part: float) -> Objective:
-        """The same objective, with derivatives of the piece on which inputs of its ReLU up to that part of the largest rest."""
+        """The same objective, with derivatives of the piece on which inputs of its ReLU up to that
+        part of the largest rest.
+        """
         return self._activated(ReLU(rest=part))
 
     def _activated(self, activation: ReLU) -> Objective:
@@ -267,7 +341,9 @@ class Objective:
         return other
 
     def _pass(self, x: Point) -> _Pass:
-        """What the last evaluation left, if it was at x; else x is evaluated, which is not counted."""
+        """What the last evaluation left, if it was at x; else x is evaluated, which is not
+        counted.
+        """
         if self._last is None or self._last.x is not x:
             self.value_and_grad(x)
             self.evaluations -= 1
@@ -275,7 +351,9 @@ class Objective:
         return self._last
 
     def move(self, x: Point, direction: Point, t: float = 1.0) -> Point:
-        """The point at t on the geodesic that leaves x in a tangent direction: x + t direction, but on spheres."""
+        """The point at t on the geodesic that leaves x in a tangent direction: x + t direction, but
+        on spheres.
+        """
         return self.geometry.move(x, direction, t)
 
     def carry(self, x: Point, direction: Point, t: float, v: Point) -> Point:
@@ -288,7 +366,9 @@ class Objective:
         return self.penalties.value(x)
 
     def _prefilled(self, x: Point) -> tuple[Point, Gradients]:
-        """Buffers that hold lambda times the parameter, in the units that the backend adds its sums in."""
+        """Buffers that hold lambda times the parameter, in the units that the backend adds its sums
+        in.
+        """
         freeze, penalties = self.problem.freeze, self.penalties
         W = torch.zeros_like(x.W) if freeze == "w" else x.W * penalties.weight
         if self.problem.adjustment.scale is not None:
@@ -299,7 +379,9 @@ class Objective:
             H = x.H * (float(penalties.rows[0]) if penalties.even else penalties.rows)
         else:
             H = x.H * (penalties.rows / self.logit_scale)
-        b = None if x.b is None else x.b * (self.problem.lambda_b * self.bias_scale)  # in the units of the sums
+        b = (
+            None if x.b is None else x.b * (self.problem.lambda_b * self.bias_scale)
+        )  # in the units of the sums
         hidden = tuple(V * a for V, a in zip(x.hidden, penalties.hidden, strict=True))
         out = Gradients(None if freeze == "h" else H, None if freeze == "w" else W, b)
         return Point(W, H, b, hidden, self.layout), out
@@ -314,20 +396,26 @@ class Objective:
 
     @cached_property
     def value_floor(self) -> float:
-        """Absolute rounding error of the value beside its relative one: squared error's where it is a difference of Grams."""
+        """Absolute rounding error of the value beside its relative one: squared error's where it is
+        a difference of Grams.
+        """
         problem = self.problem
         if isinstance(problem.loss, SquaredError):
             if self.layout is not None:
                 return 1e-15
-            exact = by_residuals(self.targets, problem.num_classes, problem.head_dim, bias=problem.bias != "none")
+            exact = by_residuals(
+                self.targets, problem.num_classes, problem.head_dim, bias=problem.bias != "none"
+            )
             return 0.0 if exact else 1e-15
         return 0.0
 
-    # ---- scales that stopping rules compare with ----------------------------------------------------------------------
+    # ---- scales that stopping rules compare with
+    # ----------------------------------------------------------------------
 
     def gradient_scale(self, x: Point) -> float:
-        """What a gradient norm is small against: max(sum of lambda |part| over the factors, mu) in the solver's variables; on
-        spheres the gradient's normal part, which is what holds the rows at their length.
+        """What a gradient norm is small against: max(sum of lambda |part| over the factors, mu) in
+        the solver's variables; on spheres the gradient's normal part, which is what holds the rows
+        at their length.
         """
         if self.geometry.curved:
             normal = self._pass(x).normal
@@ -348,13 +436,16 @@ def refuse_spread(problem: Problem) -> None:
     )
     for clash, words in clashes:
         if clash:
-            raise InputError(f"backend sharded does not go with {words} yet; solve that in one process")
+            raise InputError(
+                f"backend sharded does not go with {words} yet; solve that in one process"
+            )
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What an evaluation at x leaves for Hessian products there: the trunk's tape, the data term's gradient in the features
-    (None without layers), and the gradient's normal part (None in flat space).
+    """What an evaluation at x leaves for Hessian products there: the trunk's tape, the data term's
+    gradient in the features (None without layers), and the gradient's normal part (None in flat
+    space).
     """
 
     x: Point
@@ -369,4 +460,9 @@ def _into(out: Gradients, features: Tensor | None) -> Gradients:
 
 
 def _with(total: Point, H: Tensor, hidden: tuple[Tensor, ...]) -> Point:
-    return Point(total.W, total.H.add_(H), total.b, tuple(a.add_(b) for a, b in zip(total.hidden, hidden, strict=True)))
+    return Point(
+        total.W,
+        total.H.add_(H),
+        total.b,
+        tuple(a.add_(b) for a, b in zip(total.hidden, hidden, strict=True)),
+    )

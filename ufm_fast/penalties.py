@@ -1,19 +1,22 @@
-"""The one place of lambda: the penalty of every part of a point, and the scales that make them all alike.
+"""The one place of lambda: the penalty of every part of a point, and the scales that make them all
+alike.
 
-With P factors (W, H and the hidden layers between) and mu the geometric mean of their lambdas, the scales
-s_j = prod_(i != j) (lambda_i / lambda_j)^(1/2P) give each factor X_j = s_j x_j the penalty mu/2 |x_j|^2. Their product is 1,
-and the layers are positively homogeneous, so the logits of the x_j are those of the X_j: the same function, far better
-conditioned. For two factors s_W = (lambda_H / lambda_W)^(1/4) = 1 / s_H.
+With P factors (W, H and the hidden layers between) and mu the geometric mean of their lambdas, the
+scales s_j = prod_(i != j) (lambda_i / lambda_j)^(1/2P) give each factor X_j = s_j x_j the penalty
+mu/2 |x_j|^2. Their product is 1, and the layers are positively homogeneous, so the logits of the
+x_j are those of the X_j: the same function, far better conditioned. For two factors s_W = (lambda_H
+/ lambda_W)^(1/4) = 1 / s_H.
 
 Decisions
 
-2026-11-25. Solvers work in balanced variables by default: rows sqrt(n_k) (lambda_h/lambda_w)^(1/4) h_k and
-(lambda_w/lambda_h)^(1/4) w_k. It is the same function with the penalty mu/2 on both factors. `variables="raw"` is there
-for the dynamics of the papers.
+2026-11-25. Solvers work in balanced variables by default: rows sqrt(n_k) (lambda_h/lambda_w)^(1/4)
+h_k and (lambda_w/lambda_h)^(1/4) w_k. It is the same function with the penalty mu/2 on both
+factors. `variables="raw"` is there for the dynamics of the papers.
 
-2026-11-25. The bias is balanced too. In the balanced variables b = c / sqrt(1 + lambda_b / mu), so that no penalty is
-far above mu. With lambda_b = 100 and mu = 3e-6 the bias had a curvature 3e7 times the others' and cost thousands of
-evaluations; now as many as with a small one (`tests/solvers/test_methods.py`).
+2026-11-25. The bias is balanced too. In the balanced variables b = c / sqrt(1 + lambda_b / mu), so
+that no penalty is far above mu. With lambda_b = 100 and mu = 3e-6 the bias had a curvature 3e7
+times the others' and cost thousands of evaluations; now as many as with a small one
+(`tests/solvers/test_methods.py`).
 """
 
 from __future__ import annotations
@@ -39,12 +42,17 @@ def geometric_mean(factors: Sequence[float]) -> float:
 def balancing_scales(factors: Sequence[float]) -> list[float]:
     """s_j of each factor. lambda_j s_j^2 = mu for all j."""
     power = 1.0 / (2 * len(factors))
-    return [math.prod((other / own) ** power for i, other in enumerate(factors) if i != j) for j, own in enumerate(factors)]
+    return [
+        math.prod((other / own) ** power for i, other in enumerate(factors) if i != j)
+        for j, own in enumerate(factors)
+    ]
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A number for each part of a point: for W, for each row of H (R, 1), for b, for each hidden layer."""
+    """A number for each part of a point: for W, for each row of H (R, 1), for b, for each hidden
+    layer.
+    """
 
     weight: float
     rows: Tensor
@@ -54,7 +62,9 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Penalties(Coefficients):
-    """lambda of each part: the penalty is sum of lambda/2 |part|^2, with the rows' own lambdas for H."""
+    """lambda of each part: the penalty is sum of lambda/2 |part|^2, with the rows' own lambdas for
+    H.
+    """
 
     @cached_property
     def even(self) -> bool:
@@ -83,7 +93,9 @@ class Penalties(Coefficients):
         parts = {name: part for name, part in x.named().items() if name != "b"}
         H = float(torch.linalg.vecdot(x.H, x.H).double() @ self.rows[:, 0].double())
         squares = {"W": x.summed(self.weight * _square(x.W)), "H": x.summed(H)}
-        return squares | {f"hidden{j}": c * _square(parts[f"hidden{j}"]) for j, c in enumerate(self.hidden, 1)}
+        return squares | {
+            f"hidden{j}": c * _square(parts[f"hidden{j}"]) for j, c in enumerate(self.hidden, 1)
+        }
 
     def size(self, x: Point) -> float:
         """The sum over the factors of |lambda X|: what a gradient's norm is small against."""
@@ -94,7 +106,11 @@ class Penalties(Coefficients):
             features = float(self.rows[0]) * math.sqrt(_square(x.H))
         else:
             features = float(torch.linalg.vector_norm((x.H * self.rows).double()))
-        return weights + features + sum(c * math.sqrt(_square(W)) for W, c in zip(x.hidden, self.hidden, strict=True))
+        return (
+            weights
+            + features
+            + sum(c * math.sqrt(_square(W)) for W, c in zip(x.hidden, self.hidden, strict=True))
+        )
 
 
 def _square(x: Tensor) -> float:

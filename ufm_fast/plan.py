@@ -1,29 +1,35 @@
-"""Memory and time of a solve before it runs: what is held, counted, and seconds by rates that were measured (`calibration`).
+"""Memory and time of a solve before it runs: what is held, counted, and seconds by rates that were
+measured (`calibration`).
 
 With R rows (classes, or samples), (K + R) d parameters and one evaluation = value and gradient:
 
     softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
     squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where at most P = d classes,
-                       d + 1 with a bias, have rows; 6 R t d (residuals) to target vectors, R x t themselves
+                       d + 1 with a bias, have rows; 6 R t d (residuals) to target vectors, R x t
+                       themselves
     hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a tape) is R x d_j for
-                       each layer, with a ReLU also its slopes and bends, and the tape of the last point stays
+                       each layer, with a ReLU also its slopes and bends, and the tape of the last
+                       point stays
 
-A solve has three phases, and its peak is the largest of theirs: the steps; the certificate and the metrics, beside which the
-solver's point, its gradient and the model's point stay (3 times the parameters), and the backend's buffer.
+A solve has three phases, and its peak is the largest of theirs: the steps; the certificate and the
+metrics, beside which the solver's point, its gradient and the model's point stay (3 times the
+parameters), and the backend's buffer.
 
 Decisions
 
-2026-11-25. Few rows in many dimensions need no d x d matrix. The gauge of L-BFGS works in the 2K dimensions that A and
-B span, balancedness in the K + R that all rows span, and the squared error by residuals where K <= d. Alternating least
-squares does form them; `plan` says so.
+2026-11-25. Few rows in many dimensions need no d x d matrix. The gauge of L-BFGS works in the 2K
+dimensions that A and B span, balancedness in the K + R that all rows span, and the squared error by
+residuals where K <= d. Alternating least squares does form them; `plan` says so.
 
-2026-11-26. A plan counts the vectors that a method holds at its peak, measured by `bench/memory.py`: within 4 % at K =
-100, d = 60,000. The loop lets go of the start, and plain gradient descent has no velocity.
+2026-11-26. A plan counts the vectors that a method holds at its peak, measured by
+`bench/memory.py`: within 4 % at K = 100, d = 60,000. The loop lets go of the start, and plain
+gradient descent has no velocity.
 
-2026-11-30. Certificates, metrics, alternating least squares and the model of codes are planned by the arrays that they hold
-(`bench/plan.py`; measured over planned memory had been up to 8). A curvature says itself what its model takes. Of 30
-settings measured memory is 0.86 to 1.16 of what is planned for all, and CPU seconds an evaluation 2/3 to 1.5 for 28; Adam
-and multi-label rows take 1.51 to 1.55 (`bench/results/plan_cpu.csv`, two cores of an AMD EPYC, torch 2.13.0, shared).
+2026-11-30. Certificates, metrics, alternating least squares and the model of codes are planned by
+the arrays that they hold (`bench/plan.py`; measured over planned memory had been up to 8). A
+curvature says itself what its model takes. Of 30 settings measured memory is 0.86 to 1.16 of what
+is planned for all, and CPU seconds an evaluation 2/3 to 1.5 for 28; Adam and multi-label rows take
+1.51 to 1.55 (`bench/results/plan_cpu.csv`, two cores of an AMD EPYC, torch 2.13.0, shared).
 """
 
 from __future__ import annotations
@@ -56,8 +62,8 @@ from ufm_fast.theory.separation import held_together
 
 @dataclass(frozen=True)
 class BackendPlan:
-    """One backend: rows of a chunk, bytes beside the vectors for a gradient and a Hessian product, of which ``kept`` stay
-    between calls, and seconds an evaluation of the method.
+    """One backend: rows of a chunk, bytes beside the vectors for a gradient and a Hessian product,
+    of which ``kept`` stay between calls, and seconds an evaluation of the method.
     """
 
     name: str
@@ -70,9 +76,10 @@ class BackendPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, times in seconds. ``methods``: optimiser state of each. ``hidden``: of the parameters, those of the
-    hidden layers; ``tape``: what a pass through them leaves (both zero of one layer). ``certificate``, ``measuring``: of the
-    proof and of the metrics beside points and gradient. ``notes``: what a user should know.
+    """Sizes in bytes, times in seconds. ``methods``: optimiser state of each. ``hidden``: of the
+    parameters, those of the hidden layers; ``tape``: what a pass through them leaves (both zero of
+    one layer). ``certificate``, ``measuring``: of the proof and of the metrics beside points and
+    gradient. ``notes``: what a user should know.
     """
 
     device: str
@@ -107,11 +114,17 @@ class Plan:
 
     def vectors(self, method: str) -> int:
         """Bytes of the vectors of a method, which a mesh of devices shares out."""
-        return self.parameters + self.gradient + self.methods["lbfgs" if method == "auto" else method]
+        return (
+            self.parameters + self.gradient + self.methods["lbfgs" if method == "auto" else method]
+        )
 
     def _work(self, method: str, backend: str) -> int:
         plan = self.backend(backend)
-        return max(plan.workspace, plan.workspace_hessian) if method in ("auto", "newton-cg") else plan.workspace
+        return (
+            max(plan.workspace, plan.workspace_hessian)
+            if method in ("auto", "newton-cg")
+            else plan.workspace
+        )
 
     def backend(self, name: str) -> BackendPlan:
         """The row of a backend."""
@@ -126,16 +139,22 @@ class Plan:
         return self._after(backend) + self.measuring
 
     def _after(self, backend: str) -> int:
-        """What stays after the steps: the solver's point, its gradient and the model's point, and the backend's buffer."""
+        """What stays after the steps: the solver's point, its gradient and the model's point, and
+        the backend's buffer.
+        """
         return 3 * self.parameters + self.backend(backend).kept
 
     def devices(self, method: str, backend: str) -> int | None:
-        """The least number of devices like this that hold the steps, each its share of the vectors; None: no number does."""
+        """The least number of devices like this that hold the steps, each its share of the vectors;
+        None: no number does.
+        """
         room = self.free - self._work(method, backend)
         return None if room <= 0 else max(1, math.ceil(self.vectors(method) / room))
 
     def fits(self, backend: str) -> str:
-        """Whether L-BFGS and what follows it fit the device, in words, or how many devices would hold it."""
+        """Whether L-BFGS and what follows it fit the device, in words, or how many devices would
+        hold it.
+        """
         if self.total("lbfgs", backend) <= self.free:
             return "yes"
         number = self.devices("lbfgs", backend)
@@ -158,7 +177,8 @@ def make_plan(
     variables: str = "balanced",
     certificate: bool = True,
 ) -> Plan:
-    """The plan of a problem on its device, whose rates are measured at first use in a few seconds (`calibration`).
+    """The plan of a problem on its device, whose rates are measured at first use in a few seconds
+    (`calibration`).
 
     Arguments as in ``solve``. Errors: InputError for an unknown method, or a history below 1.
     """
@@ -175,7 +195,11 @@ def make_plan(
     R = reduced if chosen == "classes" else N
     dtype = compute_dtype(problem.torch_dtype)
     size = (problem.entries(R) + (0 if problem.bias == "none" else K)) * dtype.itemsize
-    vectors = {name: row.vectors for name, row in METHODS.items() if name != "auto" and row.refuses(problem) is None}
+    vectors = {
+        name: row.vectors
+        for name, row in METHODS.items()
+        if name != "auto" and row.refuses(problem) is None
+    }
     pairs = HISTORY if history is None else history
     vectors["lbfgs"] += 2 * pairs
     objective = Objective(problem, reduce=chosen, variables=variables)
@@ -229,22 +253,28 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) 
     return 2.0 * size**3 / best
 
 
-def _method_bytes(vectors: dict[str, int], size: int, objective: Objective, model: Curvature | None) -> dict[str, int]:
-    """What each method holds: vectors of the size of the parameters, alternating its factorisations, and those with a model of
-    the Hessian that.
+def _method_bytes(
+    vectors: dict[str, int], size: int, objective: Objective, model: Curvature | None
+) -> dict[str, int]:
+    """What each method holds: vectors of the size of the parameters, alternating its
+    factorisations, and those with a model of the Hessian that.
     """
     d, R, item = objective.problem.dim, objective.rows.number, objective.dtype.itemsize
     held = 0 if model is None else model.bytes_of(objective)
-    # Gram, eigenvectors and their workspace, of W; or Gram, factor and the right-hand side of H; three copies of the rows.
+    # Gram, eigenvectors and their workspace, of W; or Gram, factor and the right-hand side of H;
+    # three copies of the rows.
     own = {"alternating": 5 * 8 * d**2 + 3 * R * d * item, "lbfgs": held}
     if model is not None and model.newton:
         own["newton-cg"] = held
     return {name: number * size + own.get(name, 0) for name, number in vectors.items()}
 
 
-def terms_of(objective: Objective, history: float, head: HeadPlan | None = None, method: str = "lbfgs") -> Terms:
-    """The terms of a step of a method: the head (of the tiled backend, unless given), hidden layers, vectors, and of L-BFGS
-    with so many pairs the recursion and the model of the Hessian. On spheres each pair is carried along, 45 passes.
+def terms_of(
+    objective: Objective, history: float, head: HeadPlan | None = None, method: str = "lbfgs"
+) -> Terms:
+    """The terms of a step of a method: the head (of the tiled backend, unless given), hidden
+    layers, vectors, and of L-BFGS with so many pairs the recursion and the model of the Hessian. On
+    spheres each pair is carried along, 45 passes.
     """
     problem, R, model = objective.problem, objective.rows.number, curvature_of(objective)
     head = head or _heads(problem, R, torch.device(problem.device))["tiled"]
@@ -252,7 +282,11 @@ def terms_of(objective: Objective, history: float, head: HeadPlan | None = None,
     served = model is not None and (recursive or (model.newton and method == "newton-cg"))
     passed, built = model.work(objective) if model is not None and served else (0.0, 0.0)
     flops = head.flops + _trunk_flops(problem, R) + built
-    passes = 20.0 + (4.0 * history if recursive else 0.0) + (55.0 + 45.0 * history * recursive if curved else 0.0)
+    passes = (
+        20.0
+        + (4.0 * history if recursive else 0.0)
+        + (55.0 + 45.0 * history * recursive if curved else 0.0)
+    )
     return Terms(flops, head.passes, passes * problem.entries(R), R, passed)
 
 
@@ -261,19 +295,34 @@ def _trunk_flops(problem: Problem, R: int) -> float:
 
 
 def _tape(problem: Problem, R: int, item: int) -> int:
-    """Bytes that a pass through the hidden layers leaves: outputs; of a ReLU slopes, and bends where kinks are rounded."""
+    """Bytes that a pass through the hidden layers leaves: outputs; of a ReLU slopes, and bends
+    where kinks are rounded.
+    """
     return (3 if problem.activation == "relu" else 1) * R * sum(problem.trunk.widths[1:]) * item
 
 
-def _backends(objective: Objective, history: int, method: str, device: torch.device) -> tuple[list[BackendPlan], float]:
-    """The head on each backend that there is, and what the trunk takes beside it; the usual operations of an evaluation."""
+def _backends(
+    objective: Objective, history: int, method: str, device: torch.device
+) -> tuple[list[BackendPlan], float]:
+    """The head on each backend that there is, and what the trunk takes beside it; the usual
+    operations of an evaluation.
+    """
     problem, R = objective.problem, objective.rows.number
     work, second = _trunk_workspace(problem, R, objective.dtype.itemsize)
     plans, usual, rates = [], 0.0, rates_of(problem, terms_of)
     for name, head in _heads(problem, R, device).items():
         usual = _trunk_flops(problem, R) + head.flops if name == "tiled" else usual
         time = seconds(terms_of(objective, history, head, method), rates)
-        plans.append(BackendPlan(name, head.chunk, head.workspace + work, head.workspace_hessian + second, head.kept, time))
+        plans.append(
+            BackendPlan(
+                name,
+                head.chunk,
+                head.workspace + work,
+                head.workspace_hessian + second,
+                head.kept,
+                time,
+            )
+        )
     return plans, usual
 
 
@@ -302,8 +351,9 @@ def _heads(problem: Problem, R: int, device: torch.device) -> dict[str, HeadPlan
 
 
 def _trunk_workspace(problem: Problem, R: int, item: int) -> tuple[int, int]:
-    """Bytes beside the head's, of a gradient and of a Hessian product: the tapes of this point and the last, the gradients of
-    features, H and layers on their way back; for a product one tape, the directions of it and twice those gradients.
+    """Bytes beside the head's, of a gradient and of a Hessian product: the tapes of this point and
+    the last, the gradients of features, H and layers on their way back; for a product one tape, the
+    directions of it and twice those gradients.
     """
     if problem.trunk.empty:
         return 0, 0
@@ -315,10 +365,16 @@ def _trunk_workspace(problem: Problem, R: int, item: int) -> tuple[int, int]:
 def _certificate(problem: Problem, R: int) -> int:
     """Bytes of the certificate beside the points, of which it makes float64 copies.
 
-    Of softmax losses a chunk of exponentials, its gradient and that scaled, and vectors of its rows; dense K x K matrices where
-    it is exact, else the gradient itself if it fits, and bases of W and H. Of the squared error blocks of residuals and Grams.
+    Of softmax losses a chunk of exponentials, its gradient and that scaled, and vectors of its
+    rows; dense K x K matrices where it is exact, else the gradient itself if it fits, and bases of
+    W and H. Of the squared error blocks of residuals and Grams.
     """
-    K, d, item, device = problem.num_classes, problem.head_dim, problem.torch_dtype.itemsize, torch.device(problem.device)
+    K, d, item, device = (
+        problem.num_classes,
+        problem.head_dim,
+        problem.torch_dtype.itemsize,
+        torch.device(problem.device),
+    )
     entries = problem.entries(R)
     copies = 0 if item == 8 else 8 * entries
     if problem.freeze is not None:
@@ -328,7 +384,9 @@ def _certificate(problem: Problem, R: int) -> int:
         return copies + 8 * R * d + 3 * block_bytes(R, K, d) + norm + 4 * 8 * min(d, K) ** 2
     chunk = chunk_rows(R, K, 8, device)
     swept = 3 * buffer_bytes(chunk, K, 8) + 15 * 8 * chunk
-    if problem.constraint != "none":  # scaled by rows and by columns, and what holds the rows at their length
+    if (
+        problem.constraint != "none"
+    ):  # scaled by rows and by columns, and what holds the rows at their length
         swept += 3 * buffer_bytes(chunk, K, 8) + 2 * 8 * entries
     if K <= EXACT_CLASSES:
         return copies + max(swept + 8 * K**2, 3 * 8 * K**2)
@@ -336,7 +394,9 @@ def _certificate(problem: Problem, R: int) -> int:
 
 
 def _measuring(problem: Problem, R: int) -> int:
-    """Bytes of the metrics beside the points: copies of the features, blocks of rows, and tiles of pairs of classes."""
+    """Bytes of the metrics beside the points: copies of the features, blocks of rows, and tiles of
+    pairs of classes.
+    """
     K, d = problem.num_classes, problem.head_dim
     item = compute_dtype(problem.torch_dtype).itemsize
     block = 8 * d * min(max(R, K), block_rows(d))
@@ -349,20 +409,28 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
         share = reduced / plan.samples
         if plan.reduce == "classes":
             notes.append(
-                f"reduce=classes is exact here: {reduced:,} rows for {plan.samples:,} samples ({share:.1%} of the work)"
+                f"reduce=classes is exact here: {reduced:,} rows for {plan.samples:,} samples "
+                f"({share:.1%} of the work)"
             )
         else:
-            notes.append(f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, with the same minimum")
+            notes.append(
+                f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, "
+                f"with the same minimum"
+            )
     else:
         notes.append("reduce=classes saves nothing here: each row has a target of its own")
     if plan.classes > EXACT_CLASSES:
-        notes.append(f"the certificate will be probabilistic: an exact one needs at most {EXACT_CLASSES:,} classes")
+        notes.append(
+            f"the certificate will be probabilistic: an exact one needs at most {EXACT_CLASSES:,} "
+            f"classes"
+        )
     name = "lbfgs" if method == "auto" else method
     for backend in plan.backends:
         need = plan.steps(method, backend.name)
         if need > plan.free:
             notes.append(
-                f"not enough memory for {name} on {backend.name}: {readable(need)} needed, {readable(plan.free)} free; "
+                f"not enough memory for {name} on {backend.name}: {readable(need)} needed, "
+                f"{readable(plan.free)} free; "
                 + ("use --backend tiled" if backend.name == "reference" else _mend(plan, name))
                 + _shared(plan, method, backend.name)
             )

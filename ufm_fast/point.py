@@ -1,4 +1,6 @@
-"""A point of the model, and a gradient or direction at it: solvers touch vectors only through this class."""
+"""A point of the model, and a gradient or direction at it: solvers touch vectors only through this
+class.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from ufm_fast.layout import Layout
 
 @dataclass(frozen=True)
 class Point:
-    """Classifier W (K x d), features H (R x d_0, a row per sample or per class), bias b (K,) or None, and the weights of the
-    layers between, first to last (none: the head sees H, and d = d_0). Sums run in float64 whatever the dtype of the parts.
-    On several ranks each has its blocks of the parts; ``layout`` says which, and only what sums over all parts looks at it.
+    """Classifier W (K x d), features H (R x d_0, a row per sample or per class), bias b (K,) or
+    None, and the weights of the layers between, first to last (none: the head sees H, and d = d_0).
+    Sums run in float64 whatever the dtype of the parts. On several ranks each has its blocks of the
+    parts; ``layout`` says which, and only what sums over all parts looks at it.
     """
 
     W: Tensor
@@ -33,7 +36,11 @@ class Point:
 
     def named(self) -> dict[str, Tensor]:
         """Each part by the name that files and tables know it by: W, H, b, hidden1, hidden2, ..."""
-        names = ["W", "H"] + ([] if self.b is None else ["b"]) + [f"hidden{j}" for j in range(1, len(self.hidden) + 1)]
+        names = (
+            ["W", "H"]
+            + ([] if self.b is None else ["b"])
+            + [f"hidden{j}" for j in range(1, len(self.hidden) + 1)]
+        )
         return dict(zip(names, self.parts(), strict=True))
 
     @classmethod
@@ -47,13 +54,17 @@ class Point:
     def map(self, function: Callable[[Tensor], Tensor]) -> Point:
         """A new point with ``function`` applied to each part."""
         bias = None if self.b is None else function(self.b)
-        return Point(function(self.W), function(self.H), bias, tuple(map(function, self.hidden)), self.layout)
+        return Point(
+            function(self.W), function(self.H), bias, tuple(map(function, self.hidden)), self.layout
+        )
 
     def zip(self, other: Point, function: Callable[[Tensor, Tensor], Tensor]) -> Point:
         """A new point with ``function`` applied to matching parts."""
         bias = None if self.b is None or other.b is None else function(self.b, other.b)
         hidden = tuple(map(function, self.hidden, other.hidden))
-        return Point(function(self.W, other.W), function(self.H, other.H), bias, hidden, self.layout)
+        return Point(
+            function(self.W, other.W), function(self.H, other.H), bias, hidden, self.layout
+        )
 
     def dot(self, other: Point) -> float:
         """Euclidean inner product."""
@@ -63,7 +74,9 @@ class Point:
         return self.summed(total)
 
     def summed(self, part: float) -> float:
-        """A sum over the entries of the whole point, of which ``part`` is that over the entries here."""
+        """A sum over the entries of the whole point, of which ``part`` is that over the entries
+        here.
+        """
         return part if self.layout is None else self.layout.total(part)
 
     def norm(self) -> float:
@@ -82,7 +95,9 @@ class Point:
     def zeros(self) -> Point:
         return self.map(torch.zeros_like)
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Point:
+    def to(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Point:
         return self.map(lambda x: x.to(device=device, dtype=dtype))
 
     def finite(self) -> bool:
@@ -94,6 +109,7 @@ def inner(left: Tensor, right: Tensor) -> float:
     """Inner product of two tensors of a shape, summed in float64."""
     if left.dtype == torch.float64:
         return float(torch.dot(left.reshape(-1), right.reshape(-1)))
-    # Products in the parts' dtype, sums in float64, in pieces: no float64 copy of a million-class gradient.
+    # Products in the parts' dtype, sums in float64, in pieces: no float64 copy of a million-class
+    # gradient.
     x, y = torch.split(left.reshape(-1), 1 << 20), torch.split(right.reshape(-1), 1 << 20)
     return float(sum((a * c).sum(dtype=torch.float64) for a, c in zip(x, y, strict=True)))

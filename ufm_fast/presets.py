@@ -1,7 +1,8 @@
-"""Named convention presets: a paper's constants, translated into our conventions, with what is exact said apart.
+"""Named convention presets: a paper's constants, translated into our conventions, with what is
+exact said apart.
 
-Only what the authors' code or text states counts as exact. Everything else is marked 'our choice': the papers train
-networks, or leave sizes open, where the model needs a number.
+Only what the authors' code or text states counts as exact. Everything else is marked 'our choice':
+the papers train networks, or leave sizes open, where the model needs a number.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ufm_fast.errors import InputError
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults for a problem. ``settings`` are keyword arguments of Problem, and of solve where ``solver`` is given.
+    """Defaults for a problem. ``settings`` are keyword arguments of Problem, and of solve where
+    ``solver`` is given.
 
-    ``exact``: what the source states; ``choice``: what is ours. Flags given beside a preset override it.
+    ``exact``: what the source states; ``choice``: what is ours. Flags given beside a preset
+    override it.
     """
 
     name: str
@@ -41,7 +44,14 @@ _PRESETS = (
         "this project",
         "nothing",
         "all of it",
-        {"loss": "ce", "classes": 100, "dim": 128, "per_class": 10, "lambda_w": 5e-4, "lambda_h": 5e-4},
+        {
+            "loss": "ce",
+            "classes": 100,
+            "dim": 128,
+            "per_class": 10,
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+        },
         {"start": "normal"},
     ),
     Preset(
@@ -49,7 +59,8 @@ _PRESETS = (
         "cross-entropy with weight decay on W, H and b",
         "arXiv 2105.02375",
         "the penalty (wd/2)|.|^2, thus lambda = wd",
-        "wd = 5e-4 on W, H and b alike, K = 10, d = 64, n = 100: the experiments train networks on images",
+        "wd = 5e-4 on W, H and b alike, K = 10, d = 64, n = 100: the experiments train networks "
+        "on images",
         {
             "loss": "ce",
             "classes": 10,
@@ -65,8 +76,10 @@ _PRESETS = (
         "zhou2022-mse",
         "squared error averaged over the K outputs, with weight decay",
         "arXiv 2203.01238",
-        "the mean over N K entries is 2/K times our fit, thus lambda = (K/2) wd and the value is K/2 times the code's",
-        "wd = 5e-4 on W, H and b alike, K = 10, d = 64, n = 100: the experiments train networks on images",
+        "the mean over N K entries is 2/K times our fit, thus lambda = (K/2) wd and the value is "
+        "K/2 times the code's",
+        "wd = 5e-4 on W, H and b alike, K = 10, d = 64, n = 100: the experiments train networks "
+        "on images",
         {
             "loss": "mse",
             "classes": 10,
@@ -83,7 +96,8 @@ _PRESETS = (
         "cross-entropy with label smoothing",
         "arXiv 2210.02192",
         "smoothing 0.05 in the form (1 - eps) e_y + eps/K, and wd = 5e-4 as (wd/2)|.|^2",
-        "K = 10, d = 64, n = 100, and the same wd on features and bias: the experiments train networks on images",
+        "K = 10, d = 64, n = 100, and the same wd on features and bias: the experiments train "
+        "networks on images",
         {
             "loss": "ce",
             "smoothing": 0.05,
@@ -101,7 +115,8 @@ _PRESETS = (
         "focal loss",
         "arXiv 2210.02192",
         "gamma 3, and wd = 5e-4 as (wd/2)|.|^2",
-        "K = 10, d = 64, n = 100, and the same wd on features and bias: the experiments train networks on images",
+        "K = 10, d = 64, n = 100, and the same wd on features and bias: the experiments train "
+        "networks on images",
         {
             "loss": "focal",
             "gamma": 3.0,
@@ -119,8 +134,16 @@ _PRESETS = (
         "squared error without a bias, balanced; its objective is ours to the letter",
         "arXiv 2301.00437",
         "K = 4, n = 100, d = 64, all penalties 5e-4, one weight layer",
-        "the solver: the code runs 30,000 steps of gradient descent with rate 0.1 and momentum 0.9 from N(0, 0.01)",
-        {"loss": "mse", "classes": 4, "dim": 64, "per_class": 100, "lambda_w": 5e-4, "lambda_h": 5e-4},
+        "the solver: the code runs 30,000 steps of gradient descent with rate 0.1 and momentum "
+        "0.9 from N(0, 0.01)",
+        {
+            "loss": "mse",
+            "classes": 4,
+            "dim": 64,
+            "per_class": 100,
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+        },
     ),
     Preset(
         "dang2023-imbalanced",
@@ -128,15 +151,30 @@ _PRESETS = (
         "arXiv 2301.00437",
         "counts 200, 100, 50, 50, d = 2048, all penalties 5e-4, one weight layer",
         "the solver",
-        {"loss": "mse", "dim": 2048, "counts": [200, 100, 50, 50], "lambda_w": 5e-4, "lambda_h": 5e-4},
+        {
+            "loss": "mse",
+            "dim": 2048,
+            "counts": [200, 100, 50, 50],
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+        },
     ),
     Preset(
         "dang2023-3",
         "squared error without a bias, three linear layers: deep neural collapse",
         "arXiv 2301.00437",
         "K = 4, n = 100, d = 64 everywhere, all penalties 5e-4, three weight layers",
-        "the solver, from semi-orthogonal factors: the code runs 30,000 steps of gradient descent from N(0, 0.01)",
-        {"loss": "mse", "classes": 4, "dim": 64, "per_class": 100, "layers": 3, "lambda_w": 5e-4, "lambda_h": 5e-4},
+        "the solver, from semi-orthogonal factors: the code runs 30,000 steps of gradient descent "
+        "from N(0, 0.01)",
+        {
+            "loss": "mse",
+            "classes": 4,
+            "dim": 64,
+            "per_class": 100,
+            "layers": 3,
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+        },
         {"start": "orthogonal"},
     ),
     Preset(
@@ -144,16 +182,27 @@ _PRESETS = (
         "squared error without a bias, six linear layers: deep neural collapse",
         "arXiv 2301.00437",
         "K = 4, n = 100, d = 64 everywhere, all penalties 5e-4, six weight layers",
-        "the solver, from semi-orthogonal factors: the code runs 30,000 steps of gradient descent from N(0, 0.01)",
-        {"loss": "mse", "classes": 4, "dim": 64, "per_class": 100, "layers": 6, "lambda_w": 5e-4, "lambda_h": 5e-4},
+        "the solver, from semi-orthogonal factors: the code runs 30,000 steps of gradient descent "
+        "from N(0, 0.01)",
+        {
+            "loss": "mse",
+            "classes": 4,
+            "dim": 64,
+            "per_class": 100,
+            "layers": 6,
+            "lambda_w": 5e-4,
+            "lambda_h": 5e-4,
+        },
         {"start": "orthogonal"},
     ),
     Preset(
         "sukenik2024",
-        "four ReLU layers and the squared error: solutions of lower rank than deep neural collapse, and of lower value",
+        "four ReLU layers and the squared error: solutions of lower rank than deep neural "
+        "collapse, and of lower value",
         "arXiv 2405.14468",
         "K = 10, four weight layers, width 30, all penalties 0.004",
-        "n = 1, the solver, and ten starts from N(0, 2/width) in balanced variables, of which the best is kept",
+        "n = 1, the solver, and ten starts from N(0, 2/width) in balanced variables, of which the "
+        "best is kept",
         {
             "loss": "mse",
             "classes": 10,
@@ -171,7 +220,8 @@ _PRESETS = (
         "cross-entropy with two linear layers: the cross-polytope lies below deep neural collapse",
         "arXiv 2410.23169",
         "K = 10, n = 5, two weight layers, width 70, all penalties 2^-10",
-        "the solver, and ten starts from N(0, 1/width) in balanced variables, of which the best is kept",
+        "the solver, and ten starts from N(0, 1/width) in balanced variables, of which the best "
+        "is kept",
         {
             "loss": "ce",
             "classes": 10,
@@ -185,10 +235,13 @@ _PRESETS = (
     ),
     Preset(
         "hong-ling2023",
-        "cross-entropy with a penalised bias and two groups of classes, just below minority collapse",
+        "cross-entropy with a penalised bias and two groups of classes, just below minority "
+        "collapse",
         "arXiv 2309.09725",
-        "penalties lambda |.|^2 without the 1/2, lambda_W = 5 l and lambda_H = l/20 (ours: 10 l and l/10, so mu = l), "
-        "reg_b = 0.01 (ours: lambda_b = 0.02), two groups of 5 classes with 500 and 100 samples each",
+        "penalties lambda |.|^2 without the 1/2, lambda_W = 5 l and lambda_H = l/20 (ours: 10 l "
+        "and l/10, so mu = l), "
+        "reg_b = 0.01 (ours: lambda_b = 0.02), two groups of 5 classes with 500 and 100 samples "
+        "each",
         "d = 10, and l = 0.0033 among their grid: the minority's logits vanish at l = 1/300",
         {
             "loss": "ce",
@@ -205,8 +258,10 @@ _PRESETS = (
         "cross-entropy with two groups of classes, below the ratio at which the minority collapses",
         "arXiv 2101.12699",
         "ten classes in two groups of five, no bias",
-        "counts 100 and 10 (their weights 1 and 1/R at R = 10), d = 10, and penalties in the place of their bounds, for they "
-        "bound means over the classes where ours weigh by samples: at the minimum |W|^2 is their 10 E_W = 10 and |H|^2 / N "
+        "counts 100 and 10 (their weights 1 and 1/R at R = 10), d = 10, and penalties in the "
+        "place of their bounds, for they "
+        "bound means over the classes where ours weigh by samples: at the minimum |W|^2 is their "
+        "10 E_W = 10 and |H|^2 / N "
         "their E_H = 5, to three digits",
         {
             "loss": "ce",
@@ -218,10 +273,13 @@ _PRESETS = (
     ),
     Preset(
         "thrampoulidis2022",
-        "cross-entropy with step imbalance and small penalties: on the way to SELI, which is approached logarithmically",
+        "cross-entropy with step imbalance and small penalties: on the way to SELI, which is "
+        "approached logarithmically",
         "arXiv 2208.05512",
-        "half of the classes with R times the samples of the others, no bias, the limit of vanishing penalties",
-        "K = 4, R = 10, d = 8, and lambda_W = lambda_H = 1e-5, where the geometry is still far from the limit",
+        "half of the classes with R times the samples of the others, no bias, the limit of "
+        "vanishing penalties",
+        "K = 4, R = 10, d = 8, and lambda_W = lambda_H = 1e-5, where the geometry is still far "
+        "from the limit",
         {"loss": "ce", "dim": 8, "counts": [10, 10, 1, 1], "lambda_w": 1e-5, "lambda_h": 1e-5},
         {"start": "normal"},
     ),
@@ -229,9 +287,17 @@ _PRESETS = (
         "yaras2022",
         "cross-entropy of unit rows: the simplex ETF on spheres",
         "arXiv 2209.09211",
-        "rows of W and H of length one, no bias, logits times a temperature, t = 5 among their grid .001 to 100",
+        "rows of W and H of length one, no bias, logits times a temperature, t = 5 among their "
+        "grid .001 to 100",
         "K = 10, d = 16, n = 100, and the solver: the experiments train networks on images",
-        {"loss": "ce", "classes": 10, "dim": 16, "per_class": 100, "constraint": "sphere", "temperature": 5.0},
+        {
+            "loss": "ce",
+            "classes": 10,
+            "dim": 16,
+            "per_class": 100,
+            "constraint": "sphere",
+            "temperature": 5.0,
+        },
         {"start": "normal"},
     ),
     Preset(
@@ -239,19 +305,37 @@ _PRESETS = (
         "cross-entropy of unit rows with more classes than dimensions: a softmax code",
         "arXiv 2310.05351",
         "100 classes in d = 10, rows of W and H of length one, no bias",
-        "n = 1, t = 5, and a random start to tol 1e-6: their code takes subgradients of the one worst pair",
-        {"loss": "ce", "classes": 100, "dim": 10, "per_class": 1, "constraint": "sphere", "temperature": 5.0},
+        "n = 1, t = 5, and a random start to tol 1e-6: their code takes subgradients of the one "
+        "worst pair",
+        {
+            "loss": "ce",
+            "classes": 100,
+            "dim": 10,
+            "per_class": 1,
+            "constraint": "sphere",
+            "temperature": 5.0,
+        },
         {"start": "normal", "tol": 1e-6},
     ),
     Preset(
         "li2023-mlab",
-        "pick-all-label loss for multi-label data (give `--multiplicities 1:3100,2:200` or `--targets FILE.npz`)",
+        "pick-all-label loss for multi-label data (give `--multiplicities 1:3100,2:200` or "
+        "`--targets FILE.npz`)",
         "arXiv 2310.15903",
-        "loss summed over a sample's labels and averaged over a batch of 128; wd = 5e-4 as (wd/2)|W|^2; features are "
-        "penalised as 1e-3 |H|^2 summed over the batch, without the 1/2: with N = 31,000 samples of which each is in one of "
+        "loss summed over a sample's labels and averaged over a batch of 128; wd = 5e-4 as "
+        "(wd/2)|W|^2; features are "
+        "penalised as 1e-3 |H|^2 summed over the batch, without the 1/2: with N = 31,000 samples "
+        "of which each is in one of "
         "N / 128 batches an epoch, ours is lambda_H = 2e-3 * 128 / N; 3,100 samples a class",
         "K = 10, d = 64, no bias",
-        {"loss": "pick-all", "classes": 10, "dim": 64, "per_class": 3100, "lambda_w": 5e-4, "lambda_h": 2e-3 * 128 / 31000},
+        {
+            "loss": "pick-all",
+            "classes": 10,
+            "dim": 64,
+            "per_class": 3100,
+            "lambda_w": 5e-4,
+            "lambda_h": 2e-3 * 128 / 31000,
+        },
     ),
     Preset(
         "tirer2022",
@@ -259,15 +343,31 @@ _PRESETS = (
         "arXiv 2202.08087",
         "the objective",
         "all constants: K = 4, d = 20, n = 50, lambda_W = lambda_H = 0.005 are our choice",
-        {"loss": "mse", "classes": 4, "dim": 20, "per_class": 50, "lambda_w": 5e-3, "lambda_h": 5e-3},
+        {
+            "loss": "mse",
+            "classes": 4,
+            "dim": 20,
+            "per_class": 50,
+            "lambda_w": 5e-3,
+            "lambda_h": 5e-3,
+        },
     ),
     Preset(
         "tirer2022-linear2",
         "squared error without a bias behind a second linear layer: the orthogonal frame",
         "arXiv 2202.08087",
         "the objective",
-        "all constants: K = 4, d = 20, n = 50 and penalties 0.005 are our choice, and the start from semi-orthogonal factors",
-        {"loss": "mse", "classes": 4, "dim": 20, "per_class": 50, "layers": 2, "lambda_w": 5e-3, "lambda_h": 5e-3},
+        "all constants: K = 4, d = 20, n = 50 and penalties 0.005 are our choice, and the start "
+        "from semi-orthogonal factors",
+        {
+            "loss": "mse",
+            "classes": 4,
+            "dim": 20,
+            "per_class": 50,
+            "layers": 2,
+            "lambda_w": 5e-3,
+            "lambda_h": 5e-3,
+        },
         {"start": "orthogonal"},
     ),
     Preset(
@@ -275,7 +375,8 @@ _PRESETS = (
         "squared error without a bias behind a ReLU layer: the orthogonal frame",
         "arXiv 2202.08087",
         "the objective",
-        "all constants: K = 4, d = 20, n = 50 and penalties 0.005 are our choice, and the best of five random starts",
+        "all constants: K = 4, d = 20, n = 50 and penalties 0.005 are our choice, and the best of "
+        "five random starts",
         {
             "loss": "mse",
             "classes": 4,
@@ -294,7 +395,15 @@ _PRESETS = (
         "arXiv 2202.08087",
         "the objective",
         "all constants: K = 4, d = 20, n = 50, lambda_W = lambda_H = 0.005 are our choice",
-        {"loss": "mse", "classes": 4, "dim": 20, "per_class": 50, "bias": "free", "lambda_w": 5e-3, "lambda_h": 5e-3},
+        {
+            "loss": "mse",
+            "classes": 4,
+            "dim": 20,
+            "per_class": 50,
+            "bias": "free",
+            "lambda_w": 5e-3,
+            "lambda_h": 5e-3,
+        },
     ),
 )
 

@@ -1,11 +1,13 @@
-"""Problem: what is minimised, over which data, in which numbers. Everything is checked when it is built.
+"""Problem: what is minimised, over which data, in which numbers. Everything is checked when it is
+built.
 
 Decisions
 
-2026-11-25. Sizes and penalties have ranges (`problem.py`): sums of samples up to 2^53, which float64 counts one by one;
-up to 2^28 classes; lambda_W and lambda_H zero or within [1e-30, 1e30]; lambda_b at least 1e-12, below which float64
-cannot tell the bias from a free one, nor a certificate bound it. A solve on the command line is refused before its run
-directory is made if point, gradient and one step do not fit the free memory.
+2026-11-25. Sizes and penalties have ranges (`problem.py`): sums of samples up to 2^53, which
+float64 counts one by one; up to 2^28 classes; lambda_W and lambda_H zero or within [1e-30, 1e30];
+lambda_b at least 1e-12, below which float64 cannot tell the bias from a free one, nor a certificate
+bound it. A solve on the command line is refused before its run directory is made if point, gradient
+and one step do not fit the free memory.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FREEZES = (None, "w", "h")
 REDUCTIONS = ("auto", "classes", "none", "groups")
 #: Beyond it no machine holds the vectors; a number that large is a slip.
 MOST_DIM, MOST_LAYERS = 2**31 - 1, 1000
-#: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a little less than 1e30.
+#: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a
+#: little less than 1e30.
 LEAST_PENALTY, MOST_PENALTY = 1e-30, 1e30
 #: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
 LEAST_BIAS_PENALTY = 1e-12
@@ -47,10 +50,10 @@ class Kind(NamedTuple):
     """What a problem is: the key of every table of theory, certificates and preconditioners.
 
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
-    for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales, or with
-    penalties of each class, as 'NAME scaled', the squared error to target vectors as 'mse dense', and the
-    pick-all loss of weighted sets as 'pick-all weighted'. A kind that no row of a table names has nothing
-    there.
+    for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales,
+    or with penalties of each class, as 'NAME scaled', the squared error to target vectors as 'mse
+    dense', and the pick-all loss of weighted sets as 'pick-all weighted'. A kind that no row of a
+    table names has nothing there.
     """
 
     trunk: str
@@ -64,44 +67,57 @@ class Kind(NamedTuple):
 class Problem:
     """The regularised unconstrained features model, plain, extended by layers, or on spheres.
 
-    f = (1/N) sum_i l(z_i, y_i) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2 + sum_j lambda_hidden_j/2 |W_j|^2
+    f = (1/N) sum_i l(z_i, y_i) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2 + sum_j
+    lambda_hidden_j/2 |W_j|^2
 
     with logits z_i = W h_i + b, or with M = ``layers`` > 1
 
         z_i = W s(W_(M-1) ... s(W_1 h_i)) + b,      s(z) = z (``activation`` 'linear') or max(z, 0) ('relu').
 
-    H is N x d_0 (a row per sample), W_j is d_j x d_(j-1), W is K x d_(M-1), b is (K,). Data are given by exactly one of
+    H is N x d_0 (a row per sample), W_j is d_j x d_(j-1), W is K x d_(M-1), b is (K,). Data are
+    given by exactly one of
 
     - ``per_class``: n samples of each of the K classes;
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
     - ``groups``: pairs (classes, samples of each), or the words '10:500,90:50';
-    - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set (``digits``, ``glyphs``);
-    - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``), with weights of distillation or of next tokens;
-    - ``multiplicities``: {m: n_m}, or the words '1:310,2:20': all C(K, m) sets of m labels, n_m samples each (``pick-all``);
-    - ``targets``: an N x t array of target vectors, of regression or of encoded labels (loss ``mse``; K is t then);
+    - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set
+    (``digits``, ``glyphs``);
+    - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``), with weights of
+    distillation or of next tokens;
+    - ``multiplicities``: {m: n_m}, or the words '1:310,2:20': all C(K, m) sets of m labels, n_m
+    samples each (``pick-all``);
+    - ``targets``: an N x t array of target vectors, of regression or of encoded labels (loss
+    ``mse``; K is t then);
 
-    and become ``samples`` (Samples), which ``dataclasses.replace(problem, lambda_w=...)`` hands on, while
-    ``dataclasses.replace(problem, counts=...)`` puts new data in their place. ``classes`` may be left out where the data
-    tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or 'free'. ``freeze``: 'w' or 'h' keeps that factor at its initial
-    value. ``loss``: a name of LOSSES or a loss object; ``smoothing`` and ``gamma`` are its parameters. ``dtype``: 'float64',
-    'float32' or 'bfloat16'.
+    and become ``samples`` (Samples), which ``dataclasses.replace(problem, lambda_w=...)`` hands on,
+    while ``dataclasses.replace(problem, counts=...)`` puts new data in their place. ``classes`` may
+    be left out where the data tell it. ``bias``: 'none', 'penalised' (lambda_b > 0) or 'free'.
+    ``freeze``: 'w' or 'h' keeps that factor at its initial value. ``loss``: a name of LOSSES or a
+    loss object; ``smoothing`` and ``gamma`` are its parameters. ``dtype``: 'float64', 'float32' or
+    'bfloat16'.
 
-    Penalties that are left out are 5e-4, or, where classes or samples are so many that this would hold all classes
-    together, half of the most that does not: (1 - smoothing) / (2 sqrt(K N)), to two digits.
+    Penalties that are left out are 5e-4, or, where classes or samples are so many that this would
+    hold all classes together, half of the most that does not: (1 - smoothing) / (2 sqrt(K N)), to
+    two digits.
 
-    Layers: ``dim`` is d_0 and the default of all widths; ``widths`` is one number for d_1 .. d_(M-1), or all of
-    d_0 .. d_(M-1). ``lambda_hidden``: one number, or one for each of W_1 .. W_(M-1); by default lambda_w.
+    Layers: ``dim`` is d_0 and the default of all widths; ``widths`` is one number for d_1 ..
+    d_(M-1), or all of d_0 .. d_(M-1). ``lambda_hidden``: one number, or one for each of W_1 ..
+    W_(M-1); by default lambda_w.
 
-    ``constraint`` 'sphere': the rows of W and H have length one, the logits are ``temperature`` <w_k, h_i>, the loss is the
-    cross-entropy (with smoothing), and there are neither penalties nor a bias.
+    ``constraint`` 'sphere': the rows of W and H have length one, the logits are ``temperature``
+    <w_k, h_i>, the loss is the cross-entropy (with smoothing), and there are neither penalties nor
+    a bias.
 
-    Adjusted logits (`adjustments`), of softmax losses: ``logit_adjustment`` tau or K offsets, ``margin`` m or K numbers,
-    m (n_min/n_k)^``margin_power`` (on spheres times the temperature), ``class_scales`` gamma or K factors on the rows of W.
-    ``feature_penalties``: gamma or K factors kappa_k on lambda_h, so that a sample of class k has lambda_h kappa_k/2 |h|^2.
-    One number gamma is the rule (n_k/n_max)^gamma; -1 is the mean over each class in the place of the sum over samples.
+    Adjusted logits (`adjustments`), of softmax losses: ``logit_adjustment`` tau or K offsets,
+    ``margin`` m or K numbers, m (n_min/n_k)^``margin_power`` (on spheres times the temperature),
+    ``class_scales`` gamma or K factors on the rows of W.
+    ``feature_penalties``: gamma or K factors kappa_k on lambda_h, so that a sample of class k has
+    lambda_h kappa_k/2 |h|^2. One number gamma is the rule (n_k/n_max)^gamma; -1 is the mean over
+    each class in the place of the sum over samples.
 
     Errors: InputError / InputTypeError naming the argument, the value and what is allowed.
-    Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375; Yaras et al., arXiv 2209.09211 (spheres).
+    Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375; Yaras et al., arXiv
+    2209.09211 (spheres).
     """
 
     dim: int
@@ -175,11 +191,15 @@ class Problem:
         if isinstance(self.loss, str):
             self._set("loss", self._named_loss(self.loss))
         elif not isinstance(self.loss, Loss):
-            raise InputTypeError(f"loss must be a name or a loss object, got {type(self.loss).__name__}")
+            raise InputTypeError(
+                f"loss must be a name or a loss object, got {type(self.loss).__name__}"
+            )
         elif (self.smoothing or self.gamma is not None) and not (
             registered_name(self.loss) and self.loss == self._named_loss(self.loss.name)
         ):
-            raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
+            raise InputError(
+                "smoothing and gamma go with a loss given by name; set them in the loss object"
+            )
         self._check_choices()
         self._check_layers()
         self._gather({name: given[name] for name in DATA if given[name] is not None})
@@ -200,47 +220,80 @@ class Problem:
             ("constraint", self.constraint, tuple(GEOMETRIES)),
         ):
             if value not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+                raise InputError(
+                    f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}"
+                )
         if self.freeze not in FREEZES:
-            raise InputError(f"freeze must be w or h, or be left out (None in Python); got {self.freeze!r}")
+            raise InputError(
+                f"freeze must be w or h, or be left out (None in Python); got {self.freeze!r}"
+            )
         try:
             device = torch.device(self.device)
         except (RuntimeError, TypeError) as error:
-            raise InputError(f"device {self.device!r} is unknown; use cpu, cuda or cuda:0") from error
+            raise InputError(
+                f"device {self.device!r} is unknown; use cpu, cuda or cuda:0"
+            ) from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda is not available on this machine; use cpu (--device cpu or auto)")
+            raise InputError(
+                "device cuda is not available on this machine; use cpu (--device cpu or auto)"
+            )
         if device.type not in ("cpu", "cuda"):
             raise InputError(f"device must be cpu or cuda, got {self.device!r}")
 
     def _gather(self, data: dict[str, Any]) -> None:
-        """The samples: of new data if there are, else those handed on, for the number of classes that is asked for."""
-        samples = self.samples if self.samples is not None and not data else Samples.create(self.classes, **data)
+        """The samples: of new data if there are, else those handed on, for the number of classes
+        that is asked for.
+        """
+        samples = (
+            self.samples
+            if self.samples is not None and not data
+            else Samples.create(self.classes, **data)
+        )
         self._set("samples", samples.with_classes(self.classes))
         self._set("classes", self.samples.classes)
         if self.samples.given_sets is not None and not self.multi_label:
             name = next(iter(self.samples.given))
-            raise InputError(f"{name} goes with the loss pick-all, not {self.loss.name}; choose loss pick-all")
+            raise InputError(
+                f"{name} goes with the loss pick-all, not {self.loss.name}; choose loss pick-all"
+            )
         if self.dense and not isinstance(self.loss, SquaredError):
-            raise InputError(f"targets are vectors, which go with the loss mse, not {self.loss.name}; choose loss mse")
+            raise InputError(
+                f"targets are vectors, which go with the loss mse, not {self.loss.name}; choose "
+                f"loss mse"
+            )
 
     def _check_layers(self) -> None:
         M = whole(self.layers, "layers", 1, MOST_LAYERS)
         if M == 1 and self.activation != "linear":
-            raise InputError(f"activation {self.activation} stands between layers, and layers is 1; give layers >= 2")
+            raise InputError(
+                f"activation {self.activation} stands between layers, and layers is 1; give "
+                f"layers >= 2"
+            )
         if M > 1 and self.freeze is not None:
-            raise InputError(f"freeze {self.freeze} goes with one layer; drop freeze, or layers = {M}")
+            raise InputError(
+                f"freeze {self.freeze} goes with one layer; drop freeze, or layers = {M}"
+            )
         widths = self.widths
         if widths is not None and not isinstance(widths, (int, np.integer)):
             given = [whole(d, "widths", 1, MOST_DIM) for d in _sequence(widths, "widths")]
             if len(given) != M:
-                raise InputError(f"widths must hold d_0 .. d_(M-1), {M} numbers for layers = {M}, got {len(given)}")
+                raise InputError(
+                    f"widths must hold d_0 .. d_(M-1), {M} numbers for layers = {M}, got "
+                    f"{len(given)}"
+                )
             if given[0] != self.dim:
-                raise InputError(f"widths begins with {given[0]} but dim is {self.dim}; dim is d_0, the columns of H")
+                raise InputError(
+                    f"widths begins with {given[0]} but dim is {self.dim}; dim is d_0, the "
+                    f"columns of H"
+                )
             widths = tuple(given)
         elif widths is not None:
             widths = whole(widths, "widths", 1, MOST_DIM)
             if M == 1:
-                raise InputError(f"widths = {widths} are of hidden layers, and layers is 1; give layers >= 2, or dim alone")
+                raise InputError(
+                    f"widths = {widths} are of hidden layers, and layers is 1; give layers >= 2, "
+                    f"or dim alone"
+                )
         self._set("widths", widths)
         self._check_hidden_penalties(M)
 
@@ -249,21 +302,37 @@ class Problem:
         if given is None:
             return
         if M == 1:
-            raise InputError("lambda_hidden goes with hidden layers, and layers is 1; drop it, or give layers >= 2")
+            raise InputError(
+                "lambda_hidden goes with hidden layers, and layers is 1; drop it, or give layers "
+                ">= 2"
+            )
         several = not isinstance(given, (int, float, np.number))
-        values = [number(x, "lambda_hidden") for x in (_sequence(given, "lambda_hidden") if several else [given])]
+        values = [
+            number(x, "lambda_hidden")
+            for x in (_sequence(given, "lambda_hidden") if several else [given])
+        ]
         if several and len(values) != M - 1:
-            raise InputError(f"lambda_hidden must be one number or one for each of {M - 1} hidden layers, got {len(values)}")
+            raise InputError(
+                f"lambda_hidden must be one number or one for each of {M - 1} hidden layers, got "
+                f"{len(values)}"
+            )
         for value in values:
             if not LEAST_PENALTY <= value <= MOST_PENALTY:
-                raise InputError(f"lambda_hidden must lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}; give it > 0")
+                raise InputError(
+                    f"lambda_hidden must lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got "
+                    f"{value}; give it > 0"
+                )
         self._set("lambda_hidden", tuple(values) if several else values[0])
 
     def _check_sphere(self) -> None:
         """What goes with unit rows of W and H."""
         clashes = (
             (self.bias != "none", f"bias {self.bias!r}", "bias 'none'"),
-            (self.lambda_w != 0 or self.lambda_h != 0, "lambda_w or lambda_h > 0", "no penalties (or zeros)"),
+            (
+                self.lambda_w != 0 or self.lambda_h != 0,
+                "lambda_w or lambda_h > 0",
+                "no penalties (or zeros)",
+            ),
             (self.layers > 1, f"layers = {self.layers}", "one layer"),
             (self.freeze is not None, f"freeze {self.freeze}", "nothing frozen"),
             (self.loss.name != "ce", f"loss {self.loss.name}", "loss ce"),
@@ -271,14 +340,19 @@ class Problem:
         )
         for clash, given, wanted in clashes:
             if clash:
-                raise InputError(f"constraint sphere contradicts {given}; rows of length one take {wanted}")
+                raise InputError(
+                    f"constraint sphere contradicts {given}; rows of length one take {wanted}"
+                )
 
     def _check_penalties(self) -> None:
         temperature = number(self.temperature, "temperature")
         if not temperature > 0:
             raise InputError(f"temperature must be > 0, got {temperature}")
         if self.constraint == "none" and temperature != 1.0:
-            raise InputError(f"temperature = {temperature} goes with constraint sphere; without it scales are free: drop it")
+            raise InputError(
+                f"temperature = {temperature} goes with constraint sphere; without it scales are "
+                f"free: drop it"
+            )
         self._set("temperature", temperature)
         for name in ("lambda_w", "lambda_h"):
             if getattr(self, name) is None:
@@ -288,50 +362,87 @@ class Problem:
             if value < 0:
                 raise InputError(f"{name} must be a finite number >= 0, got {value}")
             if value != 0 and not LEAST_PENALTY <= value <= MOST_PENALTY:
-                raise InputError(f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}")
+                raise InputError(
+                    f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}"
+                )
             self._set(name, value)
         if self.constraint != "none":
             return self._check_sphere()
         if 0 < self.lambda_b < LEAST_BIAS_PENALTY:
             raise InputError(
-                f"lambda_b must be 0 or at least {LEAST_BIAS_PENALTY:g}, got {self.lambda_b}; use bias 'free' for less"
+                f"lambda_b must be 0 or at least {LEAST_BIAS_PENALTY:g}, got {self.lambda_b}; use "
+                f"bias 'free' for less"
             )
         for name, frozen in (("lambda_w", "w"), ("lambda_h", "h")):
             if getattr(self, name) == 0 and self.freeze != frozen:
-                raise InputError(f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or freeze {frozen}")
+                raise InputError(
+                    f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or "
+                    f"freeze {frozen}"
+                )
         self._check_bias()
 
     def _default_penalty(self) -> float:
-        """5e-4, and at most half of what holds balanced classes together, c = K sqrt(n) mu = 1 - smoothing, to two digits."""
+        """5e-4, and at most half of what holds balanced classes together, c = K sqrt(n) mu = 1 -
+        smoothing, to two digits.
+        """
         if self.constraint != "none":
             return 0.0
         half = 0.5 * (1.0 - self.loss.smoothing) / math.sqrt(self.classes * self.num_samples)
         vectors = self.samples.given_vectors
         if vectors is not None:  # of unit vectors as many as there are samples this is one
-            size = float((vectors - vectors.mean(0) if self.bias == "free" else vectors).norm()) / math.sqrt(len(vectors))
+            size = float(
+                (vectors - vectors.mean(0) if self.bias == "free" else vectors).norm()
+            ) / math.sqrt(len(vectors))
             half *= size if size > LEAST_PENALTY else 1.0
         return min(5e-4, float(f"{half:.1e}")) if self.layers == 1 else 5e-4
 
     def _check_bias(self) -> None:
         if self.bias == "penalised" and self.lambda_b == 0:
-            raise InputError("bias 'penalised' needs lambda_b > 0; give lambda_b or choose bias 'free'")
+            raise InputError(
+                "bias 'penalised' needs lambda_b > 0; give lambda_b or choose bias 'free'"
+            )
         if self.bias != "penalised" and self.lambda_b > 0:
-            raise InputError(f"lambda_b = {self.lambda_b} contradicts bias {self.bias!r}; choose bias 'penalised'")
-        empty = self.bias == "free" and not isinstance(self.loss, SquaredError) and bool((self.counts == 0).any())
+            raise InputError(
+                f"lambda_b = {self.lambda_b} contradicts bias {self.bias!r}; choose bias "
+                f"'penalised'"
+            )
+        empty = (
+            self.bias == "free"
+            and not isinstance(self.loss, SquaredError)
+            and bool((self.counts == 0).any())
+        )
         if empty and not self.loss.smoothing:
-            raise InputError("a free bias has no minimiser when a class is empty; choose bias 'penalised' or drop the class")
+            raise InputError(
+                "a free bias has no minimiser when a class is empty; choose bias 'penalised' or "
+                "drop the class"
+            )
 
     def _check_adjustment(self) -> None:
         adjustment = self.adjustment
         if isinstance(self.loss, SquaredError) and adjustment:
             raise InputError(
-                "logit_adjustment, margin and class_scales go with softmax losses, not mse; drop them, or choose ce"
+                "logit_adjustment, margin and class_scales go with softmax losses, not mse; drop "
+                "them, or choose ce"
             )
         if self.multi_label and adjustment.margin is not None:
-            raise InputError(f"margin goes with one label a sample, not with the loss {self.loss.name}; drop it, or choose ce")
-        if self.feature_factors is not None and (self.multi_label or self.dense or self.constraint != "none"):
-            what = "unit rows" if self.constraint != "none" else "target vectors" if self.dense else f"loss {self.loss.name}"
-            raise InputError(f"feature_penalties go with one label a sample and penalties, not with {what}; drop them")
+            raise InputError(
+                f"margin goes with one label a sample, not with the loss {self.loss.name}; drop "
+                f"it, or choose ce"
+            )
+        if self.feature_factors is not None and (
+            self.multi_label or self.dense or self.constraint != "none"
+        ):
+            what = (
+                "unit rows"
+                if self.constraint != "none"
+                else "target vectors"
+                if self.dense
+                else f"loss {self.loss.name}"
+            )
+            raise InputError(
+                f"feature_penalties go with one label a sample and penalties, not with {what}; "
+                f"drop them"
+            )
 
     @cached_property
     def adjustment(self) -> Adjustment:
@@ -351,10 +462,16 @@ class Problem:
         return feature_factors(self.counts, self.feature_penalties)
 
     def penalty_weights(self, rows: Rows) -> Tensor:
-        """What each row weighs in the penalty of H, float64 (R,): its samples, times the factor of its class."""
+        """What each row weighs in the penalty of H, float64 (R,): its samples, times the factor of
+        its class.
+        """
         counts = rows.counts.to(device=self.device, dtype=torch.float64)
         factors = self.feature_factors
-        return counts if factors is None else counts * factors.to(counts)[rows.targets.indices.to(counts.device)]
+        return (
+            counts
+            if factors is None
+            else counts * factors.to(counts)[rows.targets.indices.to(counts.device)]
+        )
 
     @property
     def kind(self) -> Kind:
@@ -419,8 +536,8 @@ class Problem:
 
     @property
     def mu(self) -> float:
-        """The geometric mean of the penalties of all factors; of two sqrt(lambda_w lambda_h), the coefficient of the nuclear
-        norm in the convex form.
+        """The geometric mean of the penalties of all factors; of two sqrt(lambda_w lambda_h), the
+        coefficient of the nuclear norm in the convex form.
         """
         return geometric_mean((self.lambda_w, self.lambda_h, *self.hidden_penalties))
 
@@ -430,11 +547,13 @@ class Problem:
         return features if self.temperature == 1.0 else self.temperature * features
 
     def penalties(self, rows: Rows) -> Penalties:
-        """lambda of each part of a model point with these rows, each of which weighs its number of samples (times the factor of
-        its class, `feature_factors`); float64.
+        """lambda of each part of a model point with these rows, each of which weighs its number of
+        samples (times the factor of its class, `feature_factors`); float64.
         """
         weights = self.penalty_weights(rows)
-        return Penalties(self.lambda_w, (self.lambda_h * weights)[:, None], self.lambda_b, self.hidden_penalties)
+        return Penalties(
+            self.lambda_w, (self.lambda_h * weights)[:, None], self.lambda_b, self.hidden_penalties
+        )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -442,7 +561,9 @@ class Problem:
 
     @property
     def counts(self) -> Tensor:
-        """Samples of each class, int64 (K,); with target sets, of how many samples it is a target."""
+        """Samples of each class, int64 (K,); with target sets, of how many samples it is a
+        target.
+        """
         return self.samples.counts
 
     @property
@@ -452,17 +573,22 @@ class Problem:
 
     @property
     def sample_labels(self) -> Tensor:
-        """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts."""
+        """Labels of the N samples, int64 (N,); by ascending class when the data were given as
+        counts.
+        """
         return self.samples.labels
 
     def reduction(self, reduce: str = "auto") -> str:
-        """What ``reduce`` means here: itself, or for 'auto' 'classes', and 'none' where frozen features are given one a sample,
-        which merging would change. Errors: InputError for another name, or 'classes' there.
+        """What ``reduce`` means here: itself, or for 'auto' 'classes', and 'none' where frozen
+        features are given one a sample, which merging would change. Errors: InputError for another
+        name, or 'classes' there.
         """
         if reduce not in REDUCTIONS:
             raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
         if self.freeze == "h" and reduce == "classes":
-            raise InputError("reduce classes merges the features that freeze h holds fixed; use reduce none")
+            raise InputError(
+                "reduce classes merges the features that freeze h holds fixed; use reduce none"
+            )
         return ("none" if self.freeze == "h" else "classes") if reduce == "auto" else reduce
 
     def rows(self, reduce: str = "classes") -> Rows:
@@ -470,7 +596,9 @@ class Problem:
         return self.samples.rows(reduce, as_sets=self.multi_label)
 
     def sample_row(self) -> Tensor:
-        """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a solution is lifted back."""
+        """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a
+        solution is lifted back.
+        """
         return self.samples.sample_row(as_sets=self.multi_label)
 
 
@@ -478,4 +606,6 @@ def _sequence(values: Any, name: str) -> list[Any]:
     try:
         return list(values.tolist() if hasattr(values, "tolist") else values)
     except TypeError as error:
-        raise InputTypeError(f"{name} must be a number or a sequence of numbers, got {values!r}") from error
+        raise InputTypeError(
+            f"{name} must be a number or a sequence of numbers, got {values!r}"
+        ) from error

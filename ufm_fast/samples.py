@@ -1,8 +1,9 @@
-"""Samples: which classes the N samples belong to, and the rows that stand for them. Nothing here knows what is minimised.
+"""Samples: which classes the N samples belong to, and the rows that stand for them. Nothing here
+knows what is minimised.
 
-Data come as a number a class, as counts, as groups of equal counts, as labels, as target sets or as target vectors; a Samples
-is made of one of them, checked once, and never changes, so that what is derived (labels of all samples, distinct target sets,
-rows) is worked out once and kept.
+Data come as a number a class, as counts, as groups of equal counts, as labels, as target sets or as
+target vectors; a Samples is made of one of them, checked once, and never changes, so that what is
+derived (labels of all samples, distinct target sets, rows) is worked out once and kept.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ DATA = ("labels", "per_class", "targets", "target_sets", "multiplicities", "coun
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N samples of K classes. ``counts`` int64 (K,): samples that name a class; ``given``: the data that it was made of.
+    """N samples of K classes. ``counts`` int64 (K,): samples that name a class; ``given``: the data
+    that it was made of.
 
-    ``given_labels`` (N,), ``given_sets`` and ``given_vectors`` (N, t) are None unless the data were labels, target sets or
-    target vectors. Vectors name no class: K is t then, and every sample counts for every output.
+    ``given_labels`` (N,), ``given_sets`` and ``given_vectors`` (N, t) are None unless the data were
+    labels, target sets or target vectors. Vectors name no class: K is t then, and every sample
+    counts for every output.
     """
 
     classes: int
@@ -47,7 +50,8 @@ class Samples:
 
     @classmethod
     def create(cls, classes: int | None = None, **data: Any) -> Samples:
-        """From ``classes`` (None where the data tell it) and at most one of DATA; without any, one sample a class.
+        """From ``classes`` (None where the data tell it) and at most one of DATA; without any, one
+        sample a class.
 
         Errors: InputError / InputTypeError naming the argument and the mend.
         """
@@ -84,60 +88,96 @@ class Samples:
     def _of_per_class(cls, classes: int | None, per_class: Any) -> Samples:
         n = whole(per_class, "per_class", 1)
         if classes is None:
-            raise InputError("classes is needed beside per_class; give the number of classes K >= 2")
+            raise InputError(
+                "classes is needed beside per_class; give the number of classes K >= 2"
+            )
         if n * classes > MOST:
-            raise InputError(f"per_class times classes must be at most {MOST} samples, got {n * classes:.3g}")
-        return cls(classes, torch.full((classes,), n, dtype=torch.int64, device="cpu"), {"per_class": n})
+            raise InputError(
+                f"per_class times classes must be at most {MOST} samples, got {n * classes:.3g}"
+            )
+        return cls(
+            classes, torch.full((classes,), n, dtype=torch.int64, device="cpu"), {"per_class": n}
+        )
 
     @classmethod
     def _of_counts(cls, classes: int | None, values: Any) -> Samples:
         counts = _vector(values, "counts")
         if counts.numel() < 2:
             raise InputError(
-                f"counts must hold an entry for each of at least 2 classes (0 for an empty one), got {counts.numel()}"
+                f"counts must hold an entry for each of at least 2 classes (0 for an empty one), "
+                f"got {counts.numel()}"
             )
         if classes is not None and counts.numel() != classes:
-            raise InputError(f"counts has {counts.numel()} entries but classes is {classes}; make them agree")
+            raise InputError(
+                f"counts has {counts.numel()} entries but classes is {classes}; make them agree"
+            )
         if bool((counts < 0).any()) or not bool(counts.any()):
             raise InputError("counts must be non-negative with at least one sample in all")
         if float(counts.double().sum()) > MOST:
-            raise InputError(f"counts must sum to at most {MOST} samples, got {float(counts.double().sum()):.3g}")
+            raise InputError(
+                f"counts must sum to at most {MOST} samples, got {float(counts.double().sum()):.3g}"
+            )
         return cls(counts.numel(), counts, {"counts": counts})
 
     @classmethod
     def _of_groups(cls, classes: int | None, values: Any) -> Samples:
-        groups = ClassGroups.of_words(values) if isinstance(values, str) else ClassGroups.of_pairs(values)
+        groups = (
+            ClassGroups.of_words(values)
+            if isinstance(values, str)
+            else ClassGroups.of_pairs(values)
+        )
         if groups.classes > MOST_CLASSES:
-            raise InputError(f"groups must hold at most {MOST_CLASSES} classes, got {groups.classes}; use groups.group_minimum")
+            raise InputError(
+                f"groups must hold at most {MOST_CLASSES} classes, got {groups.classes}; use "
+                f"groups.group_minimum"
+            )
         if classes not in (None, groups.classes):
-            raise InputError(f"groups has {groups.classes} classes but classes is {classes}; make them agree")
+            raise InputError(
+                f"groups has {groups.classes} classes but classes is {classes}; make them agree"
+            )
         return cls(groups.classes, groups.expanded(), {"groups": groups.runs})
 
     @classmethod
     def _of_sets(cls, classes: int | None, sets: Any) -> Samples:
         if not isinstance(sets, TargetSets):
-            raise InputTypeError("target_sets must be a TargetSets; build it with TargetSets.create(indptr, indices, classes)")
-        sets = TargetSets.create(sets.indptr, sets.indices, classes or MOST_CLASSES, sets.counts, sets.weights)
+            raise InputTypeError(
+                "target_sets must be a TargetSets; build it with TargetSets.create(indptr, "
+                "indices, classes)"
+            )
+        sets = TargetSets.create(
+            sets.indptr, sets.indices, classes or MOST_CLASSES, sets.counts, sets.weights
+        )
         classes = _told(classes, int(sets.indices.max()) + 1)
         check_labels(sets.indices, classes, "target_sets")
         if sets.weights is None and int(torch.diff(sets.indptr).max()) >= classes:
             raise InputError("a target set holds every class; leave one out or raise classes")
-        rows = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), torch.diff(sets.indptr))
-        counts = torch.zeros(classes, dtype=torch.int64, device="cpu").index_add_(0, sets.indices, sets.counts[rows])
+        rows = torch.repeat_interleave(
+            torch.arange(sets.counts.numel(), device="cpu"), torch.diff(sets.indptr)
+        )
+        counts = torch.zeros(classes, dtype=torch.int64, device="cpu").index_add_(
+            0, sets.indices, sets.counts[rows]
+        )
         return cls(classes, counts, {"target_sets": sets}, None, sets)
 
     @classmethod
     def _of_multiplicities(cls, classes: int | None, values: Any) -> Samples:
         if classes is None:
-            raise InputError("classes is needed beside multiplicities; give the number of classes K >= 2")
+            raise InputError(
+                "classes is needed beside multiplicities; give the number of classes K >= 2"
+            )
         if isinstance(values, str):
             try:
                 pairs = [[int(x) for x in word.split(":")] for word in values.split(",")]
                 values = {m: n for m, n in pairs}
             except (ValueError, TypeError) as error:
-                raise InputError(f"multiplicities must be labels:samples,.. (as 1:310,2:20), got {values!r}") from error
+                raise InputError(
+                    f"multiplicities must be labels:samples,.. (as 1:310,2:20), got {values!r}"
+                ) from error
         if not isinstance(values, Mapping):
-            raise InputTypeError(f"multiplicities must be a dictionary {{labels of a set: samples of each}}, got {values!r}")
+            raise InputTypeError(
+                f"multiplicities must be a dictionary {{labels of a set: samples of each}}, got "
+                f"{values!r}"
+            )
         made = cls._of_sets(classes, TargetSets.every(classes, values))
         return replace(made, given={"multiplicities": dict(values)})
 
@@ -146,7 +186,10 @@ class Samples:
         vectors = target_vectors(values)
         N, t = vectors.shape
         if classes not in (None, t):
-            raise InputError(f"targets has {t} columns but classes is {classes}, the number of outputs; leave classes out")
+            raise InputError(
+                f"targets has {t} columns but classes is {classes}, the number of outputs; leave "
+                f"classes out"
+            )
         counts = torch.full((t,), N, dtype=torch.int64, device="cpu")
         return cls(t, counts, {"targets": vectors}, given_vectors=vectors)
 
@@ -160,7 +203,8 @@ class Samples:
         """The same data with another number of classes. Errors: as ``create``."""
         return self if classes in (None, self.classes) else Samples.create(classes, **self.given)
 
-    # ---- what is derived ---------------------------------------------------------------------------------------------
+    # ---- what is derived
+    # ---------------------------------------------------------------------------------------------
 
     @cached_property
     def number(self) -> int:
@@ -176,30 +220,37 @@ class Samples:
 
     @cached_property
     def distinct_counts(self) -> tuple[Tensor, Tensor]:
-        """The distinct class counts, ascending, and the number of classes of each; those without samples, which may be
-        nearly all of 2^28, are not sorted.
+        """The distinct class counts, ascending, and the number of classes of each; those without
+        samples, which may be nearly all of 2^28, are not sorted.
         """
         values, sizes = torch.unique(self.counts[self.counts > 0].cpu(), return_counts=True)
         empty = self.classes - self.occupied
         if empty:
-            values, sizes = (torch.cat([x.new_tensor([first]), x]) for x, first in ((values, 0), (sizes, empty)))
+            values, sizes = (
+                torch.cat([x.new_tensor([first]), x]) for x, first in ((values, 0), (sizes, empty))
+            )
         return values, sizes
 
     @cached_property
     def labels(self) -> Tensor:
-        """Labels of the N samples, int64 (N,); by ascending class when the data were given as counts.
+        """Labels of the N samples, int64 (N,); by ascending class when the data were given as
+        counts.
 
         Errors: InputError of target vectors, which have none.
         """
         if self.given_vectors is not None:
-            raise InputError("samples have target vectors and no labels; use rows(), or give labels")
+            raise InputError(
+                "samples have target vectors and no labels; use rows(), or give labels"
+            )
         if self.given_labels is not None:
             return self.given_labels
         return torch.repeat_interleave(torch.arange(self.classes, device="cpu"), self.counts)
 
     @cached_property
     def sets(self) -> TargetSets:
-        """The target sets; of single labels a set of one class for each sample, or for each class that has samples."""
+        """The target sets; of single labels a set of one class for each sample, or for each class
+        that has samples.
+        """
         if self.given_sets is not None:
             return self.given_sets
         if self.given_labels is not None:
@@ -213,14 +264,20 @@ class Samples:
         return self.sets.grouped()
 
     def rows(self, reduce: str = "classes", *, as_sets: bool = False) -> Rows:
-        """Rows to solve on. 'classes': one row for each non-empty class (``as_sets``: each distinct target set; of target
-        vectors, each distinct one), exact because samples with equal targets have equal features at a minimum. 'none': one row
-        a sample. Worked out once.
+        """Rows to solve on. 'classes': one row for each non-empty class (``as_sets``: each distinct
+        target set; of target vectors, each distinct one), exact because samples with equal targets
+        have equal features at a minimum. 'none': one row a sample. Worked out once.
         """
         if reduce not in REDUCTIONS:
             raise InputError(f"reduce must be classes or none, got {reduce!r}")
         if (reduce, as_sets) not in self._kept:
-            make = self._vector_rows if self.given_vectors is not None else self._set_rows if as_sets else self._class_rows
+            make = (
+                self._vector_rows
+                if self.given_vectors is not None
+                else self._set_rows
+                if as_sets
+                else self._class_rows
+            )
             self._kept[reduce, as_sets] = make(reduce)
         return cast("Rows", self._kept[reduce, as_sets])
 
@@ -233,7 +290,10 @@ class Samples:
         assert self.given_vectors is not None
         if reduce == "classes":
             return self._merged[0]
-        return Rows(DenseTargets.of(self.given_vectors), torch.ones(self.number, dtype=torch.int64, device="cpu"))
+        return Rows(
+            DenseTargets.of(self.given_vectors),
+            torch.ones(self.number, dtype=torch.int64, device="cpu"),
+        )
 
     def _class_rows(self, reduce: str) -> Rows:
         if reduce == "classes":
@@ -244,20 +304,29 @@ class Samples:
     def _set_rows(self, reduce: str) -> Rows:
         if reduce == "classes":
             distinct = self._distinct[0]
-            return Rows(_targets(distinct.indices, distinct.indptr, distinct.weights), distinct.counts)
+            return Rows(
+                _targets(distinct.indices, distinct.indptr, distinct.weights), distinct.counts
+            )
         sets = self.sets
-        sample_set = torch.repeat_interleave(torch.arange(sets.counts.numel(), device="cpu"), sets.counts)
+        sample_set = torch.repeat_interleave(
+            torch.arange(sets.counts.numel(), device="cpu"), sets.counts
+        )
         sizes = torch.diff(sets.indptr)[sample_set]
         pointer = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), sizes.cumsum(0)])
-        offset = torch.arange(int(pointer[-1]), device="cpu") - torch.repeat_interleave(pointer[:-1], sizes)
+        offset = torch.arange(int(pointer[-1]), device="cpu") - torch.repeat_interleave(
+            pointer[:-1], sizes
+        )
         place = torch.repeat_interleave(sets.indptr[:-1][sample_set], sizes) + offset
         weights = None if sets.weights is None else sets.weights[place]
         return Rows(
-            _targets(sets.indices[place], pointer, weights), torch.ones(sample_set.numel(), dtype=torch.int64, device="cpu")
+            _targets(sets.indices[place], pointer, weights),
+            torch.ones(sample_set.numel(), dtype=torch.int64, device="cpu"),
         )
 
     def sample_row(self, *, as_sets: bool = False) -> Tensor:
-        """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a solution is lifted back."""
+        """Row of ``rows('classes')`` that each of the N samples belongs to, int64 (N,): how a
+        solution is lifted back.
+        """
         if self.given_vectors is not None:
             return self._merged[1]
         if as_sets:
@@ -267,7 +336,11 @@ class Samples:
 
 
 def _targets(indices: Tensor, indptr: Tensor, weights: Tensor | None) -> Targets:
-    return Targets(indices, indptr) if weights is None else WeightedTargets(indices, indptr, weights=weights)
+    return (
+        Targets(indices, indptr)
+        if weights is None
+        else WeightedTargets(indices, indptr, weights=weights)
+    )
 
 
 def _told(classes: int | None, least: int) -> int:

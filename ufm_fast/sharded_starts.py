@@ -1,9 +1,11 @@
-"""Starts that are spread over ranks: each rank draws the rows that it holds, the same on any number of ranks.
+"""Starts that are spread over ranks: each rank draws the rows that it holds, the same on any number
+of ranks.
 
-Normal numbers are drawn by blocks of 1,024 rows, from a generator that the seed, the part and the block's number seed. They are
-not those of a start in one process, whose generator runs through W and then H. The spectral start of up to 4,096 classes and
-rows is worked out by the first rank, as in one process; beyond that, or with d < K - 1, it is a random code, whose rows of H
-are the code words of their classes.
+Normal numbers are drawn by blocks of 1,024 rows, from a generator that the seed, the part and the
+block's number seed. They are not those of a start in one process, whose generator runs through W
+and then H. The spectral start of up to 4,096 classes and rows is worked out by the first rank, as
+in one process; beyond that, or with d < K - 1, it is a random code, whose rows of H are the code
+words of their classes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ SHARDED_STARTS = ("spectral", "normal", "small")
 
 
 def normal_rows(seed: int, part: str, rows: slice, columns: int) -> Tensor:
-    """Rows of a normal matrix of any height, float64; the same whatever slice they are asked for in."""
+    """Rows of a normal matrix of any height, float64; the same whatever slice they are asked for
+    in.
+    """
     first, found = rows.start // _BLOCK, [torch.zeros(0, columns, dtype=torch.float64)]
     for number in range(first, -(-rows.stop // _BLOCK)):
         digest = hashlib.sha256(f"{seed} {part} {number}".encode()).digest()
@@ -34,20 +38,29 @@ def normal_rows(seed: int, part: str, rows: slice, columns: int) -> Tensor:
     return torch.cat(found)[rows.start - first * _BLOCK :][: rows.stop - rows.start]
 
 
-def chosen_rows(seed: int, part: str, wanted: Tensor, columns: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+def chosen_rows(
+    seed: int, part: str, wanted: Tensor, columns: int, change: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Those rows of it, after ``change``, in any order: a block at a time."""
     found = torch.zeros(wanted.numel(), columns, dtype=torch.float64)
     for number in torch.unique(wanted // _BLOCK).tolist():
         here = torch.nonzero(wanted // _BLOCK == number)[:, 0]
-        rows = change(normal_rows(seed, part, slice(number * _BLOCK, (number + 1) * _BLOCK), columns))
+        rows = change(
+            normal_rows(seed, part, slice(number * _BLOCK, (number + 1) * _BLOCK), columns)
+        )
         found[here] = rows[wanted[here] - number * _BLOCK]
     return found
 
 
 def sharded_start(
-    objective: Objective, name: str, seed: int, strength: Tensor, spectral: Callable[[Objective], Point | None]
+    objective: Objective,
+    name: str,
+    seed: int,
+    strength: Tensor,
+    spectral: Callable[[Objective], Point | None],
 ) -> Point:
-    """W and H of this rank in the solver's variables. ``spectral``: the dense start of a whole objective, None for a code;
+    """W and H of this rank in the solver's variables. ``spectral``: the dense start of a whole
+    objective, None for a code;
     ``strength`` (R,): the logit gap of each row times the root of its count.
     """
     layout, problem = objective.layout, objective.problem
@@ -56,8 +69,13 @@ def sharded_start(
     if name != "spectral":
         d = problem.dim
         factor = (1e-3 if name == "small" else 1.0) / math.sqrt(d)
-        W, H = normal_rows(seed, "W", layout.class_part, d), normal_rows(seed, "H", layout.row_part, d)
-        return Point(factor * W / objective.weight_scale, factor * H / objective.row_scale.double().cpu())
+        W, H = (
+            normal_rows(seed, "W", layout.class_part, d),
+            normal_rows(seed, "H", layout.row_part, d),
+        )
+        return Point(
+            factor * W / objective.weight_scale, factor * H / objective.row_scale.double().cpu()
+        )
     whole = spectral(Objective(problem, reduce=objective.reduce, variables=objective.variables))
     if whole is None:
         return _code(objective, layout, seed, strength)
@@ -72,7 +90,9 @@ def _code(objective: Objective, layout: Layout, seed: int, strength: Tensor) -> 
     W = unit(normal_rows(seed, "W", layout.class_part, problem.dim)) * root
     entry_rows, columns = objective.rows.targets.slice(rows.start, rows.stop)
     code = chosen_rows(seed, "W", columns, problem.dim, unit)
-    H = torch.zeros(rows.stop - rows.start, problem.dim, dtype=torch.float64).index_add_(0, entry_rows, code)
+    H = torch.zeros(rows.stop - rows.start, problem.dim, dtype=torch.float64).index_add_(
+        0, entry_rows, code
+    )
     return Point(W, H * (strength[rows] / root)[:, None])
 
 
@@ -83,9 +103,15 @@ def sharded_normal(x: Point, seed: int = 0) -> Point:
 
     def drawn(name: str, part: Tensor) -> Tensor:
         rows = layout.row_part if name == "H" else layout.class_part
-        return normal_rows(seed, name, rows, part.shape[1] if part.ndim == 2 else 1).reshape(part.shape).to(part)
+        return (
+            normal_rows(seed, name, rows, part.shape[1] if part.ndim == 2 else 1)
+            .reshape(part.shape)
+            .to(part)
+        )
 
-    return replace(Point.of({name: drawn(name, part) for name, part in x.named().items()}), layout=layout)
+    return replace(
+        Point.of({name: drawn(name, part) for name, part in x.named().items()}), layout=layout
+    )
 
 
 def cut(layout: Layout, x: Point) -> Point:

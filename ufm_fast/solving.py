@@ -42,7 +42,9 @@ def check(problem: Problem, options: SolveOptions) -> None:
     """What ``solve`` would refuse before its first step. Errors: InputError naming the option."""
     options.check(problem)
     if options.method == "closed-form" and closed_form(problem) is None:
-        raise InputError("method closed-form: no closed form is known for this problem; use method auto")
+        raise InputError(
+            "method closed-form: no closed form is known for this problem; use method auto"
+        )
 
 
 @cpu_by_default
@@ -62,32 +64,42 @@ def solve(
     """Minimise the problem's objective and prove how good the answer is.
 
     - ``problem``: what is minimised.
-    - ``options``: a SolveOptions; or its fields as keywords (``changes``), which also change one that is given.
-    - ``initial``: a Point to start from, with W, one H row for each row (or each sample), b and hidden layers
+    - ``options``: a SolveOptions; or its fields as keywords (``changes``), which also change one
+    that is given.
+    - ``initial``: a Point to start from, with W, one H row for each row (or each sample), b and
+    hidden layers
       (``runs.foreign.read_start`` reads one from a file).
-    - ``callbacks``: hear of phases, log points, steps and the end (`Callback`); ``on_log(record, model_point)`` is the ``log``
+    - ``callbacks``: hear of phases, log points, steps and the end (`Callback`); ``on_log(record,
+    model_point)`` is the ``log``
       of one, called with a function that gives the model's Point.
-    - ``on_save(record, model_point, starts)``: called whenever the point is worth saving: every ten seconds, at an error, at
+    - ``on_save(record, model_point, starts)``: called whenever the point is worth saving: every ten
+    seconds, at an error, at
       the end before certificate and metrics; of several starts the best, at the end of each, too.
     - ``watch``: a Stopwatch for the seconds by phase.
-    - ``spent``: what earlier runs that this one continues have spent; ``starts``: how far they came of several, ``initial``
+    - ``spent``: what earlier runs that this one continues have spent; ``starts``: how far they came
+    of several, ``initial``
       being the point that was saved with it.
 
-    Returns a Solution: point, value, outcome, theory, certificate, metrics. Ctrl-C returns the point that was reached, outcome
-    'interrupted'.
+    Returns a Solution: point, value, outcome, theory, certificate, metrics. Ctrl-C returns the
+    point that was reached, outcome 'interrupted'.
 
     >>> solution = solve(Problem(classes=10, dim=16), method="lbfgs", start="normal")
     >>> solution.value, solution.certificate.relative_gap, solution.metrics["nc2_classifier"]
 
-    Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong shape; InputTypeError for an
-    option that there is not.
+    Errors: InputError for unknown names, contradictory choices, or an initial point of the wrong
+    shape; InputTypeError for an option that there is not.
     """
     options = SolveOptions.of(**changes) if options is None else replace(options, **changes)
     check(problem, options)
-    spent, told = spent or Effort(), Callbacks([*([] if on_log is None else [OnLog(on_log)]), *callbacks])
+    spent, told = (
+        spent or Effort(),
+        Callbacks([*([] if on_log is None else [OnLog(on_log)]), *callbacks]),
+    )
     if by_groups(problem, options, begun=initial is not None or spent.steps > 0):
         best = minimise_groups(problem, options.tol)
-        solution = lifted_solution(problem, best, certificate=options.certificate, metrics=options.metrics)
+        solution = lifted_solution(
+            problem, best, certificate=options.certificate, metrics=options.metrics
+        )
         told.end(solution)
         return solution
     objective = Objective(
@@ -98,32 +110,47 @@ def solve(
         watch=watch,
     )
     objective.evaluations = spent.evaluations
-    if options.method == "closed-form" and not spent.steps and (initial is not None or options.start != "spectral"):
+    if (
+        options.method == "closed-form"
+        and not spent.steps
+        and (initial is not None or options.start != "spectral")
+    ):
         raise InputError(
-            "a start goes with iterative methods, and the closed form has none; drop the start or choose another method"
+            "a start goes with iterative methods, and the closed form has none; drop the start or "
+            "choose another method"
         )
     if initial is not None and options.restarts > 1 and starts is None:
-        raise InputError(f"restarts = {options.restarts} contradict a given start; drop one of them")
+        raise InputError(
+            f"restarts = {options.restarts} contradict a given start; drop one of them"
+        )
     theory = closed_form(problem)
     with torch.no_grad(), torch.autocast(torch.device(problem.device).type, enabled=False):
         if options.method == "closed-form":
             result = _Result(_closed_form_run(objective, theory), (), "closed-form", theory)
         else:
-            loop = StartLoop(objective, options, Begun(initial, spent, starts or Starts()), told, on_save)
+            loop = StartLoop(
+                objective, options, Begun(initial, spent, starts or Starts()), told, on_save
+            )
             run, starts = loop.run(), loop.starts
             start = options.start if initial is None or loop.several else "given"
             result = _Result(_fitted_by_bias(objective, run), loop.rows, start, theory)
         if on_save is not None:
             run = result.run
             total = Effort(spent.steps + run.steps, 0.0, spent.seconds + run.seconds)
-            on_save(last_record(objective, run, total), lambda: objective.to_model(run.state.point), starts)
+            on_save(
+                last_record(objective, run, total),
+                lambda: objective.to_model(run.state.point),
+                starts,
+            )
         solution = _solution(objective, result, options, spent, told)
     told.end(solution)
     return solution
 
 
 # So that help(solve) describes every keyword, from the one place where they stand.
-solve.__doc__ = f"{inspect.cleandoc(solve.__doc__ or '')}\n\n{inspect.cleandoc(SolveOptions.__doc__ or '')}"
+solve.__doc__ = (
+    f"{inspect.cleandoc(solve.__doc__ or '')}\n\n{inspect.cleandoc(SolveOptions.__doc__ or '')}"
+)
 
 
 @dataclass(frozen=True)
@@ -146,15 +173,23 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
         b = torch.zeros(problem.num_classes, dtype=torch.float64)
     device = torch.device(problem.device)
     hidden = [V.to(device) for V in theory.hidden()]
-    x = objective.from_model(W.to(device), H.to(device), None if b is None else b.to(device), hidden)
+    x = objective.from_model(
+        W.to(device), H.to(device), None if b is None else b.to(device), hidden
+    )
     found = objective.value_and_grad(x)
     return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
 
 
 def _fitted_by_bias(objective: Objective, run: Run) -> Run:
-    """Squared error that a free bias fits alone: once solved, the minimum itself, for no value is near its 0 relatively."""
+    """Squared error that a free bias fits alone: once solved, the minimum itself, for no value is
+    near its 0 relatively.
+    """
     problem = objective.problem
-    if not isinstance(problem.loss, SquaredError) or problem.bias != "free" or problem.freeze is not None:
+    if (
+        not isinstance(problem.loss, SquaredError)
+        or problem.bias != "free"
+        or problem.freeze is not None
+    ):
         return run
     if objective.layout is not None:
         return run
@@ -176,10 +211,14 @@ def _only_target(objective: Objective) -> Tensor | None:
     return torch.where(counts > 0, 1.0, 0.0) if int((counts > 0).sum()) == 1 else None
 
 
-def _solution(objective: Objective, result: _Result, options: SolveOptions, spent: Effort, told: Callback) -> Solution:
+def _solution(
+    objective: Objective, result: _Result, options: SolveOptions, spent: Effort, told: Callback
+) -> Solution:
     problem, run, theory, rows = objective.problem, result.run, result.theory, objective.rows
     model, method = objective.to_model(run.state.point), options.method
-    fits = math.isfinite(run.state.evaluation.value) and usable(model)  # else there is no certificate, and no metrics
+    fits = math.isfinite(run.state.evaluation.value) and usable(
+        model
+    )  # else there is no certificate, and no metrics
     proof = None
     if options.certificate and fits:
         told.phase("certificate")
@@ -202,15 +241,22 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
         seconds=spent.seconds + run.seconds,
         outcome=outcome,
         message=message,
-        method=method if method != "auto" else f"auto: {METHODS[method].make(problem, options).name}",
+        method=method
+        if method != "auto"
+        else f"auto: {METHODS[method].make(problem, options).name}",
         backend=objective.backend.name,
         reduce=objective.reduce,
         variables=objective.variables,
         start=result.start,
         theory=theory,
         certificate=proof,
-        metrics=_measured(objective, model, options, found.value, told) if options.metrics and fits else {},
-        notes=[*of_start(problem, result.start), *notes(problem, theory, proof, outcome, found.value)],
+        metrics=_measured(objective, model, options, found.value, told)
+        if options.metrics and fits
+        else {},
+        notes=[
+            *of_start(problem, result.start),
+            *notes(problem, theory, proof, outcome, found.value),
+        ],
         structure=recognise(problem, found.value) if theory is None else None,
         history=run.history,
         restarts=result.restarts,
@@ -218,7 +264,9 @@ def _solution(objective: Objective, result: _Result, options: SolveOptions, spen
     )
 
 
-def _measured(objective: Objective, model: Point, options: SolveOptions, value: float, told: Callback) -> dict[str, float]:
+def _measured(
+    objective: Objective, model: Point, options: SolveOptions, value: float, told: Callback
+) -> dict[str, float]:
     told.phase("metrics")
     with objective.watch("metrics"):
         return measure(objective.problem, objective.rows, model, options.pairwise, value)

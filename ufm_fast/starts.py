@@ -1,4 +1,6 @@
-"""Initial points by name. All randomness comes from a generator on the CPU, so a seed means the same on every device."""
+"""Initial points by name. All randomness comes from a generator on the CPU, so a seed means the
+same on every device.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +27,31 @@ DEFAULT_START = "spectral"
 _DENSE = 4096
 
 
-def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | None = None, scale: float = 1.0) -> Point:
+def make_start(
+    objective: Objective, name: str = DEFAULT_START, *, seed: int | None = None, scale: float = 1.0
+) -> Point:
     """Initial point in the solver's variables.
 
-    - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d). With layers all factors are normal in the
+    - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d). With layers all
+    factors are normal in the
       balanced variables (`penalties`), of variance 1/width of their input, 2/width behind a ReLU;
     - ``orthogonal``: random factors with orthonormal rows or columns, in the balanced variables;
-    - ``small``: ``normal`` times 1e-3, near the saddle at zero, where dynamics start in the papers' figures. With layers
+    - ``small``: ``normal`` times 1e-3, near the saddle at zero, where dynamics start in the papers'
+    figures. With layers
       zero is a strict local minimum, and that is where it ends;
-    - ``balanced``: random, but with A'A = B'B as critical points have (lambda_w W'W = lambda_h H'H in the model); one layer;
-    - ``spectral``: the balanced factors of the logits that each class would have at the minimum of a balanced problem with
-      its own count (for equal counts and d >= K - 1 that is the minimiser, a simplex ETF); a random code where d < K - 1.
-      Of target vectors it is the minimiser, but for a penalised bias.
-      With layers each factor takes its share of the singular values of a simplex, or of an orthogonal frame (squared error,
-      ReLU), whose level has the least value on its ray.
+    - ``balanced``: random, but with A'A = B'B as critical points have (lambda_w W'W = lambda_h H'H
+    in the model); one layer;
+    - ``spectral``: the balanced factors of the logits that each class would have at the minimum of
+    a balanced problem with
+      its own count (for equal counts and d >= K - 1 that is the minimiser, a simplex ETF); a random
+      code where d < K - 1. Of target vectors it is the minimiser, but for a penalised bias.
+      With layers each factor takes its share of the singular values of a simplex, or of an
+      orthogonal frame (squared error, ReLU), whose level has the least value on its ray.
 
-    All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to length one. On several
-    ranks each has its blocks of the start (`sharded_starts`).
-    Errors: InputError for an unknown name, ``balanced`` with layers, or ``orthogonal`` or ``balanced`` on several ranks.
+    All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to
+    length one. On several ranks each has its blocks of the start (`sharded_starts`).
+    Errors: InputError for an unknown name, ``balanced`` with layers, or ``orthogonal`` or
+    ``balanced`` on several ranks.
     """
     if name not in STARTS:
         raise InputError(f"start must be one of {', '.join(STARTS)} or a file; got {name!r}")
@@ -51,7 +60,9 @@ def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | N
     generator = torch.Generator().manual_seed(seed)
     if layout is not None:
         strength = levels(objective) * objective.rows.counts.double().sqrt()
-        spread = sharded_start(objective, name, seed, strength, lambda one: _dense_spectral(one, generator))
+        spread = sharded_start(
+            objective, name, seed, strength, lambda one: _dense_spectral(one, generator)
+        )
         W, H, hidden = spread.W, spread.H, spread.hidden
     elif not objective.trunk.empty:
         W, H, hidden = deep_start(objective, name, generator)
@@ -60,43 +71,68 @@ def make_start(objective: Objective, name: str = DEFAULT_START, *, seed: int | N
     else:
         (W, H), hidden = _random(objective, name, generator), ()
     device = torch.device(problem.device)
-    bias = None if problem.bias == "none" else torch.zeros(W.shape[0], dtype=objective.dtype, device=device)
+    bias = (
+        None
+        if problem.bias == "none"
+        else torch.zeros(W.shape[0], dtype=objective.dtype, device=device)
+    )
     start = Point(W, H, None, hidden, layout).scale(scale).to(dtype=objective.dtype, device=device)
     return objective.geometry.project(replace(start, b=bias))
 
 
 def given_start(objective: Objective, point: Point) -> Point:
-    """Solver variables of a model point that a user gives, with an H row for each row, or for each sample. On several ranks it
-    is the whole point, or one that has the objective's layout already.
+    """Solver variables of a model point that a user gives, with an H row for each row, or for each
+    sample. On several ranks it is the whole point, or one that has the objective's layout already.
 
     Errors: InputError / InputTypeError for what does not fit the problem.
     """
     problem, rows = objective.problem, objective.rows.number
-    if not isinstance(point, Point) or not all(isinstance(part, torch.Tensor) for part in point.parts()):
-        raise InputTypeError("initial must be a Point of torch tensors: Point(W, H, b), with torch.as_tensor around arrays")
+    if not isinstance(point, Point) or not all(
+        isinstance(part, torch.Tensor) for part in point.parts()
+    ):
+        raise InputTypeError(
+            "initial must be a Point of torch tensors: Point(W, H, b), with torch.as_tensor "
+            "around arrays"
+        )
     if not all(t.is_floating_point() and t.dtype.itemsize >= 2 for t in point.parts()):
-        raise InputTypeError("the start's W, H and b must be floating-point tensors of 16 bits and more")
+        raise InputTypeError(
+            "the start's W, H and b must be floating-point tensors of 16 bits and more"
+        )
     device = torch.device(problem.device)
     if point.layout is not None:
         return objective.from_model(point.W, point.H, point.b)
     if tuple(point.W.shape) != (problem.num_classes, problem.head_dim):
-        raise InputError(f"the start's W must have shape {(problem.num_classes, problem.head_dim)}, got {tuple(point.W.shape)}")
+        raise InputError(
+            f"the start's W must have shape {(problem.num_classes, problem.head_dim)}, got "
+            f"{tuple(point.W.shape)}"
+        )
     layers = [tuple(part.shape) for part in point.hidden]
     if layers != list(problem.trunk.shapes):
-        raise InputError(f"the start's hidden layers must have shapes {list(problem.trunk.shapes)}, got {layers}")
+        raise InputError(
+            f"the start's hidden layers must have shapes {list(problem.trunk.shapes)}, got {layers}"
+        )
     H = point.H
     if H.ndim == 2 and H.shape[0] == problem.num_samples != rows and H.shape[1] == problem.dim:
-        # Samples with equal targets start from their mean, the point of the reduced problem with the least penalty.
+        # Samples with equal targets start from their mean, the point of the reduced problem with
+        # the least penalty.
         index = problem.sample_row().to(H.device)
         H = torch.zeros(rows, problem.dim, dtype=H.dtype, device=H.device).index_add_(0, index, H)
         H = H / objective.rows.counts.to(H)[:, None]
     if tuple(H.shape) != (rows, problem.dim):
-        raise InputError(f"the start's H must have shape {(rows, problem.dim)} (or a row a sample), got {tuple(H.shape)}")
+        raise InputError(
+            f"the start's H must have shape {(rows, problem.dim)} (or a row a sample), got "
+            f"{tuple(H.shape)}"
+        )
     b = point.b
     if (b is None) != (problem.bias == "none"):
-        raise InputError(f"the start {'has no' if b is None else 'has a'} bias b but bias is {problem.bias!r}; make them agree")
+        raise InputError(
+            f"the start {'has no' if b is None else 'has a'} bias b but bias is {problem.bias!r}; "
+            f"make them agree"
+        )
     if b is not None and tuple(b.shape) != (problem.num_classes,):
-        raise InputError(f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}")
+        raise InputError(
+            f"the start's b must have shape {(problem.num_classes,)}, got {tuple(b.shape)}"
+        )
     start = replace(point, H=H).to(device=device)
     if objective.layout is not None:
         start = cut(objective.layout, start)
@@ -104,14 +140,20 @@ def given_start(objective: Objective, point: Point) -> Point:
         raise InputError("the start holds NaN or infinite values; give finite W, H and b")
     x = objective.from_model(start.W, start.H, start.b, start.hidden)
     if not x.finite():
-        raise InputError(f"the start has entries beyond what {problem.dtype} holds; give smaller ones or dtype float64")
+        raise InputError(
+            f"the start has entries beyond what {problem.dtype} holds; give smaller ones or dtype "
+            f"float64"
+        )
     return objective.geometry.project(x)
 
 
 def _random(objective: Objective, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     problem, R = objective.problem, objective.rows.number
     shapes = (problem.num_classes, problem.dim), (R, problem.dim)
-    B, A = (torch.randn(*shape, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim) for shape in shapes)
+    B, A = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator) / math.sqrt(problem.dim)
+        for shape in shapes
+    )
     if name == "balanced":
         return _balance(B, A)
     if name == "orthogonal":
@@ -138,7 +180,11 @@ def levels(objective: Objective) -> Tensor:
     if objective.geometry.curved:  # rows have length one whatever it is
         return torch.ones_like(counts)
     # A frozen factor may have no penalty: its level is that of equal ones.
-    strength = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h)) / counts.sqrt()
+    strength = (
+        problem.num_samples
+        * (problem.mu or max(problem.lambda_w, problem.lambda_h))
+        / counts.sqrt()
+    )
     if isinstance(problem.loss, SquaredError):
         return (1.0 - strength).clamp_min(1e-2)
     off = strength / K + problem.loss.smoothing / K
@@ -156,7 +202,12 @@ def _dense_spectral(objective: Objective, generator: torch.Generator) -> Point |
 
 
 def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    problem, K, d, R = objective.problem, objective.problem.num_classes, objective.problem.dim, objective.rows.number
+    problem, K, d, R = (
+        objective.problem,
+        objective.problem.num_classes,
+        objective.problem.dim,
+        objective.rows.number,
+    )
     if problem.dense:
         return _of_vectors(objective)
     level = levels(objective)
@@ -167,7 +218,9 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     rows, columns = targets.slice(0, R)
     Z = torch.zeros(R, K, dtype=torch.float64)
     Z[rows, columns] = strength[rows]
-    if isinstance(targets, WeightedTargets):  # sets of all classes would leave nothing, once they are centred
+    if isinstance(
+        targets, WeightedTargets
+    ):  # sets of all classes would leave nothing, once they are centred
         Z[rows, columns] *= targets.weights / targets.sums()[rows]
     if not isinstance(problem.loss, SquaredError) or problem.bias == "free":
         Z -= Z.mean(1, keepdim=True)
@@ -176,19 +229,27 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
 
 
 def _of_vectors(objective: Objective) -> tuple[Tensor, Tensor]:
-    """Factors of the targets' singular values less the price of each; a hundredth is left of those that cost more."""
+    """Factors of the targets' singular values less the price of each; a hundredth is left of those
+    that cost more.
+    """
     problem, (U, s, V) = objective.problem, target_spectrum(objective)
     price = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h))
     return _factors(objective, U, torch.maximum(s - price, 1e-2 * s), V)
 
 
 def _factors(objective: Objective, U: Tensor, s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, A) of the solver's variables whose weighted logits D^1/2 Z are U diag(s) V', the d largest of them."""
+    """(B, A) of the solver's variables whose weighted logits D^1/2 Z are U diag(s) V', the d
+    largest of them.
+    """
     K, d, R = objective.problem.num_classes, objective.problem.dim, objective.rows.number
     keep = min(d, s.numel())
-    # The logits of a row are <b, a> / (sqrt(n) scales): the factors of Z are those of the solver's variables already,
-    # once the rows' own scale is taken out.
-    scale = objective.row_scale.double().cpu() * objective.weight_scale * objective.rows.counts.double().sqrt()[:, None]
+    # The logits of a row are <b, a> / (sqrt(n) scales): the factors of Z are those of the solver's
+    # variables already, once the rows' own scale is taken out.
+    scale = (
+        objective.row_scale.double().cpu()
+        * objective.weight_scale
+        * objective.rows.counts.double().sqrt()[:, None]
+    )
     A, B = torch.zeros(R, d, dtype=torch.float64), torch.zeros(K, d, dtype=torch.float64)
     A[:, :keep] = U[:, :keep] * s[:keep].sqrt() / scale
     B[:, :keep] = V[:, :keep] * s[:keep].sqrt()
@@ -198,8 +259,12 @@ def _factors(objective: Objective, U: Tensor, s: Tensor, V: Tensor) -> tuple[Ten
 def _random_code(
     entries: tuple[Tensor, Tensor], strength: Tensor, K: int, d: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Random unit codewords, features along their own: for where K vectors cannot be spread evenly."""
-    code = torch.nn.functional.normalize(torch.randn(K, d, dtype=torch.float64, generator=generator), dim=1)
+    """Random unit codewords, features along their own: for where K vectors cannot be spread
+    evenly.
+    """
+    code = torch.nn.functional.normalize(
+        torch.randn(K, d, dtype=torch.float64, generator=generator), dim=1
+    )
     rows, columns = entries
     B = code * strength.mean().sqrt()
     A = torch.zeros(strength.numel(), d, dtype=torch.float64).index_add_(0, rows, code[columns])

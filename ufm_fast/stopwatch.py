@@ -40,9 +40,13 @@ NO_WATCH = NoWatch()
 
 
 class Stopwatch(NoWatch):
-    """``seconds``: by phase, in the order in which they first began. ``device``: what it waits for."""
+    """``seconds``: by phase, in the order in which they first began. ``device``: what it waits
+    for.
+    """
 
-    def __init__(self, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.seconds: dict[str, float] = {}
         self._cuda = device if device is not None and device.type == "cuda" else None
         self._clock, self._open = clock, [""]

@@ -1,4 +1,5 @@
-"""A solve's log points as TensorBoard scalars, for `solve(callbacks=[TensorBoard(folder)])` and `ufm-fast solve --tensorboard`.
+"""A solve's log points as TensorBoard scalars, for `solve(callbacks=[TensorBoard(folder)])` and
+`ufm-fast solve --tensorboard`.
 
     tensorboard --logdir runs
 
@@ -20,24 +21,33 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Callback):
-    """Writes ``solve/NAME`` at each log point, and metrics, gap and seconds by phase of the result at its last step.
+    """Writes ``solve/NAME`` at each log point, and metrics, gap and seconds by phase of the result
+    at its last step.
 
     Errors: InputError where the package is missing or ``folder`` can't be written.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self._make, self.folder = summary_writer(), Path(folder)
-        self._writer: Any = None  # made at the first log point: a solve that is refused leaves nothing behind
+        self._writer: Any = (
+            None  # made at the first log point: a solve that is refused leaves nothing behind
+        )
 
     def log(self, record: StepRecord, point: Callable[[], Point]) -> None:
-        numbers = {name: value for name, value in record.flat().items() if name != "step" and value is not None}
+        numbers = {
+            name: value
+            for name, value in record.flat().items()
+            if name != "step" and value is not None
+        }
         self._scalars("solve", numbers, record.step)
 
     def end(self, solution: Solution) -> None:
         self._scalars("result", solution.metrics, solution.steps)
         self._scalars("seconds", solution.phases, solution.steps)
         if solution.certificate is not None:
-            self._scalars("result", {"relative_gap": solution.certificate.relative_gap}, solution.steps)
+            self._scalars(
+                "result", {"relative_gap": solution.certificate.relative_gap}, solution.steps
+            )
         if self._writer is not None:
             self._writer.close()
 
@@ -46,7 +56,9 @@ class TensorBoard(Callback):
             try:
                 self._writer = self._make(str(self.folder))
             except OSError as error:
-                raise InputError(f"tensorboard: can't write to {self.folder} ({error.strerror or error})") from error
+                raise InputError(
+                    f"tensorboard: can't write to {self.folder} ({error.strerror or error})"
+                ) from error
         for name, value in numbers.items():
             self._writer.add_scalar(f"{group}/{name}", float(value), step)
 
@@ -56,5 +68,7 @@ def summary_writer() -> Callable[[str], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError("tensorboard needs its package: pip install 'ufm-fast[tensorboard]'") from error
+        raise InputError(
+            "tensorboard needs its package: pip install 'ufm-fast[tensorboard]'"
+        ) from error
     return SummaryWriter

@@ -1,8 +1,9 @@
 """What stands between the free features H and the head: nothing, or layers  A = s(... s(H W_1') ... W_(M-1)').
 
-The head never knows: it is given A. One forward pass is a Tape, which pushes directions through and pulls gradients back.
-Both activations are positively homogeneous, s(c z) = c s(z) for c > 0, so that scales of H and of the layers may be moved
-about (`objective`). A row of TRUNKS is all that another activation needs; a trunk without layers is the plain model.
+The head never knows: it is given A. One forward pass is a Tape, which pushes directions through and
+pulls gradients back. Both activations are positively homogeneous, s(c z) = c s(z) for c > 0, so
+that scales of H and of the layers may be moved about (`objective`). A row of TRUNKS is all that
+another activation needs; a trunk without layers is the plain model.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class ReLU(Linear):
-    """s(z) = max(z, 0), or with ``rounding`` e > 0 the smooth (z + sqrt(z^2 + e^2) - e)/2, which tends to it.
+    """s(z) = max(z, 0), or with ``rounding`` e > 0 the smooth (z + sqrt(z^2 + e^2) - e)/2, which
+    tends to it.
 
-    At z = 0 the slope of the exact one is 0: the piece on which zero stays zero. ``rest``: inputs up to that part of the
-    largest count as zero there.
+    At z = 0 the slope of the exact one is 0: the piece on which zero stays zero. ``rest``: inputs
+    up to that part of the largest count as zero there.
     """
 
     rounding: float = 0.0
@@ -49,7 +51,9 @@ class ReLU(Linear):
     def value(self, z: Tensor) -> Tensor:
         e = self.rounding
         if e == 0.0:
-            return torch.relu(z)  # whose derivative at 0 is 0, as ``slope`` says; that of clamp_min is 1
+            return torch.relu(
+                z
+            )  # whose derivative at 0 is 0, as ``slope`` says; that of clamp_min is 1
         root = torch.hypot(z, z.new_tensor(e))
         # Where z < 0 the sum cancels: z + root = e^2 / (root - z).
         return 0.5 * (torch.where(z < 0, e * e / (root + z.abs()), z + root) - e)
@@ -102,9 +106,11 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Tape:
-    """A forward pass: the input of each layer and last the features, the layers, and slope and bend of each activation.
+    """A forward pass: the input of each layer and last the features, the layers, and slope and bend
+    of each activation.
 
-    With Z_j = A_(j-1) W_j', A_j = s(Z_j), and G_j the gradient in A_j: the gradient in Z_j is G_j s', in W_j (G_j s')' A_(j-1).
+    With Z_j = A_(j-1) W_j', A_j = s(Z_j), and G_j the gradient in A_j: the gradient in Z_j is G_j
+    s', in W_j (G_j s')' A_(j-1).
     """
 
     inputs: tuple[Tensor, ...]
@@ -117,7 +123,9 @@ class Tape:
         """What the head sees, R x d_(M-1)."""
         return self.inputs[-1]
 
-    def _tangents(self, dH: Tensor, dlayers: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    def _tangents(
+        self, dH: Tensor, dlayers: tuple[Tensor, ...]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Changes of the layers' inputs (the features last) and of their sums."""
         moves, sums = [dH], []
         for X, W, dW, slope in zip(self.inputs, self.layers, dlayers, self.slopes, strict=False):

@@ -1,10 +1,13 @@
-"""What is said of the point that a run ends at: its value where it is saved, and whether theory agrees.
+"""What is said of the point that a run ends at: its value where it is saved, and whether theory
+agrees.
 
-Value, gap and certificate are of one point, the one that is saved. In bfloat16 a solver evaluates the
-rounding of its parameters, which are kept in float32; those are saved, so the value is taken there anew.
+Value, gap and certificate are of one point, the one that is saved. In bfloat16 a solver evaluates
+the rounding of its parameters, which are kept in float32; those are saved, so the value is taken
+there anew.
 
-Theory and value check one another. A value below a closed form shows that the form is wrong, and a closed
-form is called a minimum only where its point is certified, or stationary with the value that it claims.
+Theory and value check one another. A value below a closed form shows that the form is wrong, and a
+closed form is called a minimum only where its point is certified, or stationary with the value that
+it claims.
 """
 
 from __future__ import annotations
@@ -30,20 +33,30 @@ AGREEMENT = 1e-9
 
 
 def at_saved_point(objective: Objective, run: Run, model: Point, *, exactly: bool) -> Evaluation:
-    """Value and gradient at the model point that is saved: ``exactly`` in float64, else at least in float32."""
+    """Value and gradient at the model point that is saved: ``exactly`` in float64, else at least in
+    float32.
+    """
     problem = objective.problem
     dtype = "float64" if exactly else "float32" if problem.dtype == "bfloat16" else problem.dtype
     if dtype == problem.dtype:
         return run.state.evaluation
     backend = None if objective.layout is None else objective.backend
-    wide = Objective(replace(problem, dtype=dtype), backend=backend, reduce=objective.reduce, variables="raw")
+    wide = Objective(
+        replace(problem, dtype=dtype), backend=backend, reduce=objective.reduce, variables="raw"
+    )
     return wide.value_and_grad(model.to(dtype=wide.dtype))
 
 
 def of_closed_form(
-    objective: Objective, run: Run, theory: ClosedForm, value: float, certificate: Certificate | None
+    objective: Objective,
+    run: Run,
+    theory: ClosedForm,
+    value: float,
+    certificate: Certificate | None,
 ) -> tuple[Outcome, str]:
-    """How a run by the closed form ended: converged only where its point is proved to be a minimum."""
+    """How a run by the closed form ended: converged only where its point is proved to be a
+    minimum.
+    """
     if certificate is not None and certificate.certified:
         return Outcome.CONVERGED, run.message
     rounding = 1e3 * torch.finfo(objective.problem.torch_dtype).eps
@@ -55,9 +68,15 @@ def of_closed_form(
 
 
 def contradiction(objective: Objective, theory: ClosedForm | None, value: float) -> str:
-    """A warning, and the same in words, if a value (in float64) lies below the closed form; else nothing."""
+    """A warning, and the same in words, if a value (in float64) lies below the closed form; else
+    nothing.
+    """
     slack = 10 * objective.value_floor
-    if theory is None or not math.isfinite(value) or value >= theory.value * (1 - AGREEMENT) - slack:
+    if (
+        theory is None
+        or not math.isfinite(value)
+        or value >= theory.value * (1 - AGREEMENT) - slack
+    ):
         return ""
     words = f"the value lies below the closed form {theory.value:.15g}, which is wrong here: please report it"
     warnings.warn(words, Contradiction, stacklevel=3)
@@ -65,7 +84,11 @@ def contradiction(objective: Objective, theory: ClosedForm | None, value: float)
 
 
 def notes(
-    problem: Problem, theory: ClosedForm | None, certificate: Certificate | None, outcome: Outcome, value: float
+    problem: Problem,
+    theory: ClosedForm | None,
+    certificate: Certificate | None,
+    outcome: Outcome,
+    value: float,
 ) -> list[str]:
     """What a user should know of a solution and could not tell from its numbers."""
     said = [held_together(problem, theory), _empty_classes(problem), _never_alone(problem)]
@@ -78,7 +101,10 @@ def notes(
 def of_start(problem: Problem, start: str) -> list[str]:
     """What a user should know of a start by name."""
     if problem.layers > 1 and start == "small":
-        return ["start small: with layers zero is a strict local minimum, and that is where it ends; orthogonal starts away"]
+        return [
+            "start small: with layers zero is a strict local minimum, and that is where it ends; "
+            "orthogonal starts away"
+        ]
     return []
 
 
@@ -97,7 +123,9 @@ def _never_alone(problem: Problem) -> str:
     if sets is None or sets.weights is not None or bool((sets.indptr.diff() == 1).all()):
         return ""
     single = sets.indices[sets.indptr[:-1][sets.indptr.diff() == 1]]
-    missing = torch.nonzero((torch.bincount(single, minlength=problem.num_classes) == 0) & (problem.counts > 0)).reshape(-1)
+    missing = torch.nonzero(
+        (torch.bincount(single, minlength=problem.num_classes) == 0) & (problem.counts > 0)
+    ).reshape(-1)
     if missing.numel() == 0:
         return ""
     some = ", ".join(map(str, missing[:5].tolist())) + (", .." if missing.numel() > 5 else "")
@@ -105,9 +133,17 @@ def _never_alone(problem: Problem) -> str:
 
 
 def _not_proved(problem: Problem, certificate: Certificate) -> str:
-    least, rank = (problem.num_classes, "t") if problem.dense else (problem.num_classes - 1, "K - 1")
+    least, rank = (
+        (problem.num_classes, "t") if problem.dense else (problem.num_classes - 1, "K - 1")
+    )
     narrow = problem.dim < least
     if problem.layers == 1 and problem.loss.convex and not narrow:
         return f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself above it; lower tol, or go on"
-    why = "several layers" if problem.layers > 1 else f"d < {rank}" if narrow else f"the loss {problem.loss.name} is not convex"
+    why = (
+        "several layers"
+        if problem.layers > 1
+        else f"d < {rank}"
+        if narrow
+        else f"the loss {problem.loss.name} is not convex"
+    )
     return f"local minimum; the bound is not tight here ({why})"

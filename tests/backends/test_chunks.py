@@ -38,10 +38,18 @@ def test_out_of_memory_halves_the_chunk(monkeypatch):
 
 
 def test_a_kept_buffer_changes_nothing():
-    """One backend for problems of several sizes and dtypes, in and out of inference mode, against a new one each time."""
+    """One backend for problems of several sizes and dtypes, in and out of inference mode, against a
+    new one each time.
+    """
     backend = TiledBackend()
     for seed, (classes, dtype, inference) in enumerate(
-        [(5, "float64", False), (5, "float64", False), (9, "float64", True), (9, "float64", False), (9, "float32", False)]
+        [
+            (5, "float64", False),
+            (5, "float64", False),
+            (9, "float64", True),
+            (9, "float64", False),
+            (9, "float32", False),
+        ]
     ):
         problem = Problem(classes=classes, dim=4, dtype=dtype)
         with torch.inference_mode(inference):
@@ -62,9 +70,13 @@ def test_chunks_are_bounded_and_never_empty():
         chunk = chunk_rows(rows, classes, 4, cpu, buffers)
         number = -(-rows // chunk)
         assert 1 <= chunk <= rows
-        assert buffers * buffer_bytes(chunk, classes, 4) <= max(132 << 20, buffers * 32 * classes * 4)  # padding included
+        assert buffers * buffer_bytes(chunk, classes, 4) <= max(
+            132 << 20, buffers * 32 * classes * 4
+        )  # padding included
         if number > 1:
-            assert (rows + number - 1) // number > chunk - 64  # no chunk is much shorter than the others
+            assert (
+                rows + number - 1
+            ) // number > chunk - 64  # no chunk is much shorter than the others
 
 
 def test_chunks_fit_what_is_free(monkeypatch):

@@ -1,4 +1,6 @@
-"""Every loss x backend against the dense float64 definition, and the accuracy that the off-target mass buys."""
+"""Every loss x backend against the dense float64 definition, and the accuracy that the off-target
+mass buys.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,30 @@ WAYS = (0.0, 1e9)  # of the products: factors and labels added to them, or put i
 
 
 @settings(max_examples=150, deadline=None)
-@given(problems(), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 6.0]), st.sampled_from(WAYS))
+@given(
+    problems(),
+    st.integers(1, 5),
+    st.integers(0, 10**6),
+    st.sampled_from([0.1, 1.0, 6.0]),
+    st.sampled_from(WAYS),
+)
 def test_tiled_equals_reference(problem, chunk, seed, scale, few):
-    dense, fused = (Objective(problem, backend=b) for b in (ReferenceBackend(), TiledBackend(chunk)))
+    dense, fused = (
+        Objective(problem, backend=b) for b in (ReferenceBackend(), TiledBackend(chunk))
+    )
     x, v = random_point(dense, seed, scale), random_point(dense, seed + 1)
     with mock.patch.object(tiled, "_FEW", few):
-        expected, actual = dense.value_and_grad(x, statistics=True), fused.value_and_grad(x, statistics=True)
+        expected, actual = (
+            dense.value_and_grad(x, statistics=True),
+            fused.value_and_grad(x, statistics=True),
+        )
     assert actual.value == pytest.approx(expected.value, rel=1e-12)
     assert relative(actual.gradient, expected.gradient) < 1e-11
     assert relative(fused.hvp(x, v), dense.hvp(x, v)) < 1e-10
-    right, left = torch.randn(problem.num_classes, 3, dtype=torch.float64), torch.randn(x.H.shape[0], 2, dtype=torch.float64)
+    right, left = (
+        torch.randn(problem.num_classes, 3, dtype=torch.float64),
+        torch.randn(x.H.shape[0], 2, dtype=torch.float64),
+    )
     wanted, found = (o.backend.logit_gradient(o.head_input(x)) for o in (dense, fused))
     for a, b in (
         (wanted.times(right), found.times(right)),
@@ -48,12 +64,20 @@ def test_tiled_equals_reference(problem, chunk, seed, scale, few):
     ):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12 * float(a.abs().max() + 1))
     torch.testing.assert_close(
-        fused.backend.losses(fused.head_input(x)), dense.backend.losses(dense.head_input(x)), rtol=1e-11, atol=1e-12
+        fused.backend.losses(fused.head_input(x)),
+        dense.backend.losses(dense.head_input(x)),
+        rtol=1e-11,
+        atol=1e-12,
     )
     if expected.statistics is not None:
-        torch.testing.assert_close(actual.statistics.margin, expected.statistics.margin, rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(
-            actual.statistics.log_off_target_mass, expected.statistics.log_off_target_mass, rtol=1e-10, atol=1e-11
+            actual.statistics.margin, expected.statistics.margin, rtol=1e-10, atol=1e-11
+        )
+        torch.testing.assert_close(
+            actual.statistics.log_off_target_mass,
+            expected.statistics.log_off_target_mass,
+            rtol=1e-10,
+            atol=1e-11,
         )
 
 
@@ -82,7 +106,11 @@ def _sums(backend, loss, H, W, y):
 
 def _exact(loss, H, W, y):
     """The same sums from E = exp(z - z_y) in long double: written apart from the library's code."""
-    H, W, y = H.double().numpy().astype(np.longdouble), W.double().numpy().astype(np.longdouble), y.numpy()
+    H, W, y = (
+        H.double().numpy().astype(np.longdouble),
+        W.double().numpy().astype(np.longdouble),
+        y.numpy(),
+    )
     z, rows = H @ W.T, np.arange(len(y))
     own = z[rows, y]
     E = np.exp(z - own[:, None])
@@ -121,7 +149,9 @@ def test_terminal_phase_keeps_its_digits(monkeypatch, margin, K, dtype, toleranc
 @pytest.mark.parametrize("margin", MARGINS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 def test_pick_all_terminal_phase(margin, dtype, tolerance):
-    """Off-target columns hold relatively; target columns hold 4 eps max|z|, for z itself carries eps |z|."""
+    """Off-target columns hold relatively; target columns hold 4 eps max|z|, for z itself carries
+    eps |z|.
+    """
     K, pairs = 12, [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]
     _, W = simplex_logits(K, margin, dtype)
     H = torch.stack([W[a] + W[b] for a, b in pairs])
@@ -139,13 +169,20 @@ def test_pick_all_terminal_phase(margin, dtype, tolerance):
     off = (2 * E / (T + s)).masked_fill(mask, 0.0)
     assert float((G.masked_fill(mask, 0.0) - off).norm() / off.norm()) < tolerance
     on = (2 * E / (T + s) - 1)[mask]
-    assert float((G[mask] - on).abs().max()) <= 4 * torch.finfo(dtype).eps * float(z.abs().max()) + 1e-15
+    assert (
+        float((G[mask] - on).abs().max())
+        <= 4 * torch.finfo(dtype).eps * float(z.abs().max()) + 1e-15
+    )
 
 
 def test_an_impossible_target_of_a_set_leaves_the_gradients_finite():
-    """Alone in its set, or beside others: the loss is infinite, the gradient in the logits M p_k - 1 there."""
+    """Alone in its set, or beside others: the loss is infinite, the gradient in the logits M p_k -
+    1 there.
+    """
     make = torch.Generator().manual_seed(2)
-    H, W, bias = (torch.randn(*shape, generator=make, dtype=torch.float64) for shape in ((4, 3), (6, 3), (6,)))
+    H, W, bias = (
+        torch.randn(*shape, generator=make, dtype=torch.float64) for shape in ((4, 3), (6, 3), (6,))
+    )
     bias[0] = -math.inf
     targets = Targets(torch.tensor([0, 0, 2, 1, 3, 4]), torch.tensor([0, 1, 3, 5, 6]))
     x = HeadInput(make_loss("pick-all"), H, W, bias, targets, torch.ones(4, dtype=torch.float64))
@@ -154,7 +191,9 @@ def test_an_impossible_target_of_a_set_leaves_the_gradients_finite():
     assert TiledBackend().losses(x).isfinite().tolist() == [False, False, True, True]
     G = torch.softmax(H @ W.T + bias, 1) * targets.sizes()[:, None]
     G[torch.tensor([0, 1, 1, 2, 2, 3]), targets.indices] -= 1
-    for found, wanted in zip((out.features, out.weight, out.bias), (G @ W, G.T @ H, G.sum(0)), strict=True):
+    for found, wanted in zip(
+        (out.features, out.weight, out.bias), (G @ W, G.T @ H, G.sum(0)), strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
 
 
@@ -176,24 +215,37 @@ def test_hostile_logits_stay_finite(monkeypatch, dtype, case, size, few):
     x = HeadInput(loss, H, W, None, Targets(y), torch.ones(7, dtype=torch.float64))
     value = TiledBackend(3).head(x, out).value
     expected = loss.dense(H.double() @ W.double().T, y).sum()
-    assert float(value) == pytest.approx(float(expected), rel=1e-5 if kept == torch.float32 else 1e-12)
+    assert float(value) == pytest.approx(
+        float(expected), rel=1e-5 if kept == torch.float32 else 1e-12
+    )
     assert bool(torch.isfinite(out.features).all())
     assert bool(torch.isfinite(out.weight).all())
 
 
-@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 30.0), (torch.float64, 300.0), (torch.float32, 300.0)])
+@pytest.mark.parametrize(
+    ("dtype", "spread"), [(torch.float32, 30.0), (torch.float64, 300.0), (torch.float32, 300.0)]
+)
 @pytest.mark.parametrize(  # a smoothed target of a masked class is impossible
-    ("case", "masked"), [(LOSS_CASES[i], masked) for i, masked in ((0, False), (0, True), (1, False), (4, False), (4, True))]
+    ("case", "masked"),
+    [
+        (LOSS_CASES[i], masked)
+        for i, masked in ((0, False), (0, True), (1, False), (4, False), (4, True))
+    ],
 )
 @pytest.mark.parametrize("few", WAYS)
 def test_logits_that_spread_far_keep_their_digits(monkeypatch, dtype, spread, masked, case, few):
-    """As of parameters drawn from a normal distribution: most exponentials underflow around any offset, and are zero then.
+    """As of parameters drawn from a normal distribution: most exponentials underflow around any
+    offset, and are zero then.
 
-    Classes masked by a bias of -inf or -1e4 leave the mean logit nothing to say, and have no part in the gradients.
+    Classes masked by a bias of -inf or -1e4 leave the mean logit nothing to say, and have no part
+    in the gradients.
     """
     monkeypatch.setattr(tiled, "_FEW", few)
     make = torch.Generator().manual_seed(4)
-    H, W = torch.randn(50, 16, generator=make).to(dtype), torch.randn(300, 16, generator=make).to(dtype) * (spread / 4)
+    H, W = (
+        torch.randn(50, 16, generator=make).to(dtype),
+        torch.randn(300, 16, generator=make).to(dtype) * (spread / 4),
+    )
     bias = torch.randn(300, generator=make).to(dtype)
     if masked:
         bias[200:250], bias[250:] = -float("inf"), -1e4
@@ -201,7 +253,9 @@ def test_logits_that_spread_far_keep_their_digits(monkeypatch, dtype, spread, ma
     loss, y = make_loss(**settings), torch.randint(200, (50,), generator=make)
     targets = Targets(y)
     if loss.multi_label:
-        targets = Targets(torch.cat([y, y[:1] + 1]) % 200, torch.cat([torch.arange(50), torch.tensor([51])]))
+        targets = Targets(
+            torch.cat([y, y[:1] + 1]) % 200, torch.cat([torch.arange(50), torch.tensor([51])])
+        )
     weight = torch.full((50,), 0.02, dtype=torch.float64)
     exact = [x.double().clone().requires_grad_() for x in (H, W, bias)]
     z = exact[0] @ exact[1].T + exact[2]
@@ -213,7 +267,9 @@ def test_logits_that_spread_far_keep_their_digits(monkeypatch, dtype, spread, ma
         plain = torch.logaddexp(torch.zeros_like(off), off)
         value = 0.02 * loss.value(plain, torch.sigmoid(off)).sum()
         if settings.get("smoothing"):
-            value = value + 0.02 * settings["smoothing"] * (z[torch.arange(50), y] - z.mean(1)).sum()
+            value = (
+                value + 0.02 * settings["smoothing"] * (z[torch.arange(50), y] - z.mean(1)).sum()
+            )
     expected = torch.autograd.grad(value, exact)
     out = Gradients(*(torch.zeros_like(x) for x in (H, W, bias)))
     found = TiledBackend(20).head(HeadInput(loss, H, W, bias, targets, weight), out)
@@ -226,15 +282,23 @@ def test_logits_that_spread_far_keep_their_digits(monkeypatch, dtype, spread, ma
 
 
 def test_hessian_products_of_misclassified_rows_keep_their_digits():
-    """A wrong class has all the mass, and its logit moves by hundreds: that must not be left to two numbers that cancel."""
+    """A wrong class has all the mass, and its logit moves by hundreds: that must not be left to two
+    numbers that cancel.
+    """
     make = torch.Generator().manual_seed(1)
     for _ in range(500):
         draws = [torch.randn(*shape, generator=make) for shape in ((1, 4), (2, 4), (1, 4), (2, 4))]
         H, W, dH, dW = (x * scale for x, scale in zip(draws, (60.0, 0.5, 1.0, 1.0), strict=True))
         targets, products = Targets(torch.randint(2, (1,), generator=make)), []
-        for backend, dtype in ((TiledBackend(), torch.float32), (ReferenceBackend(), torch.float64)):
+        for backend, dtype in (
+            (TiledBackend(), torch.float32),
+            (ReferenceBackend(), torch.float64),
+        ):
             one, loss = torch.ones(1, dtype=torch.float64), make_loss("ce")
-            x, v = (HeadInput(loss, a.to(dtype), b.to(dtype), None, targets, one) for a, b in ((H, W), (dH, dW)))
+            x, v = (
+                HeadInput(loss, a.to(dtype), b.to(dtype), None, targets, one)
+                for a, b in ((H, W), (dH, dW))
+            )
             out = Gradients(torch.zeros_like(x.features), torch.zeros_like(x.weight), None)
             backend.head_hvp(x, v, out)
             products.append(out.weight.double())
@@ -251,10 +315,16 @@ def test_fresh_buffers_are_written(problem, chunk, seed, few):
     likes = (x.features, x.weight, x.bias)
     for backend in (TiledBackend(chunk), ReferenceBackend()):
         zero = Gradients(*(None if t is None else torch.zeros_like(t) for t in likes))
-        fresh = Gradients(*(None if t is None else torch.full_like(t, float("nan")) for t in likes), fresh=True)
+        fresh = Gradients(
+            *(None if t is None else torch.full_like(t, float("nan")) for t in likes), fresh=True
+        )
         with mock.patch.object(tiled, "_FEW", few):
             assert float(backend.head(x, zero).value) == float(backend.head(x, fresh).value)
-        for a, b in ((zero.features, fresh.features), (zero.weight, fresh.weight), (zero.bias, fresh.bias)):
+        for a, b in (
+            (zero.features, fresh.features),
+            (zero.weight, fresh.weight),
+            (zero.bias, fresh.bias),
+        ):
             if a is not None:
                 torch.testing.assert_close(b, a, rtol=1e-13, atol=1e-15)
 
@@ -278,12 +348,21 @@ def test_backend_names():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
 def test_smoothing_leaves_the_bias_its_digits(dtype, tolerance, margin):
-    """Its part of the bias gradient is zero where classes are balanced, and what is left is of the order of exp(-margin)."""
+    """Its part of the bias gradient is zero where classes are balanced, and what is left is of the
+    order of exp(-margin).
+    """
     W = ((torch.eye(10, dtype=torch.float64) - 0.1) * margin**0.5).to(dtype)
     b = torch.linspace(-0.2, 0.3, 10, dtype=torch.float64).to(dtype)
     found = []
     for eps in (0.0, 0.1):
-        x = HeadInput(make_loss("ce", smoothing=eps), W, W, b, Targets(torch.arange(10)), torch.ones(10, dtype=torch.float64))
+        x = HeadInput(
+            make_loss("ce", smoothing=eps),
+            W,
+            W,
+            b,
+            Targets(torch.arange(10)),
+            torch.ones(10, dtype=torch.float64),
+        )
         out = Gradients(None, None, torch.zeros(10, dtype=dtype))
         TiledBackend().head(x, out)
         found.append(out.bias)

@@ -1,4 +1,6 @@
-"""The triton backend against the dense definition in float64, on the float32 numbers that it was given."""
+"""The triton backend against the dense definition in float64, on the float32 numbers that it was
+given.
+"""
 
 import copy
 import pickle
@@ -42,7 +44,9 @@ def case(loss, targets=None, bias=True, dtype=torch.float32, rows=6, classes=7, 
     if targets is None:
         targets = Targets(torch.randint(classes, (rows,), generator=make))
     row_weight = torch.rand(rows, generator=make, dtype=torch.float64).to(DEVICE)
-    return HeadInput(loss, features, weight, normal(classes) if bias else None, targets.to(DEVICE), row_weight)
+    return HeadInput(
+        loss, features, weight, normal(classes) if bias else None, targets.to(DEVICE), row_weight
+    )
 
 
 def direction(x):
@@ -59,7 +63,10 @@ def direction(x):
 def gradients(backend, x):
     """(value, gradients) of a head, into fresh buffers of the dtype of sums."""
     dtype = torch.float64 if x.weight.dtype == torch.float64 else torch.float32
-    out = [torch.empty(part.shape, dtype=dtype, device=DEVICE) for part in (x.features, x.weight, x.bias)]
+    out = [
+        torch.empty(part.shape, dtype=dtype, device=DEVICE)
+        for part in (x.features, x.weight, x.bias)
+    ]
     return backend.head(x, Gradients(*out, fresh=True)).value, *out
 
 
@@ -71,7 +78,8 @@ def exact(x):
 def buffers(x, fill=0.0, dtype=torch.float32, without=(), fresh=False):
     parts = {name: getattr(x, name) for name in PARTS}
     made = [
-        None if value is None or name in without else torch.full_like(value, fill, dtype=dtype) for name, value in parts.items()
+        None if value is None or name in without else torch.full_like(value, fill, dtype=dtype)
+        for name, value in parts.items()
     ]
     return Gradients(*made, fresh=fresh)
 
@@ -96,7 +104,9 @@ def check_head(x, backend, tolerance=1e-4):
         for name in ("margin", "log_off_target_mass"):
             a, b = getattr(found.statistics, name), getattr(expected.statistics, name)
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(backend.losses(x), ReferenceBackend().losses(exact(x)), rtol=tolerance, atol=1e-6)
+    torch.testing.assert_close(
+        backend.losses(x), ReferenceBackend().losses(exact(x)), rtol=tolerance, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
@@ -140,12 +150,17 @@ def test_one_pass_where_no_chunk_fits(monkeypatch):
     check_head(case(LOSSES[4], SETS), TritonBackend())
 
 
-@pytest.mark.parametrize(("without", "dtype"), [(("features",), torch.float32), (("weight", "bias"), torch.float64)])
+@pytest.mark.parametrize(
+    ("without", "dtype"), [(("features",), torch.float32), (("weight", "bias"), torch.float64)]
+)
 @pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[5]], ids=["ce", "mse"])
 def test_frozen_parts_and_fresh_buffers(loss, without, dtype):
     """Fresh memory holds anything."""
     x = case(loss)
-    wanted, out = buffers(x, 0.0, torch.float64, without), buffers(x, float("nan"), dtype, without, fresh=True)
+    wanted, out = (
+        buffers(x, 0.0, torch.float64, without),
+        buffers(x, float("nan"), dtype, without, fresh=True),
+    )
     ReferenceBackend().head(exact(x), wanted)
     TritonBackend().head(x, out)
     close(out, wanted)
@@ -153,7 +168,10 @@ def test_frozen_parts_and_fresh_buffers(loss, without, dtype):
 
 def test_a_buffer_of_another_layout():
     x = case(LOSSES[0])
-    out, wanted = Gradients(None, torch.ones(3, 7, device=DEVICE).T, None), buffers(x, 1.0, torch.float64, ("features", "bias"))
+    out, wanted = (
+        Gradients(None, torch.ones(3, 7, device=DEVICE).T, None),
+        buffers(x, 1.0, torch.float64, ("features", "bias")),
+    )
     ReferenceBackend().head(exact(x), wanted)
     TritonBackend().head(x, out)
     close(out, wanted)
@@ -181,7 +199,10 @@ def test_hessian_vector_product(loss, targets):
 def test_hessian_vector_product_of_a_frozen_part(without):
     x = case(LOSSES[1])
     v = direction(x)
-    wanted, out = buffers(x, 0.0, torch.float64, (without,)), buffers(x, float("nan"), without=(without,), fresh=True)
+    wanted, out = (
+        buffers(x, 0.0, torch.float64, (without,)),
+        buffers(x, float("nan"), without=(without,), fresh=True),
+    )
     ReferenceBackend().head_hvp(exact(x), exact(v), wanted)
     TritonBackend(chunk=4).head_hvp(x, v, out)
     close(out, wanted)
@@ -192,7 +213,14 @@ def test_half_precision_takes_directions_of_any_scale(scale):
     x = case(LOSSES[0], dtype=torch.float16)
     v = direction(x)
     features, weight = (part.double() * scale for part in (v.features, v.weight))
-    v = HeadInput(x.loss, features.float(), weight.float(), strided_bias(v.bias.float() * scale), x.targets, x.row_weight)
+    v = HeadInput(
+        x.loss,
+        features.float(),
+        weight.float(),
+        strided_bias(v.bias.float() * scale),
+        x.targets,
+        x.row_weight,
+    )
     wanted, out = buffers(x, 0.0, torch.float64), buffers(x, 0.0, torch.float32)
     ReferenceBackend().head_hvp(exact(x), exact(v), wanted)
     TritonBackend().head_hvp(x, v, out)
@@ -212,9 +240,19 @@ def test_terminal_phase_keeps_its_digits():
     weight = (torch.eye(7) + 0.02 * torch.randn(7, 7, generator=make)).to(DEVICE)
     targets = Targets(torch.arange(7)).to(DEVICE)
     for loss in (LOSSES[0], LOSSES[2]):
-        x = HeadInput(loss, 50 * weight, weight, None, targets, torch.ones(7, dtype=torch.float64, device=DEVICE))
+        x = HeadInput(
+            loss,
+            50 * weight,
+            weight,
+            None,
+            targets,
+            torch.ones(7, dtype=torch.float64, device=DEVICE),
+        )
         out, wanted = buffers(x), buffers(x, 0.0, torch.float64)
-        found, expected = TritonBackend().head(x, out).value, TiledBackend().head(exact(x), wanted).value
+        found, expected = (
+            TritonBackend().head(x, out).value,
+            TiledBackend().head(exact(x), wanted).value,
+        )
         assert float(expected) < 1e-18
         assert float(found) == pytest.approx(float(expected), rel=5e-5)
         if loss.name == "ce":
@@ -222,11 +260,16 @@ def test_terminal_phase_keeps_its_digits():
 
 
 @pytest.mark.parametrize("columns", [18, 70])
-@pytest.mark.parametrize(("loss", "targets"), [(LOSSES[1], None), (LOSSES[4], SETS), (LOSSES[5], None)])
+@pytest.mark.parametrize(
+    ("loss", "targets"), [(LOSSES[1], None), (LOSSES[4], SETS), (LOSSES[5], None)]
+)
 def test_products_with_the_logit_gradient(loss, targets, columns):
     x = case(loss, targets)
     right, left = torch.randn(7, columns, device=DEVICE), torch.randn(6, columns, device=DEVICE)
-    found, wanted = TritonBackend(chunk=4).logit_gradient(x), ReferenceBackend().logit_gradient(exact(x))
+    found, wanted = (
+        TritonBackend(chunk=4).logit_gradient(x),
+        ReferenceBackend().logit_gradient(exact(x)),
+    )
     for a, b in (
         (found.times(right), wanted.times(right.double())),
         (found.transposed_times(left), wanted.transposed_times(left.double())),
@@ -238,8 +281,13 @@ def test_products_with_the_logit_gradient(loss, targets, columns):
 def test_negative_row_weights_no_rows_and_wide_sets():
     for loss in (LOSSES[0], LOSSES[5]):
         x = case(loss)
-        check_head(HeadInput(loss, x.features, x.weight, x.bias, x.targets, x.row_weight - 0.5), TritonBackend())
-        none = HeadInput(loss, x.features[:0], x.weight, x.bias, Targets(x.targets.indices[:0]), x.row_weight[:0])
+        check_head(
+            HeadInput(loss, x.features, x.weight, x.bias, x.targets, x.row_weight - 0.5),
+            TritonBackend(),
+        )
+        none = HeadInput(
+            loss, x.features[:0], x.weight, x.bias, Targets(x.targets.indices[:0]), x.row_weight[:0]
+        )
         out = buffers(none, float("nan"), fresh=True)
         assert float(TritonBackend().head(none, out).value) == 0.0
         assert not out.weight.any()
@@ -247,14 +295,19 @@ def test_negative_row_weights_no_rows_and_wide_sets():
     check_head(case(LOSSES[4], sets, rows=2, classes=40), TritonBackend())
 
 
-@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="sm_90 only")
+@pytest.mark.skipif(
+    DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="sm_90 only"
+)
 def test_mode_fp8_serves_what_it_can_and_says_what_it_cannot():
     x = case(make_loss("focal"), dtype=torch.bfloat16, rows=40, classes=300, dim=16)
     found, expected = gradients(TritonBackend("fp8"), x), gradients(ReferenceBackend(), exact(x))
     torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-4, atol=0.0)
     for mine, theirs in zip(found[1:], expected[1:], strict=True):
         assert float((mine.double() - theirs).norm() / theirs.norm()) < 2e-2
-    for wrong in (case(make_loss("ce", smoothing=0.1), dtype=torch.bfloat16), case(make_loss("ce"))):
+    for wrong in (
+        case(make_loss("ce", smoothing=0.1), dtype=torch.bfloat16),
+        case(make_loss("ce")),
+    ):
         with pytest.raises(InputError, match="mode fp8 takes bfloat16 heads"):
             gradients(TritonBackend("fp8"), wrong)
 
@@ -269,17 +322,33 @@ def test_remembers_targets_only_while_they_are_the_same():
 
 def test_an_objective_over_it():
     problem = Problem(
-        counts=[2, 1, 3], dim=4, lambda_w=0.02, lambda_h=0.005, bias="penalised", lambda_b=0.03, dtype="float32", device=DEVICE
+        counts=[2, 1, 3],
+        dim=4,
+        lambda_w=0.02,
+        lambda_h=0.005,
+        bias="penalised",
+        lambda_b=0.03,
+        dtype="float32",
+        device=DEVICE,
     )
     results = []
     for backend in (TiledBackend(), TritonBackend()):
         objective = Objective(problem, backend=backend)
         make = torch.Generator().manual_seed(0)
-        x = Point(*(torch.randn(*s, generator=make).to(DEVICE) for s in ((3, 4), (objective.rows.number, 4), (3,))))
+        x = Point(
+            *(
+                torch.randn(*s, generator=make).to(DEVICE)
+                for s in ((3, 4), (objective.rows.number, 4), (3,))
+            )
+        )
         results.append((objective.value_and_grad(x), objective.hvp(x, x)))
     (expected, moved), (found, product) = results
     assert found.value == pytest.approx(expected.value, rel=1e-5)
-    for a, b in zip((*found.gradient.parts(), *product.parts()), (*expected.gradient.parts(), *moved.parts()), strict=True):
+    for a, b in zip(
+        (*found.gradient.parts(), *product.parts()),
+        (*expected.gradient.parts(), *moved.parts()),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -334,26 +403,47 @@ def test_rows_that_weigh_nothing_may_lose_infinitely(fused, loss):
     fewer = Targets(x.targets.indices[kept], None if pointer is None else pointer[:-1])
     without = HeadInput(loss, x.features[kept], x.weight, x.bias, fewer, x.row_weight[kept])
     found, wanted = buffers(x), buffers(without)
-    assert float(fused.head(x, found).value) == pytest.approx(float(fused.head(without, wanted).value), rel=1e-5)
-    padded = Gradients(torch.zeros_like(x.features).index_copy(0, kept, wanted.features), wanted.weight, wanted.bias)
+    assert float(fused.head(x, found).value) == pytest.approx(
+        float(fused.head(without, wanted).value), rel=1e-5
+    )
+    padded = Gradients(
+        torch.zeros_like(x.features).index_copy(0, kept, wanted.features),
+        wanted.weight,
+        wanted.bias,
+    )
     close(found, padded)
     v = direction(x)
     of_fewer = HeadInput(loss, v.features[kept], v.weight, v.bias, fewer, x.row_weight[kept])
     found, wanted = buffers(x), buffers(without)
     fused.head_hvp(x, v, found)
     fused.head_hvp(without, of_fewer, wanted)
-    close(found, Gradients(torch.zeros_like(x.features).index_copy(0, kept, wanted.features), wanted.weight, wanted.bias))
+    close(
+        found,
+        Gradients(
+            torch.zeros_like(x.features).index_copy(0, kept, wanted.features),
+            wanted.weight,
+            wanted.bias,
+        ),
+    )
 
 
 def test_the_layout_of_targets_lives_as_long_as_they_do():
     """A captured graph reads it at every replay, whatever the backend was asked since."""
-    x, other, backend = case(LOSSES[0]), case(LOSSES[0], Targets(torch.tensor([0, 0, 1, 2, 3, 3]))), TritonBackend()
+    x, other, backend = (
+        case(LOSSES[0]),
+        case(LOSSES[0], Targets(torch.tensor([0, 0, 1, 2, 3, 3]))),
+        TritonBackend(),
+    )
     backend.head(x, buffers(x))
     (layout,) = x.targets.remembered.values()
     backend.head(other, buffers(other))
     backend.head(x, buffers(x))
     assert list(x.targets.remembered.values()) == [layout]
-    for copied in (copy.deepcopy(x.targets), pickle.loads(pickle.dumps(x.targets)), copy.copy(x.targets)):
+    for copied in (
+        copy.deepcopy(x.targets),
+        pickle.loads(pickle.dumps(x.targets)),
+        copy.copy(x.targets),
+    ):
         assert torch.equal(copied.indices, x.targets.indices)
         assert not copied.remembered
 
@@ -383,21 +473,47 @@ def test_a_step_can_be_captured_in_a_graph(loss, targets):
         value = backend.head(x, out).value
     # Labels of other calls take no memory that the graph reads.
     for seed in range(8):
-        other = Targets(torch.randint(7, (6,), generator=torch.Generator().manual_seed(seed)).to(DEVICE))
+        other = Targets(
+            torch.randint(7, (6,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+        )
         backend.head(
-            HeadInput(LOSSES[0], x.features, x.weight, x.bias, other, torch.ones(other.rows, device=DEVICE)), buffers(x)
+            HeadInput(
+                LOSSES[0],
+                x.features,
+                x.weight,
+                x.bias,
+                other,
+                torch.ones(other.rows, device=DEVICE),
+            ),
+            buffers(x),
         )
     x.features.mul_(-1.5)
     graph.replay()
     wanted = buffers(x, 0.0, torch.float64)
-    assert float(value) == pytest.approx(float(ReferenceBackend().head(exact(x), wanted).value), rel=1e-4)
+    assert float(value) == pytest.approx(
+        float(ReferenceBackend().head(exact(x), wanted).value), rel=1e-4
+    )
     close(out, wanted)
 
 
 class Launches(TorchDispatchMode):
-    """Counts torch's operations that work on data; those of the interpreter inside a kernel are not among them."""
+    """Counts torch's operations that work on data; those of the interpreter inside a kernel are not
+    among them.
+    """
 
-    VIEWS = ("slice", "select", "view", "expand", "t", "unsqueeze", "squeeze", "detach", "empty", "empty_like", "new_empty")
+    VIEWS = (
+        "slice",
+        "select",
+        "view",
+        "expand",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "empty",
+        "empty_like",
+        "new_empty",
+    )
 
     def __init__(self, monkeypatch):
         super().__init__()
@@ -425,7 +541,8 @@ class Launches(TorchDispatchMode):
     ids=["ce", "bias", "focal"],
 )
 def test_launches_of_a_chunk_of_rows(monkeypatch, dtype, loss, bias, kernels, others):
-    """E, its fallback, what lies between (two), dH, the rows of dW and dW; with small d, every launch more would show.
+    """E, its fallback, what lies between (two), dH, the rows of dW and dW; with small d, every
+    launch more would show.
 
     A bias has one more; the slope of the focal loss is torch's.
     """

@@ -1,4 +1,6 @@
-"""Bad input on the command line: exit code 2, one line that names the argument, nothing left behind."""
+"""Bad input on the command line: exit code 2, one line that names the argument, nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -65,26 +67,49 @@ BAD = {
     "classes beyond memory": (("--classes", "1000000000000"), ("classes", "at most")),
     "classes beyond integers": (("--classes", "1" + "0" * 23), ("classes", "at most")),
     "dimension beyond memory": (("--dim", "1000000000000"), ("dim", "at most")),
-    "a matrix beyond memory": (("--classes", "1000000", "--dim", "2000000000", "--start", "normal"), ("memory", "plan")),
+    "a matrix beyond memory": (
+        ("--classes", "1000000", "--dim", "2000000000", "--start", "normal"),
+        ("memory", "plan"),
+    ),
     "samples beyond float64": (("--per-class", "9" * 16), ("per_class", "at most")),
     "samples beyond integers": (("--per-class", "1" + "0" * 23), ("per_class", "at most")),
     "seed beyond integers": (("--seed", "1" + "0" * 23), ("seed", "at most")),
-    "counts that wrap": (("--counts", "9223372036854775807,9223372036854775807"), ("counts", "sum")),
-    "counts beyond int64": (("--counts", "1,1" + "0" * 23), ("counts", "at most 9007199254740992 samples", "got 1" + "0" * 23)),
+    "counts that wrap": (
+        ("--counts", "9223372036854775807,9223372036854775807"),
+        ("counts", "sum"),
+    ),
+    "counts beyond int64": (
+        ("--counts", "1,1" + "0" * 23),
+        ("counts", "at most 9007199254740992 samples", "got 1" + "0" * 23),
+    ),
     "freeze in Python's words": (("--freeze", "None"), ("freeze must be w or h, or be left out",)),
     "tiny penalties": (("--lambda-w", "1e-170", "--lambda-h", "1e-170"), ("lambda_w", "1e-30")),
     "huge penalty": (("--lambda-w", "1e200"), ("lambda_w", "1e+30")),
     "tiny bias penalty": (("--bias", "penalised", "--lambda-b", "1e-20"), ("lambda_b", "free")),
-    "infinite learning rate": (("--method", "gd", "--learning-rate", "inf"), ("learning_rate", "finite")),
+    "infinite learning rate": (
+        ("--method", "gd", "--learning-rate", "inf"),
+        ("learning_rate", "finite"),
+    ),
     "frozen features merged": (("--freeze", "h", "--reduce", "classes"), ("reduce", "freeze")),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_names_the_argument_and_leaves_nothing(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_names_the_argument_and_leaves_nothing(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, words = BAD[case]
-    base = () if {"--counts", "--labels", "--targets", "-c"} & set(arguments) else ("--classes", "4", "--dim", "3")
-    given = [word for pair in zip(base[::2], base[1::2], strict=True) if pair[0] not in arguments for word in pair]
+    base = (
+        ()
+        if {"--counts", "--labels", "--targets", "-c"} & set(arguments)
+        else ("--classes", "4", "--dim", "3")
+    )
+    given = [
+        word
+        for pair in zip(base[::2], base[1::2], strict=True)
+        if pair[0] not in arguments
+        for word in pair
+    ]
     message = refused(capsys, "solve", "--no-plots", *given, *arguments)
     assert all(word in message for word in words), message
 
@@ -104,7 +129,18 @@ def test_bad_label_files(capsys: pytest.CaptureFixture[str]) -> None:
     header = bytearray(whole)
     header[10:20] = b"{'descr': ("
     Path("header.npy").write_bytes(header)
-    for name in ("float", "matrix", "negative", "objects", "cut", "empty", "far", "unsigned", "complex", "header"):
+    for name in (
+        "float",
+        "matrix",
+        "negative",
+        "objects",
+        "cut",
+        "empty",
+        "far",
+        "unsigned",
+        "complex",
+        "header",
+    ):
         assert "labels" in refused(capsys, "solve", "--labels", f"{name}.npy"), name
     for name in ("float", "matrix", "negative", "objects", "cut", "unsigned", "complex", "header"):
         assert "counts" in refused(capsys, "solve", "--counts", f"{name}.npy"), name
@@ -126,7 +162,18 @@ def test_bad_target_files(capsys: pytest.CaptureFixture[str]) -> None:
     packed = bytearray(Path("packed.npz").read_bytes())
     packed[60:160] = bytes(100)
     Path("packed.npz").write_bytes(packed)
-    for name in ("half", "float", "twice", "all", "short", "none", "cut", "far", "complex", "packed"):
+    for name in (
+        "half",
+        "float",
+        "twice",
+        "all",
+        "short",
+        "none",
+        "cut",
+        "far",
+        "complex",
+        "packed",
+    ):
         message = refused(capsys, *base, f"{name}.npz")
         assert "target" in message or "indptr" in message or "indices" in message, message
     saved("good.npz", indptr=np.array([0, 1, 2]), indices=np.array([0, 1]))
@@ -154,7 +201,12 @@ def test_damaged_runs(capsys: pytest.CaptureFixture[str]) -> None:
     whole = Path("r/state.safetensors").read_bytes()
     for damage in (whole[: len(whole) // 2], b"", b"\xff" * 64):
         Path("r/state.safetensors").write_bytes(damage)
-        for command in (("solve", "--resume", "r"), ("metrics", "r"), ("plot", "r"), ("export", "r")):
+        for command in (
+            ("solve", "--resume", "r"),
+            ("metrics", "r"),
+            ("plot", "r"),
+            ("export", "r"),
+        ):
             assert "state.safetensors" in refused(capsys, *command)
     Path("r/state.safetensors").write_bytes(whole)
     config = Path("r/config.json").read_text()
@@ -167,7 +219,12 @@ def test_damaged_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         Path("r/config.json").write_text(damage)
         refused(capsys, "solve", "--resume", "r")
-    for name, value in (("history", '"q"'), ("dim", "null"), ("tol", "[]"), ("certificate", '"yes"')):
+    for name, value in (
+        ("history", '"q"'),
+        ("dim", "null"),
+        ("tol", "[]"),
+        ("certificate", '"yes"'),
+    ):
         Path("r/config.json").write_text(re.sub(rf'"{name}": [^,]*', f'"{name}": {value}', config))
         assert name in refused(capsys, "solve", "--resume", "r")
     Path("r/config.json").write_text(config)
@@ -212,7 +269,12 @@ def test_states_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
         changed = {key: damaged if key == name else value for key, value in tensors.items()}
         kept = {key: value.contiguous() for key, value in changed.items() if value is not None}
         save_file(kept, "r/state.safetensors", metadata)
-        for command in (("solve", "--resume", "r"), ("metrics", "r"), ("plot", "r"), ("export", "r")):
+        for command in (
+            ("solve", "--resume", "r"),
+            ("metrics", "r"),
+            ("plot", "r"),
+            ("export", "r"),
+        ):
             assert "state.safetensors" in refused(capsys, *command)
 
 
@@ -223,7 +285,12 @@ def test_bad_heads_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "labels" in refused(capsys, "metrics", "equal.npz")
     saved("words.npz", W=np.eye(6), H=np.eye(6), labels=np.array(list("abcdef")))
     assert "array of numbers" in refused(capsys, "metrics", "words.npz")
-    saved("other.npz", W=np.eye(6, dtype=">f8"), H=np.eye(6, dtype=">f4"), labels=np.arange(6, dtype=">i4"))
+    saved(
+        "other.npz",
+        W=np.eye(6, dtype=">f8"),
+        H=np.eye(6, dtype=">f4"),
+        labels=np.arange(6, dtype=">i4"),
+    )
     assert main(["metrics", "other.npz", "--json"]) == 0
     saved("half.npz", W=np.eye(6), H=np.eye(6), row_counts=np.ones(6, int))
     assert "half.npz" in refused(capsys, "metrics", "half.npz")
@@ -237,11 +304,23 @@ def test_unsigned_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in (np.uint16, np.uint32, np.uint64):
         np.save("counts.npy", np.array([2, 1, 3], dtype=kind))
         np.save("labels.npy", np.array([2, 1, 0, 1], dtype=kind))
-        saved("sets.npz", indptr=np.array([0, 1, 2], dtype=kind), indices=np.array([0, 2], dtype=kind))
-        head = {"W": np.eye(3), "H": np.eye(3)[[2, 1, 0, 1]], "labels": np.array([2, 1, 0, 1], dtype=kind)}
+        saved(
+            "sets.npz", indptr=np.array([0, 1, 2], dtype=kind), indices=np.array([0, 2], dtype=kind)
+        )
+        head = {
+            "W": np.eye(3),
+            "H": np.eye(3)[[2, 1, 0, 1]],
+            "labels": np.array([2, 1, 0, 1], dtype=kind),
+        }
         saved("head.npz", **head)
-        for data in (("--counts", "counts.npy"), ("--labels", "labels.npy"), ("--loss", "pick-all", "--targets", "sets.npz")):
-            assert solve(*data, "--dim", "4", "--quiet", "--out", f"{kind.__name__}{data[1][:6]}") == 0
+        for data in (
+            ("--counts", "counts.npy"),
+            ("--labels", "labels.npy"),
+            ("--loss", "pick-all", "--targets", "sets.npz"),
+        ):
+            assert (
+                solve(*data, "--dim", "4", "--quiet", "--out", f"{kind.__name__}{data[1][:6]}") == 0
+            )
         assert main(["metrics", "head.npz", "--json"]) == 0
 
 
@@ -252,16 +331,32 @@ def test_one_class_alone_is_solved_and_measured(capsys: pytest.CaptureFixture[st
     assert "nc2_classifier" in printed(capsys)["metrics"]
 
 
-@pytest.mark.parametrize("arguments", [("solve", "--resume"), ("metrics",), ("plot",), ("export",), ("solve", "--start-from")])
-def test_names_that_are_too_long_are_named(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    name = {"--resume": "resume", "metrics": "source", "plot": "runs", "export": "run", "--start-from": "start-from"}
+@pytest.mark.parametrize(
+    "arguments",
+    [("solve", "--resume"), ("metrics",), ("plot",), ("export",), ("solve", "--start-from")],
+)
+def test_names_that_are_too_long_are_named(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = {
+        "--resume": "resume",
+        "metrics": "source",
+        "plot": "runs",
+        "export": "run",
+        "--start-from": "start-from",
+    }
     message = refused(capsys, *arguments, "x" * 300)
     assert message.startswith(f"error: {name[arguments[-1]]}: ")
     assert "; give" in message
 
 
 def test_settings_and_data_with_names_too_long(capsys: pytest.CaptureFixture[str]) -> None:
-    for flag, name in (("-c", "config"), ("--labels", "labels"), ("--counts", "counts"), ("--targets", "targets")):
+    for flag, name in (
+        ("-c", "config"),
+        ("--labels", "labels"),
+        ("--counts", "counts"),
+        ("--targets", "targets"),
+    ):
         message = refused(capsys, "solve", "--loss", "pick-all", flag, "x" * 300)
         assert message.startswith(f"error: {name}")
         assert "give" in message or "must be" in message

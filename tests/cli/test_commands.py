@@ -18,8 +18,15 @@ from ufm_fast.runs.foreign import read_tensors
 
 
 def test_plan_refuses_what_solve_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (("--method", "foo"), ("--method", "closed_form"), ("--history", "0"), ("--reduce", "rows")):
-        assert flags[0].strip("-") in refused(capsys, "plan", "--classes", "5", "--dim", "8", *flags)
+    for flags in (
+        ("--method", "foo"),
+        ("--method", "closed_form"),
+        ("--history", "0"),
+        ("--reduce", "rows"),
+    ):
+        assert flags[0].strip("-") in refused(
+            capsys, "plan", "--classes", "5", "--dim", "8", *flags
+        )
 
 
 def test_metrics_of_a_run_are_those_of_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,16 +43,30 @@ def test_metrics_of_a_run_are_those_of_its_summary(capsys: pytest.CaptureFixture
 
 def test_metrics_of_saved_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(0)
-    arrays = {"W": generator.normal(size=(3, 5)), "H": generator.normal(size=(9, 5)), "labels": np.arange(9) % 3}
+    arrays = {
+        "W": generator.normal(size=(3, 5)),
+        "H": generator.normal(size=(9, 5)),
+        "labels": np.arange(9) % 3,
+    }
     assert main(["metrics", saved("head.npz", **arrays), "--json"]) == 0
     assert printed(capsys)["metrics"]["nc1_pinv"] > 0
     assert "labels" in refused(capsys, "metrics", saved("a.npz", W=arrays["W"], H=arrays["H"]))
-    assert "labels" in refused(capsys, "metrics", saved("b.npz", **{**arrays, "labels": np.arange(9) % 3 / 1.0}))
+    assert "labels" in refused(
+        capsys, "metrics", saved("b.npz", **{**arrays, "labels": np.arange(9) % 3 / 1.0})
+    )
     for name, words, change in (
         ("nan", "h in nan.npz must be finite", {"H": np.full((9, 5), np.nan)}),
         ("whole", "w in whole.npz must have a real floating dtype", {"W": np.ones((3, 5), int)}),
-        ("turned", "w and h in turned.npz must have as many columns", {"H": np.ones((5, 9)), "labels": np.arange(5) % 3}),
-        ("single", "w in single.npz must have at least 2 rows", {"W": np.ones((1, 5)), "labels": np.zeros(9, int)}),
+        (
+            "turned",
+            "w and h in turned.npz must have as many columns",
+            {"H": np.ones((5, 9)), "labels": np.arange(5) % 3},
+        ),
+        (
+            "single",
+            "w in single.npz must have at least 2 rows",
+            {"W": np.ones((1, 5)), "labels": np.zeros(9, int)},
+        ),
         ("few", "labels in few.npz must have shape (9,) to match h", {"labels": np.arange(3)}),
         ("high", "labels in high.npz must lie in [0, 3)", {"labels": np.arange(9)}),
         ("bias", "b in bias.npz must have shape (3,) to match the rows of w", {"b": np.ones(4)}),
@@ -65,10 +86,18 @@ def test_metrics_of_saved_arrays(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_counts_in_a_file_weigh_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(0)
-    W, H, labels, counts = generator.normal(size=(3, 5)), generator.normal(size=(6, 5)), np.arange(6) % 3, np.arange(1, 7)
+    W, H, labels, counts = (
+        generator.normal(size=(3, 5)),
+        generator.normal(size=(6, 5)),
+        np.arange(6) % 3,
+        np.arange(1, 7),
+    )
     found = []
     for number, arrays in enumerate(
-        ({"H": H, "labels": labels, "counts": counts}, {"H": np.repeat(H, counts, 0), "labels": np.repeat(labels, counts)})
+        (
+            {"H": H, "labels": labels, "counts": counts},
+            {"H": np.repeat(H, counts, 0), "labels": np.repeat(labels, counts)},
+        )
     ):
         assert main(["metrics", saved(f"{number}.npz", W=W, **arrays), "--json"]) == 0
         found.append(printed(capsys)["metrics"])
@@ -93,7 +122,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["versions"]["torch"] == torch.__version__
 
 
-def test_doctor_fails_when_an_answer_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_fails_when_an_answer_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ufm_fast import doctor
 
     monkeypatch.setattr(doctor, "_ALLOWED", dict.fromkeys(doctor._ALLOWED, -1.0))
@@ -117,12 +148,17 @@ def test_export_keeps_every_digit(kind: str) -> None:
     else:
         from pandas import read_parquet
 
-        found, log = read_parquet("e/W.parquet").to_numpy(), read_parquet("e/log.parquet")["value"].to_numpy()
+        found, log = (
+            read_parquet("e/W.parquet").to_numpy(),
+            read_parquet("e/log.parquet")["value"].to_numpy(),
+        )
     assert np.array_equal(found, W)
     assert log.tolist() == values
 
 
-def test_export_refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_refuses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert solve(*SMALL, "--out", "r", "--quiet") == 0
     assert "format" in refused(capsys, "export", "r", "--format", "xls")
     Path("file").write_text("")
@@ -136,7 +172,11 @@ def test_plots_are_drawn_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("r/plots").exists()
     assert main(["plot", "r"]) == 0
     names = {path.name for path in Path("r/plots").iterdir()}
-    assert names == {f"{name}.{kind}" for name in ("convergence", "collapse", "gram", "geometry") for kind in ("png", "pdf")}
+    assert names == {
+        f"{name}.{kind}"
+        for name in ("convergence", "collapse", "gram", "geometry")
+        for kind in ("png", "pdf")
+    }
 
 
 def test_without_matplotlib_a_solve_says_how_to_get_it(
@@ -163,7 +203,9 @@ def test_an_error_that_is_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
         main(["plot", "r"])
 
 
-def test_input_errors_of_the_library_become_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_errors_of_the_library_become_exit_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ufm_fast.cli import commands
 
     def fail(runs: object, compare: object) -> None:

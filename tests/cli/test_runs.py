@@ -68,13 +68,28 @@ def test_a_tighter_tolerance_goes_on(capsys: pytest.CaptureFixture[str]) -> None
     assert RunDirectory.open(Path("r")).config["tol"] == 1e-9
 
 
-def test_resume_refuses_contradictions_and_names_what_may_change(capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_refuses_contradictions_and_names_what_may_change(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert solve(*SMALL, "--out", "r", "--max-steps", "1", "--start", "normal", "--quiet") == 3
     message = refused(capsys, "solve", "--resume", "r", "--lambda-w", "0.5")
     assert "lambda_w" in message
     assert all(name in message for name in resumable())
     assert "--out" in refused(capsys, "solve", "--resume", "r", "--out", "s")
-    assert solve("--resume", "r", "--lambda-w", "0.01", "--method", "newton-cg", "--max-steps", "99", "--quiet") == 0
+    assert (
+        solve(
+            "--resume",
+            "r",
+            "--lambda-w",
+            "0.01",
+            "--method",
+            "newton-cg",
+            "--max-steps",
+            "99",
+            "--quiet",
+        )
+        == 0
+    )
 
 
 def test_a_start_from_another_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,12 +100,16 @@ def test_a_start_from_another_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "shape" in refused(capsys, "solve", *SMALL, "--no-plots", "--start-from", "bad.npz")
     np.savez("nan.npz", W=np.full((4, 6), np.nan), H=np.ones((4, 6)))
     assert "nan" in refused(capsys, "solve", *SMALL, "--start-from", "nan.npz")
-    assert "lacks" in refused(capsys, "solve", *SMALL, "--start-from", saved("w.npz", W=np.ones((4, 6))))
+    assert "lacks" in refused(
+        capsys, "solve", *SMALL, "--start-from", saved("w.npz", W=np.ones((4, 6)))
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_low_precision_is_saved_and_resumed(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert solve(*SMALL, "--dtype", dtype, "--out", "r", "--start", "normal", "--max-steps", "3", "--quiet") in (0, 3)
+    assert solve(
+        *SMALL, "--dtype", dtype, "--out", "r", "--start", "normal", "--max-steps", "3", "--quiet"
+    ) in (0, 3)
     assert load_state(RunDirectory.open(Path("r")))[0]["W"].dtype == torch.float32
     assert solve("--resume", "r", "--max-steps", "3", "--quiet") in (0, 3)
 
@@ -120,7 +139,12 @@ def test_an_interrupted_solve_is_saved_and_finishes_on_resume(
     _, progress, _ = load_state(RunDirectory.open(Path("r")))
     assert progress.step == result["steps"] > 20
     assert [path.name for path in Path("r").glob(".*")] == [".lock"]
-    assert solve("--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json") == 0
+    assert (
+        solve(
+            "--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json"
+        )
+        == 0
+    )
     finished = printed(capsys)
     assert finished["value"] == pytest.approx(finished["theory"]["value"], rel=1e-9)
     assert finished["steps"] > progress.step
@@ -135,7 +159,12 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(capsys: pytest.CaptureFi
     assert RunDirectory.open(Path("r")).summary is None
     with log.open("a") as file:
         file.write('{"step": 99')
-    assert solve("--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json") == 0
+    assert (
+        solve(
+            "--resume", "r", "--method", "lbfgs", "--tol", "1e-8", "--max-steps", "1000", "--json"
+        )
+        == 0
+    )
     assert printed(capsys)["outcome"] in ("converged", "stalled")
     steps = [record["step"] for record in RunDirectory.open(Path("r")).records()]
     assert steps == sorted(set(steps))
@@ -148,11 +177,24 @@ def test_as_a_process_exit_codes_and_streams() -> None:
     assert err.startswith("error: classes")
 
 
-def test_a_resume_that_is_killed_does_not_count_as_finished(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resume_that_is_killed_does_not_count_as_finished(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert solve(*SMALL, "--start", "normal", "--out", "r", "--tol", "1e-2", "--quiet") == 0
     log = Path("r/metrics.jsonl")
     lines = log.read_text().count("\n")
-    slow = ("--method", "gd", "--learning-rate", "1e-6", "--max-steps", "100000000", "--tol", "1e-9", "--log-every", "20")
+    slow = (
+        "--method",
+        "gd",
+        "--learning-rate",
+        "1e-6",
+        "--max-steps",
+        "100000000",
+        "--tol",
+        "1e-9",
+        "--log-every",
+        "20",
+    )
     process = child("solve", "--resume", "r", *slow)
     _until(lambda: log.read_text().count("\n") > lines, process)
     process.kill()
@@ -169,7 +211,10 @@ def test_a_resume_that_is_killed_does_not_count_as_finished(capsys: pytest.Captu
 
 
 def test_a_closed_form_has_no_tolerance_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
-    assert solve("--classes", "4", "--dim", "5", "--method", "closed-form", "--out", "r", "--quiet") == 0
+    assert (
+        solve("--classes", "4", "--dim", "5", "--method", "closed-form", "--out", "r", "--quiet")
+        == 0
+    )
     files = {path: path.read_bytes() for path in Path("r").iterdir()}
     message = refused(capsys, "solve", "--resume", "r", "--tol", "1e-12")
     assert "tol = 1e-12" in message
@@ -184,7 +229,21 @@ def test_a_closed_form_has_no_tolerance_to_go_on_with(capsys: pytest.CaptureFixt
 
 
 def test_the_closed_form_may_end_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--method", "gd", "--out", "r", "--quiet") == 3
+    assert (
+        solve(
+            *SMALL,
+            "--start",
+            "normal",
+            "--max-steps",
+            "1",
+            "--method",
+            "gd",
+            "--out",
+            "r",
+            "--quiet",
+        )
+        == 3
+    )
     assert solve("--resume", "r", "--method", "closed-form", "--json") == 0
     found = printed(capsys)
     assert found["value"] == pytest.approx(found["theory"]["value"], rel=1e-12)
@@ -209,14 +268,30 @@ def test_a_configuration_that_was_edited_is_not_resumed(capsys: pytest.CaptureFi
         assert solve("--resume", "r", "--method", method, "--max-steps", "2", "--quiet") in (0, 3)
 
 
-def test_a_run_without_a_state_goes_on_from_its_data_and_its_start(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_state_goes_on_from_its_data_and_its_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     generator = np.random.default_rng(0)
     saved("start.npz", W=generator.normal(size=(3, 4)), H=generator.normal(size=(5, 4)))
     np.save("y.npy", np.array([2, 0, 1, 1, 0]))
-    flags = ("--labels", "y.npy", "--dim", "4", "--freeze", "h", "--start-from", "start.npz", "--json")
+    flags = (
+        "--labels",
+        "y.npy",
+        "--dim",
+        "4",
+        "--freeze",
+        "h",
+        "--start-from",
+        "start.npz",
+        "--json",
+    )
     assert solve(*flags, "--out", "r") == 0
     whole = printed(capsys)
-    for name in ("state.safetensors", "summary.json", "metrics.jsonl"):  # as if killed before the first save
+    for name in (
+        "state.safetensors",
+        "summary.json",
+        "metrics.jsonl",
+    ):  # as if killed before the first save
         Path("r", name).unlink()
     np.save("y.npy", np.array([2, 0, 1, 0, 1]))
     assert "data" in refused(capsys, "solve", "--resume", "r")
@@ -228,7 +303,12 @@ def test_a_run_without_a_state_goes_on_from_its_data_and_its_start(capsys: pytes
 @pytest.mark.parametrize("data", ["counts", "labels", "sets"])
 def test_data_give_the_same_hash_when_they_come_from_the_state(data: str) -> None:
     np.save("y.npy", np.array([2, 0, 1, 1, 0, 2, 2]))
-    saved("sets.npz", indptr=np.array([0, 1, 3, 5]), indices=np.array([0, 2, 1, 0, 1]), counts=np.array([4, 1, 2]))
+    saved(
+        "sets.npz",
+        indptr=np.array([0, 1, 3, 5]),
+        indices=np.array([0, 2, 1, 0, 1]),
+        counts=np.array([4, 1, 2]),
+    )
     flags = {
         "counts": ("--counts", "4,0,2"),
         "labels": ("--labels", "y.npy"),
@@ -236,11 +316,28 @@ def test_data_give_the_same_hash_when_they_come_from_the_state(data: str) -> Non
     }[data]
     for loss in ((), ("--loss", "pick-all"))[: 1 if data == "sets" else 2]:
         out = "-".join(("r", *loss[1:]))
-        assert solve(*flags, *loss, "--dim", "4", "--start", "normal", "--max-steps", "1", "--out", out, "--quiet") == 3
+        assert (
+            solve(
+                *flags,
+                *loss,
+                "--dim",
+                "4",
+                "--start",
+                "normal",
+                "--max-steps",
+                "1",
+                "--out",
+                out,
+                "--quiet",
+            )
+            == 3
+        )
         assert solve("--resume", out, "--max-steps", "1", "--quiet") in (0, 3)
 
 
-def test_a_start_is_put_in_the_order_of_the_problems_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_is_put_in_the_order_of_the_problems_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     generator = np.random.default_rng(0)
     labels = np.array([2, 0, 1, 1, 0, 2, 2])
     np.save("y.npy", labels)
@@ -249,18 +346,35 @@ def test_a_start_is_put_in_the_order_of_the_problems_rows(capsys: pytest.Capture
     order = generator.permutation(7)
     saved("turned.npz", W=head["W"], H=head["H"][order], labels=labels[order].astype(np.int32))
     values = []
-    for frozen in (("--freeze", "h"), ("--reduce", "none", "--max-steps", "1"), ("--max-steps", "1")):
+    for frozen in (
+        ("--freeze", "h"),
+        ("--reduce", "none", "--max-steps", "1"),
+        ("--max-steps", "1"),
+    ):
         for name in ("given", "turned"):
-            flags = ("--labels", "y.npy", "--dim", "4", *frozen, "--start-from", f"{name}.npz", "--json")
+            flags = (
+                "--labels",
+                "y.npy",
+                "--dim",
+                "4",
+                *frozen,
+                "--start-from",
+                f"{name}.npz",
+                "--json",
+            )
             assert solve(*flags, "--out", f"{name}{len(values)}") in (0, 3)
             values.append(printed(capsys)["value"])
     assert values[::2] == pytest.approx(values[1::2], rel=1e-9)
     # What a run is, its state says: its rows by class, whatever the order of these labels.
-    assert solve("--labels", "y.npy", "--dim", "4", "--reduce", "none", "--out", "r", "--quiet") == 0
+    assert (
+        solve("--labels", "y.npy", "--dim", "4", "--reduce", "none", "--out", "r", "--quiet") == 0
+    )
     np.save("sorted.npy", np.sort(labels))
     flags = ("--labels", "sorted.npy", "--dim", "4", "--freeze", "h", "--start-from", "r", "--json")
     assert solve(*flags) == 0
-    H = torch.from_numpy(read_tensors(Path("r"), "r")["H"].numpy()[np.argsort(labels, kind="stable")])
+    H = torch.from_numpy(
+        read_tensors(Path("r"), "r")["H"].numpy()[np.argsort(labels, kind="stable")]
+    )
     assert torch.equal(read_tensors(Path(printed(capsys)["run"]), "s")["H"], H)
 
 
@@ -270,7 +384,10 @@ def test_a_start_for_other_rows_is_refused(capsys: pytest.CaptureFixture[str]) -
     base = ("solve", "--labels", "y.npy", "--dim", "4", "--freeze", "h", "--start-from")
     other = saved("other.npz", W=W, H=H, labels=np.array([2, 0, 1, 1, 0, 2, 1]))
     message = refused(capsys, *base, other)
-    assert all(word in message for word in ("start-from", "other.npz", "class 1 there", "of 2 here", "without labels"))
+    assert all(
+        word in message
+        for word in ("start-from", "other.npz", "class 1 there", "of 2 here", "without labels")
+    )
     short = saved("short.npz", W=W, H=H, labels=np.arange(3))
     assert "(7,)" in refused(capsys, *base, short)
     assert "integers" in refused(capsys, *base, saved("float.npz", W=W, H=H, labels=np.zeros(7)))
@@ -291,7 +408,9 @@ def test_eight_bit_floats_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    save_file({"W": torch.ones(4, 6).to(torch.float8_e4m3fn), "H": torch.ones(4, 6)}, "f8.safetensors")
+    save_file(
+        {"W": torch.ones(4, 6).to(torch.float8_e4m3fn), "H": torch.ones(4, 6)}, "f8.safetensors"
+    )
     message = refused(capsys, "solve", *SMALL, "--start-from", "f8.safetensors")
     assert "start-from: w in f8.safetensors" in message
     assert "float64" in message
@@ -299,8 +418,14 @@ def test_eight_bit_floats_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with safe_open("r/state.safetensors", "pt") as content:
         metadata = content.metadata()
     tensors = load_file("r/state.safetensors")
-    save_file({**tensors, "H": tensors["H"].to(torch.float8_e4m3fn)}, "r/state.safetensors", metadata)
-    for command in (("metrics", "r"), ("solve", "--resume", "r"), ("solve", *SMALL, "--lambda-w", "0.1", "--start-from", "r")):
+    save_file(
+        {**tensors, "H": tensors["H"].to(torch.float8_e4m3fn)}, "r/state.safetensors", metadata
+    )
+    for command in (
+        ("metrics", "r"),
+        ("solve", "--resume", "r"),
+        ("solve", *SMALL, "--lambda-w", "0.1", "--start-from", "r"),
+    ):
         assert "damaged" in refused(capsys, *command)
 
 
@@ -317,20 +442,60 @@ def test_the_first_command_twice_is_two_runs(capsys: pytest.CaptureFixture[str])
 def test_hints_quote_names_that_a_shell_would_split(capsys: pytest.CaptureFixture[str]) -> None:
     assert solve(*SMALL, "--start", "normal", "--max-steps", "1", "--out", "my run") == 3
     assert "ufm-fast solve --resume 'my run' --max-steps N" in capsys.readouterr().err
-    assert "--resume 'my run'" in refused(capsys, "solve", *SMALL, "--start", "normal", "--out", "my run")
+    assert "--resume 'my run'" in refused(
+        capsys, "solve", *SMALL, "--start", "normal", "--out", "my run"
+    )
 
 
 def test_a_run_of_restarts_goes_on_from_its_best(capsys: pytest.CaptureFixture[str]) -> None:
-    base = (*SMALL, "--start", "normal", "--restarts", "2", "--max-steps", "1", "--out", "r", "--quiet")
+    base = (
+        *SMALL,
+        "--start",
+        "normal",
+        "--restarts",
+        "2",
+        "--max-steps",
+        "1",
+        "--out",
+        "r",
+        "--quiet",
+    )
     assert solve(*base) == 3
     assert solve("--resume", "r", "--max-steps", "300", "--json") == 0
     found = printed(capsys)
     assert found["value"] == pytest.approx(found["theory"]["value"], rel=1e-9)
 
 
-def test_a_deep_run_goes_on_and_is_measured_behind_its_layers(capsys: pytest.CaptureFixture[str]) -> None:
-    deep = ("--layers", "2", "--loss", "mse", "--activation", "relu", "--widths", "7,9", "--dim", "7")
-    assert solve(*SMALL[:2], *deep, *SMALL[4:], "--start", "normal", "--max-steps", "3", "--out", "r", "--quiet") == 3
+def test_a_deep_run_goes_on_and_is_measured_behind_its_layers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    deep = (
+        "--layers",
+        "2",
+        "--loss",
+        "mse",
+        "--activation",
+        "relu",
+        "--widths",
+        "7,9",
+        "--dim",
+        "7",
+    )
+    assert (
+        solve(
+            *SMALL[:2],
+            *deep,
+            *SMALL[4:],
+            "--start",
+            "normal",
+            "--max-steps",
+            "3",
+            "--out",
+            "r",
+            "--quiet",
+        )
+        == 3
+    )
     assert solve("--resume", "r", "--max-steps", "3", "--json") == 3
     assert printed(capsys)["steps"] == 6
     for source in ("r", "r/state.safetensors"):

@@ -27,7 +27,12 @@ def test_importing_the_command_line_and_its_help_imports_no_torch() -> None:
         "assert main(['solve', '--help']) == 0 and main([]) == 0 and main(['--version']) == 0\n"
         "assert not {'torch', 'numpy', 'matplotlib', 'rich.progress'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=-3)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=-3,
+    )
 
 
 def test_choices_in_the_help_are_those_of_the_library() -> None:
@@ -59,8 +64,12 @@ def test_defaults_are_those_of_the_library() -> None:
     from ufm_fast.solvers.options import SolveOptions
 
     problem = Problem(dim=3, classes=4)
-    defaults = {**{name: getattr(problem, name) for name in vars(problem)}, **asdict(SolveOptions())}
-    # A problem without flags is the command line's, the device is chosen there, and its log has metrics where they cost little.
+    defaults = {
+        **{name: getattr(problem, name) for name in vars(problem)},
+        **asdict(SolveOptions()),
+    }
+    # A problem without flags is the command line's, the device is chosen there, and its log has
+    # metrics where they cost little.
     own = {"dim", "device", "loss", "classes", "log_metrics"}
     for name, flag in SETTINGS.items():
         if name in defaults and name not in own:
@@ -102,7 +111,9 @@ def test_json_is_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture
         "config",
     } <= set(result)
     assert {"value", "source"} <= set(result["theory"])
-    assert {"kind", "certified", "lower_bound", "relative_gap", "spectral_ratio"} <= set(result["certificate"])
+    assert {"kind", "certified", "lower_bound", "relative_gap", "spectral_ratio"} <= set(
+        result["certificate"]
+    )
     assert result["value"] == pytest.approx(result["theory"]["value"], rel=1e-9)
     assert result["config"]["device"] in ("cpu", "cuda")
     run = RunDirectory.open(Path(result["run"]))
@@ -112,13 +123,23 @@ def test_json_is_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture
     assert Path(result["run"]).name == f"ce-4-6-{run.hash[:8]}"
     assert run.records()[0]["step"] == 0
     assert {"nc2_classifier", "nc3", "nc4", "gradient_norm"} <= set(run.records()[-1])
-    assert json.loads((run.path / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    assert (
+        json.loads((run.path / "environment.json").read_text())["versions"]["torch"]
+        == torch.__version__
+    )
 
 
 def test_a_table_and_figures_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solve", *SMALL, "--out", "r"]) == 0
     streams = capsys.readouterr()
-    for word in ("outcome", "converged", "theory", "certificate", "nc2_classifier", "r/plots/convergence.png"):
+    for word in (
+        "outcome",
+        "converged",
+        "theory",
+        "certificate",
+        "nc2_classifier",
+        "r/plots/convergence.png",
+    ):
         assert word in streams.out
     assert "chosen by auto" in streams.err
     assert Path("r/plots/geometry.pdf").stat().st_size > 1000
@@ -136,7 +157,9 @@ def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("extra", [("--loss", "mse", "--bias", "free"), ("--smoothing", "0.1"), ("--freeze", "w")])
+@pytest.mark.parametrize(
+    "extra", [("--loss", "mse", "--bias", "free"), ("--smoothing", "0.1"), ("--freeze", "w")]
+)
 def test_kinds_of_problems(extra: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert solve(*SMALL, *extra, "--json") == 0
     assert printed(capsys)["outcome"] in ("converged", "stalled")
@@ -161,8 +184,22 @@ def test_unconverged_is_exit_3_and_resume_finishes_it(capsys: pytest.CaptureFixt
     assert "finished" in capsys.readouterr().err
 
 
-def test_a_diverged_run_is_exit_3_and_resumes_from_before(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--loss", "mse", "--method", "gd", "--learning-rate", "1e6", "--start", "normal", "--out", "r", "--json")
+def test_a_diverged_run_is_exit_3_and_resumes_from_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = (
+        "--loss",
+        "mse",
+        "--method",
+        "gd",
+        "--learning-rate",
+        "1e6",
+        "--start",
+        "normal",
+        "--out",
+        "r",
+        "--json",
+    )
     assert main(["solve", *SMALL, *arguments]) == 3
     assert printed(capsys)["outcome"] == "diverged"
     assert load_state(RunDirectory.open(Path("r")))[0]["W"].abs().max() < 10
@@ -178,38 +215,89 @@ def test_the_closed_form_is_logged_and_drawn(capsys: pytest.CaptureFixture[str])
 
 
 def test_frozen_features_keep_a_row_a_sample(capsys: pytest.CaptureFixture[str]) -> None:
-    assert solve(*SMALL, "--freeze", "h", "--start", "normal", "--out", "r", "--quiet", "--max-steps", "2") == 3
+    assert (
+        solve(
+            *SMALL,
+            "--freeze",
+            "h",
+            "--start",
+            "normal",
+            "--out",
+            "r",
+            "--quiet",
+            "--max-steps",
+            "2",
+        )
+        == 3
+    )
     tensors, _, reduce = load_state(RunDirectory.open(Path("r")))
     assert (tensors["H"].shape, reduce) == ((12, 6), "none")
     assert solve("--resume", "r", "--max-steps", "500", "--quiet") == 0
     assert torch.equal(load_state(RunDirectory.open(Path("r")))[0]["H"], tensors["H"])
 
 
-def test_a_run_that_diverges_by_finite_values_is_no_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--classes", "5", "--dim", "8", "--method", "gd", "--learning-rate", "1e4", "--out", "r")
+def test_a_run_that_diverges_by_finite_values_is_no_bad_input(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = (
+        "--classes",
+        "5",
+        "--dim",
+        "8",
+        "--method",
+        "gd",
+        "--learning-rate",
+        "1e4",
+        "--out",
+        "r",
+    )
     assert solve(*arguments) == 3
     streams = capsys.readouterr()
     assert "diverged" in streams.out
     assert "--learning-rate" in streams.err
     assert "--max-steps" not in streams.err
     run = RunDirectory.open(Path("r"))
-    assert 1e140 < run.records()[-2]["value"] < math.inf  # far, and yet no number that a log point could not hold
+    assert (
+        1e140 < run.records()[-2]["value"] < math.inf
+    )  # far, and yet no number that a log point could not hold
     assert load_state(run)[0]["W"].abs().max() < 1e70
-    assert solve("--resume", "r", "--learning-rate", "0.1", "--method", "gd", "--max-steps", "5", "--quiet") == 3
+    assert (
+        solve(
+            "--resume",
+            "r",
+            "--learning-rate",
+            "0.1",
+            "--method",
+            "gd",
+            "--max-steps",
+            "5",
+            "--quiet",
+        )
+        == 3
+    )
     assert run.summary is not None
     assert run.summary["outcome"] == "max_steps"
 
 
 def test_a_terminal_that_lacks_a_letter_gets_an_escape() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "1",
+    }
     command = [sys.executable, "-m", "ufm_fast.cli", "solve", *SMALL, "--no-plots", "--out", "ü1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="ascii")
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="ascii"
+    )
     assert done.returncode == 0, done.stderr
     assert "\\xfc1" in done.stdout
     assert "converged" in done.stdout
 
 
-def test_streams_that_are_closed_cost_nothing_but_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_are_closed_cost_nothing_but_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by ``2>&-`` in a shell, or on a desktop without a console."""
     out = tmp_path / "run"
     for name in ("stdout", "stderr"):

@@ -1,4 +1,6 @@
-"""What reaches the terminal: names with anything in them, a standard error that is gone, and the progress bar."""
+"""What reaches the terminal: names with anything in them, a standard error that is gone, and the
+progress bar.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class _Gone:
     encoding = "utf-8"
 
 
-def test_a_standard_error_that_is_gone_costs_its_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standard_error_that_is_gone_costs_its_words_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "stderr", _Gone())
     assert solve(*SMALL, "--start", "normal", "--out", "r") == 0
     assert Path("r/summary.json").exists()

@@ -1,4 +1,6 @@
-"""Offsets, margins and scales of the classes in the drop-in losses: dense autograd, the Problem's numbers, and identities."""
+"""Offsets, margins and scales of the classes in the drop-in losses: dense autograd, the Problem's
+numbers, and identities.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ RULES = {"logit_adjustment": 1.0, "margin": 0.5, "margin_power": 0.25, "class_sc
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).requires_grad_()
 
 
 def dense(H, W, b, y, how, scale=1.0):
@@ -43,7 +47,9 @@ def test_values_gradients_and_second_derivatives_are_those_of_dense_autograd(los
 
     def textbook():
         z = dense(H[kept], W, b, y[kept], how)
-        l = torch.nn.functional.cross_entropy(z, y[kept], reduction="none", label_smoothing=0.1 * (loss == "smoothed"))
+        l = torch.nn.functional.cross_entropy(
+            z, y[kept], reduction="none", label_smoothing=0.1 * (loss == "smoothed")
+        )
         return (-torch.expm1(-l)) ** 2 * l if loss == "focal" else l
 
     torch.testing.assert_close(fused(), textbook().mean(), rtol=1e-12, atol=0)
@@ -58,12 +64,16 @@ def test_values_gradients_and_second_derivatives_are_those_of_dense_autograd(los
 
 
 def test_the_numbers_are_those_of_the_problem():
-    problem = Problem(counts=COUNTS, dim=3, lambda_w=0.01, lambda_h=0.01, bias="penalised", lambda_b=0.1, **RULES)
+    problem = Problem(
+        counts=COUNTS, dim=3, lambda_w=0.01, lambda_h=0.01, bias="penalised", lambda_b=0.1, **RULES
+    )
     objective = Objective(problem, reduce="none", variables="raw")
     H, W, b = (x.detach() for x in (normal(14, 3), normal(4, 3, seed=1), normal(4, seed=2)))
     how = make_adjustment(problem.counts, **RULES)
     value = linear_cross_entropy(H, W, problem.sample_labels, linear_bias=b, adjustment=how)
-    assert float(value) == pytest.approx(objective.value_and_grad(Point(W, H, b)).data_value, rel=1e-14)
+    assert float(value) == pytest.approx(
+        objective.value_and_grad(Point(W, H, b)).data_value, rel=1e-14
+    )
 
 
 def test_cosface_is_a_margin_of_unit_rows_with_a_scale():
@@ -72,17 +82,30 @@ def test_cosface_is_a_margin_of_unit_rows_with_a_scale():
     how = make_adjustment([1] * 5, margin=0.35, temperature=30.0)
     cosine = H @ W.T - 0.35 * torch.eye(5, dtype=torch.float64)
     expected = torch.nn.functional.cross_entropy(30.0 * cosine, y)
-    torch.testing.assert_close(linear_cross_entropy(H, W, y, logit_scale=30.0, adjustment=how), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        linear_cross_entropy(H, W, y, logit_scale=30.0, adjustment=how),
+        expected,
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 def test_nothing_to_change_changes_no_bit():
     H, W, y = normal(5, 3), normal(4, 3, seed=1), torch.tensor([0, 1, 2, 3, 1])
-    nothing = make_adjustment(COUNTS, logit_adjustment=0.0, margin=[0.0] * 4, class_scales=[1.0] * 4)
-    assert torch.equal(linear_cross_entropy(H, W, y, adjustment=nothing), linear_cross_entropy(H, W, y))
+    nothing = make_adjustment(
+        COUNTS, logit_adjustment=0.0, margin=[0.0] * 4, class_scales=[1.0] * 4
+    )
+    assert torch.equal(
+        linear_cross_entropy(H, W, y, adjustment=nothing), linear_cross_entropy(H, W, y)
+    )
     buffer = torch.zeros(4, 3, dtype=torch.float64)
     linear_cross_entropy(H, W, y, adjustment=MARGIN, main_grad=(buffer, None)).backward()
-    torch.testing.assert_close(buffer, torch.autograd.grad(linear_cross_entropy(H, W, y, adjustment=MARGIN), W)[0])
-    half = linear_cross_entropy(H.bfloat16(), W.bfloat16(), y, adjustment=make_adjustment(COUNTS, **RULES))
+    torch.testing.assert_close(
+        buffer, torch.autograd.grad(linear_cross_entropy(H, W, y, adjustment=MARGIN), W)[0]
+    )
+    half = linear_cross_entropy(
+        H.bfloat16(), W.bfloat16(), y, adjustment=make_adjustment(COUNTS, **RULES)
+    )
     assert half.dtype == torch.bfloat16
 
 
@@ -90,9 +113,17 @@ def test_nothing_to_change_changes_no_bit():
     ("given", "error", "words"),
     [
         ({"adjustment": 0.3}, InputTypeError, "make_adjustment"),
-        ({"adjustment": make_adjustment([2, 1, 1], margin=1.0)}, InputError, "3 classes but linear_weight has 4"),
+        (
+            {"adjustment": make_adjustment([2, 1, 1], margin=1.0)},
+            InputError,
+            "3 classes but linear_weight has 4",
+        ),
         ({"adjustment": MARGIN, "softcap": 5.0}, InputError, "without softcap"),
-        ({"adjustment": MARGIN, "label_smoothing": 0.1, "weight": torch.ones(4)}, InputError, "smoothed class weights"),
+        (
+            {"adjustment": MARGIN, "label_smoothing": 0.1, "weight": torch.ones(4)},
+            InputError,
+            "smoothed class weights",
+        ),
         ({"adjustment": SCALES, "target": torch.ones(2, 4) / 4}, InputError, "class indices"),
         ({"adjustment": SCALES, "main_grad": (torch.zeros(4, 3), None)}, InputError, "main_grad"),
     ],

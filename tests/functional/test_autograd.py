@@ -1,4 +1,6 @@
-"""The drop-in losses inside torch: opcheck, first and second derivatives, torch.func, torch.compile, autocast, graph reuse."""
+"""The drop-in losses inside torch: opcheck, first and second derivatives, torch.func,
+torch.compile, autocast, graph reuse.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, str], Tensor]] = {
     "ce-weighted-smooth": lambda h, W, b, r: fused.linear_cross_entropy(
         h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT, label_smoothing=0.2
     ),
-    "focal": lambda h, W, b, r: fused.linear_focal_loss(h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT),
+    "focal": lambda h, W, b, r: fused.linear_focal_loss(
+        h, W, LABELS, linear_bias=b, reduction=r, weight=WEIGHT
+    ),
     "pick-all": lambda h, W, b, r: fused.linear_pick_all(h, W, SETS, linear_bias=b, reduction=r),
     "mse": lambda h, W, b, r: fused.linear_squared_error(h, W, LABELS, linear_bias=b, reduction=r),
 }
@@ -55,9 +59,15 @@ def dense_loss(name: str, h: Tensor, W: Tensor, b: Tensor, reduction: str) -> Te
     """The textbook form of LOSS_FUNCTIONS[name], by torch's own operations on the logits."""
     z, y = F.linear(h, W, b), LABELS.clamp_min(0)
     if name.startswith("ce"):
-        options: dict[str, Any] = {"weight": WEIGHT, "label_smoothing": 0.2} if name == "ce-weighted-smooth" else {}
+        options: dict[str, Any] = (
+            {"weight": WEIGHT, "label_smoothing": 0.2} if name == "ce-weighted-smooth" else {}
+        )
         return F.cross_entropy(z, LABELS, reduction=reduction, **options)
-    factor = torch.ones(N, dtype=torch.float64) if name == "pick-all" else KEPT * (WEIGHT[y] if name == "focal" else 1.0)
+    factor = (
+        torch.ones(N, dtype=torch.float64)
+        if name == "pick-all"
+        else KEPT * (WEIGHT[y] if name == "focal" else 1.0)
+    )
     each = factor * make_loss(name).dense(z, SETS if name == "pick-all" else y)
     return {"none": each, "sum": each.sum(), "mean": each.sum() / factor.sum()}[reduction]
 
@@ -100,26 +110,58 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "sets": (target_sets.checked_csr, (SETS.indptr, SETS.indices, K)),
     }
     weighted = {"weighted": WEIGHT}
-    for name, parameter in (("ce", 0.1), ("weighted", 0.1), ("focal", 2.0), ("pick-all", 0.0), ("mse", 0.0)):
+    for name, parameter in (
+        ("ce", 0.1),
+        ("weighted", 0.1),
+        ("focal", 2.0),
+        ("pick-all", 0.0),
+        ("mse", 0.0),
+    ):
         loss = "ce" if name == "weighted" else name
-        targets = (*((SETS.indices, SETS.indptr) if loss == "pick-all" else (CLEAN, None)), weighted.get(name))
+        targets = (
+            *((SETS.indices, SETS.indptr) if loss == "pick-all" else (CLEAN, None)),
+            weighted.get(name),
+        )
         rows = ROWS.clone().requires_grad_()
-        calls[f"head-{name}"] = operators.head, (h, W, b, *targets, rows, loss, parameter, [True] * 3)
+        calls[f"head-{name}"] = (
+            operators.head,
+            (h, W, b, *targets, rows, loss, parameter, [True] * 3),
+        )
         calls[f"losses-{name}"] = operators.head_losses, (h, W, b, *targets, loss, parameter)
         calls[f"product-{name}"] = (
             operators.head_product,
             (*fixed, *targets, ROWS, *direction, loss, parameter, [True] * 3),
         )
-        calls[f"slopes-{name}"] = operators.head_slopes, (*fixed, *targets, *direction, loss, parameter)
-    calls["head-frozen"] = operators.head, (h, fixed[1], None, CLEAN, None, None, ROWS, "ce", 0.0, [True, False, False])
+        calls[f"slopes-{name}"] = (
+            operators.head_slopes,
+            (*fixed, *targets, *direction, loss, parameter),
+        )
+    calls["head-frozen"] = (
+        operators.head,
+        (h, fixed[1], None, CLEAN, None, None, ROWS, "ce", 0.0, [True, False, False]),
+    )
     calls["product-partial"] = (
         operators.head_product,
-        (*fixed, CLEAN, None, None, ROWS, direction[0], None, None, "ce", 0.0, [False, True, False]),
+        (
+            *fixed,
+            CLEAN,
+            None,
+            None,
+            ROWS,
+            direction[0],
+            None,
+            None,
+            "ce",
+            0.0,
+            [False, True, False],
+        ),
     )
     return calls
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.14 looks at it while it copies what it checks
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch 2.14 looks at it while it copies what it checks
 @pytest.mark.parametrize("name", list(operator_calls()))
 def test_opcheck(name: str) -> None:
     operator, arguments = operator_calls()[name]
@@ -146,9 +188,13 @@ def test_func_grad_and_its_nesting(name: str) -> None:
     loss = lambda h, W, b: CASES[name](h, W, b).sum()  # noqa: E731
     expected = torch.autograd.grad(loss(h, W, b), (h, W, b), create_graph=True)
     fixed = tuple(x.detach() for x in (h, W, b))
-    for found, truth in zip(torch.func.grad(loss, argnums=(0, 1, 2))(*fixed), expected, strict=True):
+    for found, truth in zip(
+        torch.func.grad(loss, argnums=(0, 1, 2))(*fixed), expected, strict=True
+    ):
         torch.testing.assert_close(found, truth)
-    nested = torch.func.grad(lambda h: torch.func.grad(loss, argnums=1)(h, fixed[1], fixed[2]).square().sum())(fixed[0])
+    nested = torch.func.grad(
+        lambda h: torch.func.grad(loss, argnums=1)(h, fixed[1], fixed[2]).square().sum()
+    )(fixed[0])
     (truth,) = torch.autograd.grad(expected[1].square().sum(), h)
     torch.testing.assert_close(nested, truth)
 
@@ -157,14 +203,26 @@ def test_func_grad_and_its_nesting(name: str) -> None:
     "of",
     [
         lambda loss, h, W, y: vmap(lambda h, y: loss(h, W, y))(h, y),
-        lambda loss, h, W, y: vmap(lambda h, y: loss(h, W, y, reduction="none", label_smoothing=0.1))(h, y),
+        lambda loss, h, W, y: vmap(
+            lambda h, y: loss(h, W, y, reduction="none", label_smoothing=0.1)
+        )(h, y),
         lambda loss, h, W, y: vmap(vmap(lambda h, y: loss(h[None], W, y[None])))(h, y),
-        lambda loss, h, W, y: vmap(grad(lambda W, h, y: loss(h, W, y)), in_dims=(None, 0, 0))(W, h, y),
+        lambda loss, h, W, y: vmap(grad(lambda W, h, y: loss(h, W, y)), in_dims=(None, 0, 0))(
+            W, h, y
+        ),
         lambda loss, h, W, y: grad(lambda W: vmap(lambda h, y: loss(h, W, y))(h, y).sum())(W),
         lambda loss, h, W, y: jacrev(lambda W: loss(h[0], W, y[0], reduction="none"))(W),
         lambda loss, h, W, y: jacrev(jacrev(lambda W: loss(h[0], W, y[0])))(W),
     ],
-    ids=["batch", "rows", "nested", "gradients of samples", "gradient of a batch", "jacobian", "hessian"],
+    ids=[
+        "batch",
+        "rows",
+        "nested",
+        "gradients of samples",
+        "gradient of a batch",
+        "jacobian",
+        "hessian",
+    ],
 )
 def test_vmap(of: Callable[..., Tensor]) -> None:
     g = torch.Generator().manual_seed(8)
@@ -191,8 +249,12 @@ def gradient_tangent(function: Callable[..., Tensor], h: Tensor, W: Tensor, b: T
         return forward_ad.unpack_dual(gradient).tangent.detach()
 
 
-def gradient_tangent_alone(function: Callable[..., Tensor], h: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """Of the gradient of a sum, whose upstream is 1 and has no tangent, and nobody asks for a graph."""
+def gradient_tangent_alone(
+    function: Callable[..., Tensor], h: Tensor, W: Tensor, b: Tensor
+) -> Tensor:
+    """Of the gradient of a sum, whose upstream is 1 and has no tangent, and nobody asks for a
+    graph.
+    """
     with forward_ad.dual_level():
         value = function(forward_ad.make_dual(h, torch.cos(h.detach())), W, b).sum()
         (gradient,) = torch.autograd.grad(value, W)
@@ -211,10 +273,16 @@ FORWARD: dict[str, Callable[..., Any]] = {
     "jacfwd": lambda f, *x: jacfwd(f, (0, 1, 2))(*x),
     "hessian": lambda f, *x: hessian(f, (0, 1, 2))(*x),
     "reverse over forward": lambda f, *x: jacrev(jacfwd(f), 1)(*x),
-    "jvp of grad": lambda f, *x: jvp(grad(lambda *x: f(*x).square().sum()), x, tuple(torch.cos(v) for v in x)),
-    "grad of jvp": lambda f, *x: grad(lambda *x: jvp(f, x, tuple(torch.cos(v) for v in x))[1].square().sum(), 1)(*x),
+    "jvp of grad": lambda f, *x: jvp(
+        grad(lambda *x: f(*x).square().sum()), x, tuple(torch.cos(v) for v in x)
+    ),
+    "grad of jvp": lambda f, *x: grad(
+        lambda *x: jvp(f, x, tuple(torch.cos(v) for v in x))[1].square().sum(), 1
+    )(*x),
     "linearize": lambda f, h, W, b: linearize(lambda W: f(h, W, b), W)[1](torch.cos(W)),
-    "vmap of jvp": lambda f, h, W, b: vmap(lambda v: jvp(lambda h: f(h, W, b), (h,), (v,))[1])(torch.stack([h, h.cos()])),
+    "vmap of jvp": lambda f, h, W, b: vmap(lambda v: jvp(lambda h: f(h, W, b), (h,), (v,))[1])(
+        torch.stack([h, h.cos()])
+    ),
     "dual": dual_tangent,
     "dual without a graph": no_graph,
     "dual of a gradient": gradient_tangent,
@@ -237,7 +305,11 @@ def test_forward_mode(way: str, name: str, reduction: str) -> None:
     found = FORWARD[way](lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction), *leaves)
     dense = lambda h, W, b: dense_loss(name, h, W, b, reduction)  # noqa: E731
     # The dense forms of some losses ask for numbers, which linearize's tracer refuses.
-    truth = FORWARD["jvp of one part"](dense, *leaves)[1] if way == "linearize" else FORWARD[way](dense, *leaves)
+    truth = (
+        FORWARD["jvp of one part"](dense, *leaves)[1]
+        if way == "linearize"
+        else FORWARD[way](dense, *leaves)
+    )
     torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
 
 
@@ -258,10 +330,14 @@ def test_gradcheck_in_forward_mode(name: str) -> None:
     rows = ROWS.clone().requires_grad_()
 
     def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
-        result: Tensor = operators.value_and_gradients(h, W, b, CLEAN, None, None, rows, name, 0.0, [True] * 3)[0]
+        result: Tensor = operators.value_and_gradients(
+            h, W, b, CLEAN, None, None, rows, name, 0.0, [True] * 3
+        )[0]
         return result
 
-    assert torch.autograd.gradcheck(value, (h, W, b, rows), check_forward_ad=True, check_backward_ad=False)
+    assert torch.autograd.gradcheck(
+        value, (h, W, b, rows), check_forward_ad=True, check_backward_ad=False
+    )
     assert torch.autograd.gradgradcheck(value, (h, W, b, rows), check_fwd_over_rev=True)
 
 
@@ -274,19 +350,28 @@ def test_forward_mode_in_lower_precision(dtype: torch.dtype, reduction: str) -> 
     found, truth = (jvp(function, x, x) for x in (low, wide))
     for ours, theirs in zip(found, truth, strict=True):
         assert ours.dtype == dtype
-        torch.testing.assert_close(ours.double(), theirs, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(
+            ours.double(), theirs, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps
+        )
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
 def test_the_older_functional_interface(name: str, reduction: str) -> None:
-    """Its hvp and jvp differentiate a Hessian product in the direction, in which it is linear: that is no third derivative."""
+    """Its hvp and jvp differentiate a Hessian product in the direction, in which it is linear: that
+    is no third derivative.
+    """
     leaves, moves = tuple(x.detach() for x in parts()), tuple(torch.rand_like(x) for x in parts())
     ours = lambda h, W, b: LOSS_FUNCTIONS[name](h, W, b, reduction).sum()  # noqa: E731
     dense = lambda h, W, b: dense_loss(name, h, W, b, reduction).sum()  # noqa: E731
     for way in (torch.autograd.functional.hvp, torch.autograd.functional.vhp):
-        torch.testing.assert_close(way(ours, leaves, moves)[1], way(dense, leaves, moves)[1], rtol=1e-10, atol=1e-12)
-    slopes = (torch.autograd.functional.jvp(torch.func.grad(f, (0, 1, 2)), leaves, moves)[1] for f in (ours, dense))
+        torch.testing.assert_close(
+            way(ours, leaves, moves)[1], way(dense, leaves, moves)[1], rtol=1e-10, atol=1e-12
+        )
+    slopes = (
+        torch.autograd.functional.jvp(torch.func.grad(f, (0, 1, 2)), leaves, moves)[1]
+        for f in (ours, dense)
+    )
     torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
 
 
@@ -300,13 +385,18 @@ def test_third_derivatives_are_refused_in_words() -> None:
     h, W, b = parts()
     (first,) = torch.autograd.grad(CASES["ce-mean"](h, W, b), h, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), h, create_graph=True)
-    for again in (lambda x: torch.autograd.grad(x, h, retain_graph=True), lambda x: x.backward(retain_graph=True)):
+    for again in (
+        lambda x: torch.autograd.grad(x, h, retain_graph=True),
+        lambda x: x.backward(retain_graph=True),
+    ):
         with pytest.raises(NotImplementedError, match="third derivatives"):
             again(second.square().sum())
     direction = torch.rand_like(h).requires_grad_()
     (first,) = torch.autograd.grad(CASES["ce-mean"](h, W, b), h, create_graph=True)
     (linear,) = torch.autograd.grad(first, h, direction, create_graph=True)
-    with pytest.raises(NotImplementedError, match="third derivatives"):  # of the direction alone it would be the second
+    with pytest.raises(
+        NotImplementedError, match="third derivatives"
+    ):  # of the direction alone it would be the second
         torch.autograd.grad(linear.sum(), (direction, h))
 
 
@@ -335,12 +425,16 @@ def test_compiles_inside_transforms(name: str, reduction: str) -> None:
     ):
         torch.compiler.reset()
         compiled = torch.compile(transform, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(*arguments), transform(*arguments), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            compiled(*arguments), transform(*arguments), rtol=1e-12, atol=1e-14
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_compiled_forward_mode_is_refused_rather_than_wrong() -> None:
-    """torch.compile knows no jvp of a Function; without fullgraph it falls back to eager code, which does."""
+    """torch.compile knows no jvp of a Function; without fullgraph it falls back to eager code,
+    which does.
+    """
     h, W, b = (x.detach() for x in parts())
     derivative = lambda W: jvp(lambda W: CASES["ce-mean"](h, W, b), (W,), (W,))[1]  # noqa: E731
     torch.compiler.reset()
@@ -352,7 +446,9 @@ def test_compiled_forward_mode_is_refused_rather_than_wrong() -> None:
 
 def test_compiles_with_a_dynamic_batch_and_checks_labels_there() -> None:
     torch.compiler.reset()
-    compiled = torch.compile(fused.linear_cross_entropy, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(
+        fused.linear_cross_entropy, fullgraph=True, backend="aot_eager", dynamic=True
+    )
     _, W, _ = parts()
     for rows in (4, 7, 9):
         h, y = leaf(rows, rows, D), torch.arange(rows) % K
@@ -393,7 +489,9 @@ def test_autocast_leaves_the_sums_alone() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_a_kept_graph_gives_the_same_gradient_again(factor: float) -> None:
-    """Gradient buffers are handed over to the caller, who may overwrite them: never while the graph is to be used again."""
+    """Gradient buffers are handed over to the caller, who may overwrite them: never while the graph
+    is to be used again.
+    """
     h, W, b = parts()
     loss = CASES["ce-mean"](h, W, b) * factor
     loss.backward(retain_graph=True)
@@ -429,14 +527,18 @@ def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
 def test_checkpointing_changes_no_derivative(name: str, reduction: str) -> None:
-    """Inside and outside of a checkpoint, which hands out each saved tensor once, to the second order."""
+    """Inside and outside of a checkpoint, which hands out each saved tensor once, to the second
+    order.
+    """
 
     def inside(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
         return LOSS_FUNCTIONS[name](torch.tanh(h), W, b, reduction).square().sum()
 
     def penalised(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
         loss = inside(h, W, b)
-        return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, (h, W, b), create_graph=True))
+        return loss + sum(
+            g.square().sum() for g in torch.autograd.grad(loss, (h, W, b), create_graph=True)
+        )
 
     def kept(function: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
         result: Tensor = checkpoint(function, *leaves, use_reentrant=False)
@@ -445,12 +547,16 @@ def test_checkpointing_changes_no_derivative(name: str, reduction: str) -> None:
     leaves = parts()
     for function in (inside, penalised):
         expected = torch.autograd.grad(function(*leaves), leaves)
-        for found, truth in zip(torch.autograd.grad(kept(function, *leaves), leaves), expected, strict=True):
+        for found, truth in zip(
+            torch.autograd.grad(kept(function, *leaves), leaves), expected, strict=True
+        ):
             torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
     gradients = torch.autograd.grad(kept(inside, *leaves), leaves, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
     gradients = torch.autograd.grad(inside(*leaves), leaves, create_graph=True)
-    for found, truth in zip(second, torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves), strict=True):
+    for found, truth in zip(
+        second, torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves), strict=True
+    ):
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
 
 
@@ -458,11 +564,16 @@ def test_checkpointing_changes_no_derivative(name: str, reduction: str) -> None:
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("name", list(LOSS_FUNCTIONS))
 def test_batched_gradients(name: str, reduction: str) -> None:
-    """The vmap of torch.autograd, which is another than torch.func's, over upstreams of the first and the second order."""
+    """The vmap of torch.autograd, which is another than torch.func's, over upstreams of the first
+    and the second order.
+    """
     leaves = parts()
     for order in (1, 2):
         found = []
-        for function in (lambda: LOSS_FUNCTIONS[name](*leaves, reduction), lambda: dense_loss(name, *leaves, reduction)):
+        for function in (
+            lambda: LOSS_FUNCTIONS[name](*leaves, reduction),
+            lambda: dense_loss(name, *leaves, reduction),
+        ):
             value = function()
             if order == 2:
                 (value,) = torch.autograd.grad(value.square().sum(), leaves[1], create_graph=True)
@@ -472,7 +583,10 @@ def test_batched_gradients(name: str, reduction: str) -> None:
         torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
     jacobians = [
         torch.autograd.functional.jacobian(f, leaves, vectorize=True)
-        for f in (lambda *x: LOSS_FUNCTIONS[name](*x, reduction), lambda *x: dense_loss(name, *x, reduction))
+        for f in (
+            lambda *x: LOSS_FUNCTIONS[name](*x, reduction),
+            lambda *x: dense_loss(name, *x, reduction),
+        )
     ]
     torch.testing.assert_close(jacobians[0], jacobians[1], rtol=1e-10, atol=1e-12)
 
@@ -519,16 +633,22 @@ def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) ->
     backend = operators.backend_for("cpu", torch.float64)
     for name in ("head", "losses", "head_hvp", "logit_gradient"):
         method = getattr(backend, name)
-        monkeypatch.setattr(backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1])
+        monkeypatch.setattr(
+            backend, name, lambda *a, m=method, n=name, **k: (sweeps.append(n), m(*a, **k))[1]
+        )
     CASES["ce-mean"](*parts()).backward()
     assert sweeps == ["head"]
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
 def test_targets_end_with_the_last_reference_to_them(loss: str) -> None:
-    """What is remembered of targets hangs on their tensor and must not hold it: the collector may be off."""
+    """What is remembered of targets hangs on their tensor and must not hold it: the collector may
+    be off.
+    """
     h, W, b = (x.detach() for x in parts())
-    indices, indptr = (SETS.indices.clone(), SETS.indptr) if loss == "pick-all" else (CLEAN.clone(), None)
+    indices, indptr = (
+        (SETS.indices.clone(), SETS.indptr) if loss == "pick-all" else (CLEAN.clone(), None)
+    )
     operators.head(
         h, W, b, indices.clone(), indptr, None, ROWS, loss, 0.0, [True] * 3
     )  # what torch sets up once holds its arguments
@@ -544,18 +664,28 @@ def test_targets_end_with_the_last_reference_to_them(loss: str) -> None:
 
 
 def test_shapes_are_inferred_without_data() -> None:
-    h, W, y = torch.empty(4, 3, device="meta"), torch.empty(5, 3, device="meta"), torch.empty(4, device="meta").long()
+    h, W, y = (
+        torch.empty(4, 3, device="meta"),
+        torch.empty(5, 3, device="meta"),
+        torch.empty(4, device="meta").long(),
+    )
     assert fused.linear_cross_entropy(h, W, y).shape == ()
     assert fused.linear_cross_entropy(h, W, y, reduction="none").shape == (4,)
 
 
 def test_a_penalty_on_the_gradient_through_a_network() -> None:
-    """A penalty on the gradient, as in training: the double backward reaches what lies before the head."""
+    """A penalty on the gradient, as in training: the double backward reaches what lies before the
+    head.
+    """
     x, V, W = leaf(1, N, 4), leaf(2, D, 4), leaf(3, K, D)
 
     def penalised(V: Tensor, W: Tensor, fast: bool) -> Tensor:
         h = torch.tanh(x.detach() @ V.T)
-        loss = fused.linear_cross_entropy(h, W, CLEAN) if fast else F.cross_entropy(F.linear(h, W), CLEAN)
+        loss = (
+            fused.linear_cross_entropy(h, W, CLEAN)
+            if fast
+            else F.cross_entropy(F.linear(h, W), CLEAN)
+        )
         (gradient,) = torch.autograd.grad(loss.square(), W, create_graph=True)
         return loss + gradient.square().sum()
 
@@ -565,7 +695,11 @@ def test_a_penalty_on_the_gradient_through_a_network() -> None:
 
 
 def test_vmap_over_target_sets_is_refused_in_words() -> None:
-    h, W, y = torch.randn(3, 5, 4).double(), torch.randn(6, 4).double(), torch.zeros(3, 5, 1, dtype=torch.long)
+    h, W, y = (
+        torch.randn(3, 5, 4).double(),
+        torch.randn(6, 4).double(),
+        torch.zeros(3, 5, 1, dtype=torch.long),
+    )
     with pytest.raises(InputError, match="target must not be mapped over"):
         vmap(lambda h, y: fused.linear_pick_all(h, W, y))(h, y)
     with pytest.raises(InputError, match="target must not be mapped over"):

@@ -21,25 +21,81 @@ SINGLE = ("linear_cross_entropy", "linear_focal_loss", "linear_squared_error")
 ALL = (*SINGLE, "linear_pick_all")
 
 COMMON: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "label too high": ({"target": torch.tensor([0, 1, 2, 5])}, InputError, r"^target must lie in \[0, 5\)"),
+    "label too high": (
+        {"target": torch.tensor([0, 1, 2, 5])},
+        InputError,
+        r"^target must lie in \[0, 5\)",
+    ),
     "rows disagree": ({"target": Y[:3]}, InputError, "target"),
     "target is boolean": ({"target": Y > 1}, InputTypeError, "target must hold class indices"),
     "target is a string": ({"target": "spam"}, InputTypeError, "target must be"),
-    "dtypes differ": ({"linear_weight": W.double()}, InputTypeError, "linear_weight is torch.float64 but input is"),
-    "bias dtype differs": ({"linear_bias": B.double()}, InputTypeError, "linear_bias is torch.float64"),
-    "integer input": ({"input": torch.ones(4, 3, dtype=torch.int64)}, InputTypeError, "input must be float64, float32"),
-    "devices differ": ({"linear_weight": W.to("meta")}, InputError, "linear_weight is on meta but input on cpu"),
+    "dtypes differ": (
+        {"linear_weight": W.double()},
+        InputTypeError,
+        "linear_weight is torch.float64 but input is",
+    ),
+    "bias dtype differs": (
+        {"linear_bias": B.double()},
+        InputTypeError,
+        "linear_bias is torch.float64",
+    ),
+    "integer input": (
+        {"input": torch.ones(4, 3, dtype=torch.int64)},
+        InputTypeError,
+        "input must be float64, float32",
+    ),
+    "devices differ": (
+        {"linear_weight": W.to("meta")},
+        InputError,
+        "linear_weight is on meta but input on cpu",
+    ),
     "not a tensor": ({"input": [[1.0]]}, InputTypeError, "input must be a torch tensor, got list"),
-    "weight not a tensor": ({"linear_weight": [[1.0]]}, InputTypeError, "linear_weight must be a torch tensor"),
+    "weight not a tensor": (
+        {"linear_weight": [[1.0]]},
+        InputTypeError,
+        "linear_weight must be a torch tensor",
+    ),
     "three dimensions": ({"input": torch.randn(2, 2, 3)}, InputError, "flatten leading dimensions"),
-    "features disagree": ({"linear_weight": torch.randn(5, 4)}, InputError, "3 features a row but linear_weight has 4"),
-    "one class": ({"linear_weight": W[:1], "target": Y * 0, "linear_bias": None}, InputError, "at least 2 rows"),
-    "weight is a vector": ({"linear_weight": W[0]}, InputError, r"linear_weight must have shape \(K, d\)"),
-    "bias is short": ({"linear_bias": B[:4]}, InputError, r"linear_bias must have shape \(5,\), got \(4,\)"),
-    "no features": ({"input": H[:, :0], "linear_weight": W[:, :0]}, InputError, "at least one feature"),
-    "nested": ({"input": torch.nested.nested_tensor([H, H], layout=torch.jagged)}, InputTypeError, "got a nested one"),
-    "sparse": ({"linear_weight": W.to_sparse()}, InputTypeError, "linear_weight must be a dense tensor"),
-    "reduction": ({"reduction": "average"}, InputError, "reduction must be one of none, mean, sum; got 'average'"),
+    "features disagree": (
+        {"linear_weight": torch.randn(5, 4)},
+        InputError,
+        "3 features a row but linear_weight has 4",
+    ),
+    "one class": (
+        {"linear_weight": W[:1], "target": Y * 0, "linear_bias": None},
+        InputError,
+        "at least 2 rows",
+    ),
+    "weight is a vector": (
+        {"linear_weight": W[0]},
+        InputError,
+        r"linear_weight must have shape \(K, d\)",
+    ),
+    "bias is short": (
+        {"linear_bias": B[:4]},
+        InputError,
+        r"linear_bias must have shape \(5,\), got \(4,\)",
+    ),
+    "no features": (
+        {"input": H[:, :0], "linear_weight": W[:, :0]},
+        InputError,
+        "at least one feature",
+    ),
+    "nested": (
+        {"input": torch.nested.nested_tensor([H, H], layout=torch.jagged)},
+        InputTypeError,
+        "got a nested one",
+    ),
+    "sparse": (
+        {"linear_weight": W.to_sparse()},
+        InputTypeError,
+        "linear_weight must be a dense tensor",
+    ),
+    "reduction": (
+        {"reduction": "average"},
+        InputError,
+        "reduction must be one of none, mean, sum; got 'average'",
+    ),
 }
 
 
@@ -61,7 +117,8 @@ def test_distributed_tensors_are_refused_in_words() -> None:
 
     spread = W.as_subclass(Distributed)
     with pytest.raises(
-        InputTypeError, match=r"linear_weight must be a plain tensor, got a DTensor; pass linear_weight.full_tensor"
+        InputTypeError,
+        match=r"linear_weight must be a plain tensor, got a DTensor; pass linear_weight.full_tensor",
     ):
         fused.linear_focal_loss(H, spread, Y)
     with pytest.raises(InputTypeError, match="input must be a DTensor where linear_weight is one"):
@@ -69,8 +126,16 @@ def test_distributed_tensors_are_refused_in_words() -> None:
 
 
 LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "label beyond int64": ({"target": torch.tensor([0, 1, 2**64 - 100, 2], dtype=torch.uint64)}, InputError, "beyond int64"),
-    "negative label": ({"target": torch.tensor([0, 1, -3, 2])}, InputError, "got values from -3 to 2"),
+    "label beyond int64": (
+        {"target": torch.tensor([0, 1, 2**64 - 100, 2], dtype=torch.uint64)},
+        InputError,
+        "beyond int64",
+    ),
+    "negative label": (
+        {"target": torch.tensor([0, 1, -3, 2])},
+        InputError,
+        "got values from -3 to 2",
+    ),
     "default ignore_index replaced": (
         {"target": torch.tensor([0, 1, -100, 2]), "ignore_index": -1},
         InputError,
@@ -78,11 +143,27 @@ LABELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "float target of another shape": ({"target": torch.rand(4)}, InputError, "target"),
     "class weight short": ({"weight": B[:4]}, InputError, r"weight must have shape \(5,\)"),
-    "class weight integer": ({"weight": torch.ones(5, dtype=torch.int64)}, InputTypeError, "weight must be float64"),
+    "class weight integer": (
+        {"weight": torch.ones(5, dtype=torch.int64)},
+        InputTypeError,
+        "weight must be float64",
+    ),
     "class weight elsewhere": ({"weight": B.to("meta")}, InputError, "weight is on meta"),
-    "class weight requires grad": ({"weight": B.clone().requires_grad_()}, InputError, "pass weight.detach"),
-    "target is sparse": ({"target": P.to_sparse()}, InputTypeError, "target must be a dense tensor"),
-    "target elsewhere": ({"target": Y.to("meta")}, InputError, "target is on meta but the input on cpu"),
+    "class weight requires grad": (
+        {"weight": B.clone().requires_grad_()},
+        InputError,
+        "pass weight.detach",
+    ),
+    "target is sparse": (
+        {"target": P.to_sparse()},
+        InputTypeError,
+        "target must be a dense tensor",
+    ),
+    "target elsewhere": (
+        {"target": Y.to("meta")},
+        InputError,
+        "target is on meta but the input on cpu",
+    ),
     "target too deep": ({"target": Y[:, None]}, InputError, r"target must have shape \(4,\)"),
 }
 
@@ -107,14 +188,23 @@ def test_every_single_label_loss_refuses(name: str, wrong: str) -> None:
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
         ({"label_smoothing": float("nan")}, "label_smoothing"),
         ({"label_smoothing": "a"}, "label_smoothing must be a number, got 'a'"),
-        ({"label_smoothing": torch.tensor(0.1, requires_grad=True)}, "label_smoothing must be a number"),
+        (
+            {"label_smoothing": torch.tensor(0.1, requires_grad=True)},
+            "label_smoothing must be a number",
+        ),
         ({"ignore_index": "a"}, "ignore_index must be a whole number, got 'a'"),
         ({"ignore_index": 1.0}, "ignore_index must be a whole number"),
         ({"target": P, "ignore_index": 1}, "ignore_index goes with class indices only"),
         ({"target": P[:, :4]}, "must hold class probabilities of shape"),
         ({"options": "chunked"}, "options must be None or"),
-        ({"input": H[0], "linear_weight": torch.randn(5, 2, 3), "target": Y[:2]}, "needs batched input"),
-        ({"linear_weight": torch.randn(5, 0, 3), "target": torch.ones(4, 0).long()}, "at least one head"),
+        (
+            {"input": H[0], "linear_weight": torch.randn(5, 2, 3), "target": Y[:2]},
+            "needs batched input",
+        ),
+        (
+            {"linear_weight": torch.randn(5, 0, 3), "target": torch.ones(4, 0).long()},
+            "at least one head",
+        ),
         ({"linear_weight": torch.randn(5, 2, 3)}, r"target must have shape \(4, 2\)"),
     ],
 )
@@ -133,7 +223,9 @@ def test_focal_refuses_gamma(gamma: Any) -> None:
 def test_numbers_of_numpy_and_of_tensors(of: Any) -> None:
     expected = fused.linear_cross_entropy(H, W, Y, label_smoothing=float(of(0.25)))
     assert torch.equal(fused.linear_cross_entropy(H, W, Y, label_smoothing=of(0.25)), expected)
-    assert torch.equal(fused.linear_focal_loss(H, W, Y, gamma=of(3.0)), fused.linear_focal_loss(H, W, Y, gamma=3.0))
+    assert torch.equal(
+        fused.linear_focal_loss(H, W, Y, gamma=of(3.0)), fused.linear_focal_loss(H, W, Y, gamma=3.0)
+    )
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -156,7 +248,10 @@ def test_many_heads_go_with_cross_entropy_only(name: str) -> None:
         ([[0], [1], [], [2]], "needs at least one class"),
         ([[0, 1, 2, 3, 4], [1], [2], [3]], "holds every class"),
         ([[0, 0], [1], [2], [3]], "names a class twice"),
-        ([[0, 9], [1], [2], [3]], r"^target must lie in \[0, 5\), got 9; .* or give the weight more rows"),
+        (
+            [[0, 9], [1], [2], [3]],
+            r"^target must lie in \[0, 5\), got 9; .* or give the weight more rows",
+        ),
         (torch.full((4, 2), -1), "needs at least one class"),
         (torch.zeros(4, 2, 2, dtype=torch.int64), r"target must have shape \(N, m\)"),
         (P, "for a 0/1 matrix pass its classes"),
@@ -181,10 +276,19 @@ def test_pick_all_refuses(target: Any, message: str) -> None:
         ({"loss": make_loss("ce"), "smoothing": 0.1}, "go with a loss given by name"),
         ({"loss": "ce", "gamma": 1.0}, "gamma goes with the loss focal only"),
         ({"reduction": "none"}, "reduction must be mean or sum"),
-        ({"need": None}, "need must be a collection of parts among features, weight, bias, got None"),
+        (
+            {"need": None},
+            "need must be a collection of parts among features, weight, bias, got None",
+        ),
         ({"need": [1]}, "need must name parts among features, weight, bias; got 1"),
-        ({"need": "weight"}, r"need must be a collection .* got the string 'weight'; write \('weight',\)"),
-        ({"need": ("features", "logits")}, "need must name parts among features, weight, bias; got logits"),
+        (
+            {"need": "weight"},
+            r"need must be a collection .* got the string 'weight'; write \('weight',\)",
+        ),
+        (
+            {"need": ("features", "logits")},
+            "need must name parts among features, weight, bias; got logits",
+        ),
         ({"backend": "spam"}, "backend must be one of"),
         ({"backend": 3}, "backend must be one of"),
         ({"lambda_w": -1.0}, "lambda_w must be a finite number >= 0"),

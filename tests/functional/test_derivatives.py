@@ -1,4 +1,6 @@
-"""value_and_grad and hvp against autograd on the dense expression, over every loss and both CPU backends."""
+"""value_and_grad and hvp against autograd on the dense expression, over every loss and both CPU
+backends.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,22 @@ def setup(seed: int, loss: str, biased: bool) -> tuple[Tensor, Tensor, Tensor | 
     h, W = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((9, 4), (6, 4)))
     b = torch.randn(6, generator=g, dtype=torch.float64) if biased else None
     y = torch.randint(0, 6, (9,), generator=g)
-    targets = Targets(torch.stack([y, (y + 2) % 6], 1).reshape(-1), torch.arange(0, 19, 2)) if loss == "pick-all" else y
+    targets = (
+        Targets(torch.stack([y, (y + 2) % 6], 1).reshape(-1), torch.arange(0, 19, 2))
+        if loss == "pick-all"
+        else y
+    )
     return h, W, b, targets, torch.rand(9, generator=g, dtype=torch.float64) + 0.1
 
 
 def dense(loss: str, h: Tensor, W: Tensor, b: Tensor | None, targets: Any, rows: Tensor) -> Tensor:
     made = make_loss(loss, **PARAMETERS.get(loss, {}))
     z = h @ W.T if b is None else h @ W.T + b
-    penalty = 0.3 * W.square().sum() + 0.2 * h.square().sum() + (0.0 if b is None else 0.1 * b.square().sum())
+    penalty = (
+        0.3 * W.square().sum()
+        + 0.2 * h.square().sum()
+        + (0.0 if b is None else 0.1 * b.square().sum())
+    )
     return rows @ made.dense(z, targets) + 0.5 * penalty
 
 
@@ -49,13 +59,19 @@ def test_equals_autograd(seed: int, loss: str, biased: bool, reduction: str, bac
     scale = rows / rows.sum() if reduction == "mean" else rows
     value = dense(loss, leaves[0], leaves[1], leaves[2] if biased else None, targets, scale)
     gradient = torch.autograd.grad(value, leaves, create_graph=True)
-    options: dict[str, Any] = PENALTIES | PARAMETERS.get(loss, {}) | {"row_weight": rows, "reduction": reduction}
+    options: dict[str, Any] = (
+        PENALTIES | PARAMETERS.get(loss, {}) | {"row_weight": rows, "reduction": reduction}
+    )
     found = value_and_grad(loss, h, W, targets, b, backend=backend, **options)
     torch.testing.assert_close(found.value, value.detach(), rtol=1e-12, atol=1e-12)
     parts = [x for x in found.gradient if x is not None]
     direction = [torch.cos(x.detach()) for x in leaves]
     product = torch.autograd.grad(gradient, leaves, direction)
-    moved = [x for x in hvp(loss, h, W, targets, tuple(direction), b, backend=backend, **options) if x is not None]
+    moved = [
+        x
+        for x in hvp(loss, h, W, targets, tuple(direction), b, backend=backend, **options)
+        if x is not None
+    ]
     for ours, theirs in zip([*parts, *moved], [*gradient, *product], strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-11, atol=1e-11)
 
@@ -69,14 +85,18 @@ def test_only_what_is_needed(loss: str, part: str) -> None:
     assert [x is not None for x in one.gradient] == [name == part for name in HeadGradients._fields]
     torch.testing.assert_close(getattr(one.gradient, part), getattr(everything.gradient, part))
     direction = HeadGradients(h, W, b)
-    whole, only = (hvp(loss, h, W, targets, direction, b, need=n) for n in (HeadGradients._fields, (part,)))
+    whole, only = (
+        hvp(loss, h, W, targets, direction, b, need=n) for n in (HeadGradients._fields, (part,))
+    )
     torch.testing.assert_close(getattr(only, part), getattr(whole, part))
 
 
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_a_missing_direction_is_zero_and_products_add(loss: str) -> None:
     h, W, b, targets, _ = setup(2, loss, True)
-    pieces = [hvp(loss, h, W, targets, d, b) for d in ((h, None), (None, W), HeadGradients(None, None, b))]
+    pieces = [
+        hvp(loss, h, W, targets, d, b) for d in ((h, None), (None, W), HeadGradients(None, None, b))
+    ]
     whole = hvp(loss, h, W, targets, (h, W, b), b)
     for field in HeadGradients._fields:
         total = sum(getattr(p, field) for p in pieces)
@@ -134,13 +154,17 @@ def test_inputs_are_left_alone_and_may_require_gradients() -> None:
 
 @pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
 def test_collapsed_value_and_gradient_are_the_formula(margin: float) -> None:
-    """W = I and h = m e_y: every loss is log1p((K - 1) exp(-m)), the gradient known in closed form."""
+    """W = I and h = m e_y: every loss is log1p((K - 1) exp(-m)), the gradient known in closed
+    form.
+    """
     K = 40
     W, y = torch.eye(K), torch.arange(K)
     found = value_and_grad("ce", margin * W, W, y, reduction="sum")
     s = (K - 1) * math.exp(-margin)
     assert abs(float(found.value) / (K * math.log1p(s)) - 1) < 1e-6
-    expected = (torch.full((K, K), math.exp(-margin) / (1 + s), dtype=torch.float64)).fill_diagonal_(-s / (1 + s))
+    expected = (
+        torch.full((K, K), math.exp(-margin) / (1 + s), dtype=torch.float64)
+    ).fill_diagonal_(-s / (1 + s))
     assert found.gradient.features is not None
     torch.testing.assert_close(found.gradient.features.double(), expected, rtol=1e-6, atol=0)
 
@@ -149,7 +173,9 @@ def test_collapsed_value_and_gradient_are_the_formula(margin: float) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("penalty", [0.0, 0.2])
 @pytest.mark.parametrize("loss", list(LOSSES))
-def test_a_row_of_weight_0_is_left_out_whatever_it_holds(loss: str, penalty: float, reduction: str, backend: str) -> None:
+def test_a_row_of_weight_0_is_left_out_whatever_it_holds(
+    loss: str, penalty: float, reduction: str, backend: str
+) -> None:
     h, W, b, targets, rows = setup(6, loss, True)
     out = torch.tensor([1, 4, 8])
     rows[out] = 0.0
@@ -157,7 +183,12 @@ def test_a_row_of_weight_0_is_left_out_whatever_it_holds(loss: str, penalty: flo
     spoilt[out[0]], spoilt[out[1]] = math.nan, math.inf
     moved[out[1]], moved[out[2]] = math.nan, math.inf
     kept = rows > 0
-    options: dict[str, Any] = {"reduction": reduction, "lambda_w": penalty, "backend": backend, "row_weight": rows}
+    options: dict[str, Any] = {
+        "reduction": reduction,
+        "lambda_w": penalty,
+        "backend": backend,
+        "row_weight": rows,
+    }
     options |= PARAMETERS.get(loss, {})
     found = value_and_grad(loss, spoilt, W, targets, b, **options)
     product = hvp(loss, spoilt, W, targets, (moved, W, b), b, **options)
@@ -173,7 +204,9 @@ def test_a_row_of_weight_0_is_left_out_whatever_it_holds(loss: str, penalty: flo
         assert found.margins is not None
         assert full.margins is not None
         torch.testing.assert_close(found.margins[kept], full.margins[kept])
-        torch.testing.assert_close(found.margins[out[2]], full.margins[out[2]])  # finite features: its margin is known
+        torch.testing.assert_close(
+            found.margins[out[2]], full.margins[out[2]]
+        )  # finite features: its margin is known
         torch.testing.assert_close(found.accuracy, clean.accuracy)
 
 

@@ -1,4 +1,6 @@
-"""The drop-in loss of DTensors: what `dtensor_worker` checked on two gloo processes, and what a plain call does not import."""
+"""The drop-in loss of DTensors: what `dtensor_worker` checked on two gloo processes, and what a
+plain call does not import.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def test_dtensors_give_what_one_process_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device")
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device"
+)
 def test_dtensors_on_gpus_give_what_one_process_does(tmp_path: Path) -> None:
     _check_two_ranks(tmp_path, "cuda")
 

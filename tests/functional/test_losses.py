@@ -1,4 +1,6 @@
-"""The drop-in losses against the dense expressions of torch in float64, in value and gradients, in every argument."""
+"""The drop-in losses against the dense expressions of torch in float64, in value and gradients, in
+every argument.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-def leaf(generator: torch.Generator, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+def leaf(
+    generator: torch.Generator, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float64
+) -> Tensor:
     x = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
     return x.to(dtype).requires_grad_()
 
@@ -40,7 +44,13 @@ def dense_logits(h: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     return flat.reshape(*h.shape[:-1], *W.shape[:-1])
 
 
-def agree(ours: Tensor, theirs: Tensor, leaves: list[Tensor], generator: torch.Generator, tol: float = 1e-11) -> None:
+def agree(
+    ours: Tensor,
+    theirs: Tensor,
+    leaves: list[Tensor],
+    generator: torch.Generator,
+    tol: float = 1e-11,
+) -> None:
     """Equal value and equal gradients under a random incoming gradient."""
     torch.testing.assert_close(ours, theirs, rtol=tol, atol=tol, equal_nan=True)
     upstream = torch.randn(theirs.shape, generator=generator, dtype=torch.float64).to(theirs.dtype)
@@ -49,7 +59,16 @@ def agree(ours: Tensor, theirs: Tensor, leaves: list[Tensor], generator: torch.G
         torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
-SHAPES = st.sampled_from([(1, 2, 1, ()), (7, 2, 3, ()), (5, 9, 4, ()), (33, 17, 8, ()), (4, 3, 2, (2,)), (3, 4, 5, (2, 3))])
+SHAPES = st.sampled_from(
+    [
+        (1, 2, 1, ()),
+        (7, 2, 3, ()),
+        (5, 9, 4, ()),
+        (33, 17, 8, ()),
+        (4, 3, 2, (2,)),
+        (3, 4, 5, (2, 3)),
+    ]
+)
 SMOOTHING = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 REDUCTION = st.sampled_from(["none", "mean", "sum"])
 
@@ -90,9 +109,19 @@ def test_cross_entropy_equals_torch(
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), shape=SHAPES, reduction=REDUCTION, smoothing=SMOOTHING, weighted=st.booleans())
+@given(
+    seed=st.integers(0, 2**31),
+    shape=SHAPES,
+    reduction=REDUCTION,
+    smoothing=SMOOTHING,
+    weighted=st.booleans(),
+)
 def test_class_probabilities_equal_torch(
-    seed: int, shape: tuple[int, int, int, tuple[int, ...]], reduction: str, smoothing: float, weighted: bool
+    seed: int,
+    shape: tuple[int, int, int, tuple[int, ...]],
+    reduction: str,
+    smoothing: float,
+    weighted: bool,
 ) -> None:
     N, K, d, out = shape
     g = torch.Generator().manual_seed(seed)
@@ -106,26 +135,41 @@ def test_class_probabilities_equal_torch(
 
 @settings(max_examples=30, deadline=None)
 @given(
-    seed=st.integers(0, 2**31), reduction=REDUCTION, gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]), weighted=st.booleans()
+    seed=st.integers(0, 2**31),
+    reduction=REDUCTION,
+    gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]),
+    weighted=st.booleans(),
 )
 def test_focal_equals_the_textbook(seed: int, reduction: str, gamma: float, weighted: bool) -> None:
     g = torch.Generator().manual_seed(seed)
     h, W, b = leaf(g, 11, 4), leaf(g, 6, 4), leaf(g, 6)
     y = torch.randint(0, 6, (11,), generator=g)
     y[3] = -100
-    w = torch.rand(6, generator=g, dtype=torch.float64) + 0.1 if weighted else torch.ones(6, dtype=torch.float64)
-    kept = torch.tensor([i for i in range(11) if i != 3])  # the textbook form has no gradient where its base is 0
+    w = (
+        torch.rand(6, generator=g, dtype=torch.float64) + 0.1
+        if weighted
+        else torch.ones(6, dtype=torch.float64)
+    )
+    kept = torch.tensor(
+        [i for i in range(11) if i != 3]
+    )  # the textbook form has no gradient where its base is 0
     log_loss = F.cross_entropy(dense_logits(h, W, b), y, reduction="none")[kept]
     each = w[y[kept]] * (1 - torch.exp(-log_loss)) ** gamma * log_loss
     padded = torch.zeros(11, dtype=torch.float64).index_copy(0, kept, each)
     theirs = {"none": padded, "sum": each.sum(), "mean": each.sum() / w[y[kept]].sum()}[reduction]
-    ours = fused.linear_focal_loss(h, W, y, linear_bias=b, gamma=gamma, weight=w if weighted else None, reduction=reduction)
+    ours = fused.linear_focal_loss(
+        h, W, y, linear_bias=b, gamma=gamma, weight=w if weighted else None, reduction=reduction
+    )
     agree(ours, theirs, [h, W, b], g)
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31), reduction=REDUCTION, biased=st.booleans(), weighted=st.booleans())
-def test_squared_error_equals_dense(seed: int, reduction: str, biased: bool, weighted: bool) -> None:
+@given(
+    seed=st.integers(0, 2**31), reduction=REDUCTION, biased=st.booleans(), weighted=st.booleans()
+)
+def test_squared_error_equals_dense(
+    seed: int, reduction: str, biased: bool, weighted: bool
+) -> None:
     g = torch.Generator().manual_seed(seed)
     h, W, b = leaf(g, 9, 3), leaf(g, 5, 3), leaf(g, 5) if biased else None
     y = torch.randint(0, 5, (9,), generator=g)
@@ -141,7 +185,12 @@ SETS = st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=5), min_size=1, 
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31), sets=SETS, reduction=REDUCTION, form=st.sampled_from(["list", "padded", "csr", "sets"]))
+@given(
+    seed=st.integers(0, 2**31),
+    sets=SETS,
+    reduction=REDUCTION,
+    form=st.sampled_from(["list", "padded", "csr", "sets"]),
+)
 def test_pick_all_equals_dense(seed: int, sets: list[set[int]], reduction: str, form: str) -> None:
     g = torch.Generator().manual_seed(seed)
     h, W, b = leaf(g, len(sets), 4), leaf(g, 6, 4), leaf(g, 6)
@@ -159,7 +208,12 @@ def test_pick_all_equals_dense(seed: int, sets: list[set[int]], reduction: str, 
         hot[r, s] = 1.0
     each = -(hot * F.log_softmax(dense_logits(h, W, b), dim=1)).sum(1)
     theirs = {"none": each, "sum": each.sum(), "mean": each.mean()}[reduction]
-    agree(fused.linear_pick_all(h, W, target, linear_bias=b, reduction=reduction), theirs, [h, W, b], g)
+    agree(
+        fused.linear_pick_all(h, W, target, linear_bias=b, reduction=reduction),
+        theirs,
+        [h, W, b],
+        g,
+    )
 
 
 def test_relations_between_the_losses() -> None:
@@ -170,7 +224,9 @@ def test_relations_between_the_losses() -> None:
         fused.linear_focal_loss(h, W, y, linear_bias=b, gamma=0.0),
         fused.linear_pick_all(h, W, y, linear_bias=b),
         fused.linear_pick_all(h, W, y[:, None], linear_bias=b),
-        fused.linear_cross_entropy(h, W, y, linear_bias=b, weight=torch.ones(6, dtype=torch.float64)),
+        fused.linear_cross_entropy(
+            h, W, y, linear_bias=b, weight=torch.ones(6, dtype=torch.float64)
+        ),
         fused.linear_cross_entropy(h, W, y, linear_bias=b + 100.0),
         fused.linear_cross_entropy(h, W, y.to(torch.int32), linear_bias=b),
     ):
@@ -181,10 +237,16 @@ def test_one_row_without_a_batch() -> None:
     g = torch.Generator().manual_seed(2)
     h, W = leaf(g, 3), leaf(g, 5, 3)
     for reduction in ("none", "mean", "sum"):
-        for function in (fused.linear_cross_entropy, fused.linear_focal_loss, fused.linear_squared_error):
+        for function in (
+            fused.linear_cross_entropy,
+            fused.linear_focal_loss,
+            fused.linear_squared_error,
+        ):
             assert function(h, W, torch.tensor(2), reduction=reduction).shape == ()
         ours = fused.linear_cross_entropy(h, W, torch.tensor(2), reduction=reduction)
-        agree(ours, F.cross_entropy(F.linear(h, W), torch.tensor(2), reduction=reduction), [h, W], g)
+        agree(
+            ours, F.cross_entropy(F.linear(h, W), torch.tensor(2), reduction=reduction), [h, W], g
+        )
         target = torch.rand(5, generator=g, dtype=torch.float64).softmax(0)
         ours = fused.linear_cross_entropy(h, W, target, reduction=reduction)
         agree(ours, F.cross_entropy(F.linear(h, W), target, reduction=reduction), [h, W], g)
@@ -194,8 +256,12 @@ def test_signature_is_that_of_torch() -> None:
     theirs = getattr(F, "linear_cross_entropy", None)
     if theirs is None:
         pytest.skip("this torch has no linear_cross_entropy to compare with")
-    left, right = (list(inspect.signature(f).parameters.values()) for f in (fused.linear_cross_entropy, theirs))
-    assert [(p.name, p.kind, p.default) for p in left[: len(right)]] == [(p.name, p.kind, p.default) for p in right]
+    left, right = (
+        list(inspect.signature(f).parameters.values()) for f in (fused.linear_cross_entropy, theirs)
+    )
+    assert [(p.name, p.kind, p.default) for p in left[: len(right)]] == [
+        (p.name, p.kind, p.default) for p in right
+    ]
     assert all(p.kind is p.KEYWORD_ONLY and p.default is None for p in left[len(right) :])
 
 
@@ -205,14 +271,18 @@ def test_torch_options_are_accepted() -> None:
         pytest.skip("this torch has no LinearCrossEntropyOptions")
     g = torch.Generator().manual_seed(3)
     h, W, y = leaf(g, 6, 3), leaf(g, 5, 3), torch.randint(0, 5, (6,), generator=g)
-    ours = fused.linear_cross_entropy(h, W, y, options=options(batch_chunk_size=2, chunking_method=None))
+    ours = fused.linear_cross_entropy(
+        h, W, y, options=options(batch_chunk_size=2, chunking_method=None)
+    )
     torch.testing.assert_close(ours, fused.linear_cross_entropy(h, W, y), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("rows", [0, 4])
-def test_a_mean_over_nothing_is_nan_with_zero_gradients_as_in_torch(rows: int, smoothing: float, weighted: bool) -> None:
+def test_a_mean_over_nothing_is_nan_with_zero_gradients_as_in_torch(
+    rows: int, smoothing: float, weighted: bool
+) -> None:
     g = torch.Generator().manual_seed(4)
     h, W = leaf(g, rows, 3), leaf(g, 5, 3)
     y = torch.full((rows,), -100)
@@ -245,7 +315,9 @@ def test_class_weights_that_sum_to_zero_divide_by_it_as_in_torch(
     assert not found[0][2].any()  # the ignored row
     assert bool(found[0][[0, 1, 3, 4]].isnan().all())
     for gradient, other in zip(found, truth, strict=True):
-        if min(own) == 0.0:  # with weights of both signs torch has some infinities in place of a NaN
+        if (
+            min(own) == 0.0
+        ):  # with weights of both signs torch has some infinities in place of a NaN
             torch.testing.assert_close(gradient, other, equal_nan=True)
         assert torch.equal(gradient.isfinite(), other.isfinite())
 
@@ -257,7 +329,9 @@ def test_class_weights_that_sum_to_zero_in_the_other_losses(name: str) -> None:
     for own in ([0.0, 0.0], [2.0, -2.0]):
         w = torch.tensor([*own, 1.0, 1.0], dtype=torch.float64)
         loss = getattr(fused, name)(h, W, y, weight=w)
-        torch.testing.assert_close(loss, getattr(fused, name)(h, W, y, weight=w, reduction="sum") / 0.0, equal_nan=True)
+        torch.testing.assert_close(
+            loss, getattr(fused, name)(h, W, y, weight=w, reduction="sum") / 0.0, equal_nan=True
+        )
         features, weight = torch.autograd.grad(loss, (h, W))
         assert bool(weight.isnan().all())
         assert bool(features[:2].isnan().all())
@@ -265,7 +339,8 @@ def test_class_weights_that_sum_to_zero_in_the_other_losses(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"weight": 1, "label_smoothing": 0.1}]
+    "options",
+    [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"weight": 1, "label_smoothing": 0.1}],
 )
 def test_an_ignored_row_may_hold_anything(options: dict[str, Any]) -> None:
     if "weight" in options:
@@ -281,21 +356,32 @@ def test_an_ignored_row_may_hold_anything(options: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, theirs)
         upstream = torch.ones_like(theirs)
         for a, b in zip(
-            torch.autograd.grad(ours, (spoilt, W), upstream), torch.autograd.grad(theirs, (h, W), upstream), strict=True
+            torch.autograd.grad(ours, (spoilt, W), upstream),
+            torch.autograd.grad(theirs, (h, W), upstream),
+            strict=True,
         ):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weight": torch.ones(5), "label_smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"weight": torch.ones(5), "label_smoothing": 0.1}]
+)
 @pytest.mark.parametrize("masked", [0, 4])
-def test_an_ignored_row_loses_nothing_beside_a_masked_class(masked: int, options: dict[str, Any]) -> None:
+def test_an_ignored_row_loses_nothing_beside_a_masked_class(
+    masked: int, options: dict[str, Any]
+) -> None:
     g = torch.Generator().manual_seed(5)
-    h, W, y = torch.randn(4, 3, generator=g), torch.randn(5, 3, generator=g), torch.tensor([1, -100, 2, 3])
+    h, W, y = (
+        torch.randn(4, 3, generator=g),
+        torch.randn(5, 3, generator=g),
+        torch.tensor([1, -100, 2, 3]),
+    )
     bias = torch.zeros(5).index_fill(0, torch.tensor([masked]), -math.inf)
     for reduction in ("none", "sum", "mean"):
         theirs = F.cross_entropy(F.linear(h, W, bias), y, reduction=reduction, **options)
         torch.testing.assert_close(
-            fused.linear_cross_entropy(h, W, y, linear_bias=bias, reduction=reduction, **options), theirs
+            fused.linear_cross_entropy(h, W, y, linear_bias=bias, reduction=reduction, **options),
+            theirs,
         )
 
 
@@ -316,7 +402,9 @@ def test_all_sampled_classes_may_be_masked() -> None:
 
 @pytest.mark.parametrize("target", [2, 1])
 def test_a_bias_that_has_diverged_does_not_pass_for_a_fit(target: int) -> None:
-    """Its class leads by infinitely much: no loss, taken literally, but torch gives NaN, which is what watchers look for."""
+    """Its class leads by infinitely much: no loss, taken literally, but torch gives NaN, which is
+    what watchers look for.
+    """
     g = torch.Generator().manual_seed(5)
     h, W, bias = leaf(g, 4, 3), leaf(g, 5, 3), torch.zeros(5, dtype=torch.float64)
     bias[2] = math.inf
@@ -333,14 +421,18 @@ def test_an_ignored_row_may_hold_anything_in_second_derivatives_too() -> None:
     spoilt.requires_grad_()
     found = []
     for features in (spoilt, h):
-        (gradient,) = torch.autograd.grad(fused.linear_cross_entropy(features, W, y), W, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            fused.linear_cross_entropy(features, W, y), W, create_graph=True
+        )
         found.append(torch.autograd.grad(gradient.square().sum(), (features, W)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_focal_loss", "linear_squared_error"])
+@pytest.mark.parametrize(
+    "name", ["linear_cross_entropy", "linear_focal_loss", "linear_squared_error"]
+)
 def test_a_row_of_class_weight_0_may_hold_anything(name: str, reduction: str) -> None:
     """To the second order; in torch 0 times NaN is NaN."""
     g = torch.Generator().manual_seed(5)
@@ -385,14 +477,24 @@ def test_strided_and_expanded_tensors(reduction: str) -> None:
         agree(ours, theirs, [features, W, b], g)
     for function in (fused.linear_focal_loss, fused.linear_squared_error, fused.linear_pick_all):
         a = function(expanded, W, one, linear_bias=b, reduction=reduction)
-        c = function(expanded.contiguous(), W.contiguous(), one.contiguous(), linear_bias=b.contiguous(), reduction=reduction)
+        c = function(
+            expanded.contiguous(),
+            W.contiguous(),
+            one.contiguous(),
+            linear_bias=b.contiguous(),
+            reduction=reduction,
+        )
         torch.testing.assert_close(a, c, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_focal_loss", "linear_squared_error", "linear_pick_all"])
+@pytest.mark.parametrize(
+    "name", ["linear_cross_entropy", "linear_focal_loss", "linear_squared_error", "linear_pick_all"]
+)
 def test_lower_precision(dtype: torch.dtype, name: str) -> None:
-    """Value and gradients are those of the rounded inputs in float64, rounded once: 4 units of the dtype."""
+    """Value and gradients are those of the rounded inputs in float64, rounded once: 4 units of the
+    dtype.
+    """
     g = torch.Generator().manual_seed(7)
     h, W, b = (leaf(g, *shape, dtype=dtype) for shape in ((40, 16), (30, 16), (30,)))
     y = torch.randint(0, 30, (40,), generator=g)
@@ -402,14 +504,20 @@ def test_lower_precision(dtype: torch.dtype, name: str) -> None:
     assert ours.dtype == dtype
     unit = torch.finfo(dtype).eps
     assert abs(float(ours.detach()) - float(theirs.detach())) <= 4 * unit * float(theirs.detach())
-    pairs = zip(torch.autograd.grad(ours, (h, W, b)), torch.autograd.grad(theirs, exact), strict=True)
+    pairs = zip(
+        torch.autograd.grad(ours, (h, W, b)), torch.autograd.grad(theirs, exact), strict=True
+    )
     for found, truth in pairs:
         assert found.dtype == dtype
         assert float((found.double() - truth).norm()) <= 4 * unit * float(truth.norm())
 
 
-def terminal(margin: float, dtype: torch.dtype, K: int = 12, d: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Features and weights near a simplex, each target about ``margin`` nats above the other classes."""
+def terminal(
+    margin: float, dtype: torch.dtype, K: int = 12, d: int = 16
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features and weights near a simplex, each target about ``margin`` nats above the other
+    classes.
+    """
     g = torch.Generator().manual_seed(8)
     frame = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64)).Q[:K]
     W = frame + 1e-3 * torch.randn(K, d, generator=g, dtype=torch.float64)
@@ -421,7 +529,9 @@ def terminal(margin: float, dtype: torch.dtype, K: int = 12, d: int = 16) -> tup
 @pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 def test_digits_in_the_terminal_phase(margin: float, dtype: torch.dtype, tol: float) -> None:
-    """Value and gradients of log1p(sum exp(z_k - z_y)) in long double, where log-sum-exp of this dtype has no digit."""
+    """Value and gradients of log1p(sum exp(z_k - z_y)) in long double, where log-sum-exp of this
+    dtype has no digit.
+    """
     np = pytest.importorskip("numpy")
     h, W, y = terminal(margin, dtype)
     H, V = (x.detach().double().numpy().astype(np.longdouble) for x in (h, W))
@@ -439,7 +549,9 @@ def test_digits_in_the_terminal_phase(margin: float, dtype: torch.dtype, tol: fl
     for losses in (total, each):
         found = torch.autograd.grad(losses, (h, W), torch.ones_like(losses))
         for gradient, truth in zip(found, (G @ V, G.T @ H), strict=True):
-            error = np.linalg.norm((gradient.double().numpy() - truth).astype(float)) / np.linalg.norm(truth.astype(float))
+            error = np.linalg.norm(
+                (gradient.double().numpy() - truth).astype(float)
+            ) / np.linalg.norm(truth.astype(float))
             assert error < tol
     if dtype == torch.float32:  # what makes the point: torch's own has lost it all
         dense = F.cross_entropy(F.linear(h, W), y, reduction="sum")
@@ -458,19 +570,30 @@ def test_hostile_logits_are_finite() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_an_impossible_target_is_an_infinite_loss_as_in_torch(smoothing: float, weighted: bool) -> None:
+def test_an_impossible_target_is_an_infinite_loss_as_in_torch(
+    smoothing: float, weighted: bool
+) -> None:
     h, W, y = torch.ones(2, 3).double(), torch.ones(4, 3).double(), torch.tensor([0, 1])
-    options = {"linear_bias": torch.tensor([-math.inf, 0.0, 0.0, 0.0]).double(), "label_smoothing": smoothing}
+    options = {
+        "linear_bias": torch.tensor([-math.inf, 0.0, 0.0, 0.0]).double(),
+        "label_smoothing": smoothing,
+    }
     options["weight"] = torch.ones(4).double() if weighted else None
     found = fused.linear_cross_entropy(h, W, y, reduction="none", **options)
     logits = F.linear(h, W, options["linear_bias"])
-    expected = F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing, weight=options["weight"])
+    expected = F.cross_entropy(
+        logits, y, reduction="none", label_smoothing=smoothing, weight=options["weight"]
+    )
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_the_focal_loss_of_an_impossible_target_pulls_like_the_cross_entropy(gamma: float) -> None:
-    h, W, y = torch.ones(1, 3).double().requires_grad_(), torch.ones(4, 3).double().requires_grad_(), torch.tensor([0])
+    h, W, y = (
+        torch.ones(1, 3).double().requires_grad_(),
+        torch.ones(4, 3).double().requires_grad_(),
+        torch.tensor([0]),
+    )
     bias = torch.tensor([-math.inf, 0.0, 0.0, 0.0]).double()
     focal, entropy = (
         torch.autograd.grad(loss, (h, W))

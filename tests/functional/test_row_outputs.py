@@ -1,4 +1,6 @@
-"""What the sweep tells of every row beside the loss, against dense torch, in every mode of autograd."""
+"""What the sweep tells of every row beside the loss, against dense torch, in every mode of
+autograd.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ SAMPLES = torch.linspace(0.5, 2.0, N, dtype=torch.float64)
 def head(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     shapes = ((N, D), (K, D), (K,))
-    return tuple((scale * torch.randn(*s, generator=g, dtype=torch.float64)).to(dtype).requires_grad_() for s in shapes)
+    return tuple(
+        (scale * torch.randn(*s, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
+        for s in shapes
+    )
 
 
 def dense(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -32,7 +37,9 @@ def dense(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return p.gather(1, y)[:, 0] * KEPT, -(p.exp() * p).sum(1) * KEPT, mass * KEPT, z.argmax(1), rank
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 1.0), (torch.float64, 4.0), (torch.float32, 1.0)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float64, 1.0), (torch.float64, 4.0), (torch.float32, 1.0)]
+)
 def test_the_rows_are_those_of_dense_torch(dtype: torch.dtype, scale: float) -> None:
     h, W, b = head(dtype, scale)
     loss, rows = fused.linear_cross_entropy_rows(h, W, LABELS, linear_bias=b)
@@ -61,9 +68,14 @@ def test_gradients_of_the_loss_and_of_the_rows(reduction: str) -> None:
         (rows.log_probability @ SAMPLES, p @ SAMPLES),
         (rows.entropy @ SAMPLES, entropy @ SAMPLES),
         (rows.off_target_mass @ SAMPLES, mass @ SAMPLES),
-        (loss.sum() + (rows.log_probability * rows.entropy).sum(), expected.sum() + (p * entropy).sum()),
+        (
+            loss.sum() + (rows.log_probability * rows.entropy).sum(),
+            expected.sum() + (p * entropy).sum(),
+        ),
     ):
-        found, truth = (torch.autograd.grad(v, (h, W, b), retain_graph=True) for v in (mine, theirs))
+        found, truth = (
+            torch.autograd.grad(v, (h, W, b), retain_graph=True) for v in (mine, theirs)
+        )
         for left, right in zip(found, truth, strict=True):
             torch.testing.assert_close(left, right)
 
@@ -97,7 +109,9 @@ def test_ties_go_to_the_target() -> None:
     assert not rows.rank.any()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.14 looks at it while it copies what it checks
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch 2.14 looks at it while it copies what it checks
 def test_operators_and_a_full_graph() -> None:
     h, W, b = head()
     rows = SAMPLES.clone().requires_grad_()

@@ -1,4 +1,6 @@
-"""Weighted sparse targets and gradients accumulated into buffers, against dense torch, in every mode of autograd."""
+"""Weighted sparse targets and gradients accumulated into buffers, against dense torch, in every
+mode of autograd.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ufm_fast.functional import soft_targets
 N, K, D = 5, 8, 4
 INDICES = torch.tensor([[0, 3, 3], [7, -1, -1], [2, 1, 4], [5, 6, 0], [1, 2, 3]])
 WEIGHTS = torch.tensor(
-    [[0.2, 0.3, 0.4], [1.5, 9.0, 9.0], [0.1, 0.6, 0.3], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0]], dtype=torch.float64
+    [[0.2, 0.3, 0.4], [1.5, 9.0, 9.0], [0.1, 0.6, 0.3], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0]],
+    dtype=torch.float64,
 )
 SAMPLES = torch.tensor([0.5, 2.0, -1.0, 3.0, 1.0], dtype=torch.float64)
 KEPT = torch.tensor([True, True, True, False, True])
@@ -25,7 +28,9 @@ KEPT = torch.tensor([True, True, True, False, True])
 def head(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     shapes = ((N, D), (K, D), (K,))
-    return tuple(torch.randn(*s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes)
+    return tuple(
+        torch.randn(*s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes
+    )
 
 
 def dense_targets() -> Tensor:
@@ -36,7 +41,9 @@ def dense_targets() -> Tensor:
 def dense(h: Tensor, W: Tensor, b: Tensor, reduction: str, samples: Tensor | None) -> Tensor:
     rows = -(dense_targets().to(h.dtype) * F.log_softmax(F.linear(h, W, b), 1)).sum(1)
     weights = KEPT.to(h.dtype) if samples is None else KEPT * samples
-    return {"none": rows * weights, "sum": rows @ weights, "mean": rows @ weights / weights.sum()}[reduction]
+    return {"none": rows * weights, "sum": rows @ weights, "mean": rows @ weights / weights.sum()}[
+        reduction
+    ]
 
 
 def csr() -> tuple[Tensor, Tensor, Tensor]:
@@ -52,11 +59,20 @@ def test_soft_targets_equal_dense_torch(reduction: str, samples: Tensor | None, 
     h, W, b = head()
     indices, weights, pointer = csr() if flat else (INDICES, WEIGHTS, None)
     found = fused.linear_soft_cross_entropy(
-        h, W, indices, weights, indptr=pointer, linear_bias=b, reduction=reduction, sample_weight=samples
+        h,
+        W,
+        indices,
+        weights,
+        indptr=pointer,
+        linear_bias=b,
+        reduction=reduction,
+        sample_weight=samples,
     )
     expected = dense(h, W, b, reduction, samples)
     torch.testing.assert_close(found, expected)
-    pairs = zip(*(torch.autograd.grad(v.square().sum(), (h, W, b)) for v in (found, expected)), strict=True)
+    pairs = zip(
+        *(torch.autograd.grad(v.square().sum(), (h, W, b)) for v in (found, expected)), strict=True
+    )
     for mine, theirs in pairs:
         torch.testing.assert_close(mine, theirs)
 
@@ -68,7 +84,9 @@ def test_second_derivatives_half_precision_and_a_full_graph() -> None:
     assert torch.autograd.gradgradcheck(value, head())
     halves = head(torch.bfloat16)
     wide = [x.detach().double() for x in halves]
-    torch.testing.assert_close(value(*halves).double(), dense(*wide, "sum", None) / 3.0, rtol=1e-2, atol=0.0)
+    torch.testing.assert_close(
+        value(*halves).double(), dense(*wide, "sum", None) / 3.0, rtol=1e-2, atol=0.0
+    )
     results = []
     for function in (value, torch.compile(value, fullgraph=True, backend="aot_eager")):
         inputs = head()
@@ -80,12 +98,16 @@ def test_second_derivatives_half_precision_and_a_full_graph() -> None:
 
 def test_one_target_is_the_cross_entropy_near_collapse() -> None:
     h = 60.0 * torch.eye(3)
-    found = fused.linear_soft_cross_entropy(h, torch.eye(3), torch.arange(3)[:, None], torch.ones(3, 1))
+    found = fused.linear_soft_cross_entropy(
+        h, torch.eye(3), torch.arange(3)[:, None], torch.ones(3, 1)
+    )
     assert torch.equal(found, fused.linear_cross_entropy(h, torch.eye(3), torch.arange(3)))
     assert 0.0 < float(found) < 1e-20
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.14 looks at it while it copies what it checks
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch 2.14 looks at it while it copies what it checks
 def test_the_operators() -> None:
     _, W, _ = head()
     pointer = torch.arange(N + 1) * 3
@@ -102,13 +124,23 @@ def test_the_operators() -> None:
     ("change", "error", "message"),
     [
         ({"weights": -WEIGHTS}, InputError, "weights must be finite numbers of at least 0"),
-        ({"weights": WEIGHTS.clone().requires_grad_()}, InputError, "weights must not require a gradient"),
+        (
+            {"weights": WEIGHTS.clone().requires_grad_()},
+            InputError,
+            "weights must not require a gradient",
+        ),
         ({"indices": INDICES + 1}, InputError, r"indices must lie in \[0, 8\)"),
-        ({"indices": INDICES[:2]}, InputTypeError, "indices must be integers of the shape of weights"),
+        (
+            {"indices": INDICES[:2]},
+            InputTypeError,
+            "indices must be integers of the shape of weights",
+        ),
         ({"indptr": torch.arange(3)}, InputError, "with indptr, of shape"),
     ],
 )
-def test_bad_soft_targets_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_soft_targets_are_refused(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     h, W, _ = head()
     with pytest.raises(error, match=message):
         fused.linear_soft_cross_entropy(h, W, **({"indices": INDICES, "weights": WEIGHTS} | change))
@@ -125,7 +157,9 @@ def test_gradients_are_added_to_the_buffers(dtype: torch.dtype, compiled: bool) 
     buffers = torch.ones(K, D, dtype=wide), torch.ones(K, dtype=wide)
 
     def loss(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        return 2.0 * fused.linear_cross_entropy(h, W, LABELS, linear_bias=b, main_grad=buffers, divisor=3)
+        return 2.0 * fused.linear_cross_entropy(
+            h, W, LABELS, linear_bias=b, main_grad=buffers, divisor=3
+        )
 
     function = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
     for _ in range(2):
@@ -133,7 +167,9 @@ def test_gradients_are_added_to_the_buffers(dtype: torch.dtype, compiled: bool) 
     assert W.grad is None
     assert b.grad is None
     exact = [x.detach().to(wide).requires_grad_() for x in (h, W, b)]
-    expected = F.cross_entropy(F.linear(exact[0], exact[1], exact[2]), LABELS, reduction="sum") * 2.0 / 3.0
+    expected = (
+        F.cross_entropy(F.linear(exact[0], exact[1], exact[2]), LABELS, reduction="sum") * 2.0 / 3.0
+    )
     gradients = torch.autograd.grad(expected, exact)
     torch.testing.assert_close(h.grad.to(wide), 2 * gradients[0], rtol=2e-2, atol=2e-2)
     for buffer, gradient in zip(buffers, gradients[1:], strict=True):
@@ -150,8 +186,14 @@ def test_a_frozen_classifier_and_a_part_without_a_buffer() -> None:
     untouched = torch.zeros(K, D, dtype=torch.float64)
     fused.linear_cross_entropy(h, W.detach(), LABELS, main_grad=(untouched, None)).backward()
     assert not bool(untouched.any())
-    with pytest.raises(NotImplementedError, match="second derivatives in a parameter with main_grad"):
-        torch.autograd.grad(fused.linear_cross_entropy(h, W, LABELS, main_grad=(untouched, None)), h, create_graph=True)
+    with pytest.raises(
+        NotImplementedError, match="second derivatives in a parameter with main_grad"
+    ):
+        torch.autograd.grad(
+            fused.linear_cross_entropy(h, W, LABELS, main_grad=(untouched, None)),
+            h,
+            create_graph=True,
+        )
     for wrong in ((untouched.float(), None), (untouched[:2], None), (untouched, untouched)):
         with pytest.raises(InputError, match="main_grad of linear_"):
             fused.linear_cross_entropy(h, W, LABELS, main_grad=wrong)

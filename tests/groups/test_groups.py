@@ -1,4 +1,6 @@
-"""Grouped classes: the reduction to G + G^2 numbers against the full solver, and its geometry against the lifted point."""
+"""Grouped classes: the reduction to G + G^2 numbers against the full solver, and its geometry
+against the lifted point.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,15 @@ def power_law(classes: int, most: int, distinct: int) -> ClassGroups:
 
 def full_problem(groups: ClassGroups, dim: int, loss, mu: float, bias: str) -> Problem:
     lambda_b = BIASES[bias] if bias == "penalised" else 0.0
-    return Problem(dim=dim, counts=groups.expanded(), loss=loss, lambda_w=3 * mu, lambda_h=mu / 3, lambda_b=lambda_b, bias=bias)
+    return Problem(
+        dim=dim,
+        counts=groups.expanded(),
+        loss=loss,
+        lambda_w=3 * mu,
+        lambda_h=mu / 3,
+        lambda_b=lambda_b,
+        bias=bias,
+    )
 
 
 def grouped(groups: ClassGroups, loss, mu: float, bias: str):
@@ -64,7 +74,9 @@ def test_the_minimum_is_the_full_solvers_and_its_certificate_agrees(loss, bias):
 def test_geometry_is_that_of_the_lifted_point(loss, bias):
     empty = 0 if loss.smoothing or bias != "free" or loss.name == "mse" else 7
     groups = ClassGroups.of_pairs([(40, 1), (58, 5), (1, 9), (98, 30), (2, empty), (1, 5)])
-    mu = 1.2 * math.sqrt(1 if loss.name == "mse" else 5) / groups.samples  # the rarer groups have collapsed
+    mu = (
+        1.2 * math.sqrt(1 if loss.name == "mse" else 5) / groups.samples
+    )  # the rarer groups have collapsed
     best = grouped(groups, loss, mu, bias)
     counts = groups.expanded()
     assert best.collapsed.any()
@@ -77,7 +89,16 @@ def test_geometry_is_that_of_the_lifted_point(loss, bias):
     at = objective.value_and_grad(objective.from_model(W, means[present], b))
     assert at.value == pytest.approx(best.value, rel=1e-12)
     assert at.data_value == pytest.approx(best.data_value, rel=1e-11)
-    wanted = collect(means[present], W, present, b, counts=counts[present], lambda_w=3 * mu, lambda_h=mu / 3, pairwise="exact")
+    wanted = collect(
+        means[present],
+        W,
+        present,
+        b,
+        counts=counts[present],
+        lambda_w=3 * mu,
+        lambda_h=mu / 3,
+        pairwise="exact",
+    )
     found = group_metrics(best)
     assert set(found) == {*METRICS, "seli_classifier", "seli_means"}
     for name, value in wanted.items():
@@ -89,15 +110,25 @@ def test_geometry_is_that_of_the_lifted_point(loss, bias):
     logits[range(len(counts)), range(len(counts))] = torch.from_numpy(best.target_logits)[group]
     torch.testing.assert_close(Z[present], logits[present], rtol=1e-11, atol=1e-11)
     losses = loss.dense(Z[present], present)
-    torch.testing.assert_close(losses, torch.from_numpy(best.losses)[group][present], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        losses, torch.from_numpy(best.losses)[group][present], rtol=1e-10, atol=1e-12
+    )
     others = Z.clone()
     others[range(len(counts)), range(len(counts))] = -math.inf
     margins = Z.diagonal() - others.max(1).values
-    torch.testing.assert_close(margins[present], torch.from_numpy(best.margins)[group][present], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        margins[present], torch.from_numpy(best.margins)[group][present], rtol=1e-9, atol=1e-11
+    )
     chosen = [0, 3, 41, 199, 150, 41, 98, 99]
     rows, features = best.class_vectors(chosen)
-    for mine, other, whole, second in ((rows, rows, W, W), (rows, features, W, means), (features, features, means, means)):
-        torch.testing.assert_close(mine @ other.T, whole[chosen] @ second[chosen].T, rtol=1e-9, atol=1e-11)
+    for mine, other, whole, second in (
+        (rows, rows, W, W),
+        (rows, features, W, means),
+        (features, features, means, means),
+    ):
+        torch.testing.assert_close(
+            mine @ other.T, whole[chosen] @ second[chosen].T, rtol=1e-9, atol=1e-11
+        )
 
 
 def test_distances_to_seli_are_those_of_its_gram_matrices():
@@ -107,7 +138,10 @@ def test_distances_to_seli_are_those_of_its_gram_matrices():
     V, sigma, U = seli_spectrum(counts)
     W, means, _ = best.lifted(8)
     scaled = means * counts.sqrt()[:, None]
-    for name, rows, limit in (("seli_classifier", W, (V * sigma) @ V.T), ("seli_means", scaled, (U * sigma) @ U.T)):
+    for name, rows, limit in (
+        ("seli_classifier", W, (V * sigma) @ V.T),
+        ("seli_means", scaled, (U * sigma) @ U.T),
+    ):
         gram = rows @ rows.T
         distance = torch.linalg.matrix_norm(gram / gram.norm() - limit / limit.norm())
         assert group_metrics(best)[name] == pytest.approx(float(distance), rel=1e-9)
@@ -123,7 +157,9 @@ def test_millions_of_classes_are_certified(classes, distinct, part, bias):
     assert best.certificate.relative_gap <= 1e-8
     assert best.steps < 60
     norms = group_metrics(best)
-    assert all(math.isfinite(value) for name, value in norms.items() if name != "cdnv" or part < 1e-3)
+    assert all(
+        math.isfinite(value) for name, value in norms.items() if name != "cdnv" or part < 1e-3
+    )
 
 
 def test_logits_that_overflow_on_the_way_leave_numbers():
@@ -143,7 +179,10 @@ def test_groups_collapse_at_their_thresholds():
     groups = ClassGroups.of_pairs([(5, 500), (5, 100), (3, 1)])
     for smoothing in (0.0, 0.2):
         level = (1 - smoothing) * math.sqrt(100) / groups.samples
-        for factor, collapsed in ((1 - 1e-6, [True, False, False]), (1 + 1e-6, [True, True, False])):
+        for factor, collapsed in (
+            (1 - 1e-6, [True, False, False]),
+            (1 + 1e-6, [True, True, False]),
+        ):
             mu = factor * level
             best = group_minimum(groups, mu, mu, loss=CrossEntropy(smoothing=smoothing))
             assert best.collapsed.tolist() == collapsed
@@ -174,11 +213,26 @@ def test_data_come_as_pairs_or_counts_in_any_order():
         (lambda: ClassGroups.of_pairs([(5, 0)]), "a sample"),
         (lambda: ClassGroups.of_pairs([(0, 5)]), "groups: classes"),
         (lambda: ClassGroups.of_pairs([(2**40, 2**20)]), "at most"),
-        (lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3).lifted(7), "dim must be at least 8"),
-        (lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3).class_vectors([9]), r"\[0, 9\)"),
-        (lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3, loss=Focal()), "not convex"),
-        (lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3, loss=PickAll()), "sets of classes"),
-        (lambda: group_minimum(ClassGroups.of_pairs([(9, 5), (1, 0)]), 1e-3, 1e-3, lambda_b=0.0), "free bias"),
+        (
+            lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3).lifted(7),
+            "dim must be at least 8",
+        ),
+        (
+            lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3).class_vectors([9]),
+            r"\[0, 9\)",
+        ),
+        (
+            lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3, loss=Focal()),
+            "not convex",
+        ),
+        (
+            lambda: group_minimum(ClassGroups.of_pairs([(9, 5)]), 1e-3, 1e-3, loss=PickAll()),
+            "sets of classes",
+        ),
+        (
+            lambda: group_minimum(ClassGroups.of_pairs([(9, 5), (1, 0)]), 1e-3, 1e-3, lambda_b=0.0),
+            "free bias",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_mend(call, message):

@@ -1,4 +1,6 @@
-"""What of this folder does not run: all of it without triton; under its interpreter, what compiles (see ../conftest.py)."""
+"""What of this folder does not run: all of it without triton; under its interpreter, what compiles
+(see ../conftest.py).
+"""
 
 import os
 from importlib.util import find_spec

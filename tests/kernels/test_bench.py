@@ -1,4 +1,6 @@
-"""The GPU scripts, rehearsed on a CPU: plan, checks against float64, table, and that a second call goes on."""
+"""The GPU scripts, rehearsed on a CPU: plan, checks against float64, table, and that a second call
+goes on.
+"""
 
 import csv
 import subprocess
@@ -12,7 +14,9 @@ import torch
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
 BENCH = Path(__file__).parents[2] / "bench"
-rehearsal = pytest.mark.skipif(torch.cuda.is_available(), reason="the scripts run in earnest on a device")
+rehearsal = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the scripts run in earnest on a device"
+)
 
 
 def call(script: str, *arguments: str) -> str:
@@ -27,20 +31,33 @@ def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
     with out.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
     ours = [row for row in rows if row["contender"].startswith("ufm_kernels")]
-    assert {"ufm_kernels bf16", "ufm_kernels fp8", "ufm_kernels fp16x3", "ufm_kernels tf32x3, one pass"} <= {
-        row["contender"] for row in ours
-    }
+    assert {
+        "ufm_kernels bf16",
+        "ufm_kernels fp8",
+        "ufm_kernels fp16x3",
+        "ufm_kernels tf32x3, one pass",
+    } <= {row["contender"] for row in ours}
     ladder, solved = ([row for row in rows if row["task"] == task] for task in ("errors", "solve"))
     assert {row["stage"] for row in ladder} == {"1e-3", "1e-8"}
-    assert all(float(row["loss_error"]) < 1e-2 for row in ladder if row["contender"].startswith("ufm_kernels"))
+    assert all(
+        float(row["loss_error"]) < 1e-2
+        for row in ladder
+        if row["contender"].startswith("ufm_kernels")
+    )
     assert [float(row["evaluations"]) >= 2 for row in solved] == [True]
     ours = [row for row in ours if row["task"] in ("cross-entropy", "squared error")]
     assert all(float(row["ms"]) > 0 for row in ours)
     assert all(float(row["grad_weight_error"]) < 2e-2 for row in ours)
-    terminal = [row for row in ours if row["stage"] == "terminal" and row["contender"] == "ufm_kernels tf32x3"]
+    terminal = [
+        row
+        for row in ours
+        if row["stage"] == "terminal" and row["contender"] == "ufm_kernels tf32x3"
+    ]
     assert terminal
     assert all(float(row["loss_error"]) < 1e-5 for row in terminal)
-    assert any(row["task"] == "squared error" and float(row["percent_of_floor"]) > 0 for row in rows)
+    assert any(
+        row["task"] == "squared error" and float(row["percent_of_floor"]) > 0 for row in rows
+    )
     assert (tmp_path / "table_roofline.png").exists()
     assert (tmp_path / "table_ratio.png").exists()
     again = call("gpu.py", "--out", str(out))
@@ -69,24 +86,34 @@ def test_peers_that_fail_do_not_end_the_run(tmp_path, monkeypatch):
     call("gpu.py", "--out", str(out))
     with out.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert any("no device here" in row["note"] for row in rows if row["contender"].startswith("Cut"))
+    assert any(
+        "no device here" in row["note"] for row in rows if row["contender"].startswith("Cut")
+    )
     monkeypatch.syspath_prepend(str(BENCH))
     from device import interleaved
 
     calls = {"fine": lambda index: None, "late": iter([0]).__next__}
-    times, failed = interleaved({"fine": calls["fine"], "late": lambda index: calls["late"]()}, 0.01, 3)
+    times, failed = interleaved(
+        {"fine": calls["fine"], "late": lambda index: calls["late"]()}, 0.01, 3
+    )
     assert len(times["fine"]) == 3
     assert list(failed) == ["late"]
 
 
 @rehearsal
 def test_a_lost_device_is_left_for_a_new_process(tmp_path, monkeypatch):
-    """What the task had is in the table before the command begins again, without the tests and with the time that is left."""
+    """What the task had is in the table before the command begins again, without the tests and with
+    the time that is left.
+    """
     monkeypatch.syspath_prepend(str(BENCH))
     import gpu
 
     begun = []
-    monkeypatch.setattr(gpu, "survived", lambda task, most: iter([{**task._asdict(), "note": "illegal memory access"}]))
+    monkeypatch.setattr(
+        gpu,
+        "survived",
+        lambda task, most: iter([{**task._asdict(), "note": "illegal memory access"}]),
+    )
     monkeypatch.setattr(gpu, "usable", lambda: False)
     monkeypatch.setattr(gpu.os, "execv", lambda path, command: begun.append(command))
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", "table"])
@@ -107,5 +134,8 @@ def test_no_task_is_started_that_would_not_end_in_time(tmp_path):
 @rehearsal
 def test_tiles_are_compared_with_the_tables(tmp_path):
     printed = call("tune.py", "--out", str(tmp_path / "tiles"))
-    assert all(f"{kernel} d=40 tile present" in printed for kernel in ("off_target", "product", "transposed"))
+    assert all(
+        f"{kernel} d=40 tile present" in printed
+        for kernel in ("off_target", "product", "transposed")
+    )
     assert "WRONG" not in (tmp_path / "tiles.csv").read_text()

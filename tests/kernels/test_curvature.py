@@ -13,20 +13,32 @@ from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softm
 pytestmark = MARKS
 
 
-@pytest.mark.parametrize(("mode", "gamma"), [("bf16", 0.0), ("fp16x3", 0.0), ("tf32x3", 0.0), ("tf32x3", 2.0)])
-@given(**{**sizes, "rows": st.integers(1, 20), "classes": st.integers(2, 30)}, smoothing=st.sampled_from([0.0, 0.1]))
+@pytest.mark.parametrize(
+    ("mode", "gamma"), [("bf16", 0.0), ("fp16x3", 0.0), ("tf32x3", 0.0), ("tf32x3", 2.0)]
+)
+@given(
+    **{**sizes, "rows": st.integers(1, 20), "classes": st.integers(2, 30)},
+    smoothing=st.sampled_from([0.0, 0.1]),
+)
 @settings(quick, max_examples=2)
 def test_hessian_vector_product(mode, gamma, rows, classes, dim, seed, smoothing):
     case = Case(rows, classes, dim, seed, mode)
     make = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=make).to(DEVICE, x.dtype) for x in (case.features, case.weight)]
+    directions = [
+        torch.randn(x.shape, generator=make).to(DEVICE, x.dtype)
+        for x in (case.features, case.weight)
+    ]
     directions.append(torch.randn(classes, generator=make).to(DEVICE))
 
     def objective(*parameters):
-        return (case.row_weight.double() * case.losses(*parameters, smoothing=smoothing, gamma=gamma)).sum()
+        return (
+            case.row_weight.double() * case.losses(*parameters, smoothing=smoothing, gamma=gamma)
+        ).sum()
 
     parameters = tuple(x.detach() for x in case.parameters())
-    expected = torch.autograd.functional.hvp(objective, parameters, tuple(x.double() for x in directions))[1]
+    expected = torch.autograd.functional.hvp(
+        objective, parameters, tuple(x.double() for x in directions)
+    )[1]
     outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
     softmax_hvp(
         case.features,
@@ -48,20 +60,31 @@ def test_hessian_vector_product(mode, gamma, rows, classes, dim, seed, smoothing
     )
     size = sum(x.norm() ** 2 for x in expected) ** 0.5
     for found, wanted in zip(outs, expected, strict=True):
-        assert float((found.double() - wanted).norm() / size) < 10 * GRADIENT["bf16x3" if mode == "fp16x3" else mode]
+        assert (
+            float((found.double() - wanted).norm() / size)
+            < 10 * GRADIENT["bf16x3" if mode == "fp16x3" else mode]
+        )
 
 
 @pytest.mark.parametrize(("mode", "margin"), [("bf16", None), ("tf32x3", None), ("tf32x3", 30.0)])
-@given(**{**sizes, "rows": st.integers(1, 20), "classes": st.integers(5, 30)}, targets=st.integers(2, 4))
+@given(
+    **{**sizes, "rows": st.integers(1, 20), "classes": st.integers(5, 30)},
+    targets=st.integers(2, 4),
+)
 @settings(quick, max_examples=2)
 def test_hessian_vector_product_of_several_targets(mode, margin, rows, classes, dim, seed, targets):
     case = Case(rows, classes, dim, seed, mode, targets=targets, margin=margin)
     make = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=make).to(DEVICE, x.dtype) for x in (case.features, case.weight)]
+    directions = [
+        torch.randn(x.shape, generator=make).to(DEVICE, x.dtype)
+        for x in (case.features, case.weight)
+    ]
     directions.append(torch.randn(classes, generator=make).to(DEVICE))
     parameters = tuple(x.detach() for x in case.parameters())
     expected = torch.autograd.functional.hvp(
-        lambda *p: (case.row_weight.double() * case.losses(*p)).sum(), parameters, tuple(x.double() for x in directions)
+        lambda *p: (case.row_weight.double() * case.losses(*p)).sum(),
+        parameters,
+        tuple(x.double() for x in directions),
     )[1]
     outs = [torch.zeros_like(x, dtype=torch.float32) for x in directions]
     softmax_hvp(

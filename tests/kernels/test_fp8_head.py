@@ -1,4 +1,6 @@
-"""Mode fp8 against float64: errors within their estimates, the fall-back, rows that overflow, refusals."""
+"""Mode fp8 against float64: errors within their estimates, the fall-back, rows that overflow,
+refusals.
+"""
 
 import pytest
 import torch
@@ -10,20 +12,29 @@ from ufm_kernels.tiles import tile_for
 
 pytestmark = [
     *MARKS,
-    pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="sm_90 only"),
+    pytest.mark.skipif(
+        DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9, reason="sm_90 only"
+    ),
 ]
 K, N, D = 1000, 200, 48
 
 
 def parts(deviation, margin=0.0, hostile=0, seed=0):
-    """bfloat16 features and weight whose logits have that deviation, the targets' raised by the margin."""
+    """bfloat16 features and weight whose logits have that deviation, the targets' raised by the
+    margin.
+    """
     make = torch.Generator().manual_seed(seed)
     W = torch.randn(K, D, generator=make)
     H = torch.randn(N, D, generator=make) * deviation / D**0.5
     labels = torch.randint(K, (N,), generator=make)
     H += margin * W[labels] / W[labels].square().sum(1, keepdim=True)
     H[:hostile] += 60.0 * W[5] / W[5].square().sum()
-    return H.bfloat16().to(DEVICE), W.bfloat16().to(DEVICE), labels.to(DEVICE), torch.randn(K, generator=make).to(DEVICE) * 0.1
+    return (
+        H.bfloat16().to(DEVICE),
+        W.bfloat16().to(DEVICE),
+        labels.to(DEVICE),
+        torch.randn(K, generator=make).to(DEVICE) * 0.1,
+    )
 
 
 def run(H, W, labels, bias, **options):
@@ -31,7 +42,15 @@ def run(H, W, labels, bias, **options):
     out = torch.zeros(H.shape, device=DEVICE), torch.zeros(W.shape, device=DEVICE)
     db = None if bias is None else torch.zeros(len(W), device=DEVICE)
     result, error = fp8_value_and_grad(
-        H, W, bias, labels, weight, grad_features=out[0], grad_weight=out[1], grad_bias=db, **options
+        H,
+        W,
+        bias,
+        labels,
+        weight,
+        grad_features=out[0],
+        grad_weight=out[1],
+        grad_bias=db,
+        **options,
     )
     return result.losses, error, [x for x in (*out, db) if x is not None]
 
@@ -78,7 +97,10 @@ def test_rows_that_overflow_and_a_bias():
 
 
 def test_quantised_operands_have_a_scale_for_128_terms():
-    x = torch.randn(300, 7, generator=torch.Generator().manual_seed(1)) * torch.logspace(-20, 20, 300)[:, None]
+    x = (
+        torch.randn(300, 7, generator=torch.Generator().manual_seed(1))
+        * torch.logspace(-20, 20, 300)[:, None]
+    )
     turned, scale = quantised(x)
     assert turned.shape == (7, 384)
     assert scale.shape == (3, 7)

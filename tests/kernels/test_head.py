@@ -1,4 +1,6 @@
-"""The drivers of the softmax head against float64: values and gradients by both, and what they do with their buffers."""
+"""The drivers of the softmax head against float64: values and gradients by both, and what they do
+with their buffers.
+"""
 
 import pytest
 import torch
@@ -46,8 +48,12 @@ def test_margin_and_mass(rows, classes, dim, seed):
     own = z.gather(1, case.labels)
     rival = z.scatter(1, case.labels, float("-inf"))
     result, _ = case.run()
-    torch.testing.assert_close(result.margin.double(), own[:, 0] - rival.amax(1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result.off_target_mass.double(), (rival - own).exp().sum(1), rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(
+        result.margin.double(), own[:, 0] - rival.amax(1), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        result.off_target_mass.double(), (rival - own).exp().sum(1), rtol=1e-5, atol=1e-30
+    )
 
 
 def test_adds_to_buffers_skips_frozen_and_repeats_bit_for_bit():
@@ -121,7 +127,10 @@ def test_library_products_leave_the_precision_of_matmuls_as_it_was():
             pass
         assert backends.cuda.matmul.fp32_precision == "ieee"
     finally:
-        backends.fp32_precision, backends.cuda.matmul.fp32_precision = generic, "none" if own == generic else own
+        backends.fp32_precision, backends.cuda.matmul.fp32_precision = (
+            generic,
+            "none" if own == generic else own,
+        )
 
 
 def test_library_products_agree():
@@ -192,7 +201,16 @@ def test_rows_without_targets_count_as_one_of_logit_zero_everywhere():
     for driver in (head.softmax_value_and_grad, head.one_pass_value_and_grad):
         outs = [torch.zeros_like(x) for x in (case.features, case.weight, case.bias)]
         buffers = dict(zip(("grad_features", "grad_weight", "grad_bias"), outs, strict=True))
-        driver(case.features, case.weight, case.bias, single, case.row_weight, smoothing=0.1, **buffers, **rest)
+        driver(
+            case.features,
+            case.weight,
+            case.bias,
+            single,
+            case.row_weight,
+            smoothing=0.1,
+            **buffers,
+            **rest,
+        )
         made.append(outs)
     for a, b in zip(*made, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -211,11 +229,19 @@ def test_rows_without_targets_count_as_one_of_logit_zero_everywhere():
     parameters = [x.double().requires_grad_() for x in (case.features, case.weight, case.bias)]
     z = parameters[0] @ parameters[1].T + parameters[2]
     z = torch.cat((z, torch.zeros_like(z[:, :1])), 1)
-    z = torch.where((torch.arange(10, device=DEVICE) < 9) | (torch.arange(6, device=DEVICE) == 2)[:, None], z, float("-inf"))
+    z = torch.where(
+        (torch.arange(10, device=DEVICE) < 9) | (torch.arange(6, device=DEVICE) == 2)[:, None],
+        z,
+        float("-inf"),
+    )
     index = torch.where(case.labels < 0, torch.tensor([9, -1], device=DEVICE), case.labels)
     own = torch.where(index >= 0, z.gather(1, index.clamp_min(0)), 0.0)
     losses = torch.where(index >= 0, z.logsumexp(1)[:, None] - own, 0.0).sum(1)
-    first = torch.autograd.grad((case.row_weight.double() * losses).sum(), parameters, create_graph=True)
-    expected = torch.autograd.grad(sum((a * b.double()).sum() for a, b in zip(first, moves, strict=True)), parameters)
+    first = torch.autograd.grad(
+        (case.row_weight.double() * losses).sum(), parameters, create_graph=True
+    )
+    expected = torch.autograd.grad(
+        sum((a * b.double()).sum() for a, b in zip(first, moves, strict=True)), parameters
+    )
     for found, wanted in zip(outs, expected, strict=True):
         assert error(found, wanted) < 1e-4

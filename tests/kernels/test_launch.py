@@ -17,4 +17,6 @@ def test_shapes_that_a_kernel_would_read_beyond_are_refused():
         with pytest.raises(ValueError, match=f"{name}: must be"):
             softmax_hvp(x, W, None, t, one, **{"d_features": x, "d_weight": W, **out, name: wrong})
     with pytest.raises(ValueError, match="features"):
-        squared_error_value_and_grad(x[:, :1], W, None, t, grad_features=torch.zeros(5, 1), grad_weight=torch.zeros(4, 3))
+        squared_error_value_and_grad(
+            x[:, :1], W, None, t, grad_features=torch.zeros(5, 1), grad_weight=torch.zeros(4, 3)
+        )

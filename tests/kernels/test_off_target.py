@@ -4,7 +4,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import DEVICE, GRADIENT, MARKS, Case, descriptors, error, quick, sizes, truncating_dot
+from kernel_cases import (
+    DEVICE,
+    GRADIENT,
+    MARKS,
+    Case,
+    descriptors,
+    error,
+    quick,
+    sizes,
+    truncating_dot,
+)
 from triton.runtime.interpreter import InterpreterBuilder
 
 from ufm_kernels.launch import Launch
@@ -39,17 +49,25 @@ def test_off_target_kernel(mode, tma, parts, rows, classes, dim, seed, targets):
     E = empty_chunk(rows, classes, chosen, z.device)
     assert E.numel() * E.element_size() == chunk_bytes(rows, classes, mode)
     launch = Launch(Tile(32, 64, 32, tma=tma, flatten=parts > 1, split=parts), resident=3)
-    sums = off_target(H, W, case.bias, offset, labels, E, passes=chosen.passes, classes=classes, launch=launch)
+    sums = off_target(
+        H, W, case.bias, offset, labels, E, passes=chosen.passes, classes=classes, launch=launch
+    )
     u = z - offset.double()[:, None]
     spare = torch.cat((u, torch.zeros_like(u[:, :1])), 1)  # padding -1 points at the extra column
     spare.scatter_(1, torch.where(case.labels < 0, classes, case.labels), float("-inf"))
     u = spare[:, :classes]
     width = E.shape[1] // chosen.halves
-    stored = E[:, :classes].double() + (E[:, width : width + classes].double() if chosen.passes == 3 else 0)
-    assert error(stored, u.exp()) < 2 * GRADIENT[mode]  # relative, it is the absolute error of a logit
+    stored = E[:, :classes].double() + (
+        E[:, width : width + classes].double() if chosen.passes == 3 else 0
+    )
+    assert (
+        error(stored, u.exp()) < 2 * GRADIENT[mode]
+    )  # relative, it is the absolute error of a logit
     assert error(sums[0].sum(0), u.exp().sum(1)) < 1e-5
     assert error(sums[1].sum(0), stored.sum(1)) < 1e-5
-    torch.testing.assert_close(sums[2].amax(0).double(), u.amax(1) + offset.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sums[2].amax(0).double(), u.amax(1) + offset.double(), rtol=1e-5, atol=1e-5
+    )
     assert not E[:, classes:width].any()
     before = E.clone(), sums.clone()
     flag = torch.zeros((), dtype=torch.int32, device=z.device)
@@ -63,7 +81,10 @@ def test_off_target_kernel(mode, tma, parts, rows, classes, dim, seed, targets):
 @pytest.mark.parametrize("mode", ["fp16x3", "tf32x3"])
 def test_logits_of_pairs_outlive_truncating_tensor_cores(monkeypatch, mode):
     make, chosen, depth = torch.Generator().manual_seed(0), MODES[mode], 4096
-    H, W = torch.rand(20, depth, generator=make) / depth**0.5, torch.rand(50, depth, generator=make) / depth**0.5 * 80
+    H, W = (
+        torch.rand(20, depth, generator=make) / depth**0.5,
+        torch.rand(50, depth, generator=make) / depth**0.5 * 80,
+    )
     z = H.double() @ W.double().T
     labels = torch.full((20, 1), -1, dtype=torch.int32)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", truncating_dot)
@@ -71,7 +92,9 @@ def test_logits_of_pairs_outlive_truncating_tensor_cores(monkeypatch, mode):
     offset = z[:, 0].float()
     sums = off_target(*logit_operands(H, W, chosen), None, offset, labels, E, passes=3, classes=50)
     peak = sums[2].amax(0).double()
-    assert float((peak - z.amax(1)).abs().max()) < 2e-5  # 1e-6 of the logits; sums on the tensor cores leave 6e-4
+    assert (
+        float((peak - z.amax(1)).abs().max()) < 2e-5
+    )  # 1e-6 of the logits; sums on the tensor cores leave 6e-4
 
 
 def test_strided_operands_are_laid_out():

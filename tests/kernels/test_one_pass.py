@@ -31,7 +31,10 @@ def test_one_pass_loops_can_be_cut_into_parts():
     labels = case.labels.int().contiguous()
     H, W = operand(case.features, torch.float32, 3), operand(case.weight, torch.float32, 3)
     offset = target_logits(case.features, case.weight, case.bias, labels)[:, 0]
-    whole, cut = (one_pass.forward(H, W, W, case.bias, offset, labels, passes=3, parts=parts) for parts in ((1, 128), (2, 64)))
+    whole, cut = (
+        one_pass.forward(H, W, W, case.bias, offset, labels, passes=3, parts=parts)
+        for parts in ((1, 128), (2, 64))
+    )
     for reduce in (lambda x: x[:2].sum(1), lambda x: x[2].amax(0)):
         torch.testing.assert_close(reduce(whole[0]), reduce(cut[0]), rtol=1e-5, atol=1e-30)
     torch.testing.assert_close(whole[1].sum(0), cut[1].sum(0), rtol=1e-4, atol=1e-5)

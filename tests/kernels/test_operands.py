@@ -15,14 +15,19 @@ pytestmark = MARKS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_operands_are_rounded_split_and_padded(mode, dtype):
     chosen = MODES[mode]
-    x, weight = (torch.randn(*size, generator=torch.Generator().manual_seed(3)).to(DEVICE) for size in ((37, 135), (37,)))
+    x, weight = (
+        torch.randn(*size, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+        for size in ((37, 135), (37,))
+    )
     x, weight[5] = x.to(dtype), float("nan")
     x[7, 3] = float("inf")
 
     def nearest_of(y, element):
         if element != torch.float32:
             return y.to(element)
-        return torch.where(y.isfinite(), ((y.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32), y)
+        return torch.where(
+            y.isfinite(), ((y.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32), y
+        )
 
     for element, factor in ((chosen.logits, None), (chosen.products, weight)):
         y = x.float() if factor is None else x.float() * factor[:, None]
@@ -40,7 +45,9 @@ def test_operands_are_rounded_split_and_padded(mode, dtype):
 
 
 def test_operands_keep_nan_and_alignment():
-    """A device's nan has all bits set, so that adding to it wraps; a descriptor's base must be a multiple of 16 bytes."""
+    """A device's nan has all bits set, so that adding to it wraps; a descriptor's base must be a
+    multiple of 16 bytes.
+    """
     nan = torch.tensor([[0x7FFFFFFF, -1]], dtype=torch.int32, device=DEVICE).view(torch.float32)
     assert operand(nan, torch.float32, 1).isnan()[:, :2].all()
     shifted = torch.zeros(8 * 16 + 1, dtype=torch.bfloat16, device=DEVICE)[1:].view(16, 8)
@@ -49,7 +56,9 @@ def test_operands_keep_nan_and_alignment():
 
 @pytest.mark.parametrize("scale", [2.0**-30, 3e5, 1e8])
 def test_pairs_of_float16_share_their_scale(scale):
-    """Only the product of the factors' scales counts: the larger one lends its exponent to the smaller, exactly."""
+    """Only the product of the factors' scales counts: the larger one lends its exponent to the
+    smaller, exactly.
+    """
     case = Case(20, 30, 16, 1, "fp16x3")
     H, W = case.features * scale, case.weight / scale
     pair = logit_operands(H, W, MODES["fp16x3"])

@@ -29,7 +29,10 @@ def test_product_kernel(mode, tma, transposed, down, rows, classes, dim, seed, e
     whole, B = integers(rows, classes), integers(rows if transposed else classes, dim)
     E = empty_chunk(rows, classes, chosen, whole.device).zero_()
     E[:, :classes] = whole
-    out, labels = integers(classes if transposed else rows, dim), torch.randint(-1, classes, (rows, 2), generator=make)
+    out, labels = (
+        integers(classes if transposed else rows, dim),
+        torch.randint(-1, classes, (rows, 2), generator=make),
+    )
     factor, coefficient = integers(rows), integers(rows, 2)
     expected = out + (whole.T @ B if transposed else factor[:, None] * (whole @ B))
     labels = labels.int().to(DEVICE)
@@ -42,7 +45,17 @@ def test_product_kernel(mode, tma, transposed, down, rows, classes, dim, seed, e
         extra |= {"points": B.bfloat16() if exact else V, "exact": exact}
     launch = Launch(Tile(32, 64, 32, tma=tma, flatten=down), resident=2)
     right = V if down else operand(B.T.contiguous(), chosen.products, chosen.passes)
-    add_product(out, E, right, passes=chosen.passes, depth=len(B), transposed=transposed, down=down, launch=launch, **extra)
+    add_product(
+        out,
+        E,
+        right,
+        passes=chosen.passes,
+        depth=len(B),
+        transposed=transposed,
+        down=down,
+        launch=launch,
+        **extra,
+    )
     assert torch.equal(out, expected)
 
 
@@ -51,10 +64,16 @@ def test_product_kernel(mode, tma, transposed, down, rows, classes, dim, seed, e
 def test_weighted_sums(rows, classes, dim, seed, transposed):
     make = torch.Generator().manual_seed(seed)
     whole = torch.randn(rows, classes, generator=make).to(DEVICE)
-    E = operand(whole, torch.bfloat16, 3) if transposed else operand(whole.bfloat16(), torch.bfloat16, 1)
+    E = (
+        operand(whole, torch.bfloat16, 3)
+        if transposed
+        else operand(whole.bfloat16(), torch.bfloat16, 1)
+    )
     weight = torch.randn(rows if transposed else classes, generator=make).to(DEVICE)
     out = torch.ones(classes if transposed else rows, device=DEVICE)
-    add_weighted_sums(out, E, weight, passes=3 if transposed else 1, classes=classes, transposed=transposed)
+    add_weighted_sums(
+        out, E, weight, passes=3 if transposed else 1, classes=classes, transposed=transposed
+    )
     expected = 1 + ((whole.T if transposed else whole.bfloat16().float()) @ weight)
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
 
@@ -69,5 +88,7 @@ def test_products_of_pairs_outlive_truncating_tensor_cores(monkeypatch, mode, tr
     pair = operand(E.T if transposed else E, chosen.products, 3)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", truncating_dot)
     out = torch.zeros(40, 16)
-    add_product(out, pair, operand(B, chosen.products, 3), passes=3, depth=depth, transposed=transposed)
+    add_product(
+        out, pair, operand(B, chosen.products, 3), passes=3, depth=depth, transposed=transposed
+    )
     assert error(out, E.double() @ B.double()) < 1e-5  # sums on the tensor cores leave 6e-5

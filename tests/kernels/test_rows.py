@@ -11,7 +11,9 @@ pytestmark = MARKS
 
 @pytest.mark.parametrize("targets", [1, 3])
 def test_rows_are_finished_from_their_sums(targets):
-    """Against the formulas in float64, of rows before and after they moved to their maximum, and of one without targets."""
+    """Against the formulas in float64, of rows before and after they moved to their maximum, and of
+    one without targets.
+    """
     make = torch.Generator().manual_seed(targets)
     u = 30 * torch.randn(70, 50, generator=make, dtype=torch.float64)
     u[:3] *= 1e-3  # hardly any logits
@@ -20,7 +22,9 @@ def test_rows_are_finished_from_their_sums(targets):
     labels = torch.zeros(70, targets, dtype=torch.int32)
     labels[7, -1] = -1  # padding, or no target at all
     z[7, -1] = 0.0
-    rows = rows_of.Rows.of(z.to(DEVICE), labels.to(DEVICE), torch.rand(70, generator=make).to(DEVICE))
+    rows = rows_of.Rows.of(
+        z.to(DEVICE), labels.to(DEVICE), torch.rand(70, generator=make).to(DEVICE)
+    )
 
     def sweep(flag=None, into=None):
         if flag is not None and not bool(flag[0]):
@@ -30,7 +34,11 @@ def test_rows_are_finished_from_their_sums(targets):
         statistics = torch.stack(
             [
                 torch.stack([f(x) for x in xs])
-                for xs, f in ((e, lambda x: x.sum(1)), (e, lambda x: 0.99 * x.sum(1)), (parts, lambda x: x.amax(1).float()))
+                for xs, f in (
+                    (e, lambda x: x.sum(1)),
+                    (e, lambda x: 0.99 * x.sum(1)),
+                    (parts, lambda x: x.amax(1).float()),
+                )
             ]
         ).to(DEVICE)
         return statistics if into is None else into.copy_(statistics)
@@ -46,10 +54,18 @@ def test_rows_are_finished_from_their_sums(targets):
     loss = count * (log_ratio + log_total) - torch.where(known, z, 0.0).sum(1)
     p = torch.sigmoid(u.logsumexp(1) - log_total)
     close = {"rtol": 2e-5, "atol": 1e-35}
-    torch.testing.assert_close(result.losses.cpu().double(), loss, rtol=2e-5, atol=2e-5 if targets > 1 else 1e-35)
-    torch.testing.assert_close(result.log_ratio.cpu().double()[log_ratio > 1e-9], log_ratio[log_ratio > 1e-9], **close)
+    torch.testing.assert_close(
+        result.losses.cpu().double(), loss, rtol=2e-5, atol=2e-5 if targets > 1 else 1e-35
+    )
+    torch.testing.assert_close(
+        result.log_ratio.cpu().double()[log_ratio > 1e-9], log_ratio[log_ratio > 1e-9], **close
+    )
     torch.testing.assert_close(result.probability.cpu().double(), p, **close)
-    gradient = count[:, None] * torch.softmax(torch.cat((z.masked_fill(~known, float("-inf")), u), 1), 1)[:, :targets] - 1.0
+    gradient = (
+        count[:, None]
+        * torch.softmax(torch.cat((z.masked_fill(~known, float("-inf")), u), 1), 1)[:, :targets]
+        - 1.0
+    )
     expected = torch.where(labels != -1, -rows.scale.cpu()[:, None] * gradient, 0.0)
     torch.testing.assert_close(rows.own.cpu().double(), expected, rtol=2e-5, atol=3e-7)
     off = rows.scale.cpu().double() * count * p  # what the factor makes of the rounded exponentials
@@ -68,4 +84,7 @@ def test_labels_of_any_integer_type():
         (torch.uint64, 2**64 - 1),
     ):
         assert rows_of.as_labels(torch.tensor([wide, 1], dtype=dtype))[:, 0].tolist() == [most, 1]
-    assert rows_of.as_labels(torch.tensor([-1, -7]))[:, 0].tolist() == [-1, -2]  # no padding, and no class
+    assert rows_of.as_labels(torch.tensor([-1, -7]))[:, 0].tolist() == [
+        -1,
+        -2,
+    ]  # no padding, and no class

@@ -23,7 +23,9 @@ def test_class_sums_and_target_logits(rows, classes, dim, seed, splits):
     found = target_logits(case.features, case.weight, case.bias, labels)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     out = torch.ones_like(case.weight)
-    coefficient = torch.where(labels >= 0, found, 7.0)  # what stands beside the padding must not count
+    coefficient = torch.where(
+        labels >= 0, found, 7.0
+    )  # what stands beside the padding must not count
     add_class_sums(out, case.features, coefficient, Segments.of(labels, classes), -2.0, splits)
     sums = torch.zeros(classes + 1, dim, dtype=torch.float64, device=DEVICE)
     for t in range(labels.shape[1]):
@@ -34,7 +36,9 @@ def test_class_sums_and_target_logits(rows, classes, dim, seed, splits):
 
 @pytest.mark.parametrize("splits", [None, 3])
 def test_class_sums_of_fewer_rows_than_classes(splits):
-    """A program a row, of which the first of each class works; padding and labels that are no class own nothing."""
+    """A program a row, of which the first of each class works; padding and labels that are no class
+    own nothing.
+    """
     make = torch.Generator().manual_seed(3)
     labels = torch.tensor([[5], [-1], [90], [5], [0], [96], [97], [-2], [5]], dtype=torch.int32)
     H, weight = torch.randn(9, 140, generator=make), torch.rand(9, 1, generator=make)

@@ -46,5 +46,12 @@ def test_squared_error_wants_a_label_and_a_weight_for_each_row():
     ):
         with pytest.raises(ValueError, match="one for each of the 9 rows"):
             squared_error_value_and_grad(
-                H, W, None, labels, weight, grad_features=torch.zeros(9, 16), grad_weight=torch.zeros(12, 16), mode="tf32x3"
+                H,
+                W,
+                None,
+                labels,
+                weight,
+                grad_features=torch.zeros(9, 16),
+                grad_weight=torch.zeros(12, 16),
+                mode="tf32x3",
             )

@@ -1,4 +1,6 @@
-"""Curvature at critical points whose Hessian is known exactly, verdicts on them, and the way out of saddles."""
+"""Curvature at critical points whose Hessian is known exactly, verdicts on them, and the way out of
+saddles.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ _SHAPES = [
     {"freeze": "h", "lambda_w": 1e-2},
     {"bias": "penalised", "lambda_b": 0.1},
 ]
-_CASES = [{"loss": loss, **shape} for shape in _SHAPES for loss in _LOSSES if loss == "ce" or "constraint" not in shape]
+_CASES = [
+    {"loss": loss, **shape}
+    for shape in _SHAPES
+    for loss in _LOSSES
+    if loss == "ce" or "constraint" not in shape
+]
 
 
 def at_zero(objective: Objective) -> Point:
@@ -35,7 +42,9 @@ def at_zero(objective: Objective) -> Point:
 
 
 def embedded(objective: Objective, s: torch.Tensor) -> Point:
-    """Factors that are all diagonal with the entries s, in balanced variables: orthogonal frames of the classes."""
+    """Factors that are all diagonal with the entries s, in balanced variables: orthogonal frames of
+    the classes.
+    """
     x = at_zero(objective)
     for part in x.parts():
         part[range(len(s)), range(len(s))] = s
@@ -43,8 +52,9 @@ def embedded(objective: Objective, s: torch.Tensor) -> Point:
 
 
 def frame_roots(M: int, K: int, n: int, mu: float) -> tuple[float, float]:
-    """Singular values of the balanced factors at both critical frames of squared error behind M - 1 linear layers: those of
-    x^(M-1) / (x^M + 1)^2 = beta, the minimum and the saddle that parts it from zero.
+    """Singular values of the balanced factors at both critical frames of squared error behind M - 1
+    linear layers: those of x^(M-1) / (x^M + 1)^2 = beta, the minimum and the saddle that parts it
+    from zero.
     """
     N, P = K * n, M + 1
     beta = (mu**P * N ** (M + 1)) ** (1 / M) / n
@@ -75,13 +85,18 @@ def test_lanczos_finds_the_smallest_of_all_eigenvalues(shape: dict) -> None:
     assert found.largest <= float(values[-1]) * (1 + 1e-12)
     v = found.vector
     assert objective.geometry.tangent(x, v).axpy(-1.0, v).norm() < 1e-13
-    assert objective.hvp(x, v).axpy(-found.eigenvalue, v).norm() == pytest.approx(found.residual, abs=1e-13)
+    assert objective.hvp(x, v).axpy(-found.eigenvalue, v).norm() == pytest.approx(
+        found.residual, abs=1e-13
+    )
     few = smallest_curvature(objective, x, max_products=12, failure_probability=0.5)
     assert few.eigenvalue >= float(values[0]) - 1e-12  # a Rayleigh quotient
     assert few.lower_bound <= float(values[0])
-    # A quarter of the probability at either end: what 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)) = 1/4 says of the least.
+    # A quarter of the probability at either end: what 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)) = 1/4
+    # says of the least.
     missed = (math.log(4 * 1.648 * math.sqrt(values.numel())) / (2 * few.products - 3)) ** 2
-    assert few.exhausted or few.lower_bound <= few.eigenvalue - missed * (few.largest - few.eigenvalue)
+    assert few.exhausted or few.lower_bound <= few.eigenvalue - missed * (
+        few.largest - few.eigenvalue
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,25 +149,33 @@ def test_saddles_of_classes_left_at_zero(variables: str) -> None:
     assert below < found.value - 1e-3
 
 
-def test_a_solution_of_low_rank_padded_is_a_saddle_of_mu_times_one_minus_the_spectral_ratio() -> None:
+def test_a_solution_of_low_rank_padded_is_a_saddle_of_mu_times_one_minus_the_spectral_ratio() -> (
+    None
+):
     narrow, wide = (Problem(counts=[50, 20, 10, 5, 2], dim=d, **_MU) for d in (2, 6))
     model = solve(narrow, metrics=False, certificate=False).point
     objective = Objective(wide)
-    x = objective.from_model(*(torch.nn.functional.pad(part, (0, 4)) for part in (model.W, model.H)), None)
+    x = objective.from_model(
+        *(torch.nn.functional.pad(part, (0, 4)) for part in (model.W, model.H)), None
+    )
     ratio = certify(wide, objective.rows, objective.to_model(x)).spectral_ratio
     found = classify(objective, x)
     assert ratio is not None
     assert ratio > 1.5
     assert found.classification == "strict saddle"
     assert found.curvature.eigenvalue == pytest.approx(wide.mu * (1 - ratio), rel=1e-8)
-    down = solve(wide, initial=objective.to_model(escape(objective, x, found.curvature)), metrics=False)
+    down = solve(
+        wide, initial=objective.to_model(escape(objective, x, found.curvature)), metrics=False
+    )
     assert down.value < found.value
     assert down.certificate is not None
     assert down.certificate.certified
 
 
 @pytest.mark.parametrize("loss", _LOSSES)
-@pytest.mark.parametrize("data", [{"classes": 6, "per_class": 5}, {"counts": [50, 20, 10, 5, 2]}], ids=str)
+@pytest.mark.parametrize(
+    "data", [{"classes": 6, "per_class": 5}, {"counts": [50, 20, 10, 5, 2]}], ids=str
+)
 def test_certified_minima_curve_up(loss: str, data: dict) -> None:
     problem = Problem(dim=8, loss=loss, **data, **_MU)
     objective, model = Objective(problem), solve(problem, metrics=False, certificate=False).point
@@ -160,7 +183,9 @@ def test_certified_minima_curve_up(loss: str, data: dict) -> None:
     found = classify(objective, x)
     assert found.classification == "global minimum (certified)"
     assert -1e-9 * problem.mu <= found.curvature.eigenvalue <= 1e-7 * problem.mu
-    if data.get("classes"):  # a simplex of rank K - 1, or a frame of rank K: exactly its rotations leave zeros
+    if data.get(
+        "classes"
+    ):  # a simplex of rank K - 1, or a frame of rank K: exactly its rotations leave zeros
         r, d = (6 if loss == "mse" else 5), 8
         values = spectrum(objective, x)
         zeros = values.abs() < 1e-7 * problem.mu
@@ -175,7 +200,9 @@ def test_what_is_left_of_a_gradient_is_no_saddle() -> None:
     model = solve(objective.problem, metrics=False, certificate=False).point
     x = objective.from_model(model.W, model.H, None).scale(1 - 1e-7)
     found = classify(objective, x)
-    assert found.curvature.eigenvalue < -1e-8 * objective.problem.mu  # along rotations, by the gradient alone
+    assert (
+        found.curvature.eigenvalue < -1e-8 * objective.problem.mu
+    )  # along rotations, by the gradient alone
     assert found.classification == "global minimum (certified)"
 
 
@@ -194,7 +221,9 @@ def test_rows_of_several_targets_and_rows_of_samples() -> None:
 @pytest.mark.parametrize("M", [2, 3])
 def test_layers_rotate_too_and_zero_is_a_strict_minimum(M: int) -> None:
     K, d, n = 3, 5, 10
-    problem = Problem(classes=K, dim=d, per_class=n, loss="mse", layers=M, lambda_w=1e-3, lambda_h=4e-3)
+    problem = Problem(
+        classes=K, dim=d, per_class=n, loss="mse", layers=M, lambda_w=1e-3, lambda_h=4e-3
+    )
     objective = Objective(problem)
     zero = classify(objective, at_zero(objective))
     assert zero.classification == "no negative curvature found"
@@ -206,7 +235,8 @@ def test_layers_rotate_too_and_zero_is_a_strict_minimum(M: int) -> None:
     assert found.curvature.eigenvalue >= -1e-9 * problem.mu
     values = spectrum(objective, x)
     assert int((values.abs() < 1e-8 * problem.mu).sum()) == M * K * (2 * d - K - 1) // 2
-    # Between zero and the minimum lies a saddle: along the rays of the frames the value has its maximum there.
+    # Between zero and the minimum lies a saddle: along the rays of the frames the value has its
+    # maximum there.
     x = embedded(objective, torch.full((K,), saddle, dtype=torch.float64))
     found = classify(objective, x)
     assert found.classification == "strict saddle"
@@ -216,7 +246,16 @@ def test_layers_rotate_too_and_zero_is_a_strict_minimum(M: int) -> None:
 
 def test_at_a_kink_the_value_has_a_say() -> None:
     K, d, n = 3, 5, 10
-    problem = Problem(classes=K, dim=d, per_class=n, loss="mse", layers=2, activation="relu", lambda_w=1e-3, lambda_h=4e-3)
+    problem = Problem(
+        classes=K,
+        dim=d,
+        per_class=n,
+        loss="mse",
+        layers=2,
+        activation="relu",
+        lambda_w=1e-3,
+        lambda_h=4e-3,
+    )
     objective = Objective(problem)
     minimum, saddle = frame_roots(2, K, n, problem.mu)
     x = embedded(objective, torch.full((K,), minimum, dtype=torch.float64))
@@ -235,10 +274,16 @@ def test_at_a_kink_the_value_has_a_say() -> None:
 
 def test_negative_curvature_that_ends_at_a_kink_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     K, d = 4, 6
-    problem = Problem(classes=K, dim=d, per_class=1, layers=2, activation="relu", lambda_w=2**-10, lambda_h=2**-10)
+    problem = Problem(
+        classes=K, dim=d, per_class=1, layers=2, activation="relu", lambda_w=2**-10, lambda_h=2**-10
+    )
     objective = Objective(problem)
 
-    def slope(q: float) -> float:  # of the value at three simplices of that size, whose logits are q^3 (1 - 1/K) (I - J/K)
+    def slope(
+        q: float,
+    ) -> (
+        float
+    ):  # of the value at three simplices of that size, whose logits are q^3 (1 - 1/K) (I - J/K)
         off = 1 / (math.exp(q**3 * (1 - 1 / K)) + K - 1)
         return problem.mu * q - off * q**2 * (1 - 1 / K)
 
@@ -249,12 +294,17 @@ def test_negative_curvature_that_ends_at_a_kink_is_none(monkeypatch: pytest.Monk
     x, simplex = at_zero(objective), torch.eye(K, dtype=torch.float64) - 1 / K
     for part in x.parts():
         part[:K, :K] = low * simplex
-    # Two units see nothing but rounding, which switches them on for some classes and off for others, as no weights can.
-    x.hidden[0][K:] = 1e-12 * torch.randn(d - K, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Two units see nothing but rounding, which switches them on for some classes and off for
+    # others, as no weights can.
+    x.hidden[0][K:] = 1e-12 * torch.randn(
+        d - K, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     found = classify(objective, x)
     assert found.kinks == K * (d - K)
     assert found.relative_gradient < 1e-10
-    assert abs(found.curvature.eigenvalue) < 1e-9 * problem.mu  # of the piece on which those units rest
+    assert (
+        abs(found.curvature.eigenvalue) < 1e-9 * problem.mu
+    )  # of the piece on which those units rest
     assert found.classification == "no negative curvature found"
     monkeypatch.setattr(Objective, "resting", lambda objective, part: objective)
     found = classify(objective, x)
@@ -269,7 +319,9 @@ def test_negative_curvature_that_ends_at_a_kink_is_none(monkeypatch: pytest.Monk
 def test_collapsed_spheres_are_a_saddle(aligned: bool) -> None:
     K, d, t = 6, 5, 3.0
     objective = Objective(Problem(classes=K, dim=d, constraint="sphere", temperature=t))
-    u, v = torch.nn.functional.normalize(torch.randn(2, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    u, v = torch.nn.functional.normalize(
+        torch.randn(2, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     x = Point(u.expand(K, d).clone(), (u if aligned else v).expand(K, d).clone())
     found = classify(objective, x)
     assert found.value == pytest.approx(math.log(K), rel=1e-12)
@@ -308,7 +360,9 @@ def test_a_frozen_factor_does_not_move() -> None:
     model = solve(problem, metrics=False).point
     found = classify(objective, objective.from_model(model.W, model.H, None))
     assert not found.curvature.vector.W.any()
-    assert found.curvature.eigenvalue == pytest.approx(curvature_unit(objective), rel=1e-9)  # W has no say in its null space
+    assert found.curvature.eigenvalue == pytest.approx(
+        curvature_unit(objective), rel=1e-9
+    )  # W has no say in its null space
     assert found.classification == "global minimum (certified)"
 
 

@@ -1,4 +1,6 @@
-"""Metrics against their dense definitions in extended precision, and the relations that they must obey."""
+"""Metrics against their dense definitions in extended precision, and the relations that they must
+obey.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from ufm_fast.metrics import METRICS, ClassStatistics, balancedness, collect
 
 LONG = np.longdouble
-quick = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck), derandomize=True)
+quick = settings(
+    deadline=None, max_examples=25, suppress_health_check=list(HealthCheck), derandomize=True
+)
 
 
 def norm(array):
@@ -86,11 +90,14 @@ def distance(gram, target):
 
 
 def definitions(features, weight, labels, bias, lambda_w, lambda_h):
-    """Every metric of the table by its formula: dense, in extended precision, a loop where the formula has a sum."""
+    """Every metric of the table by its formula: dense, in extended precision, a loop where the
+    formula has a sum.
+    """
     H, W, b = (x.astype(LONG) for x in (features, weight, bias))
     present = np.unique(labels)
     K, N = len(present), len(labels)
-    # Differences about one of the rows: means formed far from zero would cost the oracle its own digits.
+    # Differences about one of the rows: means formed far from zero would cost the oracle its own
+    # digits.
     origin = H[0]
     shifted = H - origin
     means = np.stack([shifted[labels == k].mean(0) for k in present])
@@ -138,7 +145,9 @@ def definitions(features, weight, labels, bias, lambda_w, lambda_h):
 
 
 def example(seed, classes, dim, spread=0.5, offset=0.0, drop=0):
-    """Random features, classifier, labels and bias; `drop` classes get no samples, the others from one to four."""
+    """Random features, classifier, labels and bias; `drop` classes get no samples, the others from
+    one to four.
+    """
     rng = np.random.default_rng(seed)
     used = rng.permutation(classes)[: max(2, classes - drop)]
     labels = np.repeat(used, rng.integers(1, 5, len(used)))
@@ -156,7 +165,12 @@ def simplex(classes, dim):
 
 
 def torched(features, weight, labels, bias):
-    return torch.from_numpy(features), torch.from_numpy(weight), torch.from_numpy(labels), torch.from_numpy(bias)
+    return (
+        torch.from_numpy(features),
+        torch.from_numpy(weight),
+        torch.from_numpy(labels),
+        torch.from_numpy(bias),
+    )
 
 
 def assert_matches(data, absolute=1e-13, relative=1e-8, **options):
@@ -165,20 +179,29 @@ def assert_matches(data, absolute=1e-13, relative=1e-8, **options):
     assert found.keys() == METRICS.keys() == expected.keys() | METRICS.keys()
     for name, value in expected.items():
         error = abs(LONG(found[name]) - value)
-        assert error <= absolute + relative * abs(value), f"{name}: {found[name]} against {value}, error {error}"
+        assert error <= absolute + relative * abs(value), (
+            f"{name}: {found[name]} against {value}, error {error}"
+        )
 
 
 shapes = st.tuples(st.integers(2, 9), st.integers(1, 10))
 
 
 @quick
-@given(shape=shapes, seed=st.integers(0, 10**6), drop=st.integers(0, 3), offset=st.sampled_from([0.0, 3.0]))
+@given(
+    shape=shapes,
+    seed=st.integers(0, 10**6),
+    drop=st.integers(0, 3),
+    offset=st.sampled_from([0.0, 3.0]),
+)
 def test_equals_the_dense_definitions(shape, seed, drop, offset):
     classes, dim = shape
     assert_matches(example(seed, classes, dim, offset=offset, drop=drop))
 
 
-@pytest.mark.parametrize(("classes", "dim"), [(2, 1), (2, 7), (40, 3), (30, 29), (30, 30), (31, 45), (60, 12)])
+@pytest.mark.parametrize(
+    ("classes", "dim"), [(2, 1), (2, 7), (40, 3), (30, 29), (30, 30), (31, 45), (60, 12)]
+)
 def test_equals_the_dense_definitions_at_named_shapes(classes, dim):
     assert_matches(example(classes + dim, classes, dim))
 
@@ -198,7 +221,12 @@ def test_nc2_and_nc3_keep_eight_digits_at_a_distance_of_one_in_a_billion():
     classes, dim = 10, 9
     rng = np.random.default_rng(0)
     weight = simplex(classes, dim) + 1e-9 * rng.standard_normal((classes, dim))
-    data = weight + 1e-9 * rng.standard_normal((classes, dim)), weight, np.arange(classes), np.zeros(classes)
+    data = (
+        weight + 1e-9 * rng.standard_normal((classes, dim)),
+        weight,
+        np.arange(classes),
+        np.zeros(classes),
+    )
     found, expected = collect(*torched(*data)), definitions(*data, 1, 1)
     for name in (
         "nc2_classifier",
@@ -259,7 +287,12 @@ def test_rotation_and_permutations_change_nothing(shape, seed):
     rotation = np.linalg.qr(rng.standard_normal((shape[1], shape[1])))[0]
     order, samples = rng.permutation(shape[0]), rng.permutation(len(labels))
     inverse = np.argsort(order)
-    moved = (features @ rotation)[samples], (weight @ rotation)[order], inverse[labels][samples], bias[order]
+    moved = (
+        (features @ rotation)[samples],
+        (weight @ rotation)[order],
+        inverse[labels][samples],
+        bias[order],
+    )
     before = collect(*torched(features, weight, labels, bias), lambda_w=1.0, lambda_h=0.5)
     after = collect(*torched(*moved), lambda_w=1.0, lambda_h=0.5)
     assert after == pytest.approx(before, rel=1e-9, abs=1e-11, nan_ok=True)
@@ -270,7 +303,9 @@ def test_tiles_and_blocks_change_nothing(tile, monkeypatch):
     data = torched(*example(6, 23, 5, offset=1.0))
     whole = collect(*data, lambda_w=1.0, lambda_h=0.5)
     monkeypatch.setattr("ufm_fast.metrics.rows.BLOCK_ELEMENTS", 5 * tile)
-    assert collect(*data, lambda_w=1.0, lambda_h=0.5, tile=tile) == pytest.approx(whole, rel=1e-12, abs=1e-14)
+    assert collect(*data, lambda_w=1.0, lambda_h=0.5, tile=tile) == pytest.approx(
+        whole, rel=1e-12, abs=1e-14
+    )
 
 
 def test_blocks_of_rows_in_the_entrywise_branch(monkeypatch):
@@ -287,7 +322,9 @@ def test_sampled_estimates_lie_within_their_errors():
     names = ["nc4", "equiangularity_classifier", "equiangularity_means", "cdnv"]
     scores = {name: [] for name in names}
     for seed in range(40):
-        found = collect(features, weight, labels, bias, pairwise="sampled", pairs=3000, rows=120, seed=seed)
+        found = collect(
+            features, weight, labels, bias, pairwise="sampled", pairs=3000, rows=120, seed=seed
+        )
         for name in names:
             assert found[f"{name}_stderr"] > 0
             scores[name].append((found[name] - exact[name]) / found[f"{name}_stderr"])
@@ -295,13 +332,18 @@ def test_sampled_estimates_lie_within_their_errors():
     for name in names:
         spread = math.sqrt(sum(score**2 for score in scores[name]) / 40)
         assert 0.6 < spread < 1.6, name
-    assert found == collect(features, weight, labels, bias, pairwise="sampled", pairs=3000, rows=120, seed=39)
+    assert found == collect(
+        features, weight, labels, bias, pairwise="sampled", pairs=3000, rows=120, seed=39
+    )
 
 
 def test_rows_that_stand_for_unequal_counts_are_drawn_by_them():
     """Long-tailed counts: the estimate is unbiased, and its error is the right one."""
     make = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(400, 6, generator=make, dtype=torch.float64), torch.arange(400) % 40
+    features, labels = (
+        torch.randn(400, 6, generator=make, dtype=torch.float64),
+        torch.arange(400) % 40,
+    )
     weight = 0.1 * torch.randn(40, 6, generator=make, dtype=torch.float64)
     weight += torch.zeros(40, 6).double().index_add_(0, labels, features) / 10
     counts = torch.rand(400, generator=make, dtype=torch.float64) ** -0.8
@@ -309,7 +351,16 @@ def test_rows_that_stand_for_unequal_counts_are_drawn_by_them():
     assert 0.05 < exact < 0.95
     scores = []
     for seed in range(100):
-        found = collect(features, weight, labels, counts=counts, pairwise="sampled", rows=60, pairs=10, seed=seed)
+        found = collect(
+            features,
+            weight,
+            labels,
+            counts=counts,
+            pairwise="sampled",
+            rows=60,
+            pairs=10,
+            seed=seed,
+        )
         scores.append((found["nc4"] - exact) / found["nc4_stderr"])
     assert abs(sum(scores) / 100) < 0.3
     assert 0.8 < math.sqrt(sum(score**2 for score in scores) / 100) < 1.25
@@ -336,12 +387,16 @@ def test_low_precision_inputs_are_summed_in_float64(dtype):
     features, weight, labels, bias = torched(*example(10, 12, 5))
     features, weight, bias = (x.to(dtype) for x in (features, weight, bias))
     low = collect(features, weight, labels, bias, lambda_w=1.0, lambda_h=0.5)
-    high = collect(features.double(), weight.double(), labels, bias.double(), lambda_w=1.0, lambda_h=0.5)
+    high = collect(
+        features.double(), weight.double(), labels, bias.double(), lambda_w=1.0, lambda_h=0.5
+    )
     assert low == pytest.approx(high, rel=1e-14)
 
 
 def test_one_row_a_class_equals_the_general_path():
-    """Rows that stand for several samples, in any order, have no scatter and are their own means."""
+    """Rows that stand for several samples, in any order, have no scatter and are their own
+    means.
+    """
     features, weight, _, bias = torched(*example(11, 9, 4))
     labels = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     features = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -369,7 +424,9 @@ def test_statistics_hold_the_plain_means_and_covariances():
     np.testing.assert_allclose(statistics.class_means, means, rtol=1e-14)
     np.testing.assert_allclose(statistics.sample_centre, features.mean(0), rtol=1e-13)
     np.testing.assert_allclose(statistics.class_centre, means.mean(0), rtol=1e-13)
-    np.testing.assert_allclose(statistics.within, centred.T @ centred / len(labels), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        statistics.within, centred.T @ centred / len(labels), rtol=1e-12, atol=1e-15
+    )
     for centre, about in (("samples", features.mean(0)), ("classes", means.mean(0))):
         expected = (means - about).T @ (means - about) / len(means)
         np.testing.assert_allclose(statistics.between(centre), expected, rtol=1e-12, atol=1e-14)
@@ -380,7 +437,9 @@ def test_features_or_classifier_alone_give_their_own_metrics():
     everything = collect(features, weight, labels, bias)
     head, means = collect(None, weight, None), collect(features, None, labels)
     assert head.keys() == {name for name, metric in METRICS.items() if metric.needs == {"weight"}}
-    assert means.keys() == {name for name, metric in METRICS.items() if metric.needs == {"features"}}
+    assert means.keys() == {
+        name for name, metric in METRICS.items() if metric.needs == {"features"}
+    }
     assert {**head, **means}.items() <= everything.items()
 
 
@@ -415,7 +474,12 @@ def test_sampled_angles_of_small_rows():
     plain = collect(None, weight, None, pairwise="sampled", pairs=200)
     shrunk = weight * 10.0 ** np.random.default_rng(0).integers(-200, 3, (40, 1))
     found = collect(None, shrunk, None, pairwise="sampled", pairs=200)
-    for name in ("equiangularity_classifier", "max_cosine_classifier", "cosine_mean_classifier", "cosine_std_classifier"):
+    for name in (
+        "equiangularity_classifier",
+        "max_cosine_classifier",
+        "cosine_mean_classifier",
+        "cosine_std_classifier",
+    ):
         assert found[name] == pytest.approx(plain[name], abs=1e-13)
 
 
@@ -436,7 +500,9 @@ def test_many_dimensions_give_the_same_metrics(spread):
     generator = torch.Generator().manual_seed(4)
     means, W = (torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(2))
     labels = torch.arange(9) % 3
-    H = 1e-8 * (means[labels] + spread * torch.randn(9, 6, generator=generator, dtype=torch.float64))
+    H = 1e-8 * (
+        means[labels] + spread * torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    )
     few = collect(H, W, labels, lambda_w=0.1, lambda_h=0.2)
     padded = (torch.nn.functional.pad(x, (0, 300)) for x in (H, W))
     many = collect(*padded, labels, lambda_w=0.1, lambda_h=0.2)

@@ -1,4 +1,6 @@
-"""Groups of collapsed classes, cosines by groups and distances to SELI, by hand and against the two-group form."""
+"""Groups of collapsed classes, cosines by groups and distances to SELI, by hand and against the
+two-group form.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ COUNTS = torch.tensor([10, 10, 1, 1])
 
 
 def test_groups_of_equal_rows():
-    W = torch.tensor([[1.0, 0], [0, 2], [1 + 1e-6, 0], [0, 2 - 1e-7], [1.0, 1e-4]], dtype=torch.float64)
+    W = torch.tensor(
+        [[1.0, 0], [0, 2], [1 + 1e-6, 0], [0, 2 - 1e-7], [1.0, 1e-4]], dtype=torch.float64
+    )
     assert collapsed_groups(W).tolist() == [0, 1, 0, 1, 2]
     assert collapsed_groups(W, 1e-3).tolist() == [0, 1, 0, 1, 0]
     assert collapsed_groups(torch.zeros(3, 2)).tolist() == [0, 0, 0]
@@ -32,7 +36,9 @@ def test_cosines_by_groups_by_hand():
     W[5] = 1e-9
     found = group_cosines(W, torch.tensor([0, 0, 0, 1, 1, 2]))
     cosine = torch.nn.functional.cosine_similarity(W[:, None], W[None], dim=2)
-    assert float(found[0, 0]) == pytest.approx(float(cosine[[0, 0, 1], [1, 2, 2]].mean()), rel=1e-13)
+    assert float(found[0, 0]) == pytest.approx(
+        float(cosine[[0, 0, 1], [1, 2, 2]].mean()), rel=1e-13
+    )
     assert float(found[0, 1]) == pytest.approx(float(cosine[:3, 3:5].mean()), rel=1e-13)
     assert float(found[1, 1]) == pytest.approx(float(cosine[3, 4]), rel=1e-12)
     assert bool(found[2].isnan().all())
@@ -40,15 +46,25 @@ def test_cosines_by_groups_by_hand():
         group_cosines(W, torch.tensor([0]))
 
 
-@pytest.mark.parametrize(("level", "together", "cosine"), [(0.0033, False, 0.59597), (0.0034, True, 1.0)])
+@pytest.mark.parametrize(
+    ("level", "together", "cosine"), [(0.0033, False, 0.59597), (0.0034, True, 1.0)]
+)
 def test_minority_classes_collapse(level, together, cosine):
     counts = torch.tensor([500] * 5 + [100] * 5)
     problem = Problem(
-        loss="ce", counts=counts, dim=10, bias="penalised", lambda_w=10 * level, lambda_h=level / 10, lambda_b=0.02
+        loss="ce",
+        counts=counts,
+        dim=10,
+        bias="penalised",
+        lambda_w=10 * level,
+        lambda_h=level / 10,
+        lambda_b=0.02,
     )
     W = solve(problem, start="normal", metrics=False, certificate=False).point.W
     assert len(set(collapsed_groups(W)[5:].tolist())) == (1 if together else 5)
-    assert float(group_cosines(W, counts.unique(return_inverse=True)[1])[0, 0]) == pytest.approx(cosine, abs=1e-5)
+    assert float(group_cosines(W, counts.unique(return_inverse=True)[1])[0, 0]) == pytest.approx(
+        cosine, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(("penalty", "cosine"), [(1e-3, -0.5298), (1e-5, -0.5018), (1e-7, -0.4897)])
@@ -57,18 +73,26 @@ def test_the_way_to_seli(penalty, cosine):
     point = solve(problem, start="normal", metrics=False, certificate=False).point
     majority = float(group_cosines(point.W, torch.tensor([1, 1, 0, 0]))[1, 1])
     assert majority == pytest.approx(cosine, abs=5e-5)
-    assert majority == pytest.approx(two_group_ce((2, 2), (10, 1), penalty, penalty).cosine(0), abs=1e-6)
+    assert majority == pytest.approx(
+        two_group_ce((2, 2), (10, 1), penalty, penalty).cosine(0), abs=1e-6
+    )
     grouped = group_metrics(group_minimum(ClassGroups.of_counts(COUNTS), penalty, penalty))
     assert seli_distance(point.W, COUNTS) == pytest.approx(grouped["seli_classifier"], abs=1e-5)
     found = measure(problem, problem.rows(), point)
     assert found["cosine_majority"] == pytest.approx(majority, rel=1e-12)
-    assert found["cosine_minority"] == pytest.approx(two_group_ce((2, 2), (10, 1), penalty, penalty).cosine(1), abs=1e-6)
+    assert found["cosine_minority"] == pytest.approx(
+        two_group_ce((2, 2), (10, 1), penalty, penalty).cosine(1), abs=1e-6
+    )
     assert found["seli_classifier"] == pytest.approx(seli_distance(point.W, COUNTS), rel=1e-12)
-    assert found["seli_logits"] == pytest.approx(seli_logit_distance(point.W, point.H, torch.arange(4), COUNTS), rel=1e-12)
+    assert found["seli_logits"] == pytest.approx(
+        seli_logit_distance(point.W, point.H, torch.arange(4), COUNTS), rel=1e-12
+    )
     X = COUNTS.double().sqrt()[:, None] * (point.H @ point.W.T)
     limit = COUNTS.double().sqrt()[:, None] * (torch.eye(4, dtype=torch.float64) - 0.25)
     expected = float((X / X.norm() - limit / limit.norm()).norm())
-    assert seli_logit_distance(point.W, point.H, torch.arange(4), COUNTS) == pytest.approx(expected, rel=1e-9)
+    assert seli_logit_distance(point.W, point.H, torch.arange(4), COUNTS) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_metrics_of_unequal_classes_are_measured_where_they_mean_something():

@@ -37,13 +37,19 @@ BAD = [
     ({"features": None}, "features and labels"),
     ({"weight": with_nan(4, 3)}, "weight must be finite"),
     ({"weight": torch.full((4, 3), torch.inf)}, "weight must be finite"),
-    ({"weight": torch.ones(1, 3), "labels": torch.zeros(6, dtype=torch.int64)}, "weight must have at least 2"),
+    (
+        {"weight": torch.ones(1, 3), "labels": torch.zeros(6, dtype=torch.int64)},
+        "weight must have at least 2",
+    ),
     ({"labels": torch.tensor([0, 1, 2, 4, 0, 1])}, "labels"),
     ({"labels": torch.tensor([0, 1, 2, -1, 0, 1])}, "labels"),
     ({"labels": torch.zeros(6, dtype=torch.int64)}, "labels must name at least 2"),
     ({"labels": torch.arange(3)}, "labels"),
     ({"labels": None}, "features and labels"),
-    ({"features": torch.full((6, 3), 1e80, dtype=torch.float64)}, "features has entries beyond 1e+70"),
+    (
+        {"features": torch.full((6, 3), 1e80, dtype=torch.float64)},
+        "features has entries beyond 1e+70",
+    ),
     ({"bias": torch.ones(3)}, "bias"),
     ({"bias": with_nan(4)}, "bias must be finite"),
     ({"counts": torch.ones(5)}, "counts"),
@@ -75,7 +81,10 @@ WRONG_TYPE = [
     ({"features": np.ones((6, 3), dtype=np.longdouble)}, "features must hold numbers"),
     ({"features": torch.ones(6, 3).to_sparse()}, "features must be a dense tensor"),
     ({"features": torch.ones(6, 3, device="meta")}, "features must be a dense tensor"),
-    ({"features": torch.ones(6, 3).to(torch.float8_e4m3fn)}, "features must have a real floating dtype"),
+    (
+        {"features": torch.ones(6, 3).to(torch.float8_e4m3fn)},
+        "features must have a real floating dtype",
+    ),
     ({"counts": torch.ones(6, dtype=torch.bool)}, "counts"),
 ]
 
@@ -142,7 +151,9 @@ def test_every_row_of_the_table_is_described():
 
 
 def test_no_array_of_classes_by_classes_nor_samples_by_classes():
-    """Beyond the tile, nothing allocated grows with K^2 or N K: the largest tensor made is watched."""
+    """Beyond the tile, nothing allocated grows with K^2 or N K: the largest tensor made is
+    watched.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):

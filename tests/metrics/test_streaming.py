@@ -1,4 +1,6 @@
-"""Statistics of batches are those of all features at once, whatever the batches, near collapse too."""
+"""Statistics of batches are those of all features at once, whatever the batches, near collapse
+too.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,15 @@ def _features(seed: int, spread: float, labels: torch.Tensor, dtype: torch.dtype
 )
 def test_any_batches_give_the_statistics_of_the_whole(seed, spread, sizes, dtype, sort):
     generator = torch.Generator().manual_seed(seed + 1)
-    labels = torch.cat([torch.arange(CLASSES).repeat(2), torch.randint(CLASSES, (sum(sizes),), generator=generator)])
-    labels = labels.sort().values if sort else labels[torch.randperm(len(labels), generator=generator)]
+    labels = torch.cat(
+        [
+            torch.arange(CLASSES).repeat(2),
+            torch.randint(CLASSES, (sum(sizes),), generator=generator),
+        ]
+    )
+    labels = (
+        labels.sort().values if sort else labels[torch.randperm(len(labels), generator=generator)]
+    )
     features = _features(seed, spread, labels, dtype)
     whole, sums = ClassStatistics(features, labels, CLASSES + 1), StreamingStatistics(CLASSES + 1)
     for x, y in zip(features.split([10, *sizes]), labels.split([10, *sizes]), strict=True):

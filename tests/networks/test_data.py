@@ -11,7 +11,11 @@ from ufm_fast.errors import InputError
 from ufm_fast.networks import DATA, load
 from ufm_fast.networks.data import PAIRS, SINGLES
 
-SIZES = {"digits": (10, 1797, (8, 8)), "mnist5k": (10, 5000, (28, 28)), "digit-pairs": (10, None, (8, 16))}
+SIZES = {
+    "digits": (10, 1797, (8, 8)),
+    "mnist5k": (10, 5000, (28, 28)),
+    "digit-pairs": (10, None, (8, 16)),
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -28,7 +32,10 @@ def test_images_are_floats_in_the_unit_interval_and_a_quarter_of_each_class_is_f
         assert set(part.labels.flatten().tolist()) - {-1} == set(range(classes))
     if total is not None:
         assert len(data.train) + len(data.test) == total
-        counts, tested = (torch.bincount(x) for x in (torch.cat([data.train.labels, data.test.labels]), data.test.labels))
+        counts, tested = (
+            torch.bincount(x)
+            for x in (torch.cat([data.train.labels, data.test.labels]), data.test.labels)
+        )
         assert torch.equal(tested, counts // 4)
 
 
@@ -50,7 +57,9 @@ def test_glyphs_and_their_look_alikes():
     labels = {}
     for part in (alone.train, alone.test):
         for image, label in zip(part.images, part.labels.tolist(), strict=True):
-            assert labels.setdefault(image.numpy().tobytes(), label) == label  # an image tells its class
+            assert (
+                labels.setdefault(image.numpy().tobytes(), label) == label
+            )  # an image tells its class
 
 
 def test_digit_pairs_show_one_digit_for_each_label():
@@ -65,7 +74,9 @@ def test_digit_pairs_show_one_digit_for_each_label():
     digits = load("digits")
     known = {image.numpy().tobytes() for image in digits.test.images}
     halves = [half.contiguous() for half in data.test.images.chunk(2, dim=3)]
-    assert all(image.numpy().tobytes() in known for half in halves for image in half if image.sum() > 0)
+    assert all(
+        image.numpy().tobytes() in known for half in halves for image in half if image.sum() > 0
+    )
 
 
 @pytest.mark.parametrize(

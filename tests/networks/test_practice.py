@@ -1,4 +1,6 @@
-"""The experiments beside the model: new classes with replay, tag-wise averages of multi-label features."""
+"""The experiments beside the model: new classes with replay, tag-wise averages of multi-label
+features.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import torch
 
 from ufm_fast.errors import InputError
 from ufm_fast.networks import Architecture, Options, Training, load
-from ufm_fast.networks.overlay import Tail, balanced_penalty, compare, model_run, penalty_at_gap, tail_of
+from ufm_fast.networks.overlay import (
+    Tail,
+    balanced_penalty,
+    compare,
+    model_run,
+    penalty_at_gap,
+    tail_of,
+)
 from ufm_fast.networks.switch import OPTIONS, VARIANTS, switches
 from ufm_fast.networks.tags import tag_average
 from ufm_fast.problem import Problem
@@ -21,7 +30,12 @@ def test_least_squares_rows_start_below_random_ones():
     found = {s.variant: s for s in switches(load("digits"), options, most_steps=25)}
     assert list(found) == list(VARIANTS)
     losses = {name: switch.loss for name, switch in found.items()}
-    assert losses["least squares, all rows"] < losses["least squares, new rows"] < losses["random"] < losses["class mean"]
+    assert (
+        losses["least squares, all rows"]
+        < losses["least squares, new rows"]
+        < losses["random"]
+        < losses["class mean"]
+    )
     assert found["least squares, all rows"].accuracy > found["random"].accuracy
     steps = found["least squares, all rows"].steps
     assert steps is not None
@@ -44,7 +58,9 @@ def test_a_tag_wise_average_is_recognised_with_its_scale():
     found = tag_average(features, labels)
     assert found.cosine == pytest.approx(1)
     assert found.scale == pytest.approx(0.7)
-    noisy = tag_average(features + torch.randn(features.shape, generator=generator, dtype=torch.float64), labels)
+    noisy = tag_average(
+        features + torch.randn(features.shape, generator=generator, dtype=torch.float64), labels
+    )
     assert noisy.cosine < 0.99
     with pytest.raises(InputError, match="on its own"):
         tag_average(features[5:], labels[singles.numel() :].repeat(2, 1)[: len(features) - 5])
@@ -54,7 +70,10 @@ def _tail_at_a_minimum() -> tuple[Tail, float, float]:
     """The extended model's own minimum, found by the solver, as a tail."""
     decay, lambda_h, counts = 5e-3, 5e-3, torch.tensor([50] * 4)
     settings = {"lambda_w": decay, "lambda_h": lambda_h, "lambda_hidden": decay}
-    x = solve(Problem(loss="mse", counts=counts, dim=12, layers=2, activation="relu", **settings), start="normal").point
+    x = solve(
+        Problem(loss="mse", counts=counts, dim=12, layers=2, activation="relu", **settings),
+        start="normal",
+    ).point
     return Tail(x.W, x.hidden[0], x.H, torch.arange(4), counts), decay, lambda_h
 
 
@@ -63,7 +82,10 @@ def test_both_matchings_find_the_penalty_of_a_minimum_and_predict_all_its_number
     assert balanced_penalty(tail, decay) == pytest.approx(lambda_h, rel=1e-6)
     assert penalty_at_gap(tail, decay) == pytest.approx(lambda_h, rel=1e-6)
     penalties, *rows = compare([tail], decay)
-    assert (penalties["quantity"], penalties["balance"]) == ("lambda_H", pytest.approx(lambda_h, rel=1e-6))
+    assert (penalties["quantity"], penalties["balance"]) == (
+        "lambda_H",
+        pytest.approx(lambda_h, rel=1e-6),
+    )
     for row in rows:
         for matching in ("balance", "gap"):
             assert row[matching] == pytest.approx(row["measured"], rel=1e-6, abs=1e-6)
@@ -76,18 +98,26 @@ def test_both_matchings_find_the_penalty_of_a_minimum_and_predict_all_its_number
 def test_the_models_own_descent_collapses_layer_by_layer():
     tail, decay, _ = _tail_at_a_minimum()
     labels = torch.arange(4).repeat_interleave(5)
-    first, *_, last = model_run(Tail(tail.W2, tail.W1, tail.h[labels], labels, torch.tensor([5] * 4)), decay, steps=150)
+    first, *_, last = model_run(
+        Tail(tail.W2, tail.W1, tail.h[labels], labels, torch.tensor([5] * 4)), decay, steps=150
+    )
     assert first["step"] == 0
     assert last["layer1/nc1_quotient"] < 1e-2 * first["layer1/nc1_quotient"]
 
 
 def test_the_tail_of_a_network_gives_its_logits():
     architecture = Architecture(widths=(9, 7), unbiased=2)
-    training = Training(load("digits"), Options(architecture=architecture, loss="mse", steps=5)).run()
+    training = Training(
+        load("digits"), Options(architecture=architecture, loss="mse", steps=5)
+    ).run()
     tail, images = tail_of(training), training.data.train.images
     logits = (tail.h @ tail.W1.T).clamp_min(0) @ tail.W2.T
-    torch.testing.assert_close(logits.float(), training.network(images).detach(), rtol=1e-4, atol=1e-5)
-    assert tail.numbers()["data loss"] == pytest.approx(training.evaluate("train")["loss"], rel=1e-4)
+    torch.testing.assert_close(
+        logits.float(), training.network(images).detach(), rtol=1e-4, atol=1e-5
+    )
+    assert tail.numbers()["data loss"] == pytest.approx(
+        training.evaluate("train")["loss"], rel=1e-4
+    )
     with pytest.raises(InputError, match="unbiased=2"):
         tail_of(Training(load("digits"), Options(loss="mse")))
     with pytest.raises(InputError, match="train longer"):

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ufm_fast.errors import InputError
-from ufm_fast.metrics import ClassStatistics, effective_rank, nc1_pinv, nc1_quotient, nc1_trace, stable_rank
+from ufm_fast.metrics import (
+    ClassStatistics,
+    effective_rank,
+    nc1_pinv,
+    nc1_quotient,
+    nc1_trace,
+    stable_rank,
+)
 from ufm_fast.networks import probe, probe_solution
 from ufm_fast.problem import Problem, TargetSets
 from ufm_fast.solving import solve
@@ -35,7 +42,10 @@ def _model() -> nn.Sequential:
 
 def _batches(number: int = 5) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(9, 1, 6, 6, generator=generator), torch.randint(K, (9,), generator=generator)) for _ in range(number)]
+    return [
+        (torch.randn(9, 1, 6, 6, generator=generator), torch.randint(K, (9,), generator=generator))
+        for _ in range(number)
+    ]
 
 
 def test_numbers_are_those_of_all_features_at_once():
@@ -44,8 +54,13 @@ def test_numbers_are_those_of_all_features_at_once():
     assert list(found) == ["relu", "act", "head"]
     model.eval()
     y = torch.cat([labels for _, labels in batches])
-    with torch.no_grad():  # batch by batch, as probe runs it: how a float32 product is rounded depends on its number of rows
-        runs = [{"relu": model[:2](x).mean((2, 3)), "act": model[:7](x), "head": model(x)} for x, _ in batches]
+    # Batch by batch, as probe runs it: how a float32 product is rounded depends on its number of
+    # rows.
+    with torch.no_grad():
+        runs = [
+            {"relu": model[:2](x).mean((2, 3)), "act": model[:7](x), "head": model(x)}
+            for x, _ in batches
+        ]
     features = {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
     for name, h in features.items():
         whole, layer = ClassStatistics(h, y, K), found[name]
@@ -54,7 +69,9 @@ def test_numbers_are_those_of_all_features_at_once():
         for measure in (nc1_pinv, nc1_trace, nc1_quotient):
             assert getattr(layer, measure.__name__) == pytest.approx(measure(whole), rel=1e-10)
         for measure in (effective_rank, stable_rank):
-            assert getattr(layer, measure.__name__) == pytest.approx(measure(whole.centred_means), rel=1e-10)
+            assert getattr(layer, measure.__name__) == pytest.approx(
+                measure(whole.centred_means), rel=1e-10
+            )
         nearest = torch.cdist(h.double(), whole.class_means).argmin(1)
         assert layer.mismatch == pytest.approx(float((nearest != y).double().mean()))
     # relu is followed by hidden, whose 96 inputs are not relu's 6 channels; nothing follows head
@@ -63,7 +80,9 @@ def test_numbers_are_those_of_all_features_at_once():
     means = torch.stack([features["act"][y == k].double().mean(0) for k in range(K)])
     V = torch.linalg.svd(model.head.weight.detach().double(), full_matrices=False).Vh.T
     U = torch.linalg.svd(means.T, full_matrices=False).U
-    assert found["act"].alignment == pytest.approx(float(torch.linalg.svdvals(V[:, :K].T @ U[:, :K]).sum()) / K)
+    assert found["act"].alignment == pytest.approx(
+        float(torch.linalg.svdvals(V[:, :K].T @ U[:, :K]).sum()) / K
+    )
 
 
 def test_channels_are_samples_when_unfolded():
@@ -72,7 +91,9 @@ def test_channels_are_samples_when_unfolded():
     y = torch.cat([labels for _, labels in batches])
     with torch.no_grad():
         rows = torch.cat([model[:1](x).permute(0, 2, 3, 1).reshape(-1, 6) for x, _ in batches])
-    assert found.nc1_pinv == pytest.approx(nc1_pinv(ClassStatistics(rows, y.repeat_interleave(16), K)), rel=1e-10)
+    assert found.nc1_pinv == pytest.approx(
+        nc1_pinv(ClassStatistics(rows, y.repeat_interleave(16), K)), rel=1e-10
+    )
 
 
 def test_a_convolution_aligned_with_its_channel_means():
@@ -84,7 +105,9 @@ def test_a_convolution_aligned_with_its_channel_means():
 
 
 def _snapshot(model: nn.Module) -> list[Tensor]:
-    return [t.clone() for t in model.state_dict().values()] + [p.grad.clone() for p in model.parameters()]
+    return [t.clone() for t in model.state_dict().values()] + [
+        p.grad.clone() for p in model.parameters()
+    ]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -138,11 +161,23 @@ def test_layers_and_batches_that_do_not_fit():
         probe(nn.Sequential(nn.ReLU()), "0", [(x, y[:5])], 2)
     with pytest.raises(InputError, match="list or a DataLoader"):
         probe(nn.Sequential(nn.ReLU()), "0", iter([(x, y)]), 2)
-    assert probe(nn.Sequential(nn.ReLU()), "0", iter([(x, y)]), 2, mismatch=False)["0"].mismatch is None
+    assert (
+        probe(nn.Sequential(nn.ReLU()), "0", iter([(x, y)]), 2, mismatch=False)["0"].mismatch
+        is None
+    )
 
 
 def test_a_deep_solution_has_the_numbers_of_a_network_with_its_factors():
-    problem = Problem(loss="mse", classes=3, per_class=4, dim=5, layers=3, widths=(5, 6, 7), activation="relu", lambda_w=1e-2)
+    problem = Problem(
+        loss="mse",
+        classes=3,
+        per_class=4,
+        dim=5,
+        layers=3,
+        widths=(5, 6, 7),
+        activation="relu",
+        lambda_w=1e-2,
+    )
     solution = solve(problem, reduce="none", start="normal", max_steps=20)
     found, x = probe_solution(solution), solution.point
     model = nn.Sequential(
@@ -166,6 +201,11 @@ def test_a_deep_solution_has_the_numbers_of_a_network_with_its_factors():
 
 
 def test_samples_with_several_labels_have_no_class_means():
-    problem = Problem(loss="pick-all", target_sets=TargetSets.create([0, 1, 2, 4], [0, 1, 0, 2], 3), classes=3, dim=4)
+    problem = Problem(
+        loss="pick-all",
+        target_sets=TargetSets.create([0, 1, 2, 4], [0, 1, 0, 2], 3),
+        classes=3,
+        dim=4,
+    )
     with pytest.raises(InputError, match="several labels"):
         probe_solution(solve(problem, max_steps=1))

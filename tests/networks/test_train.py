@@ -1,4 +1,6 @@
-"""Training: it learns, its losses are the textbook's, decay is on every parameter, and a stop changes nothing."""
+"""Training: it learns, its losses are the textbook's, decay is on every parameter, and a stop
+changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ import torch
 from torch.nn import functional
 
 from ufm_fast.errors import InputError
-from ufm_fast.networks import LOSSES, Architecture, DataSet, Examples, Network, Options, Training, train
+from ufm_fast.networks import (
+    LOSSES,
+    Architecture,
+    DataSet,
+    Examples,
+    Network,
+    Options,
+    Training,
+    train,
+)
 
 SHAPE, CLASSES = (4, 4), 3
 
@@ -20,8 +31,12 @@ def _data(multi_label: bool = False) -> DataSet:
     images = 0.2 * torch.rand(60, 1, *SHAPE, generator=generator)
     images[torch.arange(60), 0, labels] += 0.8  # a bright row tells the class
     if multi_label:
-        labels = torch.stack([labels, torch.where(torch.arange(60) < 30, -1, (labels + 1) % CLASSES)], 1)
-    return DataSet("toy", CLASSES, Examples(images[:45], labels[:45]), Examples(images[45:], labels[45:]))
+        labels = torch.stack(
+            [labels, torch.where(torch.arange(60) < 30, -1, (labels + 1) % CLASSES)], 1
+        )
+    return DataSet(
+        "toy", CLASSES, Examples(images[:45], labels[:45]), Examples(images[45:], labels[45:])
+    )
 
 
 SMALL = Options(architecture=Architecture(widths=(16, 16)), steps=60, batch=20, learning_rate=0.1)
@@ -49,7 +64,9 @@ def test_losses_are_the_textbooks():
     network = Network(SMALL.architecture, SHAPE, CLASSES)
     single, several = _data().train, _data(multi_label=True).train
     z, y = network(single.images), single.labels
-    sets = torch.zeros(len(single), CLASSES + 1).scatter_(1, several.labels % (CLASSES + 1), 1)[:, :CLASSES]
+    sets = torch.zeros(len(single), CLASSES + 1).scatter_(1, several.labels % (CLASSES + 1), 1)[
+        :, :CLASSES
+    ]
     log_loss = functional.cross_entropy(z, y, reduction="none")
     expected = {
         "ce": log_loss.mean(),
@@ -60,7 +77,9 @@ def test_losses_are_the_textbooks():
     }
     assert expected.keys() == LOSSES.keys()
     for name, value in expected.items():
-        found = replace(SMALL, loss=name).loss_of(network, several if name == "pick-all" else single)
+        found = replace(SMALL, loss=name).loss_of(
+            network, several if name == "pick-all" else single
+        )
         torch.testing.assert_close(found, value)
 
 
@@ -71,7 +90,11 @@ def test_heads_without_bias_fixed_and_normalised():
     torch.testing.assert_close(gram, 1.5 * torch.eye(3) - 0.5)
     assert "head.weight" not in dict(etf.named_parameters())
     assert [
-        n for n, _ in Network(Architecture(widths=(8, 8), unbiased=2), SHAPE, CLASSES).named_parameters() if "bias" in n
+        n
+        for n, _ in Network(
+            Architecture(widths=(8, 8), unbiased=2), SHAPE, CLASSES
+        ).named_parameters()
+        if "bias" in n
     ] == ["body.linear1.bias"]
     unit = Network(Architecture(widths=(16,), normalised=5.0, unbiased=1), SHAPE, CLASSES)
     torch.testing.assert_close(unit.features(x).norm(dim=1), torch.ones(len(x)))
@@ -79,7 +102,10 @@ def test_heads_without_bias_fixed_and_normalised():
 
 
 def test_decay_is_on_all_parameters():
-    network = train(_data(), replace(SMALL, weight_decay=100.0, learning_rate=0.01, steps=400, schedule="constant")).network
+    network = train(
+        _data(),
+        replace(SMALL, weight_decay=100.0, learning_rate=0.01, steps=400, schedule="constant"),
+    ).network
     assert max(float(p.detach().abs().max()) for p in network.parameters()) < 1e-2
 
 
@@ -88,16 +114,25 @@ def test_a_run_that_goes_on_takes_the_same_steps_to_the_bit(optimiser):
     options, data = replace(SMALL, optimiser=optimiser, learning_rate=0.02), _data()
     whole = train(data, options)
     stopped = Training(data, options).run(until=17)
-    gone_on = Training(data, options).restore({k: v.clone() for k, v in stopped.state().items()}).run()
+    gone_on = (
+        Training(data, options).restore({k: v.clone() for k, v in stopped.state().items()}).run()
+    )
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, gone_on.state()[name]), name
 
 
 def test_accuracy_by_the_number_of_labels():
     training = Training(_data(multi_label=True), replace(SMALL, loss="pick-all", steps=400))
-    assert training.run().evaluate("train").keys() == {"loss", "accuracy", "accuracy_1", "accuracy_2"}
+    assert training.run().evaluate("train").keys() == {
+        "loss",
+        "accuracy",
+        "accuracy_1",
+        "accuracy_2",
+    }
     found = training.evaluate("train")
-    assert found["accuracy"] == pytest.approx((30 * found["accuracy_1"] + 15 * found["accuracy_2"]) / 45)
+    assert found["accuracy"] == pytest.approx(
+        (30 * found["accuracy_1"] + 15 * found["accuracy_2"]) / 45
+    )
     assert found["accuracy_1"] > 0.9
 
 

@@ -1,4 +1,6 @@
-"""The table of claims and its runner: rows fail closed, leave their files, and do not stop one another."""
+"""The table of claims and its runner: rows fail closed, leave their files, and do not stop one
+another.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,23 @@ from legible import assert_legible
 
 from ufm_fast import plots
 from ufm_fast.errors import InputError
-from ufm_fast.reproduce import CLAIMS, FAIL, PASS, REPORT, Claim, Evidence, Quantity, chosen, reproduce
+from ufm_fast.reproduce import (
+    CLAIMS,
+    FAIL,
+    PASS,
+    REPORT,
+    Claim,
+    Evidence,
+    Quantity,
+    chosen,
+    reproduce,
+)
 from ufm_fast.reproduce.claim import RELATIONS
 
 
-def _claim(name: str, numbers: dict[str, float], *quantities: Quantity, calls: list[bool] | None = None) -> Claim:
+def _claim(
+    name: str, numbers: dict[str, float], *quantities: Quantity, calls: list[bool] | None = None
+) -> Claim:
     def measure(quick: bool) -> Evidence:
         if calls is not None:
             calls.append(quick)
@@ -57,14 +71,25 @@ def test_what_a_measurement_is_worth(measured, quantity, state, tmp_path):
 
 
 def test_one_quantity_that_fails_fails_its_row_and_is_the_one_shown(tmp_path):
-    claim = _claim("row", {"value": 1.0, "other": 5.0, "told": 7.0}, HOLDS, Quantity("other", 4.0, 1e-3), Quantity("told"))
+    claim = _claim(
+        "row",
+        {"value": 1.0, "other": 5.0, "told": 7.0},
+        HOLDS,
+        Quantity("other", 4.0, 1e-3),
+        Quantity("told"),
+    )
     (verdict,) = reproduce([claim], tmp_path)
     assert (verdict.state, verdict.quantity, verdict.deviation) == (FAIL, "other", 0.25)
     assert verdict.line == "row: measured 5 (other), theory 4, deviation 0.25, FAIL"
 
 
 def test_quick_settings_have_their_own_tolerances_and_quantities(tmp_path):
-    claim = _claim("row", {"value": 1.1}, replace(HOLDS, quick_tolerance=0.2), Quantity("slow", 1.0, 0.1, quick=False))
+    claim = _claim(
+        "row",
+        {"value": 1.1},
+        replace(HOLDS, quick_tolerance=0.2),
+        Quantity("slow", 1.0, 0.1, quick=False),
+    )
     assert [v.state for v in reproduce([claim], tmp_path, quick=True)] == [PASS]
     assert [v.state for v in reproduce([claim], tmp_path)] == [FAIL]
 
@@ -87,7 +112,12 @@ def test_files_and_finished_rows(tmp_path):
     claim = _claim("row", {"value": 1.0}, HOLDS, calls=calls)
     (verdict,) = reproduce([claim], tmp_path)
     folder = tmp_path / "row"
-    assert sorted(path.name for path in folder.iterdir()) == ["row.csv", "row.pdf", "row.png", "verdict.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "row.csv",
+        "row.pdf",
+        "row.png",
+        "verdict.json",
+    ]
     assert (folder / "row.csv").read_text().splitlines() == ["step,value,late", "1,2.0,", "2,1.0,3"]
     assert json.loads((folder / "verdict.json").read_text())["environment"]
     (again,) = reproduce([claim], tmp_path)
@@ -95,7 +125,9 @@ def test_files_and_finished_rows(tmp_path):
     assert again.line == verdict.line
     assert len(calls) == 1
     list(reproduce([claim], tmp_path, quick=True))  # another setting
-    list(reproduce([replace(claim, quantities=(replace(HOLDS, tolerance=1.0),))], tmp_path))  # another row
+    list(
+        reproduce([replace(claim, quantities=(replace(HOLDS, tolerance=1.0),))], tmp_path)
+    )  # another row
     (folder / "verdict.json").write_text("{")
     list(reproduce([claim], tmp_path))  # a damaged file
     assert len(calls) == 4

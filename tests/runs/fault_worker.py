@@ -1,8 +1,9 @@
-"""A short run, with a fault at each of its file operations in turn; run by test_faults.py, prints what fell short.
+"""A short run, with a fault at each of its file operations in turn; run by test_faults.py, prints
+what fell short.
 
-An operation is what Python audits below the working folder (open, rename, mkdir, remove, chmod, listdir) and a write: of a
-line of the log, a text, a state or a figure, of which a fault leaves half. The faulty run is a fork, so that torch is
-imported once; what goes on from it runs here.
+An operation is what Python audits below the working folder (open, rename, mkdir, remove, chmod,
+listdir) and a write: of a line of the log, a text, a state or a figure, of which a fault leaves
+half. The faulty run is a fork, so that torch is imported once; what goes on from it runs here.
 """
 
 from __future__ import annotations
@@ -71,7 +72,15 @@ class Operations:
             raise OSError(FAULTS[self.fault], os.strerror(FAULTS[self.fault]))
 
     def audit(self, name: str, arguments: tuple[object, ...]) -> None:
-        if self.counting and name in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.listdir"):
+        if self.counting and name in (
+            "open",
+            "os.rename",
+            "os.mkdir",
+            "os.rmdir",
+            "os.remove",
+            "os.chmod",
+            "os.listdir",
+        ):
             path = os.fspath(arguments[0]) if isinstance(arguments[0], (str, os.PathLike)) else ""
             if path and os.path.abspath(path).startswith(self.root):
                 reads = name == "open" and not int(arguments[2]) & (os.O_WRONLY | os.O_RDWR)
@@ -103,7 +112,9 @@ def install() -> None:
         try:
             OPERATIONS.happens(lambda: path.write_bytes(b"half of a state"))
         except OSError as error:
-            raise SafetensorError(f"Error while serializing: I/O error: {error.strerror}") from error
+            raise SafetensorError(
+                f"Error while serializing: I/O error: {error.strerror}"
+            ) from error
         plain_save(tensors, path, metadata)
 
     def fsync(handle: int) -> None:
@@ -131,7 +142,9 @@ def called(arguments: list[str]) -> tuple[int, str]:
 
 
 def with_fault(command: list[str], at: int, fault: str) -> tuple[int, str]:
-    """Exit code and standard error of a command whose operation ``at`` ends in ``fault``; -9 where it was killed, in a fork."""
+    """Exit code and standard error of a command whose operation ``at`` ends in ``fault``; -9 where
+    it was killed, in a fork.
+    """
     OPERATIONS.at, OPERATIONS.fault, OPERATIONS.count, OPERATIONS.counting = at, fault, 0, True
     try:
         if fault != "kill":
@@ -187,12 +200,20 @@ def try_all(folder: Path) -> None:
         takes_space, OPERATIONS.takes_space = OPERATIONS.takes_space, []
         count = len(takes_space)
         value = RunDirectory.open(Path("run")).summary["value"]
-        print(json.dumps({"command": command[1], "operations": count, "code": code, "words": words}), flush=True)
+        print(
+            json.dumps({"command": command[1], "operations": count, "code": code, "words": words}),
+            flush=True,
+        )
         for at in range(count):
             for fault in FAULTS if takes_space[at] else FAULTS.keys() - {"no space"}:
                 fresh_folder(template)
                 for text in shortcomings(command, at, fault, value):
-                    print(json.dumps({"command": command[1], "at": at, "fault": fault, "short": text}), flush=True)
+                    print(
+                        json.dumps(
+                            {"command": command[1], "at": at, "fault": fault, "short": text}
+                        ),
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

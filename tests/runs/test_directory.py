@@ -1,4 +1,6 @@
-"""A run directory: written whole or not at all, recognised, and refused where it is not ours or damaged."""
+"""A run directory: written whole or not at all, recognised, and refused where it is not ours or
+damaged.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def make(path: Path, digest: str = "digest") -> RunDirectory:
     return run
 
 
-# ---- writing --------------------------------------------------------------------------------------------------------
+# ---- writing
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -53,7 +56,12 @@ def test_written_files_obey_the_umask(tmp_path: Path) -> None:
 
 def test_json_has_no_nan() -> None:
     content = {"a": math.nan, "b": [math.inf, 1.5, (2, -math.inf)], "c": {"d": math.nan}, 3: True}
-    assert json_ready(content) == {"a": None, "b": [None, 1.5, [2, None]], "c": {"d": None}, "3": True}
+    assert json_ready(content) == {
+        "a": None,
+        "b": [None, 1.5, [2, None]],
+        "c": {"d": None},
+        "3": True,
+    }
 
 
 def test_the_hash_does_not_see_the_order_of_keys() -> None:
@@ -61,7 +69,8 @@ def test_the_hash_does_not_see_the_order_of_keys() -> None:
     assert config_hash({"a": 1}) != config_hash({"a": 2})
 
 
-# ---- creating and opening -------------------------------------------------------------------------------------------
+# ---- creating and opening
+# -------------------------------------------------------------------------------------------
 
 
 def test_what_is_created_is_read_back(tmp_path: Path) -> None:
@@ -93,7 +102,9 @@ def test_an_empty_folder_is_taken_and_an_occupied_one_is_not(tmp_path: Path) -> 
         make(tmp_path / "file")
 
 
-def test_a_place_that_cannot_be_written_is_refused_and_left_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_written_is_refused_and_left_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write"):
         make(tmp_path / "file" / "below")
@@ -140,15 +151,22 @@ def test_a_missing_folder_and_a_missing_configuration(tmp_path: Path) -> None:
         read_json(tmp_path / "none", "x")
 
 
-# ---- several processes -------------------------------------------------------------------------------------------------
+# ---- several processes
+# -------------------------------------------------------------------------------------------------
 
 
 def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
     run = make(tmp_path / "r")
-    held = "import sys\nfrom pathlib import Path\nfrom ufm_fast.runs.directory import RunDirectory\n"
+    held = (
+        "import sys\nfrom pathlib import Path\nfrom ufm_fast.runs.directory import RunDirectory\n"
+    )
     held += "with RunDirectory.open(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()\n"
     with subprocess.Popen(
-        [sys.executable, "-c", held, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", held, str(run.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -159,7 +177,9 @@ def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
         pass
 
 
-def test_two_runs_made_at_once_in_one_folder_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_made_at_once_in_one_folder_do_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other process writes between this one's look at the folder and its first file."""
     plain = RunDirectory._make_folders
 
@@ -184,7 +204,8 @@ def test_a_run_that_another_process_has_gone_on_with_is_not_overwritten(tmp_path
         pass
 
 
-# ---- the log --------------------------------------------------------------------------------------------------------
+# ---- the log
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_last_line_cut_short_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> None:
@@ -207,7 +228,8 @@ def test_truncating_keeps_the_steps_that_the_state_has_seen(tmp_path: Path) -> N
     assert [record["step"] for record in run.records()] == [0, 1, 2, 4]
 
 
-# ---- damaged files ----------------------------------------------------------------------------------------------------
+# ---- damaged files
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_steps_and_numbers_that_no_float_holds_are_no_log(tmp_path: Path) -> None:
@@ -237,9 +259,20 @@ def test_steps_and_numbers_that_no_float_holds_are_no_log(tmp_path: Path) -> Non
         {"method": None},
     ],
 )
-def test_a_summary_that_is_none_of_ours_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+def test_a_summary_that_is_none_of_ours_is_refused(
+    change: dict[str, object], tmp_path: Path
+) -> None:
     run = make(tmp_path / "r")
-    run.write_summary({"outcome": "converged", "method": "auto", "steps": 3, "tol": 1e-9, "theory": None, **change})
+    run.write_summary(
+        {
+            "outcome": "converged",
+            "method": "auto",
+            "steps": 3,
+            "tol": 1e-9,
+            "theory": None,
+            **change,
+        }
+    )
     with pytest.raises(InputError, match="damaged"):
         run.summary  # noqa: B018
 

@@ -22,7 +22,9 @@ def test_an_archive_whose_members_are_no_arrays(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_measured_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez_compressed("zeros.npz", indptr=np.zeros(10**6, dtype=np.int64), indices=np.zeros(4, dtype=np.int64))
+    np.savez_compressed(
+        "zeros.npz", indptr=np.zeros(10**6, dtype=np.int64), indices=np.zeros(4, dtype=np.int64)
+    )
     assert Path("zeros.npz").stat().st_size < 10**5
     monkeypatch.setattr(foreign, "available_bytes", lambda device: 8 * 10**6)
     with monkeypatch.context() as patch:
@@ -35,7 +37,18 @@ def test_an_archive_is_measured_before_it_is_unpacked(monkeypatch: pytest.Monkey
 
 def test_a_start_beyond_the_dtype_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     np.savez("big.npz", W=np.eye(4, 3) * 1e39, H=np.eye(4, 3))
-    flags = ("--classes", "4", "--dim", "3", "--per-class", "1", "--start-from", "big.npz", "--out", "r")
+    flags = (
+        "--classes",
+        "4",
+        "--dim",
+        "3",
+        "--per-class",
+        "1",
+        "--start-from",
+        "big.npz",
+        "--out",
+        "r",
+    )
     for dtype in ("float32", "bfloat16"):
         assert "beyond what " + dtype in refused(capsys, "solve", *flags, "--dtype", dtype)
     assert float(read_start(Path("big.npz")).W.max()) == 1e39

@@ -1,4 +1,6 @@
-"""Solves on groups of equal counts through every face: solve, run directory, resume, plan, metrics, export, figures."""
+"""Solves on groups of equal counts through every face: solve, run directory, resume, plan, metrics,
+export, figures.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ TAIL = ("--groups", "3:50,5:9,40:2", "--dim", "47", "--lambda-w", "0.01", "--lam
 
 
 def test_a_solution_on_groups_is_that_of_the_classes() -> None:
-    problem = Problem(dim=12, groups=[(2, 9), (4, 3), (3, 9)], lambda_w=3e-3, lambda_h=1e-3, bias="penalised", lambda_b=0.1)
+    problem = Problem(
+        dim=12,
+        groups=[(2, 9), (4, 3), (3, 9)],
+        lambda_w=3e-3,
+        lambda_h=1e-3,
+        bias="penalised",
+        lambda_b=0.1,
+    )
     assert problem.counts.tolist() == [9, 9, 3, 3, 3, 3, 9, 9, 9]
     found, full = (minimise(problem, reduce=reduce) for reduce in ("groups", "classes"))
     assert found.reduce == "groups"
@@ -32,16 +41,27 @@ def test_a_solution_on_groups_is_that_of_the_classes() -> None:
     assert found.certificate is not None
     assert found.certificate.certified
     assert found.lifted().H.shape == (57, 12)
-    torch.testing.assert_close(found.point.H @ found.point.W.T, full.point.H @ full.point.W.T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found.point.H @ found.point.W.T, full.point.H @ full.point.W.T, rtol=1e-6, atol=1e-6
+    )
     assert set(METRICS) <= set(found.metrics)
 
 
 def test_auto_takes_groups_where_classes_have_no_exact_certificate() -> None:
     sizes = {"lambda_w": 1.0, "lambda_h": 1.0, "dim": 5}  # so large that all has collapsed
     assert minimise(Problem(groups=[(4097, 2)], **sizes), metrics=False).reduce == "groups"
-    assert minimise(Problem(groups=[(4096, 2)], **sizes), metrics=False, certificate=False).reduce == "classes"
-    for options in ({"max_steps": 1}, {"method": "gd", "max_steps": 1}, {"reduce": "classes", "max_steps": 1}):
-        solution = minimise(Problem(groups=[(4097, 2)], **sizes), metrics=False, certificate=False, **options)
+    assert (
+        minimise(Problem(groups=[(4096, 2)], **sizes), metrics=False, certificate=False).reduce
+        == "classes"
+    )
+    for options in (
+        {"max_steps": 1},
+        {"method": "gd", "max_steps": 1},
+        {"reduce": "classes", "max_steps": 1},
+    ):
+        solution = minimise(
+            Problem(groups=[(4097, 2)], **sizes), metrics=False, certificate=False, **options
+        )
         assert solution.reduce == "classes"
 
 
@@ -61,21 +81,30 @@ def test_auto_takes_groups_where_classes_have_no_exact_certificate() -> None:
     ],
 )
 def test_what_groups_do_not_serve_is_refused(change: dict, options: dict, message: str) -> None:
-    problem = Problem(**{"dim": 9, "groups": [(4, 3), (5, 2)], "lambda_w": 1e-3, "lambda_h": 1e-3, **change})
+    problem = Problem(
+        **{"dim": 9, "groups": [(4, 3), (5, 2)], "lambda_w": 1e-3, "lambda_h": 1e-3, **change}
+    )
     with pytest.raises(InputError, match=message):
         minimise(problem, reduce="groups", **options)
 
 
 @pytest.mark.parametrize(
     ("groups", "message"),
-    [("3:5,x", "10:500"), ("3:5:1,2:1", "pairs"), ("3:0", "a sample"), ("300000000:1", "group_minimum")],
+    [
+        ("3:5,x", "10:500"),
+        ("3:5:1,2:1", "pairs"),
+        ("3:0", "a sample"),
+        ("300000000:1", "group_minimum"),
+    ],
 )
 def test_groups_in_words_are_checked(groups: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Problem(dim=3, groups=groups)
 
 
-def test_points_that_do_not_fit_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_that_do_not_fit_are_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("ufm_fast.groups.lifting.available_bytes", lambda device: 1000)
     with pytest.raises(InputError, match="group_minimum"):
         minimise(Problem(dim=9, groups=[(9, 3)]), reduce="groups")
@@ -99,12 +128,31 @@ def test_a_run_on_groups_is_saved_read_and_finished(capsys: pytest.CaptureFixtur
     assert main(["solve", "--resume", "r", "--json", "--no-plots"]) == 0
     assert printed(capsys)["value"] == summary["value"]
     assert main(["metrics", "r", "--json"]) == 0
-    assert printed(capsys)["metrics"]["nc2_classifier"] == pytest.approx(summary["metrics"]["nc2_classifier"])
+    assert printed(capsys)["metrics"]["nc2_classifier"] == pytest.approx(
+        summary["metrics"]["nc2_classifier"]
+    )
     assert "no w and h" in refused(capsys, "landscape", "r")
 
 
 def test_the_groups_table_is_exported_and_drawn() -> None:
-    assert main(["solve", *TAIL, "--reduce", "groups", "--bias", "penalised", "--lambda-b", "0.1", "--out", "r", "-q"]) == 0
+    assert (
+        main(
+            [
+                "solve",
+                *TAIL,
+                "--reduce",
+                "groups",
+                "--bias",
+                "penalised",
+                "--lambda-b",
+                "0.1",
+                "--out",
+                "r",
+                "-q",
+            ]
+        )
+        == 0
+    )
     assert Path("r/plots/geometry.png").stat().st_size > 10_000
     assert main(["export", "r", "--format", "csv", "-q"]) == 0
     rows = list(csv.DictReader(Path("r/export/groups.csv").read_text().splitlines()))
@@ -116,7 +164,9 @@ def test_the_groups_table_is_exported_and_drawn() -> None:
     assert sum(losses) / 275 == pytest.approx(float(log[0]["data_value"]))
 
 
-def test_a_refused_solve_leaves_nothing_and_a_plan_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_solve_leaves_nothing_and_a_plan_says_what_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert "rank" in refused(capsys, "solve", *TAIL, "--dim", "3", "--reduce", "groups")
     assert main(["plan", *TAIL, "--reduce", "groups", "--json"]) == 0
     plan = printed(capsys)

@@ -1,4 +1,6 @@
-"""What a run keeps when it is stopped, fails, meets another writer or has no space, and what folders it starts in."""
+"""What a run keeps when it is stopped, fails, meets another writer or has no space, and what
+folders it starts in.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,23 @@ from ufm_fast.runs.files import WriteError, append_line, sweep
 from ufm_fast.runs.job import execute, prepare, terminate_like_interrupt
 from ufm_fast.runs.state import load_state
 
-GIVEN = {"classes": 4, "dim": 6, "per_class": 3, "lambda_w": 0.01, "lambda_h": 0.01, "start": "normal", "device": "cpu"}
+GIVEN = {
+    "classes": 4,
+    "dim": 6,
+    "per_class": 3,
+    "lambda_w": 0.01,
+    "lambda_h": 0.01,
+    "start": "normal",
+    "device": "cpu",
+}
 
 
 def saved_step(path: str = "r") -> int:
     return load_state(RunDirectory.open(Path(path)))[1].step
 
 
-# ---- what was reached is saved ----------------------------------------------------------------------------------------
+# ---- what was reached is saved
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_certificate_that_runs_out_of_memory_keeps_the_last_point(
@@ -55,7 +66,10 @@ def test_an_error_in_a_step_keeps_the_step_before(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(GradientDescent, "step", step)
     with pytest.raises(ZeroDivisionError):
-        execute(prepare({**GIVEN, "method": "gd", "log_every": 100}, None, Path("r")), lambda record: None)
+        execute(
+            prepare({**GIVEN, "method": "gd", "log_every": 100}, None, Path("r")),
+            lambda record: None,
+        )
     assert saved_step() == 7
 
 
@@ -72,8 +86,13 @@ def test_the_state_is_saved_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(GradientDescent, "step", step)
     monkeypatch.setattr(minimise, "SAVE_SECONDS", 0.0)
     now = iter(range(10**6))
-    monkeypatch.setattr(minimise.time, "perf_counter", lambda: float(next(now)))  # a save takes a second: 20 until the next
-    execute(prepare({**GIVEN, "method": "gd", "log_every": 10**6, "max_steps": 90}, None, Path("r")), lambda record: None)
+    monkeypatch.setattr(
+        minimise.time, "perf_counter", lambda: float(next(now))
+    )  # a save takes a second: 20 until the next
+    execute(
+        prepare({**GIVEN, "method": "gd", "log_every": 10**6, "max_steps": 90}, None, Path("r")),
+        lambda record: None,
+    )
     assert 3 <= len(set(steps)) <= 12
     assert saved_step() == 90
 
@@ -94,10 +113,13 @@ def test_signals_of_a_scheduler_and_of_a_closed_terminal_interrupt() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-# ---- places that can't be written any more ------------------------------------------------------------------------------
+# ---- places that can't be written any more
+# ------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_moved_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_moved_meanwhile_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = RunDirectory.append
 
     def append(run: RunDirectory, record: dict[str, object]) -> None:
@@ -126,24 +148,38 @@ def test_a_line_of_the_log_is_written_whole_or_not(monkeypatch: pytest.MonkeyPat
         return plain(handle, content[:size])
 
     monkeypatch.setattr(os, "write", write)
-    with pytest.raises(WriteError, match=r"can't write log \(No space left on device\).*free some space"):
+    with pytest.raises(
+        WriteError, match=r"can't write log \(No space left on device\).*free some space"
+    ):
         append_line(Path("log"), "second")
     assert Path("log").read_text() == "first\n"
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------------
+# ---- folders
+# ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_start_left_is_swept_and_foreign_files_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_killed_start_left_is_swept_and_foreign_files_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path("r").mkdir()
     Path("r", LOCK).touch()
     Path("r/environment.json").write_text('{"versions": {"ufm-fast": "0.1.0"}}')
-    for name in (".config.json.abcdefg1", ".environment.json.host-1.abcdefg1", f".state.safetensors.x-{2**40}.abcdefg1"):
+    for name in (
+        ".config.json.abcdefg1",
+        ".environment.json.host-1.abcdefg1",
+        f".state.safetensors.x-{2**40}.abcdefg1",
+    ):
         Path("r", name).write_text("half")
     assert solve(*SMALL, "--out", "r", "--quiet") == 0
     assert {path.name for path in Path("r").iterdir()} == {*FILES, LOCK}
     for number, (name, text) in enumerate(
-        ((".config.json.mine", ""), ("environment.json", '{"versions": 3}'), ("environment.json", "{}"), ("metrics.jsonl", ""))
+        (
+            (".config.json.mine", ""),
+            ("environment.json", '{"versions": 3}'),
+            ("environment.json", "{}"),
+            ("metrics.jsonl", ""),
+        )
     ):
         Path(f"f{number}").mkdir()
         Path(f"f{number}", name).write_text(text)
@@ -161,7 +197,11 @@ def test_temporary_files_of_the_living_stay() -> None:
     os.utime(old, (0, 0))
     with atomic(Path("plots/gram.png")) as ours:
         sweep(Path("plots"))
-        assert {path.name for path in Path("plots").iterdir()} == {ours.name, strange.name, ".mine.pdf"}
+        assert {path.name for path in Path("plots").iterdir()} == {
+            ours.name,
+            strange.name,
+            ".mine.pdf",
+        }
 
 
 def test_links_do_not_lead_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +218,8 @@ def test_links_do_not_lead_elsewhere(capsys: pytest.CaptureFixture[str]) -> None
     assert Path("victim").read_text() == "mine"
 
 
-# ---- several writers ---------------------------------------------------------------------------------------------------
+# ---- several writers
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_writer_stops_where_another_has_gone_on() -> None:
@@ -196,13 +237,18 @@ def test_a_writer_stops_where_another_has_gone_on() -> None:
 
 
 def test_a_late_process_hears_of_the_other(capsys: pytest.CaptureFixture[str]) -> None:
-    job = prepare({**GIVEN, "max_steps": 1}, None, Path("r"))  # which holds the folder from its first file on
+    job = prepare(
+        {**GIVEN, "max_steps": 1}, None, Path("r")
+    )  # which holds the folder from its first file on
     assert "another process is writing to r" in refused(capsys, "solve", *SMALL, "--out", "r")
     execute(job, lambda record: None)
-    assert "--resume r" in refused(capsys, "solve", *SMALL, "--start", "normal", "--device", "cpu", "--out", "r")
+    assert "--resume r" in refused(
+        capsys, "solve", *SMALL, "--start", "normal", "--device", "cpu", "--out", "r"
+    )
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------------
+# ---- figures
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_what_keeps_a_figure_from_being_drawn_is_said_in_a_line(
@@ -211,7 +257,9 @@ def test_what_keeps_a_figure_from_being_drawn_is_said_in_a_line(
     with monkeypatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "x")
         assert main(["solve", *SMALL, "--out", "r"]) == 0
-        assert "no plots: plots: matplotlib can't draw r/plots/collapse.pdf" in capsys.readouterr().err
+        assert (
+            "no plots: plots: matplotlib can't draw r/plots/collapse.pdf" in capsys.readouterr().err
+        )
         assert "matplotlib can't draw" in refused(capsys, "plot", "r")
     # A run that was killed while it drew is finished, and draws when it is resumed.
     assert main(["solve", "--resume", "r"]) == 0

@@ -1,4 +1,6 @@
-"""Runs on several ranks: resumed on other numbers of them, interrupted, killed, refused together."""
+"""Runs on several ranks: resumed on other numbers of them, interrupted, killed, refused
+together.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,12 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     assert len(list(run.glob("shards-*"))) == 1
     assert summary(run)["steps"] == 4
     tensors, progress, _ = load_state(RunDirectory.open(run))
-    assert (tensors["W"].shape, tensors["H"].shape, tensors["b"].shape, progress.step) == ((5, 6), (5, 6), (5,), 4)
+    assert (tensors["W"].shape, tensors["H"].shape, tensors["b"].shape, progress.step) == (
+        (5, 6),
+        (5, 6),
+        (5,),
+        4,
+    )
     assert main(["solve", "--resume", str(run), "--max-steps", "2", *QUIET]) == 3
     assert not list(run.glob("shards-*"))
     assert finish(start(3, "--resume", str(run), "--max-steps", "1000")) == [(0, "")] * 3
@@ -55,7 +62,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     measured = json.loads(capsys.readouterr().out)["metrics"]
     of_ranks = summary(run)["metrics"]
     assert "nc3" in of_ranks
-    assert of_ranks == pytest.approx({name: measured[name] for name in of_ranks}, rel=1e-9, abs=1e-12)
+    assert of_ranks == pytest.approx(
+        {name: measured[name] for name in of_ranks}, rel=1e-9, abs=1e-12
+    )
     assert main(["plot", str(run)]) == 0
     assert main(["export", str(run), "--quiet"]) == 0
     assert summary(run)["certificate"]["certified"]
@@ -78,18 +87,33 @@ def test_a_rank_ends_without_the_interpreters_shutdown():
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for more, ends in ((ranks, False), ({}, True)):
         environment = {**os.environ, "PYTHONPATH": path, **more}
-        done = subprocess.run([sys.executable, "-c", code + run], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code + run],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert done.stdout.strip()
         assert ("shut down" in done.stdout) is ends
 
 
 def test_torchrun_is_all_that_a_user_types(tmp_path, whole):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     options = ["--out", str(tmp_path / "run"), "--mesh", "1x2", "--json", "--no-plots"]
     command = [*torchrun, "-m", "ufm_fast", "solve", *PROBLEM, *options]
     path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["value"] == pytest.approx(whole, rel=1e-10)
 
@@ -123,22 +147,31 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
 def test_what_ranks_refuse_they_refuse_together(tmp_path):
     for code, said in finish(start(2, *PROBLEM, "--mesh", "3x1", "--out", str(tmp_path / "run"))):
         assert code == 2
-        assert said == "error: mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks\n"
+        assert (
+            said == "error: mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks\n"
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_ranks_with_other_data_are_refused(tmp_path):
     path = tmp_path / "labels.npy"
     np.save(path, np.array([0, 1, 2, 0]))
-    ranks = start(2, "--labels", str(path), "--dim", "4", "--seed", "{rank}", "--out", str(tmp_path / "run"))
+    ranks = start(
+        2, "--labels", str(path), "--dim", "4", "--seed", "{rank}", "--out", str(tmp_path / "run")
+    )
     for code, said in finish(ranks):
         assert code == 2
-        assert said.startswith("error: rank 1 has other settings or data than rank 0; start every rank with the same command")
+        assert said.startswith(
+            "error: rank 1 has other settings or data than rank 0; start every rank with the same "
+            "command"
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device")
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device"
+)
 def test_ranks_on_gpus_find_the_minimum(tmp_path, whole):
     run = tmp_path / "run"
     assert finish(start(2, *PROBLEM, "--device", "cuda", "--out", str(run))) == [(0, "")] * 2

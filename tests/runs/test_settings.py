@@ -22,7 +22,12 @@ def test_flags_over_file_over_preset_over_defaults() -> None:
 
 def test_a_higher_layer_voids_what_no_longer_fits() -> None:
     config = resolve({"preset": "zhou2022-focal", "loss": "ce", "bias": "none", "counts": "3,2,1"})
-    assert (config["gamma"], config["lambda_b"], config["per_class"], config["classes"]) == (None, 0.0, None, None)
+    assert (config["gamma"], config["lambda_b"], config["per_class"], config["classes"]) == (
+        None,
+        0.0,
+        None,
+        None,
+    )
     assert resolve({"preset": "zhou2022-focal", "gamma": 1.0})["gamma"] == 1.0
 
 
@@ -58,5 +63,17 @@ def test_the_hash_knows_what_changes_the_minimum() -> None:
         return digest(config, build_problem(config))
 
     assert name() == name(tol=1e-3, max_steps=7, pairwise="none")
-    assert len({name(), name(lambda_w=0.1), name(seed=1), name(method="gd"), name(per_class=11), name(dtype="float32")}) == 6
+    assert (
+        len(
+            {
+                name(),
+                name(lambda_w=0.1),
+                name(seed=1),
+                name(method="gd"),
+                name(per_class=11),
+                name(dtype="float32"),
+            }
+        )
+        == 6
+    )
     assert name(classes=None, counts="1,2") != name(classes=None, counts="2,1")

@@ -14,7 +14,14 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import LOCK, RunDirectory
 from ufm_fast.runs.foreign import read_head, read_tensors
-from ufm_fast.runs.state import Progress, data_arguments, load_state, read_safetensors, save_state, state_head
+from ufm_fast.runs.state import (
+    Progress,
+    data_arguments,
+    load_state,
+    read_safetensors,
+    save_state,
+    state_head,
+)
 from ufm_fast.targets import TargetSets
 
 
@@ -25,11 +32,20 @@ def make(path: Path) -> RunDirectory:
 def point(problem: Problem, reduce: str = "classes") -> Point:
     generator = torch.Generator().manual_seed(3)
     rows = problem.rows(reduce).number
-    W, H = (torch.randn(n, problem.dim, generator=generator, dtype=torch.float64) for n in (problem.num_classes, rows))
-    return Point(W, H, None if problem.bias == "none" else torch.zeros(problem.num_classes, dtype=torch.float64))
+    W, H = (
+        torch.randn(n, problem.dim, generator=generator, dtype=torch.float64)
+        for n in (problem.num_classes, rows)
+    )
+    return Point(
+        W,
+        H,
+        None if problem.bias == "none" else torch.zeros(problem.num_classes, dtype=torch.float64),
+    )
 
 
-def test_an_interrupt_while_the_state_is_written_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_the_state_is_written_keeps_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = Problem(dim=3, classes=2)
     run = make(tmp_path / "r")
     save_state(run, problem, point(problem), "classes", Progress(1))
@@ -85,7 +101,11 @@ def test_the_head_of_a_state_has_the_rows_with_one_label(tmp_path: Path) -> None
     problem = Problem(**PROBLEMS["target sets"])
     run, written = make(tmp_path / "r"), point(problem)
     save_state(run, problem, written, "classes", Progress())
-    for head in (read_head(run.path, "x"), read_head(run.state_file, "x"), state_head(load_state(run)[0])):
+    for head in (
+        read_head(run.path, "x"),
+        read_head(run.state_file, "x"),
+        state_head(load_state(run)[0]),
+    ):
         assert head.skipped == 1
         assert head.labels is not None
         assert head.labels.tolist() == [0, 1]
@@ -158,7 +178,11 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
 def test_a_state_without_a_checksum_is_that_of_an_older_version(tmp_path: Path) -> None:
     run, _ = _written(tmp_path)
     tensors, metadata = read_safetensors(run.state_file, "x")
-    save_file({**tensors, "W": tensors["W"] + 1}, run.state_file, {k: v for k, v in metadata.items() if k != "checksum"})
+    save_file(
+        {**tensors, "W": tensors["W"] + 1},
+        run.state_file,
+        {k: v for k, v in metadata.items() if k != "checksum"},
+    )
     assert load_state(run)[1].step == 3
 
 
@@ -181,7 +205,9 @@ SETS = PROBLEMS["target sets"]
         (SETS, "row_indptr", lambda x: x + 1),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(settings: dict, name: str, change: object, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_refused(
+    settings: dict, name: str, change: object, tmp_path: Path
+) -> None:
     run, _ = _written(tmp_path, **({"labels": None, **settings} if settings else {}))
     tensors, metadata = read_safetensors(run.state_file, "x")
     del metadata["checksum"]
@@ -199,17 +225,28 @@ def test_target_sets_that_were_damaged_are_refused(tmp_path: Path) -> None:
     for name in ("target_indices", "target_indptr", "target_counts"):
         with pytest.raises(InputError, match="damaged"):
             data_arguments(
-                {key: value for key, value in tensors.items() if key != name or name == "target_indptr"}
-                | ({"target_indptr": tensors["target_indptr"][:-1]} if name == "target_indptr" else {})
+                {
+                    key: value
+                    for key, value in tensors.items()
+                    if key != name or name == "target_indptr"
+                }
+                | (
+                    {"target_indptr": tensors["target_indptr"][:-1]}
+                    if name == "target_indptr"
+                    else {}
+                )
             )
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 def test_layers_are_saved_and_the_head_sees_what_they_make(activation: str, tmp_path: Path) -> None:
-    problem = Problem(classes=3, dim=4, per_class=2, layers=3, widths=[4, 6, 5], activation=activation)
+    problem = Problem(
+        classes=3, dim=4, per_class=2, layers=3, widths=[4, 6, 5], activation=activation
+    )
     generator = torch.Generator().manual_seed(0)
     W, H, first, second = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 5), (3, 4), (6, 4), (5, 6))
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 5), (3, 4), (6, 4), (5, 6))
     )
     run = make(tmp_path / "r")
     run.config["activation"] = activation

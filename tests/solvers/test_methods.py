@@ -1,4 +1,6 @@
-"""Solvers are held to theory: the value they reach, by every method, from every start; and they say how they ended."""
+"""Solvers are held to theory: the value they reach, by every method, from every start; and they say
+how they ended.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def test_the_default_method_reaches_the_theoretical_minimum(name, start):
 
 
 @pytest.mark.parametrize(
-    "method", ["gd", "momentum", "nesterov", "sign", "spectral", "adam", "lbfgs", "newton-cg", "alternating"]
+    "method",
+    ["gd", "momentum", "nesterov", "sign", "spectral", "adam", "lbfgs", "newton-cg", "alternating"],
 )
 @pytest.mark.parametrize("variables", ["balanced", "raw"])
 def test_every_method_reaches_the_same_minimum(method, variables):
@@ -50,9 +53,19 @@ def test_every_method_reaches_the_same_minimum(method, variables):
     problem = Problem(classes=4, dim=5, per_class=3, loss=loss, lambda_w=0.02, lambda_h=0.01)
     tol = 1e-3 if method in ("gd", "sign", "spectral", "adam") else 1e-6
     options = {"learning_rate": 1e-3} if method == "adam" else {}
-    solution = solve(problem, method=method, variables=variables, start="normal", tol=tol, metrics=False, **options)
+    solution = solve(
+        problem,
+        method=method,
+        variables=variables,
+        start="normal",
+        tol=tol,
+        metrics=False,
+        **options,
+    )
     assert solution.outcome is Outcome.CONVERGED, solution.message
-    assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-4 if tol > 1e-4 else 1e-9)
+    assert solution.value == pytest.approx(
+        closed_form(problem).value, rel=1e-4 if tol > 1e-4 else 1e-9
+    )
     assert solution.method == method
 
 
@@ -76,7 +89,12 @@ def test_steps_by_signs_and_by_polar_factors():
 @pytest.mark.parametrize("bias", ["none", "penalised", "free"])
 def test_alternating_takes_any_counts_and_bias(bias):
     problem = Problem(
-        counts=[9, 5, 2, 1], dim=6, loss="mse", bias=bias, lambda_b=0.1 if bias == "penalised" else 0.0, **PENALTIES
+        counts=[9, 5, 2, 1],
+        dim=6,
+        loss="mse",
+        bias=bias,
+        lambda_b=0.1 if bias == "penalised" else 0.0,
+        **PENALTIES,
     )
     solution = solve(problem, method="alternating", start="normal", tol=1e-8)
     assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-9)
@@ -108,7 +126,9 @@ def test_reduction_does_not_change_the_minimum(reduce):
 @pytest.mark.parametrize("freeze", ["w", "h"])
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_frozen_factor_stays_and_the_other_is_certified(freeze, loss):
-    problem = Problem(classes=5, dim=6, per_class=2, loss=loss, freeze=freeze, lambda_w=0.01, lambda_h=0.02)
+    problem = Problem(
+        classes=5, dim=6, per_class=2, loss=loss, freeze=freeze, lambda_w=0.01, lambda_h=0.02
+    )
     start = solve(problem, max_steps=0, start="normal", metrics=False)
     solution = solve(problem, start="normal", metrics=False, tol=1e-11)
     kept = (start.point.W, solution.point.W) if freeze == "w" else (start.point.H, solution.point.H)
@@ -128,7 +148,9 @@ def test_lower_precision_stalls_or_converges_near_the_minimum(dtype):
     problem = Problem(classes=10, dim=12, dtype=dtype, **PENALTIES)
     solution = solve(problem, start="normal")
     assert solution.success
-    assert solution.value == pytest.approx(closed_form(problem).value, rel=1e-5 if dtype == "float32" else 3e-2)
+    assert solution.value == pytest.approx(
+        closed_form(problem).value, rel=1e-5 if dtype == "float32" else 3e-2
+    )
     assert solution.certificate.relative_gap < (1e-3 if dtype == "float32" else 0.2)
 
 
@@ -209,14 +231,20 @@ def test_solve_takes_problems_only():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_first_order_methods_stall_at_the_rounding_of_their_dtype(dtype):
     problem = Problem(classes=6, dim=8, lambda_w=0.01, lambda_h=0.01, dtype=dtype)
-    solution = solve(problem, start="normal", method="momentum", metrics=False, tol=1e-12, max_steps=4000)
+    solution = solve(
+        problem, start="normal", method="momentum", metrics=False, tol=1e-12, max_steps=4000
+    )
     assert solution.outcome is Outcome.STALLED
-    assert solution.value == pytest.approx(solution.theory.value, rel=1e-2 if dtype == "bfloat16" else 1e-5)
+    assert solution.value == pytest.approx(
+        solution.theory.value, rel=1e-2 if dtype == "bfloat16" else 1e-5
+    )
 
 
 @pytest.mark.parametrize("method", ["gd", "momentum", "adam"])
 def test_steps_too_small_to_see_are_no_stall_at_rounding(method):
-    solution = solve(Problem(classes=4, dim=5), start="normal", method=method, learning_rate=1e-16, max_steps=700)
+    solution = solve(
+        Problem(classes=4, dim=5), start="normal", method=method, learning_rate=1e-16, max_steps=700
+    )
     assert solution.outcome is Outcome.MAX_STEPS
     assert solution.gradient_norm > 0.01
 
@@ -246,8 +274,14 @@ def test_start_files(tmp_path):
     np.savez(tmp_path / "a.npz", **{k: v.numpy() for k, v in arrays.items()})
     for name in ("a.safetensors", "a.npz"):
         assert torch.equal(read_start(tmp_path / name).W, arrays["W"])
-        (tmp_path / "short").with_suffix((tmp_path / name).suffix).write_bytes((tmp_path / name).read_bytes()[:40])
-    for name, words in (("short.npz", "short.npz"), ("short.safetensors", "short.safetensors"), ("no.npz", "no.npz")):
+        (tmp_path / "short").with_suffix((tmp_path / name).suffix).write_bytes(
+            (tmp_path / name).read_bytes()[:40]
+        )
+    for name, words in (
+        ("short.npz", "short.npz"),
+        ("short.safetensors", "short.safetensors"),
+        ("no.npz", "no.npz"),
+    ):
         with pytest.raises(InputError, match=words):
             read_start(tmp_path / name)
     save_file({"W": torch.ones(3, 2)}, tmp_path / "b.safetensors")
@@ -260,7 +294,9 @@ def test_interrupt_returns_the_latest_point():
         if record.step >= 3:
             raise KeyboardInterrupt
 
-    solution = solve(Problem(counts=[5, 3, 2, 1], dim=6), start="normal", on_log=stop, method="gd", max_steps=50)
+    solution = solve(
+        Problem(counts=[5, 3, 2, 1], dim=6), start="normal", on_log=stop, method="gd", max_steps=50
+    )
     assert solution.outcome is Outcome.INTERRUPTED
     assert not solution.success
     assert solution.steps == 3
@@ -271,13 +307,18 @@ def test_max_steps_and_divergence_are_outcomes():
     problem = Problem(classes=4, dim=4)
     assert solve(problem, method="gd", max_steps=2, start="normal").outcome is Outcome.MAX_STEPS
     mse = Problem(classes=4, dim=4, loss="mse")
-    assert solve(mse, method="gd", learning_rate=1e6, start="normal", max_steps=200).outcome is Outcome.DIVERGED
+    assert (
+        solve(mse, method="gd", learning_rate=1e6, start="normal", max_steps=200).outcome
+        is Outcome.DIVERGED
+    )
 
 
 def test_log_points_are_log_spaced_and_history_ends_at_the_last_step():
     points = log_spaced(per_decade=5)
     assert [next(points) for _ in range(8)] == [0, 1, 2, 3, 4, 6, 10, 16]
-    solution = solve(Problem(classes=4, dim=4), method="gd", max_steps=37, start="normal", log_every=10)
+    solution = solve(
+        Problem(classes=4, dim=4), method="gd", max_steps=37, start="normal", log_every=10
+    )
     assert [r.step for r in solution.history] == [0, 10, 20, 30, 37]
 
 
@@ -303,8 +344,16 @@ def test_squared_error_with_tiny_penalties_reaches_its_minimum_from_a_random_sta
 
 @pytest.mark.parametrize("penalty", [1e-4, 1.0, 100.0])
 def test_a_bias_penalty_of_any_size_costs_few_evaluations(penalty):
-    """The balanced variables scale the bias too; unscaled, the last of these took 4,571 evaluations."""
-    settings = {"counts": [7, 0, 3, 0, 2], "dim": 5, "lambda_w": 1e-6, "lambda_h": 1e-5, "bias": "penalised"}
+    """The balanced variables scale the bias too; unscaled, the last of these took 4,571
+    evaluations.
+    """
+    settings = {
+        "counts": [7, 0, 3, 0, 2],
+        "dim": 5,
+        "lambda_w": 1e-6,
+        "lambda_h": 1e-5,
+        "bias": "penalised",
+    }
     found = solve(Problem(**settings, lambda_b=penalty), start="normal", metrics=False)
     assert found.success
     assert found.certificate.relative_gap < 1e-9
@@ -314,7 +363,9 @@ def test_a_bias_penalty_of_any_size_costs_few_evaluations(penalty):
 def test_newton_takes_over_where_lbfgs_takes_too_long():
     """Smoothing with d = K and small penalties: L-BFGS alone was not there after 20,000 steps."""
     found = solve(
-        Problem(classes=5, dim=5, per_class=3, smoothing=0.1, lambda_w=1e-6, lambda_h=1e-5), start="normal", metrics=False
+        Problem(classes=5, dim=5, per_class=3, smoothing=0.1, lambda_w=1e-6, lambda_h=1e-5),
+        start="normal",
+        metrics=False,
     )
     assert found.success
     assert found.certificate.relative_gap < 1e-9
@@ -332,8 +383,13 @@ def test_the_closed_form_takes_no_start():
 def _sets(seed: int, classes: int, rows: int) -> TargetSets:
     """Random target sets of one to three classes, each some dozen times."""
     make = np.random.default_rng(seed)
-    sets = [np.sort(make.choice(classes, size=int(make.integers(1, 4)), replace=False)) for _ in range(rows)]
-    return TargetSets.create(np.cumsum([0, *map(len, sets)]), np.concatenate(sets), classes, make.integers(1, 50, rows))
+    sets = [
+        np.sort(make.choice(classes, size=int(make.integers(1, 4)), replace=False))
+        for _ in range(rows)
+    ]
+    return TargetSets.create(
+        np.cumsum([0, *map(len, sets)]), np.concatenate(sets), classes, make.integers(1, 50, rows)
+    )
 
 
 @pytest.mark.parametrize("bias", ["none", "penalised", "free"])
@@ -341,7 +397,13 @@ def test_the_preconditioner_of_several_targets_inverts_what_it_says(bias: str) -
     """mu + J'J, with J from the differential of the logits, row by row."""
     penalty = 0.3 if bias == "penalised" else 0.0
     problem = Problem(
-        target_sets=_sets(1, 7, 6), loss="pick-all", dim=5, bias=bias, lambda_w=0.02, lambda_h=0.01, lambda_b=penalty
+        target_sets=_sets(1, 7, 6),
+        loss="pick-all",
+        dim=5,
+        bias=bias,
+        lambda_w=0.02,
+        lambda_h=0.01,
+        lambda_b=penalty,
     )
     objective = Objective(problem)
     assert set_models.Sets().serves(objective)
@@ -355,7 +417,9 @@ def test_the_preconditioner_of_several_targets_inverts_what_it_says(bias: str) -
         return head.features @ head.weight.T + (0 if head.bias is None else head.bias)
 
     z = logits(*x.parts())
-    dz = (logits(*x.axpy(1.0, v).parts()) - logits(*x.axpy(-1.0, v).parts())) / 2  # they are bilinear
+    dz = (
+        logits(*x.axpy(1.0, v).parts()) - logits(*x.axpy(-1.0, v).parts())
+    ) / 2  # they are bilinear
     force = torch.zeros_like(z)
     for r in range(targets.rows):
         own = targets.indices[targets.indptr[r] : targets.indptr[r + 1]]
@@ -372,7 +436,13 @@ def test_the_preconditioner_of_several_targets_inverts_what_it_says(bias: str) -
 def test_several_targets_at_small_penalties_take_hundreds_of_evaluations(seed: int) -> None:
     """Without the preconditioner 3,000 to 5,000."""
     problem = Problem(
-        target_sets=_sets(seed, 32, 12), loss="pick-all", dim=32, bias="penalised", lambda_b=30.0, lambda_w=4e-6, lambda_h=4e-6
+        target_sets=_sets(seed, 32, 12),
+        loss="pick-all",
+        dim=32,
+        bias="penalised",
+        lambda_b=30.0,
+        lambda_w=4e-6,
+        lambda_h=4e-6,
     )
     solution = solve(problem, metrics=False)
     assert solution.success
@@ -381,10 +451,18 @@ def test_several_targets_at_small_penalties_take_hundreds_of_evaluations(seed: i
 
 
 def test_where_several_targets_are_not_preconditioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = {"target_sets": _sets(1, 7, 6), "loss": "pick-all", "dim": 5, "lambda_w": 0.02, "lambda_h": 0.01}
+    sets = {
+        "target_sets": _sets(1, 7, 6),
+        "loss": "pick-all",
+        "dim": 5,
+        "lambda_w": 0.02,
+        "lambda_h": 0.01,
+    }
     assert not set_models.Sets().serves(Objective(Problem(**sets), variables="raw"))
     assert not set_models.Sets().serves(Objective(Problem(**sets, freeze="w")))
-    assert not set_models.Sets().serves(Objective(Problem(classes=4, dim=5, lambda_w=0.02, lambda_h=0.01)))
+    assert not set_models.Sets().serves(
+        Objective(Problem(classes=4, dim=5, lambda_w=0.02, lambda_h=0.01))
+    )
     single = TargetSets.create(np.arange(4), np.arange(3), 4, np.ones(3, dtype=np.int64))
     assert not set_models.Sets().serves(Objective(Problem(**{**sets, "target_sets": single})))
     monkeypatch.setattr(set_models, "MOST_ENTRIES", 3)
@@ -395,9 +473,24 @@ def test_where_several_targets_are_not_preconditioned(monkeypatch: pytest.Monkey
 def test_targets_that_coincide_leave_nothing_to_invert_and_no_traceback(method: str) -> None:
     """Equal classes and huge factors: the centred inner products are rounding alone."""
     sets = TargetSets.create([0, 2, 4], [0, 1, 0, 1], 4, [303761, 109674])
-    tiny = Problem(target_sets=sets, classes=4, loss="pick-all", dim=2, lambda_w=1e-12, lambda_h=1e-12, seed=187)
+    tiny = Problem(
+        target_sets=sets,
+        classes=4,
+        loss="pick-all",
+        dim=2,
+        lambda_w=1e-12,
+        lambda_h=1e-12,
+        seed=187,
+    )
     assert solve(tiny, method=method, start="normal", metrics=False, max_steps=40).steps > 0
-    single = Problem(target_sets=_sets(3, 9, 8), loss="pick-all", dim=6, lambda_w=1e-5, lambda_h=1e-5, dtype="float32")
+    single = Problem(
+        target_sets=_sets(3, 9, 8),
+        loss="pick-all",
+        dim=6,
+        lambda_w=1e-5,
+        lambda_h=1e-5,
+        dtype="float32",
+    )
     W = 1e3 * torch.ones(single.num_classes, 6)
     start = Point(W, 1e-3 * torch.ones(single.num_samples, 6), None)
     assert solve(single, method=method, initial=start, metrics=False, max_steps=20).steps > 0
@@ -419,9 +512,19 @@ def test_a_model_that_costs_more_than_it_saves_is_not_made() -> None:
         ([4] * 5, 3, "penalised", "none"),
     ],
 )
-def test_the_preconditioner_of_the_squared_error_inverts_its_gauss_newton_matrix(counts, dim, bias, reduce):
+def test_the_preconditioner_of_the_squared_error_inverts_its_gauss_newton_matrix(
+    counts, dim, bias, reduce
+):
     lambda_b = 0.3 if bias == "penalised" else 0.0
-    problem = Problem(counts=counts, dim=dim, loss="mse", bias=bias, lambda_w=0.02, lambda_h=0.005, lambda_b=lambda_b)
+    problem = Problem(
+        counts=counts,
+        dim=dim,
+        loss="mse",
+        bias=bias,
+        lambda_w=0.02,
+        lambda_h=0.005,
+        lambda_b=lambda_b,
+    )
     objective = Objective(problem, reduce=reduce)
     x, g = (make_start(objective, "normal", seed=seed) for seed in (1, 2))
     if x.b is not None:
@@ -432,17 +535,30 @@ def test_the_preconditioner_of_the_squared_error_inverts_its_gauss_newton_matrix
         z = model.H @ model.W.T
         return objective.row_weight.sqrt()[:, None] * (z if model.b is None else z + model.b)
 
-    J = torch.cat([part.flatten(2).flatten(0, 1) for part in torch.autograd.functional.jacobian(logits, tuple(x.parts()))], 1)
+    J = torch.cat(
+        [
+            part.flatten(2).flatten(0, 1)
+            for part in torch.autograd.functional.jacobian(logits, tuple(x.parts()))
+        ],
+        1,
+    )
     matrix = 2.0 * problem.mu * torch.eye(J.shape[1], dtype=J.dtype) + J.T @ J
     want = torch.linalg.solve(matrix, torch.cat([part.flatten() for part in g.parts()]))
-    found = torch.cat([part.flatten() for part in squares.SquaredPreconditioner.build(objective, x).apply(g).parts()])
+    found = torch.cat(
+        [
+            part.flatten()
+            for part in squares.SquaredPreconditioner.build(objective, x).apply(g).parts()
+        ]
+    )
     assert float((found - want).norm() / want.norm()) < 1e-11
 
 
 def test_balanced_factors_have_the_same_product_and_the_least_squares():
     generator = torch.Generator().manual_seed(3)
     for rows, classes, dim in ((5, 4, 6), (9, 7, 3), (3, 8, 5)):
-        W, H = (torch.randn(n, dim, dtype=torch.float64, generator=generator) for n in (classes, rows))
+        W, H = (
+            torch.randn(n, dim, dtype=torch.float64, generator=generator) for n in (classes, rows)
+        )
         found = squares.balance(Point(W, H))
         torch.testing.assert_close(found.H @ found.W.T, H @ W.T, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found.H.T @ found.H, found.W.T @ found.W, rtol=1e-12, atol=1e-12)
@@ -455,7 +571,9 @@ def test_balanced_factors_have_the_same_product_and_the_least_squares():
 def test_squared_error_with_small_penalties_takes_about_a_hundred_evaluations(penalty, dim):
     """They took one to six thousand; and d = K - 1 with a bias has all its digits."""
     counts = [3, 100, 30, 1, 5, 1, 5, 1, 100, 100, 2, 1]
-    problem = Problem(counts=counts, dim=dim, loss="mse", bias="free", lambda_w=penalty, lambda_h=penalty)
+    problem = Problem(
+        counts=counts, dim=dim, loss="mse", bias="free", lambda_w=penalty, lambda_h=penalty
+    )
     found = solve(problem, start="normal", metrics=False)
     assert found.value == pytest.approx(closed_form(problem).value, rel=1e-13)
     assert found.evaluations < 200
@@ -468,14 +586,27 @@ def test_no_direction_of_the_squared_error_is_put_out_on_the_way(counts, level):
     """A full step of its model from a random start could end at a saddle, with a class left out."""
     mu = level * min(counts) ** 0.5 / sum(counts)
     for seed in range(4):
-        problem = Problem(counts=counts, dim=len(counts) + 1, loss="mse", lambda_w=mu, lambda_h=mu, seed=seed)
-        assert solve(problem, start="normal", metrics=False).value == pytest.approx(closed_form(problem).value, rel=1e-9)
+        problem = Problem(
+            counts=counts, dim=len(counts) + 1, loss="mse", lambda_w=mu, lambda_h=mu, seed=seed
+        )
+        assert solve(problem, start="normal", metrics=False).value == pytest.approx(
+            closed_form(problem).value, rel=1e-9
+        )
 
 
 def test_newton_is_not_stalled_where_its_model_still_promises_a_decrease():
     """Six rejected radii in a row were a stall, 4 % above this minimum."""
-    problem = Problem(counts=[0, 2, 2, 2, 2, 2, 2], dim=40, loss="mse", bias="free", lambda_w=1e-10, lambda_h=1e-10)
-    assert solve(problem, metrics=False).value == pytest.approx(closed_form(problem).value, rel=1e-12)
+    problem = Problem(
+        counts=[0, 2, 2, 2, 2, 2, 2],
+        dim=40,
+        loss="mse",
+        bias="free",
+        lambda_w=1e-10,
+        lambda_h=1e-10,
+    )
+    assert solve(problem, metrics=False).value == pytest.approx(
+        closed_form(problem).value, rel=1e-12
+    )
 
 
 def test_autocast_around_a_solve_changes_nothing():

@@ -1,4 +1,6 @@
-"""What a study shows: groups over seeds, slopes, and figures that are legible, say what they show, and fit a paper."""
+"""What a study shows: groups over seeds, slopes, and figures that are legible, say what they show,
+and fit a paper.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ NAMES = ("classes", "seed", "dim")
 def test_groups_are_means_and_deviations_over_seeds() -> None:
     unfinished = {"classes": 10, "seed": 9, "dim": 8, "outcome": "unfinished"}
     found = groups([*ROWS, unfinished], NAMES)
-    assert [group.place for group in found[:2]] == [{"classes": 10, "dim": 8}, {"classes": 10, "dim": 16}]
+    assert [group.place for group in found[:2]] == [
+        {"classes": 10, "dim": 8},
+        {"classes": 10, "dim": 16},
+    ]
     assert found[0].mean("evaluations") == pytest.approx((330.0, 30.0))
     assert found[0].mean("certified") == pytest.approx((2 / 3, math.sqrt(1 / 3)))
     assert found[0].mean("note") is None
@@ -60,20 +65,33 @@ def test_slopes_are_least_squares_on_logarithms_with_an_interval_over_seeds() ->
 
 
 def _texts(figure: object) -> list[object]:
-    legends = [text for legend in figure.legends for text in (*legend.get_texts(), legend.get_title())]
+    legends = [
+        text for legend in figure.legends for text in (*legend.get_texts(), legend.get_title())
+    ]
     found = [*legends]
     for ax in figure.axes:
         axes = [(ax.xaxis, 0), (ax.yaxis, 1)]
-        labels = [label for axis, _ in axes for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+        labels = [
+            label
+            for axis, _ in axes
+            for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))
+        ]
         inside = [label for label in labels if _shown(ax, label)]
-        found += [text for text in (*inside, ax.title, ax.xaxis.label, ax.yaxis.label) if text.get_text()]
+        found += [
+            text for text in (*inside, ax.title, ax.xaxis.label, ax.yaxis.label) if text.get_text()
+        ]
     return found
 
 
 def _shown(ax: object, label: object) -> bool:
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     x, y = label.get_position()
-    return bool(label.get_text()) and label.get_visible() and (left <= x <= right or x == 0) and (bottom <= y <= top or y == 0)
+    return (
+        bool(label.get_text())
+        and label.get_visible()
+        and (left <= x <= right or x == 0)
+        and (bottom <= y <= top or y == 0)
+    )
 
 
 @pytest.mark.parametrize("column", ["evaluations", "max_cosine_classifier", "certified"])
@@ -102,14 +120,19 @@ def test_figures_say_what_they_show_in_one_colour_a_quantity() -> None:
     assert curves.legends[0].get_title().get_text() == "median over 3 seeds; band: least to most"
     assert curves.legends[0].get_texts()[0].get_text() == "dimension d = 8: slope 2 [2, 2]"
     assert [fit.slope.value for fit in fits] == pytest.approx([2.0, 2.0])
-    assert share.legends[0].get_title().get_text() == "share over 3 seeds and dimension d; band: 95 % (Wilson)"
+    assert (
+        share.legends[0].get_title().get_text()
+        == "share over 3 seeds and dimension d; band: 95 % (Wilson)"
+    )
     assert [ax.get_title() for ax in panels.axes] == ["dimension d = 8", "dimension d = 16"]
     assert panels.legends[0].get_texts()[0].get_text() == "cells: slope 2 [2, 2]; 2 [2, 2]"
     assert curves.axes[0].get_xscale() == curves.axes[0].get_yscale() == "log"
     assert curves.axes[0].lines[0].get_color() == panels.axes[1].lines[0].get_color()
     assert share.axes[0].lines[0].get_color() != panels.axes[0].lines[0].get_color()
     assert curves.get_figwidth() < 3.5 < panels.get_figwidth() < 7
-    with pytest.raises(InputError, match="'note' has no numbers in this study; those that have are classes, "):
+    with pytest.raises(
+        InputError, match="'note' has no numbers in this study; those that have are classes, "
+    ):
         make_figure(ROWS, Plot("x", "note", "classes"), NAMES)
 
 
@@ -123,7 +146,9 @@ def test_the_commands_draw_and_show_a_study(capsys: pytest.CaptureFixture[str]) 
     pdf = Path("out/plots/evaluations.pdf").read_bytes()
     assert b"/Type3" not in pdf
     assert b"/CIDFontType2" in pdf
-    assert main(["plot", "out", "--column", "value", "--against", "classes", "--lines", "seed"]) == 0
+    assert (
+        main(["plot", "out", "--column", "value", "--against", "classes", "--lines", "seed"]) == 0
+    )
     assert Path("out/plots/value-classes.pdf").exists()
     assert main(["plot", "out", "--column", "value", "--against", "classes", "--lines", "sed"]) == 2
     assert main(["plot", "out", "--column", "value"]) == 2

@@ -35,10 +35,16 @@ def test_a_study_is_a_row_a_cell_and_a_second_call_solves_nothing() -> None:
         (4, 0, 4 / 6), (4, 1, 4 / 6), (5, 0, 5 / 6), (5, 1, 5 / 6),
     ]  # fmt: skip
     for row in result.rows:
-        problem = Problem(classes=row["classes"], dim=6, per_class=3, lambda_w=1e-2, lambda_h=1e-2 / 3)
+        problem = Problem(
+            classes=row["classes"], dim=6, per_class=3, lambda_w=1e-2, lambda_h=1e-2 / 3
+        )
         plain = solve(problem, start="normal")
         assert row["value"] == pytest.approx(plain.value, rel=1e-9)
-        assert (row["outcome"], row["certificate"], row["certified"]) == ("converged", "exact", True)
+        assert (row["outcome"], row["certificate"], row["certified"]) == (
+            "converged",
+            "exact",
+            True,
+        )
         assert row["evaluations"] > row["steps"] > 0
         assert 0 < row["peak_extra_bytes"] < row["peak_bytes"]
         assert row["nc3"] == pytest.approx(plain.metrics["nc3"], rel=1e-3, abs=1e-6)
@@ -50,7 +56,9 @@ def test_a_study_is_a_row_a_cell_and_a_second_call_solves_nothing() -> None:
     assert [float(row["value"]) for row in written] == [row["value"] for row in result.rows]
     import pyarrow.parquet
 
-    assert pyarrow.parquet.read_table("out/table.parquet").column("value").to_pylist() == [row["value"] for row in result.rows]
+    assert pyarrow.parquet.read_table("out/table.parquet").column("value").to_pylist() == [
+        row["value"] for row in result.rows
+    ]
     before = {path: path.stat().st_mtime_ns for path in Path("out/cells").rglob("*")}
     again = ufm_fast.study(CONTENT, "out")
     assert compared(again.rows) == compared(result.rows)
@@ -81,7 +89,11 @@ def test_a_study_grows_and_no_other_takes_its_folder() -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_all_starts_are_kept_and_the_best_is_the_result() -> None:
-    content = {"solve": {**SOLVE, "classes": 4, "dim": 2}, "axes": {"seed": [0]}, "study": {"starts": 3}}
+    content = {
+        "solve": {**SOLVE, "classes": 4, "dim": 2},
+        "axes": {"seed": [0]},
+        "study": {"starts": 3},
+    }
     row = library.study(content, "out").rows[0]
     kept = json.loads(Path("out/cells", row["cell"], "summary.json").read_text())["restarts"]
     assert row["starts"] == len(kept) == 3
@@ -93,9 +105,16 @@ def test_all_starts_are_kept_and_the_best_is_the_result() -> None:
 def test_warm_cells_start_where_the_one_before_ended() -> None:
     solve = {name: value for name, value in SOLVE.items() if name not in ("start", "lambda_w")}
     axes = {"lambda_w": [1e-2, 1.01e-2, 1.02e-2]}
-    content = {"solve": {**solve, "classes": 5, "method": "lbfgs"}, "axes": axes, "study": {"warm": "lambda_w"}}
+    content = {
+        "solve": {**solve, "classes": 5, "method": "lbfgs"},
+        "axes": axes,
+        "study": {"warm": "lambda_w"},
+    }
     rows = library.study(content, "out").rows
-    starts = [json.loads(Path("out/cells", row["cell"], "summary.json").read_text())["start"] for row in rows]
+    starts = [
+        json.loads(Path("out/cells", row["cell"], "summary.json").read_text())["start"]
+        for row in rows
+    ]
     assert starts == ["spectral", "given", "given"]
     assert all(row["certified"] for row in rows)
 
@@ -117,16 +136,24 @@ def test_a_cell_that_fails_is_said_and_the_others_go_on(
         assert main(["study", "s.toml", "--out", "out", "--json"]) == 3
     found = printed(capsys)
     assert list(found["failed"].values()) == ["RuntimeError: it broke"]
-    assert [row["outcome"] for row in found["rows"]] == ["converged", UNFINISHED, "converged", "converged"]
+    assert [row["outcome"] for row in found["rows"]] == [
+        "converged",
+        UNFINISHED,
+        "converged",
+        "converged",
+    ]
     assert "raise RuntimeError" in Path("out/errors.log").read_text()
     assert main(["study", "s.toml", "--out", "out"]) == 0
     assert "4 of 4 cells finished, 3 of them before" in capsys.readouterr().out
 
 
-# ---- cells that go on --------------------------------------------------------------------------------------------------
+# ---- cells that go on
+# --------------------------------------------------------------------------------------------------
 
 
-def interrupted(path: Path, given: dict[str, object], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(
+    path: Path, given: dict[str, object], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cell that was stopped at a step."""
     from ufm_fast.solvers.first_order import GradientDescent
 
@@ -144,19 +171,32 @@ def interrupted(path: Path, given: dict[str, object], step: int, monkeypatch: py
 
 def test_a_broken_cell_takes_the_steps_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "ANEW_SECONDS", 0.0)
-    given = {**SOLVE, "classes": 4, "method": "gd", "learning_rate": 0.1, "max_steps": 40, "tol": 1e-15}
+    given = {
+        **SOLVE,
+        "classes": 4,
+        "method": "gd",
+        "learning_rate": 0.1,
+        "max_steps": 40,
+        "tol": 1e-15,
+    }
     assert worker.solve_cell(Path("whole"), given) == {"state": "done"}
     interrupted(Path("half"), given, 13, monkeypatch)
     interrupted(Path("half"), given, 20, monkeypatch)
     assert worker.solve_cell(Path("half"), given) == {"state": "done"}
     whole, half = (RunDirectory.open(Path(name)).summary for name in ("whole", "half"))
-    assert (half["steps"], half["outcome"]) == (whole["steps"], whole["outcome"]) == (40, "max_steps")
+    assert (
+        (half["steps"], half["outcome"]) == (whole["steps"], whole["outcome"]) == (40, "max_steps")
+    )
     assert half["value"] == pytest.approx(whole["value"], rel=1e-12)
-    assert worker.solve_cell(Path("half"), given) == {"state": "done"}  # a limit that was reached is an end
+    assert worker.solve_cell(Path("half"), given) == {
+        "state": "done"
+    }  # a limit that was reached is an end
     assert RunDirectory.open(Path("half")).summary == half
 
 
-def test_cells_of_less_than_ten_seconds_and_of_several_starts_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_of_less_than_ten_seconds_and_of_several_starts_begin_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, step, more, least in (("short", 17, {}, 10.0), ("starts", 50, {"restarts": 2}, 0.0)):
         monkeypatch.setattr(worker, "ANEW_SECONDS", least)
         given = {**SOLVE, "classes": 4, "method": "gd", "max_steps": 40, "tol": 1e-15, **more}
@@ -166,7 +206,9 @@ def test_cells_of_less_than_ten_seconds_and_of_several_starts_begin_anew(monkeyp
         assert worker.solve_cell(Path(f"broken-{name}"), given) == {"state": "done"}
         again = RunDirectory.open(Path(f"broken-{name}")).summary
         times = ("seconds", *MEASURED, "hash")
-        assert {k: v for k, v in again.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
+        assert {k: v for k, v in again.items() if k not in times} == {
+            k: v for k, v in whole.items() if k not in times
+        }
 
 
 def test_a_cell_that_another_process_has_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,12 +237,21 @@ def test_a_cell_that_another_process_has_is_waited_for(monkeypatch: pytest.Monke
     assert [reply["state"] for reply in states].count("done") == 4
 
 
-# ---- signals -----------------------------------------------------------------------------------------------------------
+# ---- signals
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda number: number.name)
 def test_a_signal_saves_the_cells_and_the_same_command_goes_on(number: signal.Signals) -> None:
-    slow = {**SOLVE, "classes": 4, "method": "gd", "learning_rate": 1e-6, "max_steps": 10**8, "tol": 1e-15, "log_every": 1000}
+    slow = {
+        **SOLVE,
+        "classes": 4,
+        "method": "gd",
+        "learning_rate": 1e-6,
+        "max_steps": 10**8,
+        "tol": 1e-15,
+        "log_every": 1000,
+    }
     content = {"solve": slow, "axes": {"seed": [0, 1]}}
     Path("s.toml").write_text(library.toml_text(content))
     process = child("study", "s.toml", "--out", "out")
@@ -218,7 +269,8 @@ def test_a_signal_saves_the_cells_and_the_same_command_goes_on(number: signal.Si
     assert [row["outcome"] for row in rows] == [UNFINISHED] * 2
 
 
-# ---- before it runs ----------------------------------------------------------------------------------------------------
+# ---- before it runs
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_prints_the_cells_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,6 @@
-"""Minima with layers: numbers of the papers' settings, minimisers that have their values, and bounds below them."""
+"""Minima with layers: numbers of the papers' settings, minimisers that have their values, and
+bounds below them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_linear_layers_without_a_bias(layers, counts, value):
 
 @pytest.mark.parametrize(("layers", "value"), DANG_BIAS)
 def test_linear_layers_with_a_free_bias(layers, value):
-    assert layered_mse([100] * 4, 64, LAMBDA, layers + 1, free_bias=True).value == pytest.approx(value, rel=1e-12)
+    assert layered_mse([100] * 4, 64, LAMBDA, layers + 1, free_bias=True).value == pytest.approx(
+        value, rel=1e-12
+    )
 
 
 def dense(found, counts, widths, penalties):
@@ -52,21 +56,38 @@ def dense(found, counts, widths, penalties):
         Z = Z @ V.T
     Z = Z @ W.T + (0.0 if found.bias is None else found.bias)
     fit = (n[:, None] * (Z - torch.eye(len(n), dtype=torch.float64)).square()).sum() / (2 * n.sum())
-    squares = [W.square().sum(), (n[:, None] * H.square()).sum(), *(V.square().sum() for V in hidden)]
-    return float(fit + sum(own / 2 * s for own, s in zip(penalties, squares, strict=True))), (W, H, hidden, Z)
+    squares = [
+        W.square().sum(),
+        (n[:, None] * H.square()).sum(),
+        *(V.square().sum() for V in hidden),
+    ]
+    return float(fit + sum(own / 2 * s for own, s in zip(penalties, squares, strict=True))), (
+        W,
+        H,
+        hidden,
+        Z,
+    )
 
 
 @settings(max_examples=120, deadline=None)
 @given(
-    counts=st.lists(st.sampled_from([0, 1, 2, 5, 5, 40]), min_size=2, max_size=7).filter(lambda c: sum(c) > 0),
+    counts=st.lists(st.sampled_from([0, 1, 2, 5, 5, 40]), min_size=2, max_size=7).filter(
+        lambda c: sum(c) > 0
+    ),
     layers=st.integers(1, 5),
     width=st.integers(1, 8),
     level=st.floats(-4.0, 0.3),
     free=st.booleans(),
 )
 def test_the_minimiser_has_the_value_and_is_critical(counts, layers, width, level, free):
-    """Value, equal energies of all factors, and a residual that is stationary in every singular value."""
-    penalties = [0.5 * 10**level, 2.0 * 10**level, *(10**level * (j + 1) for j in range(layers - 1))]
+    """Value, equal energies of all factors, and a residual that is stationary in every singular
+    value.
+    """
+    penalties = [
+        0.5 * 10**level,
+        2.0 * 10**level,
+        *(10**level * (j + 1) for j in range(layers - 1)),
+    ]
     penalties = [p / sum(counts) for p in penalties]
     mu = math.prod(penalties) ** (1 / len(penalties))
     found = layered_mse(counts, width, mu, layers + 1, free_bias=free)
@@ -86,10 +107,14 @@ def test_one_layer_is_the_plain_model():
     counts = [9, 4, 4, 1, 0]
     mu = math.sqrt(3e-2 * 5e-2)
     for width in (1, 3, 9):
-        assert layered_mse(counts, width, mu, 2).value == pytest.approx(mse_minimum(counts, width, 3e-2, 5e-2), rel=1e-14)
+        assert layered_mse(counts, width, mu, 2).value == pytest.approx(
+            mse_minimum(counts, width, 3e-2, 5e-2), rel=1e-14
+        )
     least = biased_mse_minimum(counts[:4], 3e-2, 5e-2, 0.0)
     assert layered_mse(counts, 9, mu, 2, free_bias=True).value == pytest.approx(least, rel=1e-13)
-    assert deep_code_value(codes_of(6)[0], 3, 1e-2, 2) == pytest.approx(ce_minimum(6, 3, 1e-2, 1e-2), rel=1e-12)
+    assert deep_code_value(codes_of(6)[0], 3, 1e-2, 2) == pytest.approx(
+        ce_minimum(6, 3, 1e-2, 1e-2), rel=1e-12
+    )
 
 
 def test_the_profile_is_the_least_of_a_grid():
@@ -123,7 +148,9 @@ def test_codes_are_tight_frames_that_sum_to_zero():
             pairs = code.cosines.items()
             assert sum(m for _, m in pairs) == classes - 1
             assert sum(m * c for c, m in pairs) == pytest.approx(-1.0, abs=1e-12)
-            assert 1 + sum(m * c * c for c, m in pairs) == pytest.approx(classes / code.rank, rel=1e-12)
+            assert 1 + sum(m * c * c for c, m in pairs) == pytest.approx(
+                classes / code.rank, rel=1e-12
+            )
 
 
 def test_lower_bounds_of_any_depth():
@@ -144,7 +171,9 @@ def test_lower_bounds_of_any_depth():
 @pytest.mark.parametrize(("layers", "widths"), [(1, None), (2, None), (3, [6, 5, 7]), (2, [6, 2])])
 @pytest.mark.parametrize("counts", [[3] * 5, [7, 4, 4, 1, 0]])
 def test_closed_forms_with_layers(counts, layers, widths, free):
-    """A run by the closed form stands still, has the value of theory, and no random start ends below it."""
+    """A run by the closed form stands still, has the value of theory, and no random start ends
+    below it.
+    """
     problem = Problem(
         counts=counts,
         dim=6,
@@ -165,8 +194,15 @@ def test_closed_forms_with_layers(counts, layers, widths, free):
 
 
 def test_kinds_without_a_proof_have_none():
-    for change in ({"activation": "relu"}, {"loss": "ce"}, {"loss": "mse", "bias": "penalised", "lambda_b": 0.1}):
-        assert closed_form(Problem(**{"classes": 4, "dim": 6, "layers": 2, "loss": "mse", **change})) is None
+    for change in (
+        {"activation": "relu"},
+        {"loss": "ce"},
+        {"loss": "mse", "bias": "penalised", "lambda_b": 0.1},
+    ):
+        assert (
+            closed_form(Problem(**{"classes": 4, "dim": 6, "layers": 2, "loss": "mse", **change}))
+            is None
+        )
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
@@ -183,7 +219,15 @@ def test_kinds_without_a_proof_have_none():
     ],
 )
 def test_certificates_with_layers_bound_every_value_found(activation, case):
-    problem = Problem(counts=[5, 5, 2, 2, 1], dim=8, layers=2, activation=activation, lambda_w=2e-3, lambda_h=1e-3, **case)
+    problem = Problem(
+        counts=[5, 5, 2, 2, 1],
+        dim=8,
+        layers=2,
+        activation=activation,
+        lambda_w=2e-3,
+        lambda_h=1e-3,
+        **case,
+    )
     found = [solve(problem, start="normal", metrics=False, max_steps=steps) for steps in (0, 5, 60)]
     least = min(solution.value for solution in found)
     for solution in found:
@@ -193,19 +237,35 @@ def test_certificates_with_layers_bound_every_value_found(activation, case):
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_minima_with_layers_are_certified_where_that_is_proved_and_called_local_elsewhere(loss):
-    problem = Problem(classes=4, per_class=5, dim=8, layers=2, loss=loss, lambda_w=2e-3, lambda_h=1e-3)
+    problem = Problem(
+        classes=4, per_class=5, dim=8, layers=2, loss=loss, lambda_w=2e-3, lambda_h=1e-3
+    )
     found = solve(problem, start="orthogonal", metrics=False)
     assert found.certificate.certified == (loss == "mse")
-    assert found.notes == ([] if loss == "mse" else ["local minimum; the bound is not tight here (several layers)"])
+    assert found.notes == (
+        [] if loss == "mse" else ["local minimum; the bound is not tight here (several layers)"]
+    )
 
 
 @pytest.mark.parametrize(
     ("case", "options", "name"),
     [
-        ({"classes": 6, "dim": 10, "per_class": 5, "layers": 2}, {"start": "normal", "restarts": 10}, "cross-polytope"),
-        ({"classes": 4, "dim": 8, "per_class": 5, "layers": 2}, {"start": "normal", "restarts": 5}, "simplex"),
+        (
+            {"classes": 6, "dim": 10, "per_class": 5, "layers": 2},
+            {"start": "normal", "restarts": 10},
+            "cross-polytope",
+        ),
+        (
+            {"classes": 4, "dim": 8, "per_class": 5, "layers": 2},
+            {"start": "normal", "restarts": 5},
+            "simplex",
+        ),
         ({"classes": 4, "dim": 2, "per_class": 5}, {"start": "normal"}, "cross-polytope"),
-        ({"classes": 5, "dim": 2, "per_class": 5}, {"start": "normal", "restarts": 3}, "regular polygon"),
+        (
+            {"classes": 5, "dim": 2, "per_class": 5},
+            {"start": "normal", "restarts": 3},
+            "regular polygon",
+        ),
     ],
 )
 def test_structures_are_recognised_by_their_values(case, options, name):
@@ -219,7 +279,9 @@ def test_structures_are_recognised_by_their_values(case, options, name):
 
 def test_what_is_proved_or_unknown_is_no_structure():
     assert solve(Problem(classes=4, dim=8), metrics=False).structure is None
-    relu = Problem(classes=4, dim=10, layers=2, activation="relu", loss="mse", lambda_w=5e-3, lambda_h=5e-3)
+    relu = Problem(
+        classes=4, dim=10, layers=2, activation="relu", loss="mse", lambda_w=5e-3, lambda_h=5e-3
+    )
     least = layered_mse([1] * 4, 10, 5e-3, 3).value
     assert recognise(relu, least).name.startswith("orthogonal")
     assert recognise(relu, least * 1.001) is None

@@ -1,4 +1,6 @@
-"""Closed forms against a plain dense objective: values, minimisers, thresholds, and multi-start minimisation."""
+"""Closed forms against a plain dense objective: values, minimisers, thresholds, and multi-start
+minimisation.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ FREE, PENALISED, NONE = "free", "penalised", "none"
 
 
 class Dense:
-    """The full problem as written in the papers, with a row of features for each distinct target (or each sample)."""
+    """The full problem as written in the papers, with a row of features for each distinct target
+    (or each sample).
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -57,20 +61,26 @@ class Dense:
     def random_minimum(self, seed: int, scale: float = 1.0) -> float:
         """L-BFGS from a random start, in the variables sqrt(n_k) h_k."""
         p = self.problem
-        shapes = [(p.classes, p.dim), (len(self.counts), p.dim)] + ([] if p.bias == NONE else [(p.classes,)])
+        shapes = [(p.classes, p.dim), (len(self.counts), p.dim)] + (
+            [] if p.bias == NONE else [(p.classes,)]
+        )
         sizes = [math.prod(shape) for shape in shapes]
         roots = self.counts.clamp(min=1).sqrt()[:, None]
 
         def value_and_grad(x: np.ndarray) -> tuple[float, np.ndarray]:
             flat = torch.from_numpy(x).requires_grad_(True)
-            W, H, *b = (part.reshape(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True))
+            W, H, *b = (
+                part.reshape(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)
+            )
             ratio = (p.lambda_h / p.lambda_w) ** 0.25
             value = self(ratio * W, H / ratio / roots, b[0] if b else None)
             return value.item(), torch.autograd.grad(value, flat)[0].numpy()
 
         start = scale * np.random.default_rng(seed).standard_normal(sum(sizes))
         options = {"maxiter": 4000, "maxfun": 8000, "ftol": 1e-16, "gtol": 1e-11, "maxcor": 30}
-        return float(minimize(value_and_grad, start, jac=True, method="L-BFGS-B", options=options).fun)
+        return float(
+            minimize(value_and_grad, start, jac=True, method="L-BFGS-B", options=options).fun
+        )
 
 
 def make(
@@ -88,7 +98,11 @@ def make(
     if sets is not None:
         indptr = np.cumsum([0] + [len(members) for members, _ in sets])
         indices = np.array([k for members, _ in sets for k in members])
-        data = {"target_sets": TargetSets.create(indptr, indices, len(counts), np.array([n for _, n in sets]))}
+        data = {
+            "target_sets": TargetSets.create(
+                indptr, indices, len(counts), np.array([n for _, n in sets])
+            )
+        }
     return Problem(
         classes=len(counts),
         dim=len(counts) if dim is None else dim,
@@ -104,7 +118,11 @@ def make(
 
 
 def sets_of(classes: int, per_set: dict[int, int]):
-    return [(members, n) for size, n in per_set.items() for members in combinations(range(classes), size)]
+    return [
+        (members, n)
+        for size, n in per_set.items()
+        for members in combinations(range(classes), size)
+    ]
 
 
 BIASES = [(NONE, 0.0), (FREE, 0.0), (PENALISED, 0.03)]
@@ -125,13 +143,19 @@ CASES = {
     "ce one against the rest": make(counts=(1, 20, 20, 20), bias=FREE),
     "ce K=2 imbalanced": make(counts=(1, 20), dim=1),
     "ce minority collapse, d=3": make(counts=(20, 1, 20, 1, 20, 1), dim=3, lam=(2e-2, 2e-2)),
-    "ce shared direction collapsed": make(counts=(20, 1, 20, 1, 20, 1), lam=(6.2e-2, 6.2e-2), bias=PENALISED, lambda_b=0.02),
-    "ce two groups collapsed": make(counts=(20, 1, 20, 1), lam=(0.2, 0.2), bias=PENALISED, lambda_b=0.1),
+    "ce shared direction collapsed": make(
+        counts=(20, 1, 20, 1, 20, 1), lam=(6.2e-2, 6.2e-2), bias=PENALISED, lambda_b=0.02
+    ),
+    "ce two groups collapsed": make(
+        counts=(20, 1, 20, 1), lam=(0.2, 0.2), bias=PENALISED, lambda_b=0.1
+    ),
     "ce three groups collapsed": make(counts=(20, 5, 20, 1), lam=(0.2, 0.2), bias=FREE, dim=1),
     "ce empty classes": make(counts=(6, 0, 6, 0, 6)),
     "ce empty classes, penalised": make(counts=(6, 0, 6, 0, 6), bias=PENALISED, lambda_b=0.02),
     "ce one class present": make(counts=(6, 0, 0), lam=(1e-3, 1e-3)),
-    "smoothing two groups": make(counts=(9, 2, 9, 2, 2), smoothing=0.1, bias=PENALISED, lambda_b=0.05),
+    "smoothing two groups": make(
+        counts=(9, 2, 9, 2, 2), smoothing=0.1, bias=PENALISED, lambda_b=0.05
+    ),
     "smoothing two groups, empty, free": make(counts=(9, 0, 9, 0), smoothing=0.1, bias=FREE),
     "mse": make("mse", counts=(5,) * 4),
     "mse imbalanced, empty": make("mse", counts=(9, 4, 0, 1), lam=(3e-2, 5e-2)),
@@ -140,21 +164,37 @@ CASES = {
     "mse free": make("mse", counts=(5,) * 4, dim=3, bias=FREE),
     "mse simplex": make("mse", counts=(5,) * 4, bias=PENALISED, lambda_b=0.05, lam=(2e-2, 2e-2)),
     "mse tilted": make("mse", counts=(5,) * 4, bias=PENALISED, lambda_b=0.5, lam=(2e-2, 2e-2)),
-    "mse tilted but d=K-1": make("mse", counts=(5,) * 4, dim=3, bias=PENALISED, lambda_b=0.5, lam=(2e-2, 2e-2)),
+    "mse tilted but d=K-1": make(
+        "mse", counts=(5,) * 4, dim=3, bias=PENALISED, lambda_b=0.5, lam=(2e-2, 2e-2)
+    ),
     "mse d<K-1, free": make("mse", counts=(5,) * 5, dim=2, bias=FREE),
     "mse d<K-1, penalised": make("mse", counts=(5,) * 5, dim=2, bias=PENALISED, lambda_b=0.2),
-    "mse bias, collapsed": make("mse", counts=(5,) * 5, dim=2, bias=PENALISED, lambda_b=0.2, lam=(0.5, 0.5)),
+    "mse bias, collapsed": make(
+        "mse", counts=(5,) * 5, dim=2, bias=PENALISED, lambda_b=0.2, lam=(0.5, 0.5)
+    ),
     "mse imbalanced, d=1, free": make("mse", counts=(9, 4, 4, 1), dim=1, bias=FREE),
     "mse imbalanced, empty, d=2, free": make("mse", counts=(9, 4, 0, 1, 7, 7), dim=2, bias=FREE),
     "mse imbalanced, free": make("mse", counts=(9, 4, 4, 1), bias=FREE),
     "mse imbalanced, penalised": make("mse", counts=(9, 4, 4, 1), bias=PENALISED, lambda_b=0.1),
-    "mse imbalanced, empty, penalised": make("mse", counts=(9, 4, 0, 1, 4), bias=PENALISED, lambda_b=0.01),
-    "mse imbalanced, d<K, enough": make("mse", counts=(9, 9, 1, 9, 1), dim=3, bias=FREE, lam=(5e-2, 5e-2)),
+    "mse imbalanced, empty, penalised": make(
+        "mse", counts=(9, 4, 0, 1, 4), bias=PENALISED, lambda_b=0.01
+    ),
+    "mse imbalanced, d<K, enough": make(
+        "mse", counts=(9, 9, 1, 9, 1), dim=3, bias=FREE, lam=(5e-2, 5e-2)
+    ),
     "pick-all": make("pick-all", counts=(1,) * 4, sets=sets_of(4, {1: 5, 2: 2})),
-    "pick-all, d=K-1, free": make("pick-all", counts=(1,) * 5, dim=4, sets=sets_of(5, {1: 3, 2: 2, 3: 1}), bias=FREE),
-    "pick-all pairs": make("pick-all", counts=(1,) * 4, sets=sets_of(4, {2: 2}), bias=PENALISED, lambda_b=0.1),
-    "pick-all collapsed": make("pick-all", counts=(1,) * 4, dim=1, sets=sets_of(4, {1: 2, 2: 1}), lam=(0.4, 0.4)),
-    "pick-all single labels": make("pick-all", counts=(7, 2, 7), sets=[((2,), 7), ((0,), 7), ((1,), 2)]),
+    "pick-all, d=K-1, free": make(
+        "pick-all", counts=(1,) * 5, dim=4, sets=sets_of(5, {1: 3, 2: 2, 3: 1}), bias=FREE
+    ),
+    "pick-all pairs": make(
+        "pick-all", counts=(1,) * 4, sets=sets_of(4, {2: 2}), bias=PENALISED, lambda_b=0.1
+    ),
+    "pick-all collapsed": make(
+        "pick-all", counts=(1,) * 4, dim=1, sets=sets_of(4, {1: 2, 2: 1}), lam=(0.4, 0.4)
+    ),
+    "pick-all single labels": make(
+        "pick-all", counts=(7, 2, 7), sets=[((2,), 7), ((0,), 7), ((1,), 2)]
+    ),
 }
 
 
@@ -175,7 +215,11 @@ def check_point(problem, form, gradient_tolerance=1e-9):
     parameters = [x.clone().requires_grad_(True) for x in (W, H, b) if x is not None]
     value = Dense(problem)(*parameters, *([None] if b is None else []))
     assert value.item() == pytest.approx(form.value, rel=1e-12)
-    size = problem.lambda_w * W.norm() + problem.lambda_h * H.norm() + math.sqrt(problem.lambda_w * problem.lambda_h)
+    size = (
+        problem.lambda_w * W.norm()
+        + problem.lambda_h * H.norm()
+        + math.sqrt(problem.lambda_w * problem.lambda_h)
+    )
     for gradient in torch.autograd.grad(value, parameters):
         assert gradient.norm() <= gradient_tolerance * size
 
@@ -212,7 +256,9 @@ def test_two_group_points_are_critical_and_optimal(classes, counts, log_mu, bias
 
 
 def lower_bound(problem, point):
-    """A bound on the global minimum from the logit gradient G at a point: shrink G until |G|_op <= mu."""
+    """A bound on the global minimum from the logit gradient G at a point: shrink G until |G|_op <=
+    mu.
+    """
     dense, (W, H, b) = Dense(problem), point
     n = dense.counts
     p = (H @ W.T + (0.0 if b is None else b)).softmax(1)
@@ -236,7 +282,14 @@ def lower_bound(problem, point):
 )
 def test_squared_error_points_are_critical(counts, log_mu, bias, extra):
     lam = (math.exp(log_mu), 2 * math.exp(log_mu))
-    problem = make("mse", counts=counts, dim=max(1, len(counts) + extra), lam=lam, bias=bias[0], lambda_b=bias[1])
+    problem = make(
+        "mse",
+        counts=counts,
+        dim=max(1, len(counts) + extra),
+        lam=lam,
+        bias=bias[0],
+        lambda_b=bias[1],
+    )
     form = theory.closed_form(problem)
     if form is None:
         assert problem.dim < len(counts)
@@ -265,12 +318,16 @@ def test_pick_all_points_are_critical(classes, samples, log_mu):
     classes=st.integers(2, 50),
     per_class=st.integers(1, 100),
     log_mu=st.floats(-45, 0),
-    loss=st.sampled_from([("ce", 0.0, 0.0), ("ce", 0.1, 0.0), ("focal", 0.0, 2.0), ("focal", 0.0, 0.5)]),
+    loss=st.sampled_from(
+        [("ce", 0.0, 0.0), ("ce", 0.1, 0.0), ("focal", 0.0, 2.0), ("focal", 0.0, 0.5)]
+    ),
 )
 def test_balanced_softmax_value_is_the_least_over_gaps(classes, per_class, log_mu, loss):
     name, smoothing, gamma = loss
     lam = (math.exp(log_mu), math.exp(log_mu))
-    form = theory.closed_form(make(name, counts=(per_class,) * classes, lam=lam, smoothing=smoothing, gamma=gamma))
+    form = theory.closed_form(
+        make(name, counts=(per_class,) * classes, lam=lam, smoothing=smoothing, gamma=gamma)
+    )
     price = (classes - 1) * math.sqrt(per_class) * math.exp(log_mu)
 
     def value(gap):
@@ -283,9 +340,13 @@ def test_balanced_softmax_value_is_the_least_over_gaps(classes, per_class, log_m
     assert form.value <= min(value(gap) for gap in np.linspace(0, 60, 400)) * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("classes", "kappa"), [(200, 1.125), (1000, 1.04), (1000, 1.1), (10**6, 1.03)])
+@pytest.mark.parametrize(
+    ("classes", "kappa"), [(200, 1.125), (1000, 1.04), (1000, 1.1), (10**6, 1.03)]
+)
 def test_a_focal_gap_far_out_is_found_though_the_first_unit_does_not_pay(classes, kappa):
-    """With many classes the pull is below its price at first and above it later: the simplex was taken for collapsed."""
+    """With many classes the pull is below its price at first and above it later: the simplex was
+    taken for collapsed.
+    """
     lam, price = kappa / classes, (classes - 1) * kappa / classes
 
     def loss(gap):
@@ -295,7 +356,10 @@ def test_a_focal_gap_far_out_is_found_though_the_first_unit_does_not_pay(classes
     gaps = np.linspace(0, 40, 4001)
     least = min(loss(gap) + price * gap for gap in gaps)
     assert least < loss(0.0) * (1 - 1e-3)
-    for found in (theory.focal_minimum(classes, 1, lam, lam, 3.0), theory.contrastive_minimum(loss, classes, 1, lam, lam)[0]):
+    for found in (
+        theory.focal_minimum(classes, 1, lam, lam, 3.0),
+        theory.contrastive_minimum(loss, classes, 1, lam, lam)[0],
+    ):
         assert least * (1 - 1e-5) < found <= least
 
 
@@ -304,7 +368,9 @@ def test_smoothing_zero_gamma_zero_and_single_labels_are_cross_entropy():
     assert theory.focal_minimum(7, 3, 1e-3, 1e-2, 0.0) == pytest.approx(plain, rel=1e-13)
     assert theory.pick_all_minimum(7, {1: 3}, 1e-3, 1e-2).value == pytest.approx(plain, rel=1e-13)
     assert theory.two_group_ce((3, 4), (3, 3), 1e-3, 1e-2).value == pytest.approx(plain, rel=1e-13)
-    assert theory.two_group_ce((3, 4), (3, 3), 1e-3, 1e-2, 0.0).value == pytest.approx(plain, rel=1e-13)
+    assert theory.two_group_ce((3, 4), (3, 3), 1e-3, 1e-2, 0.0).value == pytest.approx(
+        plain, rel=1e-13
+    )
 
 
 def test_bias_penalty_joins_its_limits():
@@ -312,11 +378,17 @@ def test_bias_penalty_joins_its_limits():
     for counts in ((5, 5, 5, 5), (9, 4, 4, 1)):
         free, nearly_free = (theory.biased_mse_minimum(counts, *lam, x) for x in (0.0, 1e-12))
         assert nearly_free == pytest.approx(free, rel=1e-9)
-        assert theory.biased_mse_minimum(counts, *lam, 1e12) == pytest.approx(theory.mse_minimum(counts, 4, *lam), rel=1e-9)
+        assert theory.biased_mse_minimum(counts, *lam, 1e12) == pytest.approx(
+            theory.mse_minimum(counts, 4, *lam), rel=1e-9
+        )
     for lambda_b in (0.0, 1e-3, 0.1, 1.0, 1e3):
         balanced = theory.balanced_mse_minimum(4, 5, 4, *lam, lambda_b)
-        assert theory.biased_mse_minimum((5,) * 4, *lam, lambda_b) == pytest.approx(balanced, rel=1e-13)
-    assert theory.balanced_mse_minimum(4, 5, 4, *lam) == pytest.approx(theory.mse_minimum((5,) * 4, 4, *lam), rel=1e-14)
+        assert theory.biased_mse_minimum((5,) * 4, *lam, lambda_b) == pytest.approx(
+            balanced, rel=1e-13
+        )
+    assert theory.balanced_mse_minimum(4, 5, 4, *lam) == pytest.approx(
+        theory.mse_minimum((5,) * 4, 4, *lam), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize(
@@ -327,10 +399,22 @@ def test_bias_penalty_joins_its_limits():
         (lambda: theory.ce_gap(10, 100, 5e-4, 1e-4), 6.082706452, 1e-10),
         (lambda: theory.ce_minimum(10, 100, 5e-4, 5e-4), 0.282396242764, 1e-11),
         (lambda: theory.mse_minimum([50] * 4, 20, 0.005, 0.005), 0.131421356237310, 1e-11),
-        (lambda: theory.balanced_mse_minimum(4, 50, 20, 0.005, 0.005, 0.0), 0.098566017177983, 1e-11),
+        (
+            lambda: theory.balanced_mse_minimum(4, 50, 20, 0.005, 0.005, 0.0),
+            0.098566017177983,
+            1e-11,
+        ),
         (lambda: theory.mse_minimum([50] * 4, 20, 0.005, 0.001), 0.061245553203368, 1e-11),
-        (lambda: theory.balanced_mse_minimum(4, 50, 20, 0.005, 0.001, 0.0), 0.045934164902526, 1e-11),
-        (lambda: theory.mse_minimum([200, 100, 50, 50], 2048, 5e-4, 5e-4), 0.018942135623731, 1e-11),
+        (
+            lambda: theory.balanced_mse_minimum(4, 50, 20, 0.005, 0.001, 0.0),
+            0.045934164902526,
+            1e-11,
+        ),
+        (
+            lambda: theory.mse_minimum([200, 100, 50, 50], 2048, 5e-4, 5e-4),
+            0.018942135623731,
+            1e-11,
+        ),
         (lambda: theory.normalised_ce_minimum(10, 0.001, 9), 2.30158514857, 1e-11),
         (lambda: theory.normalised_ce_minimum(10, 1.0, 9), 1.37693492045, 1e-11),
         (lambda: theory.normalised_ce_minimum(10, 5.0, 9), 0.0342016785132, 1e-11),
@@ -342,7 +426,13 @@ def test_bias_penalty_joins_its_limits():
         (lambda: theory.collapse_penalty(100, 2200), 1 / 220, 1e-15),
         (lambda: theory.majority_count_at_collapse((5, 5), 100, 0.005, 0.005), 300, 1e-13),
         (lambda: theory.majority_count_at_collapse((3, 7), 100, 0.005, 0.005), 1300 / 3, 1e-13),
-        (lambda: theory.collapsed_ce([5000] * 3 + [4000] * 3 + [3000] * 4, 0.005, 0.005, 0.02)[0], 2.283748788, 2e-10),
+        (
+            lambda: theory.collapsed_ce([5000] * 3 + [4000] * 3 + [3000] * 4, 0.005, 0.005, 0.02)[
+                0
+            ],
+            2.283748788,
+            2e-10,
+        ),
     ],
 )
 def test_reference_numbers(value, expected, tolerance):
@@ -351,10 +441,15 @@ def test_reference_numbers(value, expected, tolerance):
 
 def test_cosines_between_minority_classes_of_the_layer_peeled_model():
     expected = [-0.11, -0.10, -0.09, -0.07, -0.05, -0.02, 0.02, 0.07, 0.15, 0.28, 0.52, 1.0]
-    found = [theory.layer_peeled_two_groups((5, 5), 10 ** (j / 10), 1.0, 5.0).cosine(1) for j in range(12)]
+    found = [
+        theory.layer_peeled_two_groups((5, 5), 10 ** (j / 10), 1.0, 5.0).cosine(1)
+        for j in range(12)
+    ]
     assert found == pytest.approx(expected, abs=6e-3)
     balanced = theory.layer_peeled_two_groups((5, 5), 1.0, 1.0, 5.0)
-    assert balanced.value / 10 == pytest.approx(theory.layer_peeled_ce_minimum(10, 1.0, 5.0), rel=1e-12)
+    assert balanced.value / 10 == pytest.approx(
+        theory.layer_peeled_ce_minimum(10, 1.0, 5.0), rel=1e-12
+    )
 
 
 def test_tag_average_coefficients():
@@ -411,7 +506,9 @@ def test_everything_collapses_beyond_level_one(name, factor):
 @pytest.mark.parametrize("factor", [0.99, 1.01])
 def test_squared_error_means_leave_the_simplex_beyond_the_bias_threshold(factor):
     limit = theory.simplex_bias_penalty(4, 9, 2e-2, 2e-2)
-    problem = make("mse", counts=(9,) * 4, lam=(2e-2, 2e-2), bias=PENALISED, lambda_b=factor * limit)
+    problem = make(
+        "mse", counts=(9,) * 4, lam=(2e-2, 2e-2), bias=PENALISED, lambda_b=factor * limit
+    )
     W, _, _ = theory.closed_form(problem).point()
     assert (W.sum(0).norm() > 1e-6) == (factor > 1)
     assert theory.simplex_bias_penalty(4, 9, 1.0, 1.0) == math.inf
@@ -420,7 +517,10 @@ def test_squared_error_means_leave_the_simplex_beyond_the_bias_threshold(factor)
 @pytest.mark.parametrize(("counts", "bias"), [((30, 12, 30, 5), b) for b in BIASES])
 def test_collapsed_cross_entropy_ends_where_random_starts_leave_zero(counts, bias):
     def collapsed(mu):
-        return theory.closed_form(make(counts=counts, lam=(mu, mu), bias=bias[0], lambda_b=bias[1])) is not None
+        return (
+            theory.closed_form(make(counts=counts, lam=(mu, mu), bias=bias[0], lambda_b=bias[1]))
+            is not None
+        )
 
     low, high = 1e-3, 1.0
     assert collapsed(high)
@@ -433,7 +533,9 @@ def test_collapsed_cross_entropy_ends_where_random_starts_leave_zero(counts, bia
     check_point(above, form)
     assert Dense(above).random_minimum(0, 0.1) == pytest.approx(form.value, rel=1e-9)
     below = make(counts=counts, lam=(0.97 * low, 0.97 * low), bias=bias[0], lambda_b=bias[1])
-    assert Dense(below).random_minimum(0, 0.1) < form.value * (1 - 1e-6)  # the collapsed value, which has no mu in it
+    assert Dense(below).random_minimum(0, 0.1) < form.value * (
+        1 - 1e-6
+    )  # the collapsed value, which has no mu in it
 
 
 def test_nonnegative_features():
@@ -449,13 +551,21 @@ def test_nonnegative_features():
     bounds = [(None, None)] * 16 + [(0, None)] * 16
     options = {"maxiter": 5000, "maxfun": 9000, "ftol": 1e-16, "gtol": 1e-10}
     starts = np.abs(np.random.default_rng(0).standard_normal((8, 32)))
-    found = [minimize(value_and_grad, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun for x in starts]
+    found = [
+        minimize(value_and_grad, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun
+        for x in starts
+    ]
     assert min(found) == pytest.approx(expected, rel=1e-9)
     assert expected > lower_bound(problem, theory.closed_form(make(counts=(3, 3, 3, 3))).point())
-    assert theory.nonnegative_ce_minimum([4, 4, 0], 9.0, 9.0) == pytest.approx(math.log(3), rel=1e-15)
+    assert theory.nonnegative_ce_minimum([4, 4, 0], 9.0, 9.0) == pytest.approx(
+        math.log(3), rel=1e-15
+    )
 
 
-@pytest.mark.parametrize(("classes", "dim", "scale", "smoothing"), [(4, 3, 2.0, 0.0), (3, 3, 30.0, 0.2), (4, 5, 1.0, 0.1)])
+@pytest.mark.parametrize(
+    ("classes", "dim", "scale", "smoothing"),
+    [(4, 3, 2.0, 0.0), (3, 3, 30.0, 0.2), (4, 5, 1.0, 0.1)],
+)
 def test_normalised_features(classes, dim, scale, smoothing):
     targets = (1 - smoothing) * torch.eye(classes, dtype=torch.float64) + smoothing / classes
 
@@ -468,13 +578,20 @@ def test_normalised_features(classes, dim, scale, smoothing):
     rng = np.random.default_rng(1)
     options = {"maxiter": 4000, "maxfun": 8000, "ftol": 1e-16, "gtol": 1e-10}
     starts = rng.standard_normal((6, 2 * classes * dim))
-    found = min(minimize(value_and_grad, x, jac=True, method="L-BFGS-B", options=options).fun for x in starts)
-    assert theory.normalised_ce_minimum(classes, scale, dim, smoothing) == pytest.approx(found, rel=1e-9)
+    found = min(
+        minimize(value_and_grad, x, jac=True, method="L-BFGS-B", options=options).fun
+        for x in starts
+    )
+    assert theory.normalised_ce_minimum(classes, scale, dim, smoothing) == pytest.approx(
+        found, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(("classes", "margin"), [(4, 0.3), (6, 0.9), (3, 1.2)])
 def test_margins_in_the_angle(classes, margin):
-    """The simplex has the value, and nothing near it, at random or on the way down from there lies below."""
+    """The simplex has the value, and nothing near it, at random or on the way down from there lies
+    below.
+    """
     scale, dim = 5.0, classes
     generator = torch.Generator().manual_seed(0)
 
@@ -488,7 +605,9 @@ def test_margins_in_the_angle(classes, margin):
 
     expected = theory.angular_ce_minimum(classes, scale, dim, margin)
     frame = theory.simplex_frame(classes, dim)
-    assert float(value(frame, frame)) == pytest.approx(expected, rel=1e-5)  # the clamp of an angle of zero
+    assert float(value(frame, frame)) == pytest.approx(
+        expected, rel=1e-5
+    )  # the clamp of an angle of zero
     for spread in (1e-6, 1e-2, 0.3, 10.0):
         for _ in range(20):
             noise = spread * torch.randn(2, classes, dim, generator=generator, dtype=torch.float64)
@@ -512,8 +631,13 @@ def test_formulas_say_where_they_do_not_apply():
         assert theory.closed_form(make(name, counts=(5,) * 4, dim=2, lam=(1e-3, 1e-3))) is None
     assert theory.closed_form(make(counts=(5, 4, 3))) is None
     assert theory.closed_form(make("focal", counts=(5, 5, 3), gamma=2.0)) is None
-    assert theory.closed_form(make("mse", counts=(5, 4, 3), dim=1, bias=PENALISED, lambda_b=0.1)) is None
-    assert theory.closed_form(make("pick-all", counts=(1,) * 3, sets=sets_of(3, {2: 3})[:-1])) is None
+    assert (
+        theory.closed_form(make("mse", counts=(5, 4, 3), dim=1, bias=PENALISED, lambda_b=0.1))
+        is None
+    )
+    assert (
+        theory.closed_form(make("pick-all", counts=(1,) * 3, sets=sets_of(3, {2: 3})[:-1])) is None
+    )
     assert theory.closed_form(make(counts=(9, 1, 9, 1), dim=2)) is None
     for change in ({"freeze": "w"}, {"freeze": "h", "lambda_h": 0.0}):
         assert theory.closed_form(replace(make(), **change)) is None
@@ -531,7 +655,9 @@ def test_rescaled_squared_error(mu, weight, target):
     expected = theory.rescaled_mse_minimum(K, 3, mu, mu, weight, target)
     starts = [(target, 0.0), (0.0, 0.0), (target, -target / K)]
     options = {"xatol": 1e-11, "fatol": 1e-15, "maxiter": 4000}
-    found = min(minimize(value, start, method="Nelder-Mead", options=options).fun for start in starts)
+    found = min(
+        minimize(value, start, method="Nelder-Mead", options=options).fun for start in starts
+    )
     assert found == pytest.approx(expected, rel=1e-9)
     assert expected <= found * (1 + 1e-14)
 
@@ -604,5 +730,8 @@ def test_takes_the_library_problem():
     sets = TargetSets.create(pointer, [k for members, _ in pairs for k in members], 4)
     problem = Problem(classes=4, dim=4, loss="pick-all", target_sets=sets, bias="free")
     form = theory.closed_form(problem)
-    assert form.value == theory.pick_all_minimum(4, {1: 2, 2: 2}, problem.lambda_w, problem.lambda_h).value
+    assert (
+        form.value
+        == theory.pick_all_minimum(4, {1: 2, 2: 2}, problem.lambda_w, problem.lambda_h).value
+    )
     assert form.point()[1].shape == (10, 4)

@@ -1,4 +1,6 @@
-"""What numbers do not tell is said: a minimum of zero, classes held together, labels that begin at 1, local minima."""
+"""What numbers do not tell is said: a minimum of zero, classes held together, labels that begin at
+1, local minima.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,13 @@ def test_a_minimum_of_zero_is_said_with_the_penalty_that_separates(case):
     assert above.collapsed
 
 
-@pytest.mark.parametrize("case", [{"loss": "ce"}, {"loss": "ce", "smoothing": 0.1, "bias": "free"}, {"loss": "mse"}])
+@pytest.mark.parametrize(
+    "case", [{"loss": "ce"}, {"loss": "ce", "smoothing": 0.1, "bias": "free"}, {"loss": "mse"}]
+)
 def test_classes_of_a_long_tail_are_counted(case):
-    problem = Problem(counts=[900, 900, 30, 30, 2, 2, 2], dim=9, lambda_w=2e-2, lambda_h=2e-4, **case)
+    problem = Problem(
+        counts=[900, 900, 30, 30, 2, 2, 2], dim=9, lambda_w=2e-2, lambda_h=2e-4, **case
+    )
     words = held_together(problem)
     assert words.startswith("3 of 7 classes, those of at most 2 samples,")
     free = replace(problem, lambda_w=_limit(words))
@@ -62,12 +68,16 @@ def test_classes_of_a_long_tail_are_counted(case):
 def test_default_penalties_separate_at_any_number_of_classes(classes, per_class, loss, smoothing):
     if smoothing and loss != "ce":
         return
-    problem = Problem(classes=classes, per_class=per_class, dim=classes, loss=loss, smoothing=smoothing)
+    problem = Problem(
+        classes=classes, per_class=per_class, dim=classes, loss=loss, smoothing=smoothing
+    )
     level = classes * math.sqrt(per_class) * problem.mu
     assert level <= 0.53 * (1 - smoothing)
     assert problem.lambda_w == problem.lambda_h <= 5e-4
     assert Problem(classes=100, per_class=10, dim=128, smoothing=0.1).lambda_w == 5e-4
-    assert Problem(classes=1000, per_class=10, dim=8, lambda_w=5e-4, lambda_h=5e-4).mu == 5e-4  # what is given stays
+    assert (
+        Problem(classes=1000, per_class=10, dim=8, lambda_w=5e-4, lambda_h=5e-4).mu == 5e-4
+    )  # what is given stays
 
 
 def test_directions_of_a_minimum_of_zero_are_nan_and_not_drawn(tmp_path, monkeypatch, capsys):
@@ -76,7 +86,11 @@ def test_directions_of_a_minimum_of_zero_are_nan_and_not_drawn(tmp_path, monkeyp
     assert main(["solve", *flags.split(), "--start", "normal"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "minimum is zero" in found["notes"][0]
-    directions = [name for name in found["metrics"] if name.startswith(("nc2", "nc3", "nc4", "self", "cosine"))]
+    directions = [
+        name
+        for name in found["metrics"]
+        if name.startswith(("nc2", "nc3", "nc4", "self", "cosine"))
+    ]
     assert {found["metrics"][name] for name in directions} == {None}
     assert not [path for path in tmp_path.glob("r/plots/*") if path.stem in ("gram", "geometry")]
     last = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -115,7 +129,9 @@ def test_a_focal_minimum_that_is_not_proved_is_called_local():
     problem = Problem(counts=[100] + [1] * 20, dim=21, loss="focal", lambda_w=mu, lambda_h=mu)
     found = solve(problem, metrics=False)
     assert not found.certificate.certified
-    assert found.notes == ["local minimum; the bound is not tight here (the loss focal is not convex)"]
+    assert found.notes == [
+        "local minimum; the bound is not tight here (the loss focal is not convex)"
+    ]
 
 
 def test_a_stalled_run_far_from_the_minimum_is_not_green():
@@ -126,7 +142,12 @@ def test_a_stalled_run_far_from_the_minimum_is_not_green():
     assert _colour(far) == "yellow"
     assert _colour({**far, "certificate": {"kind": "exact", "certified": True}}) == "green"
     assert _colour({**far, "theory": {"value": 1.0}}) == "green"
-    assert _colour({**far, "outcome": "converged", "certificate": {"kind": "none", "certified": False}}) == ""
+    assert (
+        _colour(
+            {**far, "outcome": "converged", "certificate": {"kind": "none", "certified": False}}
+        )
+        == ""
+    )
     assert _colour({**far, "outcome": "max_steps"}) == "red"
 
 

@@ -1,4 +1,6 @@
-"""Backends by name. ``auto`` chooses and says what it chose; a backend that is asked for by name never falls back."""
+"""Backends by name. ``auto`` chooses and says what it chose; a backend that is asked for by name
+never falls back.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ def _auto(device: torch.device, dtype: torch.dtype) -> Backend:
 
 def _triton(device: torch.device, dtype: torch.dtype) -> Backend:
     if not has_triton():
-        raise InputError("backend triton needs the package triton (Linux with CUDA); use backend tiled")
+        raise InputError(
+            "backend triton needs the package triton (Linux with CUDA); use backend tiled"
+        )
     if device.type != "cuda":
         raise InputError("backend triton needs device cuda; use backend tiled on the CPU")
     if dtype == torch.float64:
-        raise InputError("backend triton has no float64 kernels; use backend tiled, or dtype float32")
+        raise InputError(
+            "backend triton has no float64 kernels; use backend tiled, or dtype float32"
+        )
     from ufm_fast.backends.triton import TritonBackend
 
     return TritonBackend()
@@ -50,19 +56,27 @@ BACKENDS: dict[str, Maker] = {
 
 
 def make_backend(
-    name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, mesh: str | None = None
+    name: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mesh: str | None = None,
 ) -> Backend:
-    """The backend called ``name``; 'auto' is triton on CUDA where it is installed and ``dtype`` is not float64, else tiled.
+    """The backend called ``name``; 'auto' is triton on CUDA where it is installed and ``dtype`` is
+    not float64, else tiled.
 
     ``mesh``: of 'sharded', CxS ranks by classes times ranks by samples; by default all by classes.
-    Errors: InputError for an unknown name, for triton without triton, without a CUDA device, or in float64; for sharded
-    without torch.distributed, or a mesh that does not hold all ranks; for a mesh of another backend.
+    Errors: InputError for an unknown name, for triton without triton, without a CUDA device, or in
+    float64; for sharded without torch.distributed, or a mesh that does not hold all ranks; for a
+    mesh of another backend.
     """
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
     if mesh is not None:
         if name != "sharded":
-            raise InputError(f"mesh = {mesh} goes with backend sharded, not {name}; drop it, or start several ranks (torchrun)")
+            raise InputError(
+                f"mesh = {mesh} goes with backend sharded, not {name}; drop it, or start several "
+                f"ranks (torchrun)"
+            )
         return ShardedBackend(Mesh.of_world(mesh, device))
     return BACKENDS[name](torch.device(device), dtype)
 

@@ -1,17 +1,18 @@
 """What a backend is: the data term of the objective and its derivatives, and nothing else.
 
-A backend *adds* row-weighted sums into buffers that the objective has filled beforehand, so lambda and 1/N are decided in
-one place. Every method takes features (R x d), weight (K x d), bias (K,) or None, Targets, and row_weight (R,): the
-factor of each row's loss, n_r / N in the objective.
+A backend *adds* row-weighted sums into buffers that the objective has filled beforehand, so lambda
+and 1/N are decided in one place. Every method takes features (R x d), weight (K x d), bias (K,) or
+None, Targets, and row_weight (R,): the factor of each row's loss, n_r / N in the objective.
 
 Decisions
 
-2026-11-25. Gradient buffers may be fresh. The objective fills them with lambda times the parameter, so a backend adds;
-the drop-in functions have no penalty, and zeroing a gradient of hundreds of megabytes first is a pass for nothing, so
-`Gradients.fresh` lets a backend write.
+2026-11-25. Gradient buffers may be fresh. The objective fills them with lambda times the parameter,
+so a backend adds; the drop-in functions have no penalty, and zeroing a gradient of hundreds of
+megabytes first is a pass for nothing, so `Gradients.fresh` lets a backend write.
 
-2026-11-30. A backend is a table of heads, one for each kind of loss (softmax, squared error), and `HeadByLoss` alone asks
-which kind a loss is; a loss of no row is refused. What a head takes is its own knowledge, so a plan asks it.
+2026-11-30. A backend is a table of heads, one for each kind of loss (softmax, squared error), and
+`HeadByLoss` alone asks which kind a loss is; a loss of no row is refused. What a head takes is its
+own knowledge, so a plan asks it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from ufm_fast.targets import Targets
 
 @dataclass(frozen=True)
 class HeadInput:
-    """One head evaluation: logits are ``features @ weight.T + bias``; the data term is sum_r row_weight_r l_r.
+    """One head evaluation: logits are ``features @ weight.T + bias``; the data term is sum_r
+    row_weight_r l_r.
 
-    ``margin`` (R,), of single labels, is taken off each row's target logit before the loss, not before the statistics.
-    With a ``layout`` (`sharded`) features, targets and row_weight are those of this rank's rows, weight and bias those of its
-    classes; targets name classes by their numbers among all.
+    ``margin`` (R,), of single labels, is taken off each row's target logit before the loss, not
+    before the statistics. With a ``layout`` (`sharded`) features, targets and row_weight are those
+    of this rank's rows, weight and bias those of its classes; targets name classes by their numbers
+    among all.
     """
 
     loss: Loss
@@ -51,8 +54,8 @@ class HeadInput:
 class Gradients:
     """Buffers to add into; None skips that gradient and its matrix product (a frozen factor).
 
-    ``fresh`` says that they hold no numbers yet: a backend then writes where it would add, which saves a pass over
-    gradients of hundreds of megabytes, or calls ``cleared`` first.
+    ``fresh`` says that they hold no numbers yet: a backend then writes where it would add, which
+    saves a pass over gradients of hundreds of megabytes, or calls ``cleared`` first.
     """
 
     features: Tensor | None
@@ -71,9 +74,11 @@ class Gradients:
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What falls out of the same sweep, one value a row (R,): z_target - max off-target z, and log of the off-target mass.
+    """What falls out of the same sweep, one value a row (R,): z_target - max off-target z, and log
+    of the off-target mass.
 
-    With several targets the margin is that of the lowest one, and the mass is relative to the targets' mean logit.
+    With several targets the margin is that of the lowest one, and the mass is relative to the
+    targets' mean logit.
     """
 
     margin: Tensor
@@ -82,7 +87,9 @@ class RowStatistics:
 
 @dataclass(frozen=True)
 class HeadResult:
-    """Data term (float64 scalar tensor) and row statistics (None for squared error, which makes no N x K pass)."""
+    """Data term (float64 scalar tensor) and row statistics (None for squared error, which makes no
+    N x K pass).
+    """
 
     value: Tensor
     statistics: RowStatistics | None
@@ -90,7 +97,8 @@ class HeadResult:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a plan needs to know of a head: R ``rows``, K ``classes`` of which ``occupied`` have rows, ``dim`` columns.
+    """What a plan needs to know of a head: R ``rows``, K ``classes`` of which ``occupied`` have
+    rows, ``dim`` columns.
 
     ``dense``: rows have target vectors.
     """
@@ -113,9 +121,9 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """What one head takes: rows of a chunk, bytes beside parameters and gradients of ``head`` and of ``head_hvp``, and the
-    floating-point operations of an evaluation. ``kept``: of those bytes, what is held between calls; ``passes``: numbers of
-    the logits that an evaluation passes over.
+    """What one head takes: rows of a chunk, bytes beside parameters and gradients of ``head`` and
+    of ``head_hvp``, and the floating-point operations of an evaluation. ``kept``: of those bytes,
+    what is held between calls; ``passes``: numbers of the logits that an evaluation passes over.
     """
 
     chunk: int
@@ -137,13 +145,19 @@ class LogitGradient(Protocol):
 
 
 class Head(Protocol):
-    """What a backend knows of one kind of loss. What it remembers (memory, sorted labels) never changes a result."""
+    """What a backend knows of one kind of loss. What it remembers (memory, sorted labels) never
+    changes a result.
+    """
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         """Add the data term's gradients into ``out``; return its value."""
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
-        """Add the Hessian of the data term times direction v (its features, weight and bias) into ``out``."""
+        """Add the Hessian of the data term times direction v (its features, weight and bias) into
+        ``out``.
+        """
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
         """The gradient of the data term in the logits."""
@@ -156,7 +170,9 @@ class Head(Protocol):
 
 
 class Backend(Protocol):
-    """The interface that the rest of the library calls: each method is that of the `Head` of the input's loss."""
+    """The interface that the rest of the library calls: each method is that of the `Head` of the
+    input's loss.
+    """
 
     name: str
 
@@ -192,7 +208,9 @@ class HeadByLoss:
         for kind, head in self.heads:
             if isinstance(loss, kind):
                 return head
-        raise InputError(f"backend {self.name} has no head for the loss {loss.name}; choose another backend")
+        raise InputError(
+            f"backend {self.name} has no head for the loss {loss.name}; choose another backend"
+        )
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         return self.of(x.loss).value_and_grad(x, out, statistics=statistics)
@@ -211,7 +229,9 @@ class HeadByLoss:
 
 
 def weighed(row_weight: Tensor, losses: Tensor) -> Tensor:
-    """sum_r row_weight_r l_r in float64. A row that weighs nothing may lose infinitely: an ignored one, a masked class."""
+    """sum_r row_weight_r l_r in float64. A row that weighs nothing may lose infinitely: an ignored
+    one, a masked class.
+    """
     products = row_weight.double() * losses
     return torch.where(row_weight == 0, 0.0, products).sum()
 

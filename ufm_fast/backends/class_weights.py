@@ -1,11 +1,14 @@
-"""Label smoothing with class weights, around any backend: a cross-entropy and a term of rank one beside its sweep.
+"""Label smoothing with class weights, around any backend: a cross-entropy and a term of rank one
+beside its sweep.
 
-For weights w (K,) and smoothing e, with t = e w / K and their sum |t| = e mean(w), the loss of a row with target y is torch's
+For weights w (K,) and smoothing e, with t = e w / K and their sum |t| = e mean(w), the loss of a
+row with target y is torch's
 
     l = ((1 - e) w_y + |t|) CE + |t| z_y - <t, z>
 
-Both parts add into the same buffers, so that a gradient in half precision is rounded once, where the parts have cancelled.
-With an infinite weight every row loses infinitely, as in torch, and no gradient is a number.
+Both parts add into the same buffers, so that a gradient in half precision is rounded once, where
+the parts have cancelled. With an infinite weight every row loses infinitely, as in torch, and no
+gradient is a number.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
 
 
 class ClassWeighted:
-    """A backend for the cross-entropy, whose rows lose l instead. ``weight`` (K,) float64, ``smoothing`` in [0, 1]."""
+    """A backend for the cross-entropy, whose rows lose l instead. ``weight`` (K,) float64,
+    ``smoothing`` in [0, 1].
+    """
 
     def __init__(self, backend: Backend, weight: Tensor, smoothing: float) -> None:
         self.backend, self.weight, self.smoothing = backend, weight, smoothing
@@ -55,10 +60,15 @@ class ClassWeighted:
             o = x.row_weight.double()
             pull = class_totals(self.weight.numel(), x.targets.indices, o) * self._share.sum()
             out.bias.add_(pull - self._share * o.sum())
-        return HeadResult(self._or_infinite(result.value + weighed(x.row_weight, self._tilt(x)), x), result.statistics)
+        return HeadResult(
+            self._or_infinite(result.value + weighed(x.row_weight, self._tilt(x)), x),
+            result.statistics,
+        )
 
     def _or_infinite(self, value: Tensor, x: HeadInput) -> Tensor:
-        """The data term; of an infinite weight infinity times the weight of all rows, where finite parts are NaN."""
+        """The data term; of an infinite weight infinity times the weight of all rows, where finite
+        parts are NaN.
+        """
         level = self._share.sum()
         return torch.where(level.isinf(), level * x.row_weight.double().sum(), value)
 
@@ -71,13 +81,19 @@ class ClassWeighted:
 
     def losses(self, x: HeadInput) -> Tensor:
         level = self._share.sum()
-        return torch.where(level.isinf(), level, self._factor(x) * self.backend.losses(x) + self._tilt(x))
+        return torch.where(
+            level.isinf(), level, self._factor(x) * self.backend.losses(x) + self._tilt(x)
+        )
 
     def plan(self, shape: HeadShape) -> HeadPlan:
         return self.backend.plan(shape)
 
-    def _add(self, out: Gradients, features: Tensor | None, weight: Tensor | None, x: HeadInput) -> None:
-        """The logit gradient G of the term of rank one: adds G weight for the rows, and G' features for the classes."""
+    def _add(
+        self, out: Gradients, features: Tensor | None, weight: Tensor | None, x: HeadInput
+    ) -> None:
+        """The logit gradient G of the term of rank one: adds G weight for the rows, and G' features
+        for the classes.
+        """
         y, o, share = x.targets.indices, x.row_weight.double(), self._share
         level = share.sum()
         if out.features is not None and weight is not None:
@@ -91,7 +107,9 @@ class ClassWeighted:
             out.weight.sub_(torch.outer(share, weighted_sum(features, o)))
 
     def _tilt(self, x: HeadInput) -> Tensor:
-        """|t| z_y - <t, z> of each row, float64: the target's row of W less the weighted mean of all."""
+        """|t| z_y - <t, z> of each row, float64: the target's row of W less the weighted mean of
+        all.
+        """
         y, share = x.targets.indices, self._share
         level, middle, tilt = share.sum(), weighted_sum(x.weight, share), []
         for part in row_blocks(len(y)):
@@ -101,7 +119,8 @@ class ClassWeighted:
         if x.bias is None:
             return total
         b = x.bias.double()
-        # Where the target is impossible (-inf), the loss is infinite already, and must not become nan here.
+        # Where the target is impossible (-inf), the loss is infinite already, and must not become
+        # nan here.
         usual, spared = (level * c[y] - share @ c for c in (b, b.masked_fill(b == -torch.inf, 0.0)))
         return total + torch.where(b[y] == -torch.inf, spared, usual)
 
@@ -110,7 +129,11 @@ class _WeightedGradient:
     """The logit gradient of the cross-entropy and of the term of rank one."""
 
     def __init__(self, backend: ClassWeighted, x: HeadInput) -> None:
-        self.backend, self.x, self.plain = backend, x, backend.backend.logit_gradient(backend._plain(x))
+        self.backend, self.x, self.plain = (
+            backend,
+            x,
+            backend.backend.logit_gradient(backend._plain(x)),
+        )
 
     def times(self, right: Tensor) -> Tensor:
         product = self.plain.times(right)

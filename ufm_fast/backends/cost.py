@@ -1,16 +1,19 @@
-"""What an evaluation on several ranks costs: bytes that a rank sends and floating-point operations, as formulas.
+"""What an evaluation on several ranks costs: bytes that a rank sends and floating-point operations,
+as formulas.
 
-With P = C S ranks, blocks of h_R = ceil(R/P) rows and h_K = ceil(K/P) classes, T = ceil(h_R / q) chunks of q rows a rank and b
-bytes a number, a rank sends for one value and gradient of a softmax loss
+With P = C S ranks, blocks of h_R = ceil(R/P) rows and h_K = ceil(K/P) classes, T = ceil(h_R / q)
+chunks of q rows a rank and b bytes a number, a rank sends for one value and gradient of a softmax
+loss
 
     features    2 (C - 1) T q d b          rows to the ranks with the other classes, and their gradients back
     classes     2 (S - 1) h_K d b          the weight from the ranks with the other rows, and its gradient back
     row sums    2 (C - 1) T q (1 + m) 8    a sum a row, and m = 2 numbers a target (3 with smoothing)
     sums        2 (C - 1)/C d 8 + 4 (P - 1)/P 16      the mean row of W (twice with smoothing), and data term and penalty
 
-by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A Hessian product has three
-times the features' and classes' bytes in place of two. A bias adds its entries to ``classes``, and one number to the mean.
-`tests/sharded_worker.py` holds the formulas to what is counted, to the byte.
+by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A
+Hessian product has three times the features' and classes' bytes in place of two. A bias adds its
+entries to ``classes``, and one number to the mean. `tests/sharded_worker.py` holds the formulas to
+what is counted, to the byte.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from ufm_fast.layout import height
 
 @dataclass(frozen=True)
 class Cost:
-    """An evaluation of K ``classes`` and R ``rows`` in ``dim`` columns of ``itemsize`` bytes on a mesh of C x S ranks, in
-    chunks of ``chunk`` rows a rank.
+    """An evaluation of K ``classes`` and R ``rows`` in ``dim`` columns of ``itemsize`` bytes on a
+    mesh of C x S ranks, in chunks of ``chunk`` rows a rank.
     """
 
     classes: int
@@ -60,7 +63,9 @@ class Cost:
         return 6.0 * self.rows * self.classes * self.dim / self.ranks
 
     def seconds(self, flops_a_second: float, bytes_a_second: float) -> tuple[float, float]:
-        """Of the products, and of what is sent; they overlap but for the first chunk and the classes."""
+        """Of the products, and of what is sent; they overlap but for the first chunk and the
+        classes.
+        """
         return self.flops / flops_a_second, sum(self.sent().values()) / bytes_a_second
 
 

@@ -1,4 +1,5 @@
-"""What else a chunk of exponentials tells of its rows while it is there: entropy, largest class, rank of the target.
+"""What else a chunk of exponentials tells of its rows while it is there: entropy, largest class,
+rank of the target.
 
 With p_k = (p / s') E_k off the target, p = 1 - p_y and l = -log p_y, all of one label a row:
 
@@ -22,7 +23,9 @@ _BLOCK = 4096  # classes at a time where an elementwise product is summed
 
 
 class RowDetails(NamedTuple):
-    """One entry a row: l = -log p_y and the entropy in nats, float64; the largest class and how many lie above the target."""
+    """One entry a row: l = -log p_y and the entropy in nats, float64; the largest class and how
+    many lie above the target.
+    """
 
     log_loss: Tensor
     entropy: Tensor
@@ -30,10 +33,14 @@ class RowDetails(NamedTuple):
     rank: Tensor
 
 
-def head_with_details(head: TiledSoftmaxHead, x: HeadInput, out: Gradients) -> tuple[Tensor, RowDetails]:
+def head_with_details(
+    head: TiledSoftmaxHead, x: HeadInput, out: Gradients
+) -> tuple[Tensor, RowDetails]:
     """``head.value_and_grad`` and the details of its rows, from one sweep. Only single labels."""
     found: list[RowDetails] = []
-    value = head.value_and_grad(x, out, statistics=True, visit=lambda c: found.append(details(c))).value
+    value = head.value_and_grad(
+        x, out, statistics=True, visit=lambda c: found.append(details(c))
+    ).value
     empty = value.new_zeros(0), value.new_zeros(0, dtype=torch.int64)
     start = RowDetails(empty[0], empty[0], empty[1], empty[1])
     return value, RowDetails(*(torch.cat(column) for column in zip(start, *found, strict=True)))
@@ -43,10 +50,15 @@ def details(c: Chunk) -> RowDetails:
     """Of the rows of a chunk whose E is still what it was. Ties go to the target."""
     assert c.margin is not None
     first = c.margin >= 0
-    own = torch.exp(c.mass.log() - c.log_mass) * (1.0 + 8.0 * torch.finfo(c.E.dtype).eps)  # the target's, in units of E
+    own = torch.exp(c.mass.log() - c.log_mass) * (
+        1.0 + 8.0 * torch.finfo(c.E.dtype).eps
+    )  # the target's, in units of E
     above = c.E.gt(own.to(c.E.dtype)).sum(0)
     return RowDetails(
-        c.l, _entropy(c), torch.where(first, c.entry_class, c.E.argmax(0)), torch.where(first, 0, above.clamp_min(1))
+        c.l,
+        _entropy(c),
+        torch.where(first, c.entry_class, c.E.argmax(0)),
+        torch.where(first, 0, above.clamp_min(1)),
     )
 
 
@@ -63,8 +75,12 @@ def _entropy(c: Chunk) -> Tensor:
     return of_target + of_rest + torch.where(c.p == 0, 0.0, c.p * within)
 
 
-def add_row_gradients(head: TiledSoftmaxHead, x: HeadInput, entropy_weight: Tensor, out: Gradients) -> None:
-    """Add the gradient of sum_r row_weight_r l_r + entropy_weight_r entropy_r into ``out``: one sweep."""
+def add_row_gradients(
+    head: TiledSoftmaxHead, x: HeadInput, entropy_weight: Tensor, out: Gradients
+) -> None:
+    """Add the gradient of sum_r row_weight_r l_r + entropy_weight_r entropy_r into ``out``: one
+    sweep.
+    """
     W = x.weight.to(compute_dtype(x.weight.dtype))
     for c in head.sweep(x):
         G = _logit_gradient(c, entropy_weight[c.start : c.stop].double())

@@ -1,8 +1,9 @@
-"""Rows of W for the rows of H that have them as targets, and sums back, where both are spread over ranks.
+"""Rows of W for the rows of H that have them as targets, and sums back, where both are spread over
+ranks.
 
-A rank asks for each class that its rows name once, whoever holds it, and sends back one sum for it: at most as many rows of d
-numbers each way as it has rows, and none where a class's rows are on the rank of their class. Who asks whom is worked out once
-for the targets.
+A rank asks for each class that its rows name once, whoever holds it, and sends back one sum for it:
+at most as many rows of d numbers each way as it has rows, and none where a class's rows are on the
+rank of their class. Who asks whom is worked out once for the targets.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from ufm_fast.targets import Targets
 
 @dataclass(frozen=True)
 class _Requests:
-    """``slot``: of each row, its class among those asked for; ``asked``: the rows of W here that others ask for, in the order
-    of the ranks; ``counts``: how many of each rank, those that this one asks for and those that it is asked for.
+    """``slot``: of each row, its class among those asked for; ``asked``: the rows of W here that
+    others ask for, in the order of the ranks; ``counts``: how many of each rank, those that this
+    one asks for and those that it is asked for.
     """
 
     slot: Tensor
@@ -99,4 +101,6 @@ class Exchange(Home):
         return total[:, 0]
 
     def _empty(self, columns: int) -> Tensor:
-        return torch.zeros(sum(self._requests.counts[0]), columns, dtype=torch.float64, device=self.y.device)
+        return torch.zeros(
+            sum(self._requests.counts[0]), columns, dtype=torch.float64, device=self.y.device
+        )

@@ -1,15 +1,17 @@
-"""Squared error by Gram matrices: no R x K work at all, O((K + R) d^2) for value, gradients and Hessian products.
+"""Squared error by Gram matrices: no R x K work at all, O((K + R) d^2) for value, gradients and
+Hessian products.
 
-With weights o_r and D = diag(o), A = W'W, S = H'DH, C = sum_r o_r e_{y_r} h_r' (K x d), m = H'o, v_k = sum_{y_r = k} o_r:
+With weights o_r and D = diag(o), A = W'W, S = H'DH, C = sum_r o_r e_{y_r} h_r' (K x d), m = H'o,
+v_k = sum_{y_r = k} o_r:
 
     fit = 1/2 [<A, S> + 2 b'Wm + |o|_1 |b|^2 - 2 <W, C> - 2 v'b + |o|_1]
     grad_W = W S + b m' - C      grad_H = D (H A + 1 (W'b)' - W_y)      grad_b = W m + |o|_1 b - v
 
-The value is a difference of O(1) terms: its absolute error is about eps, so the Grams are formed in float64. Without
-``targets`` (Y = 0: classes that no row belongs to) nothing cancels.
+The value is a difference of O(1) terms: its absolute error is about eps, so the Grams are formed in
+float64. Without ``targets`` (Y = 0: classes that no row belongs to) nothing cancels.
 
-A `Home` says where rows and classes are: here all of them. On several ranks (`exchange`) its totals are over the ranks, and
-a function returns this rank's part of the whole.
+A `Home` says where rows and classes are: here all of them. On several ranks (`exchange`) its totals
+are over the ranks, and a function returns this rank's part of the whole.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Home:
 
 
 def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -> Tensor:
-    """sum_r weight_r x_r other_r' (d x d), in float64 by chunks of rows: a million rows need no float64 copy."""
+    """sum_r weight_r x_r other_r' (d x d), in float64 by chunks of rows: a million rows need no
+    float64 copy.
+    """
     y = x if other is None else other
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[0], _CHUNK):
@@ -80,8 +84,12 @@ def row_blocks(rows: int) -> Iterator[slice]:
     return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
 
 
-def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True, home: Home | None = None) -> Tensor:
-    """Value (float64 scalar); adds gradients into ``out``. Beside them it holds d x d matrices and a block of rows."""
+def value_and_grad(
+    x: HeadInput, out: Gradients, *, targets: bool = True, home: Home | None = None
+) -> Tensor:
+    """Value (float64 scalar); adds gradients into ``out``. Beside them it holds d x d matrices and
+    a block of rows.
+    """
     H, W, b, home = x.features, x.weight, x.bias, home or Home(x.targets.indices)
     o = x.row_weight.double()
     total = home.total(o.sum())
@@ -126,8 +134,12 @@ def value_and_grad(x: HeadInput, out: Gradients, *, targets: bool = True, home: 
     return fit
 
 
-def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True, home: Home | None = None) -> None:
-    """Adds the Hessian product; dG = (dH W' + H dW' + 1 db') D, so grad_H' = dG W + G dW and grad_W' = dG' H + G' dH."""
+def hvp(
+    x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True, home: Home | None = None
+) -> None:
+    """Adds the Hessian product; dG = (dH W' + H dW' + 1 db') D, so grad_H' = dG W + G dW and
+    grad_W' = dG' H + G' dH.
+    """
     H, W, b, home = x.features, x.weight, x.bias, home or Home(x.targets.indices)
     dH, dW, db = v.features, v.weight, v.bias
     o = x.row_weight.double()
@@ -141,7 +153,9 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True, hom
         out.features.addcmul_(change, x.row_weight[:, None].to(H.dtype))
     mixed = home.total(gram(H, o, dH))
     if out.weight is not None:
-        out.weight.addmm_(dW, home.total(gram(H, o)).to(W.dtype)).addmm_(W, (mixed + mixed.T).to(W.dtype))
+        out.weight.addmm_(dW, home.total(gram(H, o)).to(W.dtype)).addmm_(
+            W, (mixed + mixed.T).to(W.dtype)
+        )
         if targets:
             for part in row_blocks(H.shape[0]):
                 home.add(out.weight, part, dH[part], -o[part])
@@ -151,7 +165,9 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients, *, targets: bool = True, hom
         if out.weight is not None:
             out.weight.addr_(db, m.to(W.dtype)).addr_(b, dm.to(W.dtype))
         if out.bias is not None:
-            out.bias.add_((dW.double() @ m + W.double() @ dm + home.total(o.sum()) * db.double()).to(b.dtype))
+            out.bias.add_(
+                (dW.double() @ m + W.double() @ dm + home.total(o.sum()) * db.double()).to(b.dtype)
+            )
 
 
 class GramGradient:
@@ -176,7 +192,9 @@ class GramGradient:
             home.add(product, part, left[part], -self.weight[part])
         home.settle(product)
         if x.bias is not None:
-            product += torch.outer(x.bias, home.total(weighted_sum(left, self.weight)).to(x.bias.dtype))
+            product += torch.outer(
+                x.bias, home.total(weighted_sum(left, self.weight)).to(x.bias.dtype)
+            )
         return product
 
 

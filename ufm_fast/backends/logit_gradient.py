@@ -1,20 +1,24 @@
-"""The gradient G of a softmax head in the logits, on the rows of one chunk, and how it changes along a direction.
+"""The gradient G of a softmax head in the logits, on the rows of one chunk, and how it changes
+along a direction.
 
-For a row with weight o, slope g' = dg/dl and M targets (a factor M g' = M of the pick-all loss) it is
+For a row with weight o, slope g' = dg/dl and M targets (a factor M g' = M of the pick-all loss) it
+is
 
     o g' p E_k / s'  off target,      -o g' p  on a single target,
 
-no difference of nearly equal numbers; several targets and smoothing's even part -o eps / K have their own terms. Products
-with G come from E and vectors of the rows alone, or E is overwritten by G itself (``store``).
+no difference of nearly equal numbers; several targets and smoothing's even part -o eps / K have
+their own terms. Products with G come from E and vectors of the rows alone, or E is overwritten by G
+itself (``store``).
 
 Decisions
 
-2026-11-25. Smoothing's part of the bias gradient is added once, as the weight of each class less the mean, exactly zero
-for equal classes. Added as two parts chunk by chunk it left rounding where at margins of 50 nats nothing else is left.
+2026-11-25. Smoothing's part of the bias gradient is added once, as the weight of each class less
+the mean, exactly zero for equal classes. Added as two parts chunk by chunk it left rounding where
+at margins of 50 nats nothing else is left.
 
-2026-11-26. A Hessian product takes the mean off first. Where a wrong class has all the mass, its change and the mean of
-all changes cancelled in float32: up to 5e-3 of the largest entry, 1e-5 now, for one more pass over the changes
-(`tests/backends/test_tiled.py`). The kernels still do it in one.
+2026-11-26. A Hessian product takes the mean off first. Where a wrong class has all the mass, its
+change and the mean of all changes cancelled in float32: up to 5e-3 of the largest entry, 1e-5 now,
+for one more pass over the changes (`tests/backends/test_tiled.py`). The kernels still do it in one.
 """
 
 from __future__ import annotations
@@ -23,7 +27,13 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients
-from ufm_fast.backends.sums import add_class_sums, add_product, class_totals, sums_along, weighted_sum
+from ufm_fast.backends.sums import (
+    add_class_sums,
+    add_product,
+    class_totals,
+    sums_along,
+    weighted_sum,
+)
 from ufm_fast.backends.sweep import Chunk
 from ufm_fast.losses import SoftmaxLoss
 
@@ -31,7 +41,9 @@ _BLOCK = 4096  # classes at a time where an elementwise product is summed
 
 
 class ChunkGradient:
-    """G on the rows of a chunk: ``factor`` E off the targets, ``exact`` at their entries, ``even`` everywhere."""
+    """G on the rows of a chunk: ``factor`` E off the targets, ``exact`` at their entries, ``even``
+    everywhere.
+    """
 
     def __init__(self, loss: SoftmaxLoss, chunk: Chunk) -> None:
         self.chunk, dtype, c = chunk, chunk.E.dtype, chunk
@@ -39,12 +51,17 @@ class ChunkGradient:
         self.factor = (self.slope * c.p / c.mass).to(dtype)
         self.exact = _entries(loss, c, self.slope)
         self.entry = self.exact.to(dtype)
-        # Its sum over the rows is the caller's (`uneven`): there it would cancel the digits of what is left near collapse.
-        self.even = (-loss.smoothing / c.classes * c.row_weight).to(dtype) if loss.smoothing else None
+        # Its sum over the rows is the caller's (`uneven`): there it would cancel the digits of what
+        # is left near collapse.
+        self.even = (
+            (-loss.smoothing / c.classes * c.row_weight).to(dtype) if loss.smoothing else None
+        )
         self.stored = False
 
     def store(self, class_sums: Tensor | None) -> None:
-        """E becomes G but for the even part, and ``class_sums`` gains G'1 (the even part left out)."""
+        """E becomes G but for the even part, and ``class_sums`` gains G'1 (the even part left
+        out).
+        """
         c = self.chunk
         c.E.mul_(self.factor)
         self.stored = True
@@ -82,13 +99,20 @@ class ChunkGradient:
         c = self.chunk
         add_product(out, c.E, left if self.stored else left * self.factor[:, None], fresh=fresh)
         if not self.stored:
-            add_class_sums(out, c.entry_class, left if c.single else left.index_select(0, c.entry_row), self.exact)
+            add_class_sums(
+                out,
+                c.entry_class,
+                left if c.single else left.index_select(0, c.entry_row),
+                self.exact,
+            )
         if self.even is not None:
             out.add_(weighted_sum(left, self.even))
 
 
 def uneven(labels: Tensor, row_weight: Tensor, classes: int) -> Tensor:
-    """Weight of each class's rows less the mean over the classes, float64 (K,): exactly zero where all are equal."""
+    """Weight of each class's rows less the mean over the classes, float64 (K,): exactly zero where
+    all are equal.
+    """
     return centred(class_totals(classes, labels, row_weight.double()))
 
 
@@ -102,14 +126,17 @@ def _slope(loss: SoftmaxLoss, c: Chunk) -> Tensor:
     """Row weight times g' (M where it has several targets)."""
     if loss.multi_label:
         return c.row_weight * c.M
-    plain = type(loss).weight is SoftmaxLoss.weight  # g' = 1: two passes less over a small head's vectors
+    plain = (
+        type(loss).weight is SoftmaxLoss.weight
+    )  # g' = 1: two passes less over a small head's vectors
     return c.row_weight if plain else c.row_weight * loss.weight(c.l, c.p)
 
 
 def _entries(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     """Gradient in the logits at the target entries: -slope p for a single label, plus smoothing.
 
-    For several targets M q share_k - 1 = q (M expm1(u_k) - D) / T - p, which does not cancel when the targets are level.
+    For several targets M q share_k - 1 = q (M expm1(u_k) - D) / T - p, which does not cancel when
+    the targets are level.
     """
     if not loss.multi_label:
         pull = -slope * c.p
@@ -118,16 +145,20 @@ def _entries(loss: SoftmaxLoss, c: Chunk, slope: Tensor) -> Tensor:
     rise = torch.expm1(c.entry_logit - c.mean_target[c.entry_row])
     level = c.excess < 1.0
     total = c.M / (1.0 - c.excess).clamp_min(1e-300)  # T = M + D, since D / T = excess
-    near = q[c.entry_row] * (c.M[c.entry_row] * rise / total[c.entry_row] - c.excess[c.entry_row]) - c.p[c.entry_row]
+    near = (
+        q[c.entry_row] * (c.M[c.entry_row] * rise / total[c.entry_row] - c.excess[c.entry_row])
+        - c.p[c.entry_row]
+    )
     far = (q * c.M)[c.entry_row] * c.entry_share - 1.0
     return c.row_weight[c.entry_row] * torch.where(level[c.entry_row], near, far)
 
 
 def add_change(loss: SoftmaxLoss, c: Chunk, W: Tensor, dz: Tensor, out: Gradients) -> None:
-    """Add dG W, dG' H and dG'1 (float64) for a change dz (K x C) of the logits. E and dz are overwritten.
+    """Add dG W, dG' H and dG'1 (float64) for a change dz (K x C) of the logits. E and dz are
+    overwritten.
 
-    With z~ the change relative to the targets' mean change, dG is weight p (E/s') (dz - z~) off target, and the mean of dz
-    under E/s' decides everything.
+    With z~ the change relative to the targets' mean change, dG is weight p (E/s') (dz - z~) off
+    target, and the mean of dz under E/s' decides everything.
     """
     exact = _change(loss, c, dz)
     entry = exact.to(W.dtype)
@@ -147,12 +178,16 @@ def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
     """E becomes dG off target; returned are its target entries, float64."""
     entry_dz = dz[c.entry_class, c.entry_row].double()
     target_dz = c.row_sum(entry_dz if c.single else entry_dz * c.entry_share)
-    # Taken off first, so that a class with nearly all the mass is left with a small number, and not two that cancel.
+    # Taken off first, so that a class with nearly all the mass is left with a small number, and not
+    # two that cancel.
     middle = c.total(_column_products(c.E, dz).double() / c.mass).to(dz.dtype)
     dz.sub_(middle)
     rest = c.total(_column_products(c.E, dz).double() / c.mass)
     mean = middle.double() + rest - target_dz
-    slope, bend = _slope(loss, c), torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p)
+    slope, bend = (
+        _slope(loss, c),
+        torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p),
+    )
     scale, q = c.p / c.mass, 1.0 - c.p
     factor = (slope * scale).to(dz.dtype)
     shift = (scale * ((slope * q + bend) * mean - slope * rest)).to(dz.dtype)
@@ -162,7 +197,9 @@ def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
 
 
 def _column_products(A: Tensor, B: Tensor) -> Tensor:
-    """Inner products of the columns of A and B, by blocks of rows that bound the memory of the elementwise product."""
+    """Inner products of the columns of A and B, by blocks of rows that bound the memory of the
+    elementwise product.
+    """
     total = A.new_zeros(A.shape[1])
     for start in range(0, A.shape[0], _BLOCK):
         total += (A[start : start + _BLOCK] * B[start : start + _BLOCK]).sum(0)

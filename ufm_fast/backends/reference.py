@@ -1,4 +1,6 @@
-"""Dense autograd: the definition, in any dtype. It holds the R x K logits, so it is for small problems and for tests."""
+"""Dense autograd: the definition, in any dtype. It holds the R x K logits, so it is for small
+problems and for tests.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class ReferenceBackend(HeadByLoss):
 class DenseHead:
     """Any loss with a dense definition; it has no row statistics."""
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         leaves = _leaves(x)
         with torch.enable_grad():
             value = _value(x, leaves)
@@ -45,7 +49,9 @@ class DenseHead:
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         leaves = _leaves(x)
-        bias = torch.zeros_like(x.bias) if v.bias is None and x.bias is not None else v.bias  # a fixed one has no direction
+        bias = (
+            torch.zeros_like(x.bias) if v.bias is None and x.bias is not None else v.bias
+        )  # a fixed one has no direction
         direction: list[Any] = [t for t in (v.features, v.weight, bias) if t is not None]
         with torch.enable_grad():
             grads = torch.autograd.grad(_value(x, leaves), leaves, create_graph=True)
@@ -55,7 +61,9 @@ class DenseHead:
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
         z = _less_margin(x, _logits(x)).detach().requires_grad_()
         with torch.enable_grad():
-            (G,) = torch.autograd.grad((x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum(), z)
+            (G,) = torch.autograd.grad(
+                (x.row_weight.to(z.dtype) * x.loss.dense(z, x.targets)).sum(), z
+            )
         return DenseGradient(G)
 
     def losses(self, x: HeadInput) -> Tensor:
@@ -100,7 +108,11 @@ def _logits(x: HeadInput) -> Tensor:
 
 
 def _less_margin(x: HeadInput, z: Tensor) -> Tensor:
-    return z if x.margin is None else z.scatter_add(1, x.targets.indices[:, None], -x.margin.to(z.dtype)[:, None])
+    return (
+        z
+        if x.margin is None
+        else z.scatter_add(1, x.targets.indices[:, None], -x.margin.to(z.dtype)[:, None])
+    )
 
 
 def _leaves(x: HeadInput) -> list[Tensor]:

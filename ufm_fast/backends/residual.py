@@ -1,5 +1,5 @@
-"""Squared error by its residuals E = H W' + b - Y, in blocks of rows: for few classes, for target vectors, and where no digit
-may be lost.
+"""Squared error by its residuals E = H W' + b - Y, in blocks of rows: for few classes, for target
+vectors, and where no digit may be lost.
 
 With weights o_r and D = diag(o):  fit = 1/2 sum_r o_r |E_r|^2,  grad_W = E'D H,  grad_H = D E W,  grad_b = E'o,  and a
 direction changes E by  dE = dH W' + H dW' + 1 db'.  Everything runs in float64, whatever the dtype of the data.
@@ -22,11 +22,16 @@ _CHUNK = 1 << 13  # rows of own's blocks
 def blocks(x: HeadInput, *, exact: bool = False) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows and their E (float64), to the rounding of the logits.
 
-    ``exact``: to about 2^-bits of that, bits = 26 - log2(d)/2, and eps |E|, for proofs about residuals as small as the
-    rounding of the logits. H and W are cut into leading and trailing bits so that the product of the leading ones has no
-    rounding (Ozaki et al., Numer. Algorithms 59, 2012); the bias is added with its error kept.
+    ``exact``: to about 2^-bits of that, bits = 26 - log2(d)/2, and eps |E|, for proofs about
+    residuals as small as the rounding of the logits. H and W are cut into leading and trailing bits
+    so that the product of the leading ones has no rounding (Ozaki et al., Numer. Algorithms 59,
+    2012); the bias is added with its error kept.
     """
-    W, b, height = x.weight.double(), None if x.bias is None else x.bias.double(), _height(*x.weight.shape)
+    W, b, height = (
+        x.weight.double(),
+        None if x.bias is None else x.bias.double(),
+        _height(*x.weight.shape),
+    )
     bits = _bits(W.shape[1])
     top, rest = _cut(W, bits) if exact else (W, W)
     for start in range(0, x.features.shape[0], height):
@@ -44,7 +49,9 @@ def blocks(x: HeadInput, *, exact: bool = False) -> Iterator[tuple[slice, Tensor
 
 
 def _less_targets(E: Tensor, x: HeadInput, part: slice, error: Tensor | None) -> Tensor:
-    """E - Y of a block, its rounding error added to ``error`` if there is one: next to a target of one there is none."""
+    """E - Y of a block, its rounding error added to ``error`` if there is one: next to a target of
+    one there is none.
+    """
     if isinstance(x.targets, DenseTargets):
         Y = x.targets.values[part]
         return E.sub_(Y) if error is None else _plus(E, -Y, error)
@@ -53,7 +60,9 @@ def _less_targets(E: Tensor, x: HeadInput, part: slice, error: Tensor | None) ->
 
 
 def along_vectors(x: HeadInput, values: Tensor, shift: Tensor) -> Tensor:
-    """sum_r o_r <E_r - shift, y_r> of target vectors y_r, float64, as accurate as exact ``blocks``."""
+    """sum_r o_r <E_r - shift, y_r> of target vectors y_r, float64, as accurate as exact
+    ``blocks``.
+    """
     total, o = torch.zeros((), dtype=torch.float64, device=values.device), x.row_weight.double()
     for part, E in blocks(x, exact=True):
         total += o[part] @ torch.linalg.vecdot(E - shift, values[part])
@@ -72,7 +81,9 @@ class ResidualGradient:
 
     def transposed_times(self, left: Tensor) -> Tensor:
         """G' left."""
-        total = torch.zeros(self.x.weight.shape[0], left.shape[1], dtype=torch.float64, device=left.device)
+        total = torch.zeros(
+            self.x.weight.shape[0], left.shape[1], dtype=torch.float64, device=left.device
+        )
         for part, G in self._blocks():
             total.addmm_(G.T, left[part].double())
         return total.to(left.dtype)
@@ -83,9 +94,13 @@ class ResidualGradient:
 
 
 def own(x: HeadInput, *, exact: bool = False) -> Tensor:
-    """The target's entry of each row of E, float64 (R,), as accurate as that of ``blocks``, in O(R d)."""
+    """The target's entry of each row of E, float64 (R,), as accurate as that of ``blocks``, in O(R
+    d).
+    """
     bits, dot, entries = _bits(x.weight.shape[1]), torch.linalg.vecdot, []
-    for rows, y in zip(torch.split(x.features, _CHUNK), torch.split(x.targets.indices, _CHUNK), strict=True):
+    for rows, y in zip(
+        torch.split(x.features, _CHUNK), torch.split(x.targets.indices, _CHUNK), strict=True
+    ):
         h, w, correction = rows.double(), x.weight.index_select(0, y).double(), None
         if exact:
             (high, low), (top, rest) = _cut(h, bits), _cut(w, bits)
@@ -137,8 +152,12 @@ def losses(x: HeadInput) -> Tensor:
     return torch.cat(found)
 
 
-def _add_products(out: Gradients, part: slice, terms: tuple[tuple[Tensor, Tensor, Tensor], ...]) -> None:
-    """Sums of G'h and G w over terms (G, h, w), and the first term's G'1, in float64, into the buffers."""
+def _add_products(
+    out: Gradients, part: slice, terms: tuple[tuple[Tensor, Tensor, Tensor], ...]
+) -> None:
+    """Sums of G'h and G w over terms (G, h, w), and the first term's G'1, in float64, into the
+    buffers.
+    """
     if out.weight is not None:
         out.weight.add_(sum(G.T @ h for G, h, _ in terms))
     if out.features is not None:

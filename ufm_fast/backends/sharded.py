@@ -1,20 +1,25 @@
-"""The data term over the ranks of a mesh: `tiled` on each rank's block of classes and rows, and plain collectives between.
+"""The data term over the ranks of a mesh: `tiled` on each rank's block of classes and rows, and
+plain collectives between.
 
-Softmax losses. In an evaluation the rank at places (i, j) of the mesh multiplies the classes of place i with the rows of place
-j. Rows go round: chunk by chunk the ranks of one column give their part of it to one another, and what each of them has of the
-gradient in the features is summed and scattered back. Classes are gathered over the S ranks of one place (none where S = 1, the
-usual mesh: then no weight ever moves), and their gradients are summed and scattered back likewise. So a rank holds at most
-K/C classes and a chunk of rows beside its own blocks, never all of W and H. With d columns of b bytes a number it sends about
-2 (R/S + K/C) d b bytes (`cost`): 2 R d b with S = 1, the least where rows are no more than classes; a square mesh sends least
-where ranks are many.
+Softmax losses. In an evaluation the rank at places (i, j) of the mesh multiplies the classes of
+place i with the rows of place j. Rows go round: chunk by chunk the ranks of one column give their
+part of it to one another, and what each of them has of the gradient in the features is summed and
+scattered back. Classes are gathered over the S ranks of one place (none where S = 1, the usual
+mesh: then no weight ever moves), and their gradients are summed and scattered back likewise. So a
+rank holds at most K/C classes and a chunk of rows beside its own blocks, never all of W and H. With
+d columns of b bytes a number it sends about
+2 (R/S + K/C) d b bytes (`cost`): 2 R d b with S = 1, the least where rows are no more than classes;
+a square mesh sends least where ranks are many.
 
-Beside the features a chunk needs few numbers a row: the target's logit from the rank that holds its class (also as the product
-rounded it, `exponentials.alike`), and one sum of exponentials relative to an offset that is known before the sweep, the row's
-mean logit, for which the mean row of W is enough. A row whose sum leaves the range takes the ranks' largest, by one exchange
-more. While a chunk is multiplied the next one is on its way, and so are the last one's gradients.
+Beside the features a chunk needs few numbers a row: the target's logit from the rank that holds its
+class (also as the product rounded it, `exponentials.alike`), and one sum of exponentials relative
+to an offset that is known before the sweep, the row's mean logit, for which the mean row of W is
+enough. A row whose sum leaves the range takes the ranks' largest, by one exchange more. While a
+chunk is multiplied the next one is on its way, and so are the last one's gradients.
 
-Squared error (`gram`). Gram matrices, d x d, are summed over the ranks; each rank asks the others for the rows of W that are
-its rows' targets, and sends the sums of its rows back to them: nothing where a class's rows are with their class.
+Squared error (`gram`). Gram matrices, d x d, are summed over the ranks; each rank asks the others
+for the rows of W that are its rows' targets, and sends the sums of its rows back to them: nothing
+where a class's rows are with their class.
 
 Sums have a fixed order on a fixed mesh, so results repeat to the bit.
 """
@@ -43,7 +48,13 @@ from ufm_fast.backends.base import (
 from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exchange import Exchange
 from ufm_fast.backends.logit_gradient import ChunkGradient, add_change
-from ufm_fast.backends.sharded_sweep import ShardedSweep, Sums, gathered_classes, layout_of, uneven_here
+from ufm_fast.backends.sharded_sweep import (
+    ShardedSweep,
+    Sums,
+    gathered_classes,
+    layout_of,
+    uneven_here,
+)
 from ufm_fast.backends.squared_head import SquaredErrorHead
 from ufm_fast.backends.tiled import TiledSoftmaxHead, spends
 from ufm_fast.layout import Layout, Mesh, share
@@ -51,13 +62,18 @@ from ufm_fast.losses import SoftmaxLoss, SquaredError
 
 
 class ShardedBackend(HeadByLoss):
-    """The backend of inputs with a layout, on the ranks of ``mesh``. ``chunk``: rows of a chunk on all ranks together."""
+    """The backend of inputs with a layout, on the ranks of ``mesh``. ``chunk``: rows of a chunk on
+    all ranks together.
+    """
 
     name = "sharded"
 
     def __init__(self, mesh: Mesh, chunk: int | None = None) -> None:
         self.mesh = mesh
-        super().__init__((SoftmaxLoss, ShardedSoftmaxHead(mesh, chunk)), (SquaredError, ShardedSquaredErrorHead(mesh)))
+        super().__init__(
+            (SoftmaxLoss, ShardedSoftmaxHead(mesh, chunk)),
+            (SquaredError, ShardedSquaredErrorHead(mesh)),
+        )
 
 
 class ShardedSoftmaxHead:
@@ -67,7 +83,9 @@ class ShardedSoftmaxHead:
         self.mesh, self.chunk = mesh, chunk
         self.heights: dict[tuple[int, ...], int] = {}
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         out = out.cleared()
         sweep, sums = self.sweep(x, 1), Sums.of(self.mesh, x, out)
         total = torch.zeros((), dtype=torch.float64, device=x.weight.device)
@@ -137,7 +155,9 @@ class ShardedSoftmaxHead:
         key = layout.classes, layout.rows, dtype.itemsize, buffers
         if key not in self.heights:
             rows, classes = C * layout.row_height, max(1, S * layout.class_height)
-            most = self.chunk or chunk_rows(rows, classes, dtype.itemsize, self.mesh.device, buffers)
+            most = self.chunk or chunk_rows(
+                rows, classes, dtype.itemsize, self.mesh.device, buffers
+            )
             number = share(layout.row_height, max(1, int(self.mesh.least(most)) // C))
             self.heights[key] = share(layout.row_height, number)
         return self.heights[key]
@@ -149,7 +169,9 @@ class ShardedSquaredErrorHead:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         fit = gram.value_and_grad(in_sums_dtype(x), out.cleared(), home=Exchange.of(x))
         return HeadResult(fit.new_tensor(self.mesh.total(float(fit))), None)
 
@@ -164,19 +186,28 @@ class ShardedSquaredErrorHead:
 
     def plan(self, shape: HeadShape) -> HeadPlan:
         return SquaredErrorHead().plan(
-            replace(shape, rows=share(shape.rows, self.mesh.ranks), classes=share(shape.classes, self.mesh.ranks))
+            replace(
+                shape,
+                rows=share(shape.rows, self.mesh.ranks),
+                classes=share(shape.classes, self.mesh.ranks),
+            )
         )
 
 
 class _Gradient:
-    """The logit gradient of a softmax loss: this rank's rows of G right, and its classes of G' left, of its blocks of those."""
+    """The logit gradient of a softmax loss: this rank's rows of G right, and its classes of G'
+    left, of its blocks of those.
+    """
 
     def __init__(self, head: ShardedSoftmaxHead, x: HeadInput) -> None:
         self.head, self.x = head, x
 
     def times(self, right: Tensor) -> Tensor:
         product = right.new_zeros(self.x.features.shape[0], right.shape[1])
-        sweep, sums = self.head.sweep(self.x), Sums.of(self.head.mesh, self.x, Gradients(product, None, None))
+        sweep, sums = (
+            self.head.sweep(self.x),
+            Sums.of(self.head.mesh, self.x, Gradients(product, None, None)),
+        )
         of_classes = sweep.group(right)
         for part, c, (h,) in sweep.chunks(self.x.features):
             forward = sums.forward(h)
@@ -187,7 +218,10 @@ class _Gradient:
 
     def transposed_times(self, left: Tensor) -> Tensor:
         product = left.new_zeros(self.x.weight.shape[0], left.shape[1])
-        sweep, sums = self.head.sweep(self.x), Sums.of(self.head.mesh, self.x, Gradients(None, product, None))
+        sweep, sums = (
+            self.head.sweep(self.x),
+            Sums.of(self.head.mesh, self.x, Gradients(None, product, None)),
+        )
         for _, c, (_, own) in sweep.chunks(self.x.features, left):
             _add_products(ChunkGradient(sweep.loss, c), None, None, own, sums.weight)
         sums.settle()
@@ -195,7 +229,11 @@ class _Gradient:
 
 
 def _add_products(
-    G: ChunkGradient, right: Tensor | None, forward: Tensor | None, left: Tensor, backward: Tensor | None
+    G: ChunkGradient,
+    right: Tensor | None,
+    forward: Tensor | None,
+    left: Tensor,
+    backward: Tensor | None,
 ) -> None:
     if forward is not None and right is not None:
         G.add_times(right, forward)

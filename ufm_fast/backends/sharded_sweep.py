@@ -1,5 +1,5 @@
-"""A pass of the sharded softmax head: chunks of rows that go round, what the ranks tell one another of them, and the sums that
-go back. `sharded` says what moves and why.
+"""A pass of the sharded softmax head: chunks of rows that go round, what the ranks tell one another
+of them, and the sums that go back. `sharded` says what moves and why.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def parts_of(rows: Rows, layout: Layout) -> Rows:
 
 def layout_of(x: HeadInput) -> Layout:
     if x.layout is None:
-        raise InputError("backend sharded computes with blocks of a point on several ranks; use it through solve or Objective")
+        raise InputError(
+            "backend sharded computes with blocks of a point on several ranks; use it through "
+            "solve or Objective"
+        )
     return x.layout
 
 
@@ -47,7 +50,9 @@ def gathered_classes(layout: Layout, x: Tensor) -> Tensor:
     return axis.gather(padded(x, layout.class_height), "classes").wait()[: part.stop - part.start]
 
 
-def _means(layout: Layout, W: Tensor, bias: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _means(
+    layout: Layout, W: Tensor, bias: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The mean row of W (d,) in float64, with smoothing to all its digits, and the mean bias."""
     axis, K = layout.mesh.classes, layout.classes
     sums = [W.sum(0, dtype=torch.float64), *([] if bias is None else [bias.sum()[None]])]
@@ -61,7 +66,8 @@ def _means(layout: Layout, W: Tensor, bias: Tensor | None, smoothing: float) -> 
 
 
 def _known(x: HeadInput, layout: Layout, height: int) -> tuple[list[Targets], Tensor]:
-    """The targets of each chunk's rows, and the weights (C, rows) of all; both are remembered on the targets.
+    """The targets of each chunk's rows, and the weights (C, rows) of all; both are remembered on
+    the targets.
 
     Rows that fill a chunk up weigh nothing and have class 0 as their target.
     """
@@ -70,7 +76,10 @@ def _known(x: HeadInput, layout: Layout, height: int) -> tuple[list[Targets], Te
     if key not in kept:
         sizes = gathered(axis, x.targets.sizes(), "targets")
         classes = gathered(axis, x.targets.indices, "targets")
-        kept[key] = [_targets(sizes, classes, start, height, x.targets.single) for start in range(0, layout.row_height, height)]
+        kept[key] = [
+            _targets(sizes, classes, start, height, x.targets.single)
+            for start in range(0, layout.row_height, height)
+        ]
     chunks = cast("list[Targets]", kept[key])
     of_weights = (*key, "weights")
     weights = cast("tuple[Tensor, Tensor] | None", kept.get(of_weights))
@@ -81,13 +90,19 @@ def _known(x: HeadInput, layout: Layout, height: int) -> tuple[list[Targets], Te
 
 
 def uneven_here(x: HeadInput) -> Tensor:
-    """Weight of each class's rows less the mean over the classes, of this rank's classes (`tiled.uneven`)."""
+    """Weight of each class's rows less the mean over the classes, of this rank's classes
+    (`tiled.uneven`).
+    """
     layout = layout_of(x)
-    weight = layout.mesh.world.sum_(class_totals(layout.classes, x.targets.indices, x.row_weight.double()), "class weights")
+    weight = layout.mesh.world.sum_(
+        class_totals(layout.classes, x.targets.indices, x.row_weight.double()), "class weights"
+    )
     return centred(weight)[layout.class_part]
 
 
-def _targets(sizes: list[Tensor], classes: list[Tensor], start: int, height: int, single: bool) -> Targets:
+def _targets(
+    sizes: list[Tensor], classes: list[Tensor], start: int, height: int, single: bool
+) -> Targets:
     """The targets of rows ``start`` and on of each rank, ``height`` of each."""
     counts, found = [], []
     for size, targets in zip(sizes, classes, strict=True):
@@ -103,10 +118,26 @@ def _targets(sizes: list[Tensor], classes: list[Tensor], start: int, height: int
 
 
 class ShardedSweep(Sweep):
-    """One pass over all chunks of a place's classes with its rows. ``W`` and ``bias`` are those of the place."""
+    """One pass over all chunks of a place's classes with its rows. ``W`` and ``bias`` are those of
+    the place.
+    """
 
-    def __init__(self, x: HeadInput, layout: Layout, W: Tensor, bias: Tensor | None, height: int, buffer: Tensor) -> None:
-        self.x, self.loss, self.layout, self.buffer, self.height = x, softmax_loss(x), layout, buffer, height
+    def __init__(
+        self,
+        x: HeadInput,
+        layout: Layout,
+        W: Tensor,
+        bias: Tensor | None,
+        height: int,
+        buffer: Tensor,
+    ) -> None:
+        self.x, self.loss, self.layout, self.buffer, self.height = (
+            x,
+            softmax_loss(x),
+            layout,
+            buffer,
+            height,
+        )
         self.W, self.bias = W, bias
         self.mean, self.exact, self.mean_bias = _means(layout, W, bias, self.loss.smoothing)
         self.targets, self.row_weight = _known(x, layout, height)
@@ -116,21 +147,38 @@ class ShardedSweep(Sweep):
         """The rows of x of all classes of the place."""
         return gathered_classes(self.layout, x.to(self.W.dtype))
 
-    def chunks(self, *moving: Tensor, statistics: bool = False) -> Iterator[tuple[slice, Chunk, list[Tensor]]]:
-        """Each chunk: which of this rank's rows are in it, the chunk, and its rows of what moves (the features first)."""
+    def chunks(
+        self, *moving: Tensor, statistics: bool = False
+    ) -> Iterator[tuple[slice, Chunk, list[Tensor]]]:
+        """Each chunk: which of this rank's rows are in it, the chunk, and its rows of what moves
+        (the features first).
+        """
         self.statistics = statistics
         starts = range(0, self.layout.row_height, self.height)
         coming = self._sent(moving, 0) if starts else []
         for number, start in enumerate(starts):
             now = [part.wait() for part in coming]
-            coming = self._sent(moving, start + self.height) if start + self.height in starts else []
+            coming = (
+                self._sent(moving, start + self.height) if start + self.height in starts else []
+            )
             weights = self.row_weight[:, start : start + self.height].reshape(-1)
-            rows = replace(self.x, features=now[0], targets=self.targets[number], row_weight=weights)
-            yield slice(start, min(start + self.height, self.x.features.shape[0])), self._of_rows(rows), now
+            rows = replace(
+                self.x, features=now[0], targets=self.targets[number], row_weight=weights
+            )
+            yield (
+                slice(start, min(start + self.height, self.x.features.shape[0])),
+                self._of_rows(rows),
+                now,
+            )
 
     def _sent(self, moving: tuple[Tensor, ...], start: int) -> list[Coming]:
         part = slice(start, start + self.height)
-        return [self.layout.mesh.classes.gather(padded(x[part].to(self.W.dtype), self.height), "features") for x in moving]
+        return [
+            self.layout.mesh.classes.gather(
+                padded(x[part].to(self.W.dtype), self.height), "features"
+            )
+            for x in moving
+        ]
 
     def own(self, values: Tensor, part: slice) -> Tensor:
         """Those of this rank's rows, of numbers of a chunk's rows."""
@@ -141,7 +189,9 @@ class ShardedSweep(Sweep):
         """The chunk of these rows, whose E and target entries are those of the classes here."""
         axis, n = self.layout.mesh.classes, x.targets.rows
         entries = Entries(*x.targets.slice(0, n), n, x.targets.single)
-        here = torch.nonzero((entries.classes >= self.first) & (entries.classes < self.first + self.W.shape[0]))[:, 0]
+        here = torch.nonzero(
+            (entries.classes >= self.first) & (entries.classes < self.first + self.W.shape[0])
+        )[:, 0]
         mine = Entries(entries.rows[here], entries.classes[here] - self.first, n, False)
         told, offset = self._told_by_ranks(x.features, entries, mine, here)
         c = finished(x, slice(0, n), x.features, self.buffer, entries, told, self.layout.classes)
@@ -156,8 +206,12 @@ class ShardedSweep(Sweep):
             total=axis.sum_,
         )
 
-    def _told_by_ranks(self, h: Tensor, entries: Entries, mine: Entries, here: Tensor) -> tuple[Told, Tensor]:
-        """What the ranks' sweeps tell together, and the offset of E here. ``here``: which of the entries are ``mine``."""
+    def _told_by_ranks(
+        self, h: Tensor, entries: Entries, mine: Entries, here: Tensor
+    ) -> tuple[Told, Tensor]:
+        """What the ranks' sweeps tell together, and the offset of E here. ``here``: which of the
+        entries are ``mine``.
+        """
         W, axis, smooth = self.W, self.layout.mesh.classes, self.loss.smoothing
         guess = torch.mv(h, self.mean).double()
         z = target_logits(h, W, mine.rows, mine.classes, False)
@@ -165,18 +219,33 @@ class ShardedSweep(Sweep):
         if self.bias is not None and self.mean_bias is not None:
             guess, z = guess + self.mean_bias, z + self.bias[mine.classes]
             tilt = None if tilt is None else tilt + (self.bias[mine.classes] - self.mean_bias)
-        mass, offset, top, rounded = _exponentials(h, W, self.bias, guess, mine, self.buffer, self.statistics)
-        # One message: a sum of exponentials a row, and two or three numbers a target from the rank that has its class.
+        mass, offset, top, rounded = _exponentials(
+            h, W, self.bias, guess, mine, self.buffer, self.statistics
+        )
+        # One message: a sum of exponentials a row, and two or three numbers a target from the rank
+        # that has its class.
         told = [part for part in (z, rounded, tilt) if part is not None]
         number = entries.rows.numel()
         of_entries = [guess.new_zeros(number).index_copy_(0, here, part) for part in told]
         message = axis.sum_(torch.cat([mass * torch.exp(offset - guess), *of_entries]), "row sums")
         total, z, rounded, *tilts = torch.split(message, [guess.numel(), *[number] * len(told)])
         level = guess
-        if not bool(((total > 1e-200) & (total < 1e200)).all()):  # of all ranks' numbers: the same on each
+        if not bool(
+            ((total > 1e-200) & (total < 1e200)).all()
+        ):  # of all ranks' numbers: the same on each
             total, level = _by_the_largest(axis, mass, offset)
-        top = None if top is None else axis.most_(top.clone(), "row sums")  # it may be the offset itself
-        return Told(z, rounded, tilts[0] if tilts else None, entries.sum(torch.ones_like(z)), total, level, top), offset
+        top = (
+            None if top is None else axis.most_(top.clone(), "row sums")
+        )  # it may be the offset itself
+        return Told(
+            z,
+            rounded,
+            tilts[0] if tilts else None,
+            entries.sum(torch.ones_like(z)),
+            total,
+            level,
+            top,
+        ), offset
 
 
 def _exponentials(
@@ -186,7 +255,9 @@ def _exponentials(
     if W.shape[0] == 0:
         least = torch.full_like(guess, -math.inf) if top else None
         return Exponentials(torch.zeros_like(guess), guess, least, guess.new_zeros(0))
-    return exponentials(h, W, None if bias is None else bias.to(W.dtype), guess, mine.rows, mine.classes, E, top=top)
+    return exponentials(
+        h, W, None if bias is None else bias.to(W.dtype), guess, mine.rows, mine.classes, E, top=top
+    )
 
 
 def _by_the_largest(axis: Axis, mass: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +270,9 @@ def _by_the_largest(axis: Axis, mass: Tensor, offset: Tensor) -> tuple[Tensor, T
 
 @dataclass
 class Sums:
-    """Where a pass adds: buffers of this place's classes, and of a chunk's rows, which go back while the next is multiplied."""
+    """Where a pass adds: buffers of this place's classes, and of a chunk's rows, which go back
+    while the next is multiplied.
+    """
 
     mesh: Mesh
     out: Gradients
@@ -216,8 +289,12 @@ class Sums:
         if weight is not None and S > 1:
             weight = weight.new_zeros(number, weight.shape[1])
         if out.bias is not None:
-            bias = torch.zeros(number if S > 1 else out.bias.shape[0], dtype=torch.float64, device=out.bias.device)
-        of_weight, of_bias = (None if whole is None else whole[: part.stop - part.start] for whole in (weight, bias))
+            bias = torch.zeros(
+                number if S > 1 else out.bias.shape[0], dtype=torch.float64, device=out.bias.device
+            )
+        of_weight, of_bias = (
+            None if whole is None else whole[: part.stop - part.start] for whole in (weight, bias)
+        )
         return cls(mesh, out, of_weight, of_bias, (weight, bias))
 
     def forward(self, h: Tensor) -> Tensor | None:

@@ -1,8 +1,9 @@
 """Cross-entropy of capped logits  q = cap tanh(z / cap),  on any device: chunks of rows, exponentials off the target.
 
-With J = 1 - (q / cap)^2 and G the gradient in q, the gradient in z is G J, and along a direction dz it changes by
-J (H J dz) - (2 q / cap^2) J G dz, H the Hessian of the cross-entropy in q. The cap bends every logit on its own, so no product
-of means gives an offset in advance: it is each row's largest logit off the target, and the kernels have no such mode.
+With J = 1 - (q / cap)^2 and G the gradient in q, the gradient in z is G J, and along a direction dz
+it changes by J (H J dz) - (2 q / cap^2) J G dz, H the Hessian of the cross-entropy in q. The cap
+bends every logit on its own, so no product of means gives an offset in advance: it is each row's
+largest logit off the target, and the kernels have no such mode.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _ARRAYS = 4  # of a chunk's rows x K at a time
 
 
 class _Chunk(NamedTuple):
-    """C rows: features, capped logits and E (C x K, zero on targets), and vectors of length C in float64."""
+    """C rows: features, capped logits and E (C x K, zero on targets), and vectors of length C in
+    float64.
+    """
 
     part: slice
     features: Tensor
@@ -61,7 +64,9 @@ class SoftcapBackend:
 
     def losses(self, x: HeadInput) -> Tensor:
         W = x.weight.to(compute_dtype(x.weight.dtype))
-        return torch.cat([x.row_weight.new_zeros(0, dtype=torch.float64), *(c.l for c in self._chunks(x, W))])
+        return torch.cat(
+            [x.row_weight.new_zeros(0, dtype=torch.float64), *(c.l for c in self._chunks(x, W))]
+        )
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
         return _CappedGradient(self, x)
@@ -126,7 +131,11 @@ class SoftcapBackend:
         own = dq.gather(1, c.labels)[:, 0].double()
         middle = c.p * mean + (1.0 - c.p) * own
         pull = c.row_weight * c.p
-        R = (dq - middle.to(dq.dtype)[:, None]).mul_(c.E).mul_((pull / c.mass).to(dq.dtype)[:, None])
+        R = (
+            (dq - middle.to(dq.dtype)[:, None])
+            .mul_(c.E)
+            .mul_((pull / c.mass).to(dq.dtype)[:, None])
+        )
         return R.scatter_(1, c.labels, (-pull * (1.0 - c.p) * (mean - own)).to(dq.dtype)[:, None])
 
     @staticmethod

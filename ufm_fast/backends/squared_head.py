@@ -1,4 +1,6 @@
-"""The squared error as a head: its functions (`squared_error`) behind the interface, and what they take."""
+"""The squared error as a head: its functions (`squared_error`) behind the interface, and what they
+take.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ from ufm_fast.dense_targets import DenseTargets
 
 
 class SquaredErrorHead:
-    """By Gram matrices or residuals, whichever keeps the digits: no R x K work, but to target vectors, which are as many
-    numbers. On any torch device.
+    """By Gram matrices or residuals, whichever keeps the digits: no R x K work, but to target
+    vectors, which are as many numbers. On any torch device.
     """
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         return HeadResult(squared_error.value_and_grad(in_sums_dtype(x), out.cleared()), None)
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
@@ -38,8 +42,11 @@ class SquaredErrorHead:
         return squared_error.losses(x)
 
     def plan(self, shape: HeadShape) -> HeadPlan:
-        # Beside it: features in units of their logits, and for a Hessian product those of the direction and its products.
-        work, second = (workspace(shape) + copies * shape.rows * shape.dim * shape.itemsize for copies in (1, 3))
+        # Beside it: features in units of their logits, and for a Hessian product those of the
+        # direction and its products.
+        work, second = (
+            workspace(shape) + copies * shape.rows * shape.dim * shape.itemsize for copies in (1, 3)
+        )
         return HeadPlan(shape.rows, work, second, flops(shape))
 
 
@@ -56,17 +63,30 @@ def flops(shape: HeadShape) -> float:
     grams = 8.0 * (R + K) * d * d
     if most < P:
         return grams
-    rows = R if most >= R else P  # residuals: of the rows, or of the class means beside Grams of the deviations from them
+    rows = (
+        R if most >= R else P
+    )  # residuals: of the rows, or of the class means beside Grams of the deviations from them
     return 6.0 * rows * (K if most >= K else P) * d + (grams if most < K or most < R else 0.0)
 
 
 def workspace(shape: HeadShape) -> int:
     """Bytes that any device needs: Gram matrices, or blocks of residuals and float64 copies."""
-    R, K, d, P, item, most = shape.rows, shape.classes, shape.dim, shape.occupied, shape.itemsize, room(shape)
+    R, K, d, P, item, most = (
+        shape.rows,
+        shape.classes,
+        shape.dim,
+        shape.occupied,
+        shape.itemsize,
+        room(shape),
+    )
     if shape.dense:  # the targets themselves too
         return 3 * block_bytes(R, K, d) + 8 * R * K + (0 if item == 8 else 16 * K * d)
     grams = 4 * d * d * 8 + R * d * item
     if most < P:
         return grams
     few, rows = K if most >= K else P, R if most >= R else P
-    return 3 * block_bytes(rows, few, d) + (0 if item == 8 else 16 * few * d) + (grams if few < K or most < R else 0)
+    return (
+        3 * block_bytes(rows, few, d)
+        + (0 if item == 8 else 16 * few * d)
+        + (grams if few < K or most < R else 0)
+    )

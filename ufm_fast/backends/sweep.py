@@ -1,11 +1,13 @@
-"""The sweep of a softmax head: a chunk of rows at a time, its exponentials and what they tell of each row.
+"""The sweep of a softmax head: a chunk of rows at a time, its exponentials and what they tell of
+each row.
 
-For row i let o be an offset near the off-target logits, E_k = exp(z_k - o) off target and 0 on target, s' = sum E_k. Then
+For row i let o be an offset near the off-target logits, E_k = exp(z_k - o) off target and 0 on
+target, s' = sum E_k. Then
 
     u = log s' + o - z_y = log(off-target mass),   l = softplus(u) = -log p_y,   p = sigmoid(u) = 1 - p_y,
 
-are vectors of length R, taken in float64 whatever the dtype of the products. With several targets z_y is their mean, and
-log T = log sum exp(z_k - z_y) over them is taken off u.
+are vectors of length R, taken in float64 whatever the dtype of the products. With several targets
+z_y is their mean, and log T = log sum exp(z_k - z_y) over them is taken off u.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ class Chunk:
 
     def row_sum(self, values: Tensor) -> Tensor:
         """Sum of the entries' values in each row."""
-        return values if self.single else self.total(_segment_sum(values, self.entry_row, self.M.shape[0]))
+        return (
+            values
+            if self.single
+            else self.total(_segment_sum(values, self.entry_row, self.M.shape[0]))
+        )
 
     def of_entries(self, values: Tensor) -> Tensor:
         """The rows' values at their entries."""
@@ -63,7 +69,9 @@ class Chunk:
 
 
 class Entries(NamedTuple):
-    """The targets of a chunk of C rows: row and class of each entry. ``single``: one a row, in order."""
+    """The targets of a chunk of C rows: row and class of each entry. ``single``: one a row, in
+    order.
+    """
 
     rows: Tensor
     classes: Tensor
@@ -87,9 +95,10 @@ class Entries(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What the sweep of a chunk tells, float64: of its target entries the logit, the logit as the product rounded it and, with
-    smoothing, the logit less the mean of all; of its rows the number of targets M, the sum of exponentials, the offset those
-    are relative to and, with statistics, the largest logit off target.
+    """What the sweep of a chunk tells, float64: of its target entries the logit, the logit as the
+    product rounded it and, with smoothing, the logit less the mean of all; of its rows the number
+    of targets M, the sum of exponentials, the offset those are relative to and, with statistics,
+    the largest logit off target.
     """
 
     z: Tensor
@@ -102,7 +111,8 @@ class Told(NamedTuple):
 
 
 class Sweep:
-    """The chunks of a head, whose exponentials take turns in ``buffer`` (K x C): each is valid until the next is asked for.
+    """The chunks of a head, whose exponentials take turns in ``buffer`` (K x C): each is valid
+    until the next is asked for.
 
     ``statistics``: rows' margins too.
     """
@@ -123,9 +133,19 @@ class Sweep:
         stop = start + h.shape[0]
         entries = Entries(*self.x.targets.slice(start, stop), h.shape[0], self.x.targets.single)
         E = self.buffer[:, : h.shape[0]]
-        return finished(self.x, slice(start, stop), h, E, entries, self._told(h, E, entries, exact, start), self.W.shape[0])
+        return finished(
+            self.x,
+            slice(start, stop),
+            h,
+            E,
+            entries,
+            self._told(h, E, entries, exact, start),
+            self.W.shape[0],
+        )
 
-    def _told(self, h: Tensor, E: Tensor, entries: Entries, exact: Tensor | None, start: int) -> Told:
+    def _told(
+        self, h: Tensor, E: Tensor, entries: Entries, exact: Tensor | None, start: int
+    ) -> Told:
         """Fills E."""
         z, M, offset = self._logits(h, entries)
         of_logits = None if self.bias is None else self.bias.to(self.W.dtype)
@@ -147,7 +167,9 @@ class Sweep:
         return z, M, (K * mean_logit - entries.sum(z)) / (K - 1 if entries.single else K - M)
 
     def _tilt(self, h: Tensor, entries: Entries, exact: Tensor, start: int) -> Tensor:
-        """The target's logit less the mean of all, margin included; ``exact``: the mean row of W."""
+        """The target's logit less the mean of all, margin included; ``exact``: the mean row of
+        W.
+        """
         tilt = target_logits(h, self.W, entries.rows, entries.classes, True, exact)
         if self.bias is not None:
             tilt = tilt + (self.bias[entries.classes] - exact_mean(self.bias))
@@ -156,7 +178,9 @@ class Sweep:
         return tilt
 
 
-def finished(x: HeadInput, part: slice, h: Tensor, E: Tensor, entries: Entries, told: Told, classes: int) -> Chunk:
+def finished(
+    x: HeadInput, part: slice, h: Tensor, E: Tensor, entries: Entries, told: Told, classes: int
+) -> Chunk:
     """The chunk of these rows: losses and shares, from what its sweep tells."""
     loss, (z, rounded, tilt, M, mass, offset, top) = softmax_loss(x), told
     margin = None if top is None else entries.least(alike(z, rounded, entries.of_rows(top))) - top
@@ -173,9 +197,14 @@ def finished(x: HeadInput, part: slice, h: Tensor, E: Tensor, entries: Entries, 
     if x.margin is not None:
         u = u + x.margin[part]
     l, p = torch.nn.functional.softplus(u, threshold=40.0), torch.sigmoid(u)
-    value = torch.where(total == -math.inf, math.inf, M * (log_total + l)) if loss.multi_label else loss.value(l, p)
+    value = (
+        torch.where(total == -math.inf, math.inf, M * (log_total + l))
+        if loss.multi_label
+        else loss.value(l, p)
+    )
     if tilt is not None:
-        # Where the target is impossible, the loss is infinite already, and so may its mean logit be.
+        # Where the target is impossible, the loss is infinite already, and so may its mean logit
+        # be.
         value = value + loss.smoothing * torch.where(z == -torch.inf, 0.0, tilt)
     return Chunk(
         part.start,
@@ -202,7 +231,9 @@ def finished(x: HeadInput, part: slice, h: Tensor, E: Tensor, entries: Entries, 
 
 
 def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: Entries) -> Tensor:
-    """Mean target logit of each row; where a target is impossible (-inf) that of the best one, and 0 without any."""
+    """Mean target logit of each row; where a target is impossible (-inf) that of the best one, and
+    0 without any.
+    """
     if entries.single:
         return z
     mean = total / M
@@ -210,8 +241,12 @@ def _mean_target(z: Tensor, total: Tensor, M: Tensor, entries: Entries) -> Tenso
     return torch.where(mean == -math.inf, best.masked_fill(best == -math.inf, 0.0), mean)
 
 
-def _target_share(z: Tensor, mean: Tensor, M: Tensor, entries: Entries) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax among the targets (entries), log T and D / T (rows), with T = sum exp(z - mean) = M + D over the targets."""
+def _target_share(
+    z: Tensor, mean: Tensor, M: Tensor, entries: Entries
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax among the targets (entries), log T and D / T (rows), with T = sum exp(z - mean) = M +
+    D over the targets.
+    """
     if entries.single:
         zero = torch.zeros_like(mean)
         return M, zero, zero

@@ -1,12 +1,14 @@
 """The heads by the kernels of ufm_kernels: float32 and half precision, on CUDA.
 
-E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, in the precision that the dtype asks for:
+E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, in the precision that
+the dtype asks for:
 
     bfloat16  bf16, one pass      float16  fp16, products in tf32      float32  tf32x3, which keeps 1e-5 at any margin
 
-float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel would not do better goes
-to the heads of ``TiledBackend``, which run on any device: squared error with at most d classes that have rows, and its second
-derivatives; more than ``MAX_TARGETS`` targets in a row; rows with margins; and products with more than ``MAX_VECTORS`` columns.
+float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel
+would not do better goes to the heads of ``TiledBackend``, which run on any device: squared error
+with at most d classes that have rows, and its second derivatives; more than ``MAX_TARGETS`` targets
+in a row; rows with margins; and products with more than ``MAX_VECTORS`` columns.
 """
 
 from __future__ import annotations
@@ -36,7 +38,13 @@ from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.backends.squared_head import SquaredErrorHead, room
 from ufm_fast.backends.tiled import TiledSoftmaxHead
 from ufm_fast.backends.triton_labels import Labels
-from ufm_fast.backends.triton_memory import SOFTMAX_MODE, SQUARED_MODE, ChunkRows, softmax_plan, squared_workspace
+from ufm_fast.backends.triton_memory import (
+    SOFTMAX_MODE,
+    SQUARED_MODE,
+    ChunkRows,
+    softmax_plan,
+    squared_workspace,
+)
 from ufm_fast.backends.weighted import PickAllHead
 from ufm_fast.errors import InputError
 from ufm_fast.losses import PickAll, SoftmaxLoss, SquaredError
@@ -50,12 +58,16 @@ from ufm_kernels.squared_head import squared_error_value_and_grad
 
 MAX_VECTORS = 64  # columns of a product with G: each 16 of them form the logits once more
 _VECTORS = 16
-_FP8 = "fp8"  # by name only: E and its products in fp8, on sm_90; second derivatives and products with G in bfloat16
+# By name only: E and its products in fp8, on sm_90; second derivatives and products with G in
+# bfloat16.
+_FP8 = "fp8"
 
 
 @dataclass(frozen=True)
 class _Swept:
-    """Rows after a sweep, (R,): float64 losses, log1p(s / T) and float32 off-target mass s / T and margin."""
+    """Rows after a sweep, (R,): float64 losses, log1p(s / T) and float32 off-target mass s / T and
+    margin.
+    """
 
     losses: Tensor
     log_ratio: Tensor | None
@@ -64,13 +76,16 @@ class _Swept:
 
 
 class TritonBackend(HeadByLoss):
-    """Softmax and squared-error heads by Triton kernels. ``mode``: a precision of ufm_kernels instead of the dtype's own.
+    """Softmax and squared-error heads by Triton kernels. ``mode``: a precision of ufm_kernels
+    instead of the dtype's own.
 
-    ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when it runs out).
-    The layout of targets, on them, and the chunk of each shape are remembered: results do not depend on it, repeated calls
-    do not wait for the device, and a solve repeats bit for bit. A graph that captures a call needs its Targets kept alive.
-    Mode ``fp8`` is for bfloat16 heads on sm_90 (see ``ufm_kernels.fp8``); all but ``head`` and ``losses`` run in bf16 there.
-    The log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about 87 nats.
+    ``chunk``: rows at a time (default: from the free memory when a shape is first seen, halved when
+    it runs out). The layout of targets, on them, and the chunk of each shape are remembered:
+    results do not depend on it, repeated calls do not wait for the device, and a solve repeats bit
+    for bit. A graph that captures a call needs its Targets kept alive. Mode ``fp8`` is for bfloat16
+    heads on sm_90 (see ``ufm_kernels.fp8``); all but ``head`` and ``losses`` run in bf16 there. The
+    log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about
+    87 nats.
     Errors: InputError for an unknown mode, and by every method for float64 inputs.
     """
 
@@ -80,25 +95,36 @@ class TritonBackend(HeadByLoss):
         if mode is not None and mode not in (*MODES, _FP8):
             raise InputError(f"mode must be one of {', '.join((*MODES, _FP8))}; got {mode!r}")
         softmax = TritonSoftmaxHead(mode, chunk)
-        super().__init__((PickAll, PickAllHead(softmax)), (SoftmaxLoss, softmax), (SquaredError, TritonSquaredErrorHead(mode)))
+        super().__init__(
+            (PickAll, PickAllHead(softmax)),
+            (SoftmaxLoss, softmax),
+            (SquaredError, TritonSquaredErrorHead(mode)),
+        )
 
 
 class TritonSoftmaxHead:
-    """Every softmax loss: its kernels multiply by two elementwise functions of the loss, in torch."""
+    """Every softmax loss: its kernels multiply by two elementwise functions of the loss, in
+    torch.
+    """
 
     def __init__(self, mode: str | None, chunk: int | None) -> None:
         self.mode = mode
         self.tiled = TiledSoftmaxHead()
         self._chunks = ChunkRows(chunk)
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         mode, labels = self._mode(x), Labels.of_head(x)
         if labels.padded is None:
             return self.tiled.value_and_grad(x, out, statistics=statistics)
         buffers = _writable(out)
         swept = self._sweep(x, labels, labels.padded, buffers, mode)
         _hand_over(buffers, out)
-        return HeadResult(weighed(x.row_weight, swept.losses), _statistics(swept, x.targets) if statistics else None)
+        return HeadResult(
+            weighed(x.row_weight, swept.losses),
+            _statistics(swept, x.targets) if statistics else None,
+        )
 
     def losses(self, x: HeadInput) -> Tensor:
         mode, labels = self._mode(x), Labels.of_head(x)
@@ -113,7 +139,11 @@ class TritonSoftmaxHead:
         out = out.cleared()
         buffers = _writable(out)
         slope = _slope(loss)
-        bend = cross_entropy_curvature if slope is kernel_rows.cross_entropy_weight else _curvature(loss)
+        bend = (
+            cross_entropy_curvature
+            if slope is kernel_rows.cross_entropy_weight
+            else _curvature(loss)
+        )
         features, weight = (  # the driver has no way to leave one out
             torch.zeros(like.shape, device=like.device) if buffer is None else buffer
             for buffer, like in ((buffers.features, x.features), (buffers.weight, x.weight))
@@ -156,7 +186,9 @@ class TritonSoftmaxHead:
     def _mode(self, x: HeadInput) -> str:
         return _mode(self.mode, x, SOFTMAX_MODE)
 
-    def _sweep(self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str) -> _Swept:
+    def _sweep(
+        self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str
+    ) -> _Swept:
         """Run a driver: losses of every row, gradients added into ``out``."""
         if self.mode == _FP8:
             return self._fp8_sweep(x, labels, padded, out)
@@ -172,7 +204,16 @@ class TritonSoftmaxHead:
             "fresh": out.fresh,
         }
         scale, value_fn = x.row_weight.float(), kernel_rows.cross_entropy_value
-        arguments = (x.features, x.weight, _bias(x), padded, scale, value_fn, _slope(loss), loss.smoothing)
+        arguments = (
+            x.features,
+            x.weight,
+            _bias(x),
+            padded,
+            scale,
+            value_fn,
+            _slope(loss),
+            loss.smoothing,
+        )
         with _on(x.weight.device):
             chunk = self._chunks.of(x, mode, one_pass=x.features.shape[1] <= NARROW)
             if chunk == 0:
@@ -183,14 +224,21 @@ class TritonSoftmaxHead:
         if not loss.multi_label:
             log_ratio = result.log_ratio.double()
             if not loss.smoothing:
-                losses = loss.value(log_ratio, result.probability.double())  # p ** gamma underflows float32 long before p does
+                losses = loss.value(
+                    log_ratio, result.probability.double()
+                )  # p ** gamma underflows float32 long before p does
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
 
     def _fp8_sweep(self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients) -> _Swept:
-        """The same with products in fp8; whatever else a sweep is asked for has no such mode, which is said."""
+        """The same with products in fp8; whatever else a sweep is asked for has no such mode, which
+        is said.
+        """
         loss = softmax_loss(x)
         if loss.smoothing or padded.shape[1] > 1 or x.weight.dtype != torch.bfloat16:
-            raise InputError("mode fp8 takes bfloat16 heads, one label a row, and no smoothing; choose another mode")
+            raise InputError(
+                "mode fp8 takes bfloat16 heads, one label a row, and no smoothing; choose another "
+                "mode"
+            )
         out = out.cleared()
         with _on(x.weight.device):
             result, _ = fp8_value_and_grad(
@@ -213,9 +261,13 @@ class TritonSoftmaxHead:
 
 
 class _Gradient:
-    """The logit gradient by the kernels, 16 columns of a product at a time; wide products go to the tiled head."""
+    """The logit gradient by the kernels, 16 columns of a product at a time; wide products go to the
+    tiled head.
+    """
 
-    def __init__(self, x: HeadInput, padded: Tensor, mode: str, chunk: int, tiled: TiledSoftmaxHead) -> None:
+    def __init__(
+        self, x: HeadInput, padded: Tensor, mode: str, chunk: int, tiled: TiledSoftmaxHead
+    ) -> None:
         self.x, self.padded, self.mode, self.chunk, self.tiled = x, padded, mode, chunk, tiled
 
     @cached_property
@@ -250,15 +302,22 @@ class _Gradient:
 
 
 class TritonSquaredErrorHead(SquaredErrorHead):
-    """Squared error: values and gradients by the kernels where Grams serve; the rest on any device."""
+    """Squared error: values and gradients by the kernels where Grams serve; the rest on any
+    device.
+    """
 
     def __init__(self, mode: str | None) -> None:
         self.mode = mode
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         mode = self._mode(x)
         # The driver's value is a difference of Grams.
-        if by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None) or x.features.shape[0] == 0:
+        if (
+            by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None)
+            or x.features.shape[0] == 0
+        ):
             return super().value_and_grad(x, out)
         out = out.cleared()
         buffers = _writable(out)
@@ -296,7 +355,9 @@ class TritonSquaredErrorHead(SquaredErrorHead):
         usual = super().plan(shape)
         if shape.dense or shape.occupied <= room(shape):
             return usual
-        return replace(usual, workspace=squared_workspace(shape.rows, shape.dim, shape.classes, shape.dtype))
+        return replace(
+            usual, workspace=squared_workspace(shape.rows, shape.dim, shape.classes, shape.dtype)
+        )
 
     def _mode(self, x: HeadInput) -> str:
         return _mode(self.mode, x, SQUARED_MODE)
@@ -307,7 +368,9 @@ def _mode(asked: str | None, x: HeadInput, table: dict[torch.dtype, str]) -> str
     dtype = torch.promote_types(x.features.dtype, x.weight.dtype)
     if dtype not in table:
         name = str(dtype).removeprefix("torch.")
-        raise InputError(f"backend triton has no {name} kernels; use backend tiled for {name}, or dtype float32")
+        raise InputError(
+            f"backend triton has no {name} kernels; use backend tiled for {name}, or dtype float32"
+        )
     return (None if asked == _FP8 else asked) or table[dtype]
 
 
@@ -326,7 +389,9 @@ def _columns(x: Tensor) -> Iterator[Tensor]:
 
 def _slope(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
     """g', by the driver's own name where it is 1: then nothing is multiplied."""
-    return kernel_rows.cross_entropy_weight if type(loss).weight is SoftmaxLoss.weight else loss.weight
+    return (
+        kernel_rows.cross_entropy_weight if type(loss).weight is SoftmaxLoss.weight else loss.weight
+    )
 
 
 def _curvature(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
@@ -340,7 +405,9 @@ def _curvature(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
 
 
 def _writable(out: Gradients) -> Gradients:
-    """Contiguous float32 buffers, fresh if the given ones are: those, or zeros (or nothing yet) in place of any other kind."""
+    """Contiguous float32 buffers, fresh if the given ones are: those, or zeros (or nothing yet) in
+    place of any other kind.
+    """
     make = torch.empty if out.fresh else torch.zeros
 
     def writable(buffer: Tensor | None) -> Tensor | None:
@@ -348,18 +415,28 @@ def _writable(out: Gradients) -> Gradients:
             return buffer
         return make(buffer.shape, device=buffer.device)
 
-    return Gradients(writable(out.features), writable(out.weight), writable(out.bias), fresh=out.fresh)
+    return Gradients(
+        writable(out.features), writable(out.weight), writable(out.bias), fresh=out.fresh
+    )
 
 
 def _hand_over(buffers: Gradients, out: Gradients) -> None:
-    """Add what was written into the buffers that stood in for the caller's, or copy it where those are fresh."""
-    for written, wanted in ((buffers.features, out.features), (buffers.weight, out.weight), (buffers.bias, out.bias)):
+    """Add what was written into the buffers that stood in for the caller's, or copy it where those
+    are fresh.
+    """
+    for written, wanted in (
+        (buffers.features, out.features),
+        (buffers.weight, out.weight),
+        (buffers.bias, out.bias),
+    ):
         if written is not None and wanted is not None and written is not wanted:
             wanted.copy_(written) if out.fresh else wanted.add_(written)
 
 
 def _statistics(swept: _Swept, targets: Targets) -> RowStatistics:
-    """log s: log(s / T) for one target, where T = 1; for several log T is the rest of the loss, M (log1p(s / T) + log T)."""
+    """log s: log(s / T) for one target, where T = 1; for several log T is the rest of the loss, M
+    (log1p(s / T) + log T).
+    """
     mass = swept.mass.double()
     if swept.log_ratio is not None:
         log_mass, largest = mass.log(), swept.log_ratio

@@ -17,7 +17,9 @@ MAX_TARGETS = 32  # of a row, that the kernels compare each class with
 
 @dataclass(frozen=True)
 class Labels:
-    """Targets as the kernels read them: (R, T) int32, padded with -1, sorted by class; None where T is too large or R is 0."""
+    """Targets as the kernels read them: (R, T) int32, padded with -1, sorted by class; None where T
+    is too large or R is 0.
+    """
 
     padded: Tensor | None
     segments: Segments | None
@@ -41,10 +43,12 @@ class Labels:
 
     @classmethod
     def remembered(cls, targets: Targets, classes: int) -> Labels:
-        """``of``, once for each stream: a step must not wait for it, and no other stream is known to have made it in time.
+        """``of``, once for each stream: a step must not wait for it, and no other stream is known
+        to have made it in time.
 
-        It ends with the targets. A captured graph reads it at every replay: its owner keeps the targets. A capture waits for
-        all streams first, so it takes any; what it makes is not there before the first replay, so it is not remembered.
+        It ends with the targets. A captured graph reads it at every replay: its owner keeps the
+        targets. A capture waits for all streams first, so it takes any; what it makes is not there
+        before the first replay, so it is not remembered.
         """
         device = targets.indices.device
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -52,7 +56,9 @@ class Labels:
         layout = targets.remembered.get(key)
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if layout is None and capturing:
-            layout = next((x for other, x in targets.remembered.items() if other[:2] == key[:2]), None)
+            layout = next(
+                (x for other, x in targets.remembered.items() if other[:2] == key[:2]), None
+            )
         if layout is None:
             layout = cls.of(targets, classes)
             if not capturing:
@@ -61,5 +67,11 @@ class Labels:
 
     @classmethod
     def of_head(cls, x: HeadInput) -> Labels:
-        """Those of a head's targets; none where rows have margins, which the kernels do not know."""
-        return cls(None, None) if x.margin is not None else cls.remembered(x.targets, x.weight.shape[0])
+        """Those of a head's targets; none where rows have margins, which the kernels do not
+        know.
+        """
+        return (
+            cls(None, None)
+            if x.margin is not None
+            else cls.remembered(x.targets, x.weight.shape[0])
+        )

@@ -1,5 +1,6 @@
-"""The pick-all loss as a head: sets by the softmax head that it is given, weighted ones by that head's cross-entropy of one
-label a row and a sparse term linear in the logits (`weighted_targets`), O(entries d) beside its sweep.
+"""The pick-all loss as a head: sets by the softmax head that it is given, weighted ones by that
+head's cross-entropy of one label a row and a sparse term linear in the logits (`weighted_targets`),
+O(entries d) beside its sweep.
 
 With C the R x K matrix of the c and D = diag(o):  value + sum_r o_r <c_r, z_r>,  dH + D C W,  dW + C' D H,  db + C' o, and the
 Hessian's product the same of a direction. Sums run in float64 by blocks of entries.
@@ -13,7 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import Gradients, Head, HeadInput, HeadPlan, HeadResult, HeadShape, LogitGradient, weighed
+from ufm_fast.backends.base import (
+    Gradients,
+    Head,
+    HeadInput,
+    HeadPlan,
+    HeadResult,
+    HeadShape,
+    LogitGradient,
+    weighed,
+)
 from ufm_fast.backends.sums import add_class_sums
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.targets import Targets
@@ -28,7 +38,9 @@ class PickAllHead:
     def __init__(self, inner: Head) -> None:
         self.inner = inner
 
-    def value_and_grad(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
+    def value_and_grad(
+        self, x: HeadInput, out: Gradients, *, statistics: bool = False
+    ) -> HeadResult:
         if not isinstance(x.targets, WeightedTargets):
             return self.inner.value_and_grad(x, out, statistics=statistics)
         plain, tilt = one_label(x), _Tilt(x)
@@ -64,7 +76,9 @@ def one_label(x: HeadInput) -> HeadInput:
         x.targets.remembered[key] = Targets(x.targets.leading()[0])
     labels = x.targets.remembered[key]
     assert isinstance(labels, Targets)
-    return replace(x, loss=CrossEntropy(), targets=labels, row_weight=x.row_weight.double() * x.targets.sums())
+    return replace(
+        x, loss=CrossEntropy(), targets=labels, row_weight=x.row_weight.double() * x.targets.sums()
+    )
 
 
 class _Tilt:
@@ -72,7 +86,11 @@ class _Tilt:
 
     def __init__(self, x: HeadInput) -> None:
         assert isinstance(x.targets, WeightedTargets)
-        self.rows, self.classes, self.pull = x.targets.entry_rows(), x.targets.indices, x.targets.leading()[1]
+        self.rows, self.classes, self.pull = (
+            x.targets.entry_rows(),
+            x.targets.indices,
+            x.targets.leading()[1],
+        )
         self.row_weight = x.row_weight.double()
         self.entries = self.pull * self.row_weight[self.rows]
 
@@ -82,9 +100,13 @@ class _Tilt:
 
     def times(self, right: Tensor) -> Tensor:
         """D C right, (R, c) in float64."""
-        total = torch.zeros(self.row_weight.numel(), right.shape[1], dtype=torch.float64, device=right.device)
+        total = torch.zeros(
+            self.row_weight.numel(), right.shape[1], dtype=torch.float64, device=right.device
+        )
         for part in self._blocks(right.shape[1]):
-            total.index_add_(0, self.rows[part], right[self.classes[part]].double() * self.entries[part, None])
+            total.index_add_(
+                0, self.rows[part], right[self.classes[part]].double() * self.entries[part, None]
+            )
         return total
 
     def add_transposed(self, out: Tensor, left: Tensor) -> None:

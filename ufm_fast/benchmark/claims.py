@@ -1,4 +1,5 @@
-"""The claims, measured: a head against the three products and torch's own losses, a solve, and digits near collapse.
+"""The claims, measured: a head against the three products and torch's own losses, a solve, and
+digits near collapse.
 
 heads       seconds, percent of the rate of the three products, peak bytes beyond inputs and gradients (CPU: of a process of its
             own; CUDA: of the allocator)
@@ -50,7 +51,9 @@ def heads(device: torch.device, *, quick: bool) -> list[Row]:
                 "contender": name,
                 "seconds": statistics.median(seconds[name]),
                 "percent_of_products": 100.0 * median_ratio(seconds[PRODUCTS], seconds[name]),
-                "extra_bytes": None if name == PRODUCTS else _extra_bytes(name, shape, device, calls[name]),
+                "extra_bytes": None
+                if name == PRODUCTS
+                else _extra_bytes(name, shape, device, calls[name]),
             }
             for name in names
         ]
@@ -62,7 +65,9 @@ def _on(device: torch.device, N: int, K: int, d: int) -> tuple[Tensor, Tensor, T
     return H.to(device), W.to(device), y.to(device)
 
 
-def _extra_bytes(name: str, shape: tuple[int, int, int], device: torch.device, call: Callable[[], object]) -> int:
+def _extra_bytes(
+    name: str, shape: tuple[int, int, int], device: torch.device, call: Callable[[], object]
+) -> int:
     """Peak bytes of a call beyond inputs and gradients."""
     gradients = sum(4 * rows * shape[2] for rows in shape[:2])
     if device.type == "cuda":
@@ -70,12 +75,20 @@ def _extra_bytes(name: str, shape: tuple[int, int, int], device: torch.device, c
         held = torch.cuda.memory_allocated(device)
         call()
         return max(torch.cuda.max_memory_allocated(device) - held - gradients, 0)
-    return max(number_of(f"from ufm_fast.benchmark.claims import peak_of; print(peak_of({name!r}, {shape!r}))") - gradients, 0)
+    return max(
+        number_of(
+            f"from ufm_fast.benchmark.claims import peak_of; print(peak_of({name!r}, {shape!r}))"
+        )
+        - gradients,
+        0,
+    )
 
 
 def peak_of(name: str, shape: tuple[int, int, int]) -> int:
     """Peak bytes of one call beyond what was held before, in this process."""
-    make(name, 64, 64, shape[2])()  # thread pools and workspaces of the libraries, which any contender has
+    make(
+        name, 64, 64, shape[2]
+    )()  # thread pools and workspaces of the libraries, which any contender has
     call = make(name, *shape)
     before = begin_peak(torch.device("cpu"))
     found = call()
@@ -84,10 +97,16 @@ def peak_of(name: str, shape: tuple[int, int, int]) -> int:
 
 
 def solves(device: torch.device, *, quick: bool) -> list[Row]:
-    """Ours, and torch's L-BFGS with a strong Wolfe search on dense autograd, from the same random start."""
+    """Ours, and torch's L-BFGS with a strong Wolfe search on dense autograd, from the same random
+    start.
+    """
     classes, dim = (60, 64) if quick else (200, 256)
     problem = Problem(
-        counts=[1 + 3 * k % 17 for k in range(classes)], dim=dim, lambda_w=1e-4, lambda_h=1e-5, device=str(device)
+        counts=[1 + 3 * k % 17 for k in range(classes)],
+        dim=dim,
+        lambda_w=1e-4,
+        lambda_h=1e-5,
+        device=str(device),
     )
     start = solve(problem, start="normal", max_steps=0, certificate=False, metrics=False).point
     began = time.perf_counter()
@@ -98,24 +117,36 @@ def solves(device: torch.device, *, quick: bool) -> list[Row]:
     ours = {"contender": "ufm_fast solve", "seconds": seconds, "evaluations": found.evaluations}
     return [
         {**of_problem, **ours, "relative_gap": found.certificate.relative_gap},
-        {**of_problem, "contender": "torch.optim.LBFGS", **_torch_solve(problem, start, 100 if quick else 2000)},
+        {
+            **of_problem,
+            "contender": "torch.optim.LBFGS",
+            **_torch_solve(problem, start, 100 if quick else 2000),
+        },
     ]
 
 
 def _torch_solve(problem: Problem, start: Point, limit: int) -> Row:
-    """Iterations by twenties until the gap is certified, or ``limit`` of them; certificates are not timed."""
+    """Iterations by twenties until the gap is certified, or ``limit`` of them; certificates are not
+    timed.
+    """
     W, H = (part.detach().clone().requires_grad_() for part in (start.W, start.H))
     rows, evaluations, seconds, gap = problem.rows("classes"), 0, 0.0, float("inf")
     counts = rows.counts.to(W)
     y = rows.targets.indices.to(W.device)
-    optimiser = torch.optim.LBFGS((W, H), max_iter=20, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=0)
+    optimiser = torch.optim.LBFGS(
+        (W, H), max_iter=20, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=0
+    )
 
     def closure() -> Tensor:
         nonlocal evaluations
         evaluations += 1
         optimiser.zero_grad()
         data = counts @ functional.cross_entropy(H @ W.T, y, reduction="none") / problem.num_samples
-        value: Tensor = data + problem.lambda_w / 2 * W.square().sum() + problem.lambda_h / 2 * (counts @ H.square().sum(1))
+        value: Tensor = (
+            data
+            + problem.lambda_w / 2 * W.square().sum()
+            + problem.lambda_h / 2 * (counts @ H.square().sum(1))
+        )
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -142,13 +173,22 @@ def digits(device: torch.device) -> list[Row]:
         truth = linear_cross_entropy(h.double(), w.double(), y.to(device), reduction="none")
         losses = {
             "ufm_fast drop-in": linear_cross_entropy(h, w, y.to(device), reduction="none"),
-            "torch": functional.cross_entropy(functional.linear(h, w), y.to(device), reduction="none"),
+            "torch": functional.cross_entropy(
+                functional.linear(h, w), y.to(device), reduction="none"
+            ),
         }
-        errors = {name: float(((loss.double() - truth) / truth).abs().median()) for name, loss in losses.items()}
+        errors = {
+            name: float(((loss.double() - truth) / truth).abs().median())
+            for name, loss in losses.items()
+        }
         rows.append({"margin": margin, "loss": float(truth.median()), **errors})
     return rows
 
 
 def measure(device: torch.device, *, quick: bool = False) -> dict[str, list[Row]]:
     """All claims by their names."""
-    return {"heads": heads(device, quick=quick), "solves": solves(device, quick=quick), "digits": digits(device)}
+    return {
+        "heads": heads(device, quick=quick),
+        "solves": solves(device, quick=quick),
+        "digits": digits(device),
+    }

@@ -1,4 +1,6 @@
-"""How everything here is timed: contenders in turn, in random order, and ratios of calls that ran side by side."""
+"""How everything here is timed: contenders in turn, in random order, and ratios of calls that ran
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ import torch
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def interleave(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each contender, called round by round in random order, so that a machine's drift touches all alike."""
+def interleave(
+    contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each contender, called round by round in random order, so that a machine's drift
+    touches all alike.
+    """
     for _ in range(warmup):
         for function in contenders.values():
             function()
@@ -46,5 +52,7 @@ def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
 def number_of(code: str) -> int:
     """The last word that Python code prints in a process of its own."""
     environment = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
     return int(done.stdout.split()[-1])

@@ -20,12 +20,20 @@ def picture(found: dict[str, list[Row]]) -> Figure:
     labels = [f"{row['contender']}\n({row['N']}, {row['K']}, {row['d']})" for row in found["heads"]]
     rate.barh(labels, [row["percent_of_products"] for row in found["heads"]], color="tab:blue")
     rate.set_xlabel("percent of the products' rate")
-    held = [(label, row["extra_bytes"]) for label, row in zip(labels, found["heads"], strict=True) if row["extra_bytes"]]
-    memory.barh([label for label, _ in held], [size / 2**20 for _, size in held], color="tab:orange")
+    held = [
+        (label, row["extra_bytes"])
+        for label, row in zip(labels, found["heads"], strict=True)
+        if row["extra_bytes"]
+    ]
+    memory.barh(
+        [label for label, _ in held], [size / 2**20 for _, size in held], color="tab:orange"
+    )
     memory.set_xlabel("peak extra memory, MiB")
     margins = [row["margin"] for row in found["digits"]]
     for name in ("ufm_fast drop-in", "torch"):
-        digits.semilogy(margins, [max(row[name], _LEAST) for row in found["digits"]], marker="o", label=name)
+        digits.semilogy(
+            margins, [max(row[name], _LEAST) for row in found["digits"]], marker="o", label=name
+        )
     digits.set_xlabel("margin, nats")
     digits.set_ylabel("relative error of the float32 loss")
     digits.legend()

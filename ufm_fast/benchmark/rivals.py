@@ -1,4 +1,6 @@
-"""Value and gradient of mean cross-entropy from features, weight and labels, in as many ways as are installed."""
+"""Value and gradient of mean cross-entropy from features, weight and labels, in as many ways as are
+installed.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ SHAPES = ((4096, 4096, 512), (2048, 32768, 256), (8192, 8192, 128), (1024, 65536
 OURS, DROP_IN, PRODUCTS = "ufm_fast tiled", "ufm_fast drop-in", "three products"
 
 
-def inputs(N: int, K: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """(H, W, y) with a separating direction for each class, so that the loss is as in training and not all noise."""
+def inputs(
+    N: int, K: int, d: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(H, W, y) with a separating direction for each class, so that the loss is as in training and
+    not all noise.
+    """
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(K, d, generator=generator) / d**0.5
     y = torch.randint(K, (N,), generator=generator)
@@ -26,8 +32,12 @@ def inputs(N: int, K: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[
     return H.to(dtype), W.to(dtype), y
 
 
-def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] | None = None) -> Callable[[], object]:
-    """A call that computes the value and both gradients, of these (H, W, y) instead of ``inputs``."""
+def make(
+    name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Callable[[], object]:
+    """A call that computes the value and both gradients, of these (H, W, y) instead of
+    ``inputs``.
+    """
     H, W, y = data or inputs(N, K, d)
     if name == OURS:
         backend, loss, targets = make_backend("auto", H.device, H.dtype), CrossEntropy(), Targets(y)
@@ -49,10 +59,16 @@ def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] 
         return products
     H, W = (x.detach().requires_grad_() for x in (H, W))
     if name == "autograd":
-        return lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(torch.nn.functional.linear(H, W), y), (H, W))
+        return lambda: torch.autograd.grad(
+            torch.nn.functional.cross_entropy(torch.nn.functional.linear(H, W), y), (H, W)
+        )
     if name == DROP_IN:
         return lambda: torch.autograd.grad(linear_cross_entropy(H, W, y), (H, W))
-    options = None if name == "torch linear_cross_entropy" else torch.nn.LinearCrossEntropyOptions(**CHUNKINGS[name])
+    options = (
+        None
+        if name == "torch linear_cross_entropy"
+        else torch.nn.LinearCrossEntropyOptions(**CHUNKINGS[name])
+    )
 
     def fused() -> object:
         loss = torch.nn.functional.linear_cross_entropy(H, W, y, options=options)
@@ -64,7 +80,10 @@ def make(name: str, N: int, K: int, d: int, data: tuple[Tensor, Tensor, Tensor] 
 #: torch's own chunked path: its automatic choice, and explicit chunks of the batch.
 CHUNKINGS: dict[str, dict[str, Any]] = {
     "torch chunked auto": {},
-    **{f"torch chunked {rows}": {"batch_chunk_size": rows, "chunking_method": None} for rows in (256, 512, 1024, 2048)},
+    **{
+        f"torch chunked {rows}": {"batch_chunk_size": rows, "chunking_method": None}
+        for rows in (256, 512, 1024, 2048)
+    },
 }
 
 

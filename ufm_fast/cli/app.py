@@ -1,5 +1,6 @@
-"""Commands, flags and exit codes: 0 converged or stalled at rounding, 3 not converged (saved), 2 bad input, 130 interrupted
-(saved if it had begun), 1 a test of doctor failed or the reader of a pipe left.
+"""Commands, flags and exit codes: 0 converged or stalled at rounding, 3 not converged (saved), 2
+bad input, 130 interrupted (saved if it had begun), 1 a test of doctor failed or the reader of a
+pipe left.
 """
 
 from __future__ import annotations
@@ -26,39 +27,61 @@ TOLD = -INTERRUPTED  # inside: an interrupt that its command has already spoken 
 
 app = typer.Typer(
     name="ufm-fast",
-    help="Solve unconstrained features models, prove how good the answer is, and measure its geometry.",
+    help="Solve unconstrained features models, prove how good the answer is, and measure its "
+    "geometry.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich help takes 0.15 s of imports: half of what --help may take
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
-ConfigFile = Annotated[Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags override it")]  # noqa: UP045
-Pairwise = Annotated[str, typer.Option(help="Metrics over pairs of classes: auto | exact | sampled | none")]
+ConfigFile = Annotated[
+    Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags override it")
+]  # noqa: UP045
+Pairwise = Annotated[
+    str, typer.Option(help="Metrics over pairs of classes: auto | exact | sampled | none")
+]
 
 
 @app.command()
 @with_flags(SETTINGS.values())
 def solve(
     config: ConfigFile = None,
-    out: Annotated[Optional[Path], typer.Option(help="Run directory (default runs/LOSS-K-d-HASH)")] = None,  # noqa: UP045
+    out: Annotated[
+        Optional[Path], typer.Option(help="Run directory (default runs/LOSS-K-d-HASH)")
+    ] = None,  # noqa: UP045
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run directory")] = None,  # noqa: UP045
     json: Json = False,
     quiet: Quiet = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures at the end")] = True,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Seconds by phase: logits, dH, dW, solver, metrics")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard (needs the extra)")] = False,
-    list_presets: Annotated[bool, typer.Option("--list-presets", help="Print the presets and stop")] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw figures at the end")
+    ] = True,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Seconds by phase: logits, dH, dW, solver, metrics"),
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard (needs the extra)")
+    ] = False,
+    list_presets: Annotated[
+        bool, typer.Option("--list-presets", help="Print the presets and stop")
+    ] = False,
     **given: Any,
 ) -> None:
-    """Solve a problem into a run directory. Without flags: a small balanced cross-entropy problem."""
+    """Solve a problem into a run directory. Without flags: a small balanced cross-entropy
+    problem.
+    """
     from ufm_fast.cli import commands
 
     if list_presets:
         commands.print_presets(json)
         return
-    shown = commands.Shown(json=json, quiet=quiet, plots=plots, verbose=verbose, tensorboard=tensorboard)
+    shown = commands.Shown(
+        json=json, quiet=quiet, plots=plots, verbose=verbose, tensorboard=tensorboard
+    )
     code = commands.solve(given, config, out, resume, shown)
     raise typer.Exit(TOLD if code == INTERRUPTED else code)
 
@@ -66,7 +89,10 @@ def solve(
 @app.command()
 def metrics(
     source: Annotated[
-        Path, typer.Argument(help="Run directory, or .npz / .safetensors with W, H, labels and optional b, counts")
+        Path,
+        typer.Argument(
+            help="Run directory, or .npz / .safetensors with W, H, labels and optional b, counts"
+        ),
     ],
     json: Json = False,
     pairwise: Pairwise = "auto",
@@ -95,28 +121,45 @@ def plan(config: ConfigFile = None, json: Json = False, **given: Any) -> None:
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or the folder of a study")],
     compare: Annotated[
-        Path | None, typer.Option(help="Draw the runs together in this folder; equal but for the seed: a band")
+        Path | None,
+        typer.Option(help="Draw the runs together in this folder; equal but for the seed: a band"),
     ] = None,
-    column: Annotated[Optional[str], typer.Option(help="Of a study: the column to draw (default: its figures)")] = None,  # noqa: UP045
-    against: Annotated[Optional[str], typer.Option(help="Of a study: the axis to draw it against")] = None,  # noqa: UP045
-    lines: Annotated[Optional[str], typer.Option(help="Of a study: the axis with a curve for each value")] = None,  # noqa: UP045
-    across: Annotated[Optional[str], typer.Option(help="Of a study: the axis with a panel for each value")] = None,  # noqa: UP045
+    column: Annotated[
+        Optional[str], typer.Option(help="Of a study: the column to draw (default: its figures)")
+    ] = None,  # noqa: UP045
+    against: Annotated[
+        Optional[str], typer.Option(help="Of a study: the axis to draw it against")
+    ] = None,  # noqa: UP045
+    lines: Annotated[
+        Optional[str], typer.Option(help="Of a study: the axis with a curve for each value")
+    ] = None,  # noqa: UP045
+    across: Annotated[
+        Optional[str], typer.Option(help="Of a study: the axis with a panel for each value")
+    ] = None,  # noqa: UP045
 ) -> None:
-    """Draw the figures of runs into RUN/plots, as PNG and PDF, or all of them in one figure; or those of a study."""
+    """Draw the figures of runs into RUN/plots, as PNG and PDF, or all of them in one figure; or
+    those of a study.
+    """
     from ufm_fast.cli import commands, study_runs
 
-    if not study_runs.plot(runs, compare, {"column": column, "against": against, "lines": lines, "across": across}):
+    if not study_runs.plot(
+        runs, compare, {"column": column, "against": against, "lines": lines, "across": across}
+    ):
         commands.plot(runs, compare)
 
 
 @app.command()
 def bench(
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:0")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="One shape and few rounds: under a minute")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One shape and few rounds: under a minute")
+    ] = False,
     out: Annotated[Optional[Path], typer.Option(help="Folder for bench.json and bench.png")] = None,  # noqa: UP045
     json: Json = False,
 ) -> None:
-    """The claims of the README on this machine: heads, memory, solves and digits beside torch's own."""
+    """The claims of the README on this machine: heads, memory, solves and digits beside torch's
+    own.
+    """
     from ufm_fast.cli import bench as command
 
     command.bench(device=device, quick=quick, out=out, json=json)
@@ -134,7 +177,9 @@ def doctor(json: Json = False) -> None:
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory")],
     format: Annotated[str, typer.Option("--format", help="npz | csv | parquet")] = "npz",
-    out: Annotated[Optional[Path], typer.Option(help="Folder to write to (default RUN/export)")] = None,  # noqa: UP045
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder to write to (default RUN/export)")
+    ] = None,  # noqa: UP045
     quiet: Quiet = False,
 ) -> None:
     """Write a run's state and log in another format."""
@@ -147,9 +192,16 @@ def export(
 def landscape(
     run: Annotated[Path, typer.Argument(help="Run directory")],
     json: Json = False,
-    variables: Annotated[str, typer.Option(help="Variables of the Hessian: balanced | raw")] = "balanced",
-    max_products: Annotated[int, typer.Option(help="Most Hessian products; more raise the lower bound")] = 200,
-    tol: Annotated[float, typer.Option(help="Critical where the gradient's norm is at most this times its scale")] = 1e-6,
+    variables: Annotated[
+        str, typer.Option(help="Variables of the Hessian: balanced | raw")
+    ] = "balanced",
+    max_products: Annotated[
+        int, typer.Option(help="Most Hessian products; more raise the lower bound")
+    ] = 200,
+    tol: Annotated[
+        float,
+        typer.Option(help="Critical where the gradient's norm is at most this times its scale"),
+    ] = 1e-6,
 ) -> None:
     """Smallest Hessian eigenvalue at a run's point: saddle, minimum, or neither."""
     from ufm_fast.cli.landscape import landscape
@@ -176,12 +228,16 @@ def overview(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. A user's mistake is one line on standard error."""
+    """Run the command line; returns the exit code. A user's mistake is one line on standard
+    error.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell, or by a desktop that has none
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is written with escapes
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal's encoding lacks is written with escapes
             stream.reconfigure(errors="backslashreplace")
     with forgiving_stderr():
         return _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -201,14 +257,32 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe left, as `| head` does
         sys.stderr.close()
         return FAILED
-    except OSError as error:  # a full disk, a name that is too long: the machine's to mend, no traceback
-        mend = "; use a folder that can be written" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
-        if error.errno == errno.ENOSPC:  # while writing, of which the error says no more: a file of the run, or the answer
+    except (
+        OSError
+    ) as error:  # a full disk, a name that is too long: the machine's to mend, no traceback
+        mend = (
+            "; use a folder that can be written"
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            else ""
+        )
+        if (
+            error.errno == errno.ENOSPC
+        ):  # while writing, of which the error says no more: a file of the run, or the answer
             mend = "; free some where the run (--out) and standard output go"
-        return _fail((f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)) + mend)
+        return _fail(
+            (
+                f"{error.strerror}: {error.filename}"
+                if error.filename
+                else error.strerror or str(error)
+            )
+            + mend
+        )
     except Exception as error:
         if isinstance(error, (RuntimeError, MemoryError)) and _out_of_memory(error):
-            return _fail("not enough memory for a problem of this size; ask ufm-fast plan, and make it smaller")
+            return _fail(
+                "not enough memory for a problem of this size; ask ufm-fast plan, and make it "
+                "smaller"
+            )
         # Typer's own usage errors, whichever module its click comes from in this version.
         if not hasattr(error, "format_message"):
             raise

@@ -30,7 +30,9 @@ def bench(*, device: str, quick: bool, out: Path | None, json: bool) -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"out: can't write to {out} ({error.strerror or error}); choose another --out") from error
+            raise InputError(
+                f"out: can't write to {out} ({error.strerror or error}); choose another --out"
+            ) from error
     chosen, _ = settings.pick_device(device)
     found = measure(torch.device(chosen), quick=quick)
     content = {"environment": environment(chosen), **found}
@@ -43,7 +45,9 @@ def bench(*, device: str, quick: bool, out: Path | None, json: bool) -> None:
         _write(out, content, found, silent=json)
 
 
-def _write(out: Path, content: Mapping[str, Any], found: dict[str, list[dict[str, Any]]], *, silent: bool) -> None:
+def _write(
+    out: Path, content: Mapping[str, Any], found: dict[str, list[dict[str, Any]]], *, silent: bool
+) -> None:
     try:
         write_text(out / "bench.json", pretty_json(content))
         from ufm_fast.benchmark.picture import picture

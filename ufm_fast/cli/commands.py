@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a solve shows, and writes beside its run. ``json``: one object; ``quiet``: errors; ``verbose``: seconds by phase."""
+    """What a solve shows, and writes beside its run. ``json``: one object; ``quiet``: errors;
+    ``verbose``: seconds by phase.
+    """
 
     json: bool = False
     quiet: bool = False
@@ -44,8 +46,12 @@ class Shown:
         return self.json or self.quiet
 
 
-def solve(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None, shown: Shown) -> int:
-    """Solve or resume, in one process or on the ranks that torchrun started; returns the exit code."""
+def solve(
+    given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None, shown: Shown
+) -> int:
+    """Solve or resume, in one process or on the ranks that torchrun started; returns the exit
+    code.
+    """
     from ufm_fast.runs import job as runs
     from ufm_fast.runs.ranks import started
     from ufm_fast.tensorboard import summary_writer
@@ -61,18 +67,26 @@ def solve(given: Mapping[str, Any], file: Path | None, out: Path | None, resume:
 
 
 def run_job(make: Callable[[], Job | RunDirectory], shown: Shown, *, speaks: bool = True) -> int:
-    """Make a job, solve it, save and report; the exit code. ``speaks``: this process says how to go on."""
+    """Make a job, solve it, save and report; the exit code. ``speaks``: this process says how to go
+    on.
+    """
     from ufm_fast.tensorboard import TensorBoard
 
     note = report.note if speaks else _unsaid
-    with Heartbeat(report.note, shown=speaks and not shown.silent, bar=Console(stderr=True).is_terminal) as heartbeat:
+    with Heartbeat(
+        report.note, shown=speaks and not shown.silent, bar=Console(stderr=True).is_terminal
+    ) as heartbeat:
         job = make()
         if isinstance(job, RunDirectory):
             return _already_finished(job, json=shown.json, silent=shown.silent, plots=shown.plots)
         if job.grouped:
             return _solve_groups(job, json=shown.json, quiet=shown.quiet, plots=shown.plots)
         try:
-            heard = [heartbeat, TensorBoard(job.run.path / "tensorboard")] if shown.tensorboard else [heartbeat]
+            heard = (
+                [heartbeat, TensorBoard(job.run.path / "tensorboard")]
+                if shown.tensorboard
+                else [heartbeat]
+            )
             heartbeat.size = _size(job)
             solution = _executed(job, shown, heard)
         except KeyboardInterrupt:
@@ -80,14 +94,18 @@ def run_job(make: Callable[[], Job | RunDirectory], shown: Shown, *, speaks: boo
                 raise
             note(f"interrupted and saved; go on with: {_resuming(job.run)}")
             if shown.json:  # between the last step and the summary
-                report.print_json({"outcome": "interrupted", "run": str(job.run.path), "config": job.config})
+                report.print_json(
+                    {"outcome": "interrupted", "run": str(job.run.path), "config": job.config}
+                )
             return INTERRUPTED
     interrupted = solution.outcome.value == "interrupted"
     _print_solution(solution, job, shown)
     if shown.plots and not interrupted:
         _draw(job.run, silent=shown.silent)
     if interrupted:
-        note(f"interrupted after {solution.steps} steps and saved; go on with: {_resuming(job.run)}")
+        note(
+            f"interrupted after {solution.steps} steps and saved; go on with: {_resuming(job.run)}"
+        )
         return INTERRUPTED
     if not solution.success and not shown.silent:
         report.note(_how_to_go_on(solution, job.config["method"], job.run))
@@ -125,13 +143,18 @@ def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
     return OK
 
 
-def job_of(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None) -> Job | RunDirectory:
+def job_of(
+    given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None
+) -> Job | RunDirectory:
     from ufm_fast.runs import job as runs
 
     if resume is None:
         return runs.prepare(given, file, out)
     if out is not None:
-        raise InputError("out and resume contradict one another: a resumed run stays in its directory; drop --out")
+        raise InputError(
+            "out and resume contradict one another: a resumed run stays in its directory; drop "
+            "--out"
+        )
     return runs.resume(resume, given, file)
 
 
@@ -141,7 +164,9 @@ def _size(job: Job) -> str:
 
 
 def _executed(job: Job, shown: Shown, callbacks: Sequence[Callback]) -> Solution:
-    """Errors: what ``execute`` raises, and a word on how to go on where something was saved before."""
+    """Errors: what ``execute`` raises, and a word on how to go on where something was saved
+    before.
+    """
     import torch
 
     from ufm_fast.runs import job as runs
@@ -157,7 +182,10 @@ def _executed(job: Job, shown: Shown, callbacks: Sequence[Callback]) -> Solution
         raise
     except Exception:
         if job.run.state_file.exists() and not job.asked:  # on several ranks each says so itself
-            report.note(f"what was reached is saved; go on with: {_resuming(job.run)} (--no-certificate leaves the proof out)")
+            report.note(
+                f"what was reached is saved; go on with: {_resuming(job.run)} (--no-certificate "
+                f"leaves the proof out)"
+            )
         raise
 
 
@@ -167,9 +195,7 @@ def _resuming(run: RunDirectory) -> str:
 
 def _how_to_go_on(solution: Solution, method: str, run: RunDirectory) -> str:
     if solution.outcome.value == "kink":
-        return (
-            "stopped at a kink of the ReLU, short of a stationary point: solve from other seeds into another --out (--restarts)"
-        )
+        return "stopped at a kink of the ReLU, short of a stationary point: solve from other seeds into another --out (--restarts)"
     if solution.outcome.value != "diverged":
         return f"not converged; go on with: {_resuming(run)} --max-steps N"
     if solution.steps > 0 and method in ("gd", "momentum", "nesterov", "adam"):
@@ -187,9 +213,14 @@ def _already_finished(run: RunDirectory, *, json: bool, silent: bool, plots: boo
     elif silent:
         pass
     elif closed:
-        report.note(f"{run.path} is finished (by the closed form); --method auto would go on from its point")
+        report.note(
+            f"{run.path} is finished (by the closed form); --method auto would go on from its point"
+        )
     else:
-        report.note(f"{run.path} is finished ({summary['outcome']} at tol {summary['tol']:g}); a smaller --tol would go on")
+        report.note(
+            f"{run.path} is finished ({summary['outcome']} at tol {summary['tol']:g}); a smaller "
+            f"--tol would go on"
+        )
     if plots:
         from ufm_fast.runs.figures import are_drawn
 
@@ -199,7 +230,9 @@ def _already_finished(run: RunDirectory, *, json: bool, silent: bool, plots: boo
 
 
 def _draw(run: RunDirectory, *, silent: bool) -> None:
-    """Figures are an extra of a solve: what keeps them from being drawn is said, and is no failure of the solve."""
+    """Figures are an extra of a solve: what keeps them from being drawn is said, and is no failure
+    of the solve.
+    """
     from ufm_fast.runs.figures import draw_run
 
     try:
@@ -211,7 +244,10 @@ def _draw(run: RunDirectory, *, silent: bool) -> None:
     if not silent:
         _list_paths("plots:", paths)
         if not any(path.stem == "collapse" for path in paths):
-            report.note("no collapse figure: the log has no NC metrics; --log-metrics asks for them where they are costly")
+            report.note(
+                "no collapse figure: the log has no NC metrics; --log-metrics asks for them where "
+                "they are costly"
+            )
 
 
 def _list_paths(title: str, paths: list[Path]) -> None:
@@ -232,11 +268,16 @@ def metrics(source: Path, *, json: bool, pairwise: str, seed: int) -> None:
         return
     Console().print(report.metrics_table(found))
     if skipped:
-        print(f"{skipped} rows with several targets have no class; metrics of means are over the other rows")
+        print(
+            f"{skipped} rows with several targets have no class; metrics of means are over the "
+            f"other rows"
+        )
 
 
 def _metrics_of_run(run: RunDirectory, pairwise: Any, seed: int) -> tuple[dict[str, float], int]:
-    """Metrics of a saved model, as ``solve`` measures them, and how many rows have several targets."""
+    """Metrics of a saved model, as ``solve`` measures them, and how many rows have several
+    targets.
+    """
     from ufm_fast.groups import group_metrics
     from ufm_fast.measure import measure
     from ufm_fast.runs.grouped import load_groups
@@ -247,7 +288,9 @@ def _metrics_of_run(run: RunDirectory, pairwise: Any, seed: int) -> tuple[dict[s
     problem, reduce, model = saved_model(run, "source", device="cpu", seed=seed)
     rows = problem.rows(reduce)
     skipped = 0 if rows.targets.single or problem.dense else int((rows.targets.sizes() != 1).sum())
-    value = (run.summary or {}).get("value") or 0.0  # beside which factors of a minimum of zero are rounding
+    value = (run.summary or {}).get(
+        "value"
+    ) or 0.0  # beside which factors of a minimum of zero are rounding
     return measure(problem, rows, model, pairwise, value), skipped
 
 
@@ -258,7 +301,9 @@ def _metrics_of_head(source: Path, pairwise: Any, seed: int) -> tuple[dict[str, 
 
     head = read_head(source, "source")
     H, labels, counts = comparable(head.H, head.labels, head.counts)
-    return collect(H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed), head.skipped
+    return collect(
+        H, head.W, labels, head.b, counts=counts, pairwise=pairwise, seed=seed
+    ), head.skipped
 
 
 def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
@@ -324,7 +369,9 @@ def doctor(*, json: bool) -> bool:
     for check in results:
         table.add_row(check.name, f"{'ok' if check.passed else 'FAILED'}  ({check.detail})")
     Console().print(table)
-    print("all tests passed" if passed else "a test FAILED: results on this machine can't be trusted")
+    print(
+        "all tests passed" if passed else "a test FAILED: results on this machine can't be trusted"
+    )
     return passed
 
 

@@ -11,15 +11,23 @@ from ufm_fast.runs.options import Setting
 
 
 def with_flags(settings: Iterable[Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command that takes ``**given`` one option for each setting; a flag that was not given arrives as None."""
+    """Give a command that takes ``**given`` one option for each setting; a flag that was not given
+    arrives as None.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
-        parameters = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters = [
+            p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         for setting in settings:
             option = typer.Option(None, _option(setting), help=_help(setting), show_default=False)
             kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(setting.name, kind, default=option, annotation=_kind(setting) | None))
+            parameters.append(
+                inspect.Parameter(
+                    setting.name, kind, default=option, annotation=_kind(setting) | None
+                )
+            )
         command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 

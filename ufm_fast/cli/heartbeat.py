@@ -1,7 +1,8 @@
-"""Words while a solve takes long and shows nothing: what it does now, after 10 s, 30 s, and then every minute.
+"""Words while a solve takes long and shows nothing: what it does now, after 10 s, 30 s, and then
+every minute.
 
-A thread speaks, for the work is in one call that may take minutes: the start of 1e8 rows, a certificate, a step. Where a bar
-is shown it speaks of what the bar can't show.
+A thread speaks, for the work is in one call that may take minutes: the start of 1e8 rows, a
+certificate, a step. Where a bar is shown it speaks of what the bar can't show.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ _WORDS = {
 
 
 class Heartbeat(Callback):
-    """``say`` takes a line; ``bar``: whether steps are shown otherwise. Nothing is said where it is not ``shown``."""
+    """``say`` takes a line; ``bar``: whether steps are shown otherwise. Nothing is said where it is
+    not ``shown``.
+    """
 
-    def __init__(self, say: Callable[[str], None], *, shown: bool = True, bar: bool = False) -> None:
+    def __init__(
+        self, say: Callable[[str], None], *, shown: bool = True, bar: bool = False
+    ) -> None:
         self.say, self.shown, self.bar = say, shown, bar
         self.size = ""  # of the problem, once it is known
         self._doing, self._stepping = "reading and checking the problem", False
@@ -41,7 +46,12 @@ class Heartbeat(Callback):
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over.set()
         if self.shown:
             self._thread.join()

@@ -1,4 +1,6 @@
-"""``ufm-fast landscape``: the smallest Hessian eigenvalue at a run's point, and what kind of point that makes it."""
+"""``ufm-fast landscape``: the smallest Hessian eigenvalue at a run's point, and what kind of point
+that makes it.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,20 @@ if TYPE_CHECKING:
 
 
 def landscape(path: Path, *, json: bool, variables: str, max_products: int, tol: float) -> None:
-    """Classify the saved point of a run, in float64 whatever the run's dtype, and print the verdict."""
+    """Classify the saved point of a run, in float64 whatever the run's dtype, and print the
+    verdict.
+    """
     from ufm_fast.landscape import classify
 
     run = RunDirectory.open(path, "run")
     objective, x = _saved_point(run, variables)
     found = classify(objective, x, tol=tol, max_products=max_products).summary()
-    found = {"run": str(path), "variables": objective.variables, "reduce": objective.reduce, **found}
+    found = {
+        "run": str(path),
+        "variables": objective.variables,
+        "reduce": objective.reduce,
+        **found,
+    }
     if json:
         report.print_json(found)
         return
@@ -50,11 +59,23 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     converged = "" if found["converged"] else "  (not converged; give more --max-products)"
     rows = [
         ("classification", found["classification"]),
-        ("smallest eigenvalue", f"{number(found['eigenvalue'], 9)}  (negative is below -{number(found['threshold'], 2)})"),
+        (
+            "smallest eigenvalue",
+            f"{number(found['eigenvalue'], 9)}  (negative is below "
+            f"-{number(found['threshold'], 2)})",
+        ),
         ("residual", number(found["residual"], 2) + converged),
-        ("none below", f"{number(bound)}  ({certain})" if math.isfinite(bound) else "-  (too few products to say)"),
+        (
+            "none below",
+            f"{number(bound)}  ({certain})"
+            if math.isfinite(bound)
+            else "-  (too few products to say)",
+        ),
         ("largest eigenvalue", f"{number(found['largest'])} at least"),
-        ("gradient norm", f"{number(found['gradient_norm'])}  (relative {number(found['relative_gradient'], 2)})"),
+        (
+            "gradient norm",
+            f"{number(found['gradient_norm'])}  (relative {number(found['relative_gradient'], 2)})",
+        ),
         ("value", number(found["value"], 15)),
         ("products", str(found["products"])),
         ("rows, variables", f"{found['reduce']}, {found['variables']}"),

@@ -1,4 +1,6 @@
-"""``torchrun --nproc-per-node N -m ufm_fast solve ..``: every rank runs the command, and the first one speaks."""
+"""``torchrun --nproc-per-node N -m ufm_fast solve ..``: every rank runs the command, and the first
+one speaks.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,36 @@ _DRAWN = 1 << 24
 
 
 def solve_on_ranks(
-    given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None, shown: commands.Shown
+    given: Mapping[str, Any],
+    file: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    shown: commands.Shown,
 ) -> int:
     """`commands.solve` on this rank; returns the exit code, the same on all."""
     run: Path | None = resume
     try:
         with several.joined() as here, several.stopping_together():
             if resume is not None and out is not None:
-                raise several.RefusedError("out and resume contradict one another: a resumed run stays where it is; drop --out")
-            job = several.prepare(here, given, file, out) if resume is None else several.resume(here, resume, given, file)
-            run, small = (job.path, False) if isinstance(job, RunDirectory) else (job.run.path, _is_small(job))
-            own = replace(shown, plots=shown.plots and small) if here.first else commands.Shown(quiet=True, plots=False)
+                raise several.RefusedError(
+                    "out and resume contradict one another: a resumed run stays where it is; drop "
+                    "--out"
+                )
+            job = (
+                several.prepare(here, given, file, out)
+                if resume is None
+                else several.resume(here, resume, given, file)
+            )
+            run, small = (
+                (job.path, False)
+                if isinstance(job, RunDirectory)
+                else (job.run.path, _is_small(job))
+            )
+            own = (
+                replace(shown, plots=shown.plots and small)
+                if here.first
+                else commands.Shown(quiet=True, plots=False)
+            )
             try:
                 code = commands.run_job(lambda: job, own, speaks=here.first)
             except KeyboardInterrupt:

@@ -1,4 +1,6 @@
-"""What ``train``, ``overlay``, ``continual`` and ``reproduce`` do; imported when one runs, since it imports torch."""
+"""What ``train``, ``overlay``, ``continual`` and ``reproduce`` do; imported when one runs, since it
+imports torch.
+"""
 
 from __future__ import annotations
 
@@ -27,25 +29,35 @@ from ufm_fast.reproduce.common import median
 from ufm_fast.runs.figures import save_figures
 
 
-def train(given: Mapping[str, Any], out: Path | None, resume: Path | None, *, json: bool, quiet: bool) -> int:
+def train(
+    given: Mapping[str, Any], out: Path | None, resume: Path | None, *, json: bool, quiet: bool
+) -> int:
     """Train or go on; returns the exit code."""
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
         if given or out is not None:
-            raise InputError(f"resume takes no other setting, got {', '.join(given) or 'out'}; drop it or train anew")
+            raise InputError(
+                f"resume takes no other setting, got {', '.join(given) or 'out'}; drop it or "
+                f"train anew"
+            )
         run = TrainingRun.resume(resume)
         if run.finished:
             summary = dict(run.run.summary or {})
             _show(run, summary, json=json, quiet=quiet)
             return OK
     else:
-        run = TrainingRun.begin({row.name: given.get(row.name, row.default) for row in TRAINING}, out)
+        run = TrainingRun.begin(
+            {row.name: given.get(row.name, row.default) for row in TRAINING}, out
+        )
     with _bar(run.training.options.steps, shown=not (json or quiet)) as bar:
         summary = run.execute(bar)
     _show(run, summary, json=json, quiet=quiet)
     if summary["outcome"] == "finished":
         return OK
-    report.note(f"interrupted after {summary['steps']} steps and saved; go on with: ufm-fast train --resume {run.run.path}")
+    report.note(
+        f"interrupted after {summary['steps']} steps and saved; go on with: ufm-fast train "
+        f"--resume {run.run.path}"
+    )
     return TOLD
 
 
@@ -81,7 +93,9 @@ def _show(run: TrainingRun, summary: Mapping[str, Any], *, json: bool, quiet: bo
     for header in ("", *(name.removeprefix("body.") for name in summary["layers"])):
         layers.add_column(header, no_wrap=True)
     for name in dict.fromkeys(name for layer in summary["layers"].values() for name in layer):
-        layers.add_row(name, *(report.number(layer.get(name), 3) for layer in summary["layers"].values()))
+        layers.add_row(
+            name, *(report.number(layer.get(name), 3) for layer in summary["layers"].values())
+        )
     for table in (parts, layers):
         Console().print(table)
 
@@ -112,7 +126,9 @@ def overlay(paths: list[Path], out: Path | None, model_steps: int, *, json: bool
     print(f"figure: {drawn[0]}")
 
 
-def continual(given: Mapping[str, Any], seeds: int, lam: float | None, most_steps: int, *, json: bool) -> None:
+def continual(
+    given: Mapping[str, Any], seeds: int, lam: float | None, most_steps: int, *, json: bool
+) -> None:
     """Print medians over the seeds; ``given`` are options of the training."""
     data = load("digits")
     rows: list[Switch] = []
@@ -121,8 +137,15 @@ def continual(given: Mapping[str, Any], seeds: int, lam: float | None, most_step
     if json:
         report.print_json({**given, "rows": [asdict(row) for row in rows]})
         return
-    table = Table(title=f"five new digits, {given['loss']}: medians over {seeds} seeds", title_justify="left")
-    for header in ("rows of the new classes", "loss after the switch", "test accuracy then", "steps to learn"):
+    table = Table(
+        title=f"five new digits, {given['loss']}: medians over {seeds} seeds", title_justify="left"
+    )
+    for header in (
+        "rows of the new classes",
+        "loss after the switch",
+        "test accuracy then",
+        "steps to learn",
+    ):
         table.add_column(header)
     for name in VARIANTS:
         mine = [row for row in rows if row.variant == name]
@@ -154,11 +177,20 @@ def _list(*, json: bool) -> None:
         report.print_json({name: _described(claim) for name, claim in claims.CLAIMS.items()})
         return
     for claim in claims.CLAIMS.values():
-        print(f"{claim.name}  ({claim.paper}; {claim.seconds:g} s, quick {claim.expected_seconds(quick=True):g} s)")
-        print(f"  {claim.claim}\n  the paper's: {claim.papers}\n  our choice: {claim.ours}\n  quick: {claim.quick}")
+        print(
+            f"{claim.name}  ({claim.paper}; {claim.seconds:g} s, quick "
+            f"{claim.expected_seconds(quick=True):g} s)"
+        )
+        print(
+            f"  {claim.claim}\n  the paper's: {claim.papers}\n  our choice: {claim.ours}\n  "
+            f"quick: {claim.quick}"
+        )
         for quantity in claim.quantities:
             if quantity.theory is not None:
-                print(f"  {quantity.name}: {quantity.theory:.15g} ({quantity.relation}, within {quantity.tolerance:g})")
+                print(
+                    f"  {quantity.name}: {quantity.theory:.15g} ({quantity.relation}, within "
+                    f"{quantity.tolerance:g})"
+                )
         print()
 
 

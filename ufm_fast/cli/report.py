@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
     from ufm_fast.solvers.solution import StepRecord
 
-#: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are in summary.json.
+#: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are
+#: in summary.json.
 _SHOWN = (
     "nc1_pinv",
     "nc2_classifier",
@@ -58,7 +59,8 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]]:
-    """The job's notes, once it really runs, and a bar of the decades that the gradient norm has fallen.
+    """The job's notes, once it really runs, and a bar of the decades that the gradient norm has
+    fallen.
 
     The bar needs standard error to be a terminal.
     """
@@ -86,7 +88,9 @@ def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]
     most = job.config["max_steps"]
     last = "" if most is None else f"/{job.progress.step + most:,}"
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("solve", total=1.0, step=f"{job.progress.step:,}{last}", value="", gradient="")
+        task = progress.add_task(
+            "solve", total=1.0, step=f"{job.progress.step:,}{last}", value="", gradient=""
+        )
 
         def report(record: StepRecord) -> None:
             announce()
@@ -103,7 +107,9 @@ def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]
 
 
 class _Way:
-    """How many of the decades from the first gradient norm to the one of tol are behind, at best so far."""
+    """How many of the decades from the first gradient norm to the one of tol are behind, at best so
+    far.
+    """
 
     def __init__(self, target: float) -> None:
         self._target, self._best = target, 0.0
@@ -124,7 +130,9 @@ def _decades(first: float, now: float, target: float) -> float:
 
 def result_table(summary: Mapping[str, Any], title: str) -> Table:
     """The table that a solve ends in."""
-    table = Table(title=Text(printable(title)), title_justify="left", show_header=False, title_style="bold")
+    table = Table(
+        title=Text(printable(title)), title_justify="left", show_header=False, title_style="bold"
+    )
     table.add_column(style="dim")
     table.add_column()
     for name, text in (*_result_rows(summary), *_of_code(summary), *_metric_rows(summary)):
@@ -134,7 +142,11 @@ def result_table(summary: Mapping[str, Any], title: str) -> Table:
 
 def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "problem", _problem(summary)
-    outcome = f"{summary['outcome']}  ({summary['message']})" if summary["message"] else str(summary["outcome"])
+    outcome = (
+        f"{summary['outcome']}  ({summary['message']})"
+        if summary["message"]
+        else str(summary["outcome"])
+    )
     colour = _colour(summary)
     yield "outcome", f"[{colour}]{escape(outcome)}[/]" if colour else escape(outcome)
     for words in summary.get("notes", []):
@@ -148,21 +160,34 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "theory", "no closed form for this problem"
     if summary.get("structure"):
-        yield "structure", f"{escape(summary['structure']['name'])}, by its value {number(summary['structure']['value'], 15)}"
+        yield (
+            "structure",
+            f"{escape(summary['structure']['name'])}, by its value "
+            f"{number(summary['structure']['value'], 15)}",
+        )
     yield "certificate", _certificate(certificate)
     yield "gradient norm", number(summary["gradient_norm"])
     yield from _starts_and_layers(summary)
     if "groups" in summary:
         groups = summary["groups"]
-        yield "groups", f"{groups['counts']} distinct counts, {groups['collapsed']} of them collapsed; rank {groups['rank']}"
+        yield (
+            "groups",
+            f"{groups['counts']} distinct counts, {groups['collapsed']} of them collapsed; rank "
+            f"{groups['rank']}",
+        )
     yield "steps, evaluations", f"{summary['steps']}, {summary['evaluations']:g}"
     yield "seconds", f"{summary['seconds']:.2f}"
     yield "method, backend", f"{summary['method']}, {summary['backend']}"
-    yield "rows, variables, start", f"{summary['reduce']}, {summary['variables']}, {summary['start']}"
+    yield (
+        "rows, variables, start",
+        f"{summary['reduce']}, {summary['variables']}, {summary['start']}",
+    )
 
 
 def _starts_and_layers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """How many starts ended at the best value; of layers the rank of the logits, energies, NC1 and NC2 of each."""
+    """How many starts ended at the best value; of layers the rank of the logits, energies, NC1 and
+    NC2 of each.
+    """
     metrics, best = summary["metrics"], summary["value"]
     ends = [row["value"] for row in summary.get("restarts", ())]
     if ends:
@@ -170,18 +195,28 @@ def _starts_and_layers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "starts", f"the best of {len(ends)}, and {near} within 1e-8 of it"
     if "logit_rank" in metrics:
         yield "rank of the logits", f"{metrics['logit_rank']:.0f}"
-        energies = {name.split("/")[1]: value for name, value in metrics.items() if name.startswith("energy/")}
+        energies = {
+            name.split("/")[1]: value
+            for name, value in metrics.items()
+            if name.startswith("energy/")
+        }
         listed = ", ".join(f"{name} {number(value, 6)}" for name, value in energies.items())
         yield "energies lambda |X|^2", f"{listed}  (equal at critical points)"
     frame = "nc2_means_frame" if summary.get("frame") == "orthogonal" else "nc2_means"
     for name in ("nc1_pinv", frame):
-        found = [value for key, value in metrics.items() if key.startswith("layer") and key.endswith(f"/{name}")]
+        found = [
+            value
+            for key, value in metrics.items()
+            if key.startswith("layer") and key.endswith(f"/{name}")
+        ]
         if found:
             yield f"{name} by layer", ", ".join(map(number, found))
 
 
 def _of_code(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Of more classes than d + 1: the largest cosine beside what no code can go below, and the least margin."""
+    """Of more classes than d + 1: the largest cosine beside what no code can go below, and the
+    least margin.
+    """
     from ufm_fast.theory.codes import simplex_level, welch_level
 
     metrics, K, d = summary["metrics"], summary["classes"], summary["dim"]
@@ -190,11 +225,16 @@ def _of_code(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     levels = f"simplex {simplex_level(K):.4f}, Welch {welch_level(K, d):.4f}"
     yield "largest cosine of W", f"{number(metrics['max_cosine_classifier'])}  ({levels})"
     sampled = "one_vs_rest_mean_stderr" in metrics
-    yield "one-vs-rest margin", f"{number(metrics['one_vs_rest'])}{'  (least of 64 rows)' if sampled else ''}"
+    yield (
+        "one-vs-rest margin",
+        f"{number(metrics['one_vs_rest'])}{'  (least of 64 rows)' if sampled else ''}",
+    )
 
 
 def phases_table(phases: Mapping[str, float]) -> Table:
-    """Seconds by phase, the most first; 'head' is what is left of the head beside its products, or all of it."""
+    """Seconds by phase, the most first; 'head' is what is left of the head beside its products, or
+    all of it.
+    """
     table = Table(title="seconds by phase", title_justify="left", title_style="bold")
     table.add_column("phase", style="dim")
     table.add_column("seconds", justify="right")
@@ -212,7 +252,13 @@ def restarts_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(header)
     for row in summary["restarts"]:
         rank = "-" if row["rank"] is None else str(row["rank"])
-        table.add_row(str(row["seed"]), number(row["value"], 15), f"{row['evaluations']:g}", rank, row["outcome"])
+        table.add_row(
+            str(row["seed"]),
+            number(row["value"], 15),
+            f"{row['evaluations']:g}",
+            rank,
+            row["outcome"],
+        )
     return table
 
 
@@ -227,7 +273,11 @@ def _certificate(certificate: Mapping[str, Any]) -> str:
 def _problem(summary: Mapping[str, Any]) -> str:
     empty = summary.get("empty_classes")
     without = f" ({empty:,} without samples)" if empty else ""
-    sizes = (("K", f"{summary['classes']:,}{without}"), ("N", f"{summary['samples']:,}"), ("d", f"{summary['dim']:,}"))
+    sizes = (
+        ("K", f"{summary['classes']:,}{without}"),
+        ("N", f"{summary['samples']:,}"),
+        ("d", f"{summary['dim']:,}"),
+    )
     config = summary.get("config", {})
     layers = config.get("layers", 1)
     between = f", {layers} layers ({config['activation']})" if layers > 1 else ""
@@ -235,11 +285,15 @@ def _problem(summary: Mapping[str, Any]) -> str:
 
 
 def _colour(summary: Mapping[str, Any]) -> str:
-    """Green for a minimum that is proved or known, yellow for an end that may lie far from it, red for none."""
+    """Green for a minimum that is proved or known, yellow for an end that may lie far from it, red
+    for none.
+    """
     if summary["outcome"] not in ("converged", "stalled"):
         return "red"
     theory, certificate = summary["theory"], summary["certificate"]
-    known = theory is not None and abs(summary["value"] - theory["value"]) <= 1e-6 * abs(theory["value"])
+    known = theory is not None and abs(summary["value"] - theory["value"]) <= 1e-6 * abs(
+        theory["value"]
+    )
     if known or certificate["certified"]:
         return "green"
     return "" if certificate["kind"] == "none" and summary["outcome"] == "converged" else "yellow"
@@ -296,7 +350,10 @@ def _layer_sizes(plan: Plan) -> Iterator[tuple[str, str]]:
 
     if len(plan.widths) > 1:
         yield "widths", ", ".join(map("{:,}".format, plan.widths))
-        yield "hidden layers", f"{readable(plan.hidden)} of the parameters; {readable(plan.tape)} that a pass leaves"
+        yield (
+            "hidden layers",
+            f"{readable(plan.hidden)} of the parameters; {readable(plan.tape)} that a pass leaves",
+        )
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
@@ -311,7 +368,11 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         *_layer_sizes(plan),
         ("certificate", readable(plan.certificate) if plan.certificate else "none"),
         ("metrics", readable(plan.measuring)),
-        ("evaluation", f"{plan.flops:.2e} flops; products of {plan.device} run at {plan.rate / 1e9:.0f} Gflop/s"),
+        (
+            "evaluation",
+            f"{plan.flops:.2e} flops; products of {plan.device} run at {plan.rate / 1e9:.0f} "
+            f"Gflop/s",
+        ),
         ("memory free", readable(plan.free)),
     ):
         sizes.add_row(name, text)
@@ -321,11 +382,21 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         backends.add_column(header)
     for backend in plan.backends:
         seconds = number(backend.seconds, 2)
-        backends.add_row(backend.name, f"{backend.chunk:,}", readable(backend.workspace), seconds, plan.fits(backend.name))
+        backends.add_row(
+            backend.name,
+            f"{backend.chunk:,}",
+            readable(backend.workspace),
+            seconds,
+            plan.fits(backend.name),
+        )
     yield backends
     methods = Table(title="methods: memory in all", title_justify="left")
     for header in ("method", "own state", *(backend.name for backend in plan.backends)):
         methods.add_column(header)
     for name, size in plan.methods.items():
-        methods.add_row(name, readable(size), *(readable(plan.total(name, backend.name)) for backend in plan.backends))
+        methods.add_row(
+            name,
+            readable(size),
+            *(readable(plan.total(name, backend.name)) for backend in plan.backends),
+        )
     yield methods

@@ -45,7 +45,10 @@ def run(
     prepared = library.prepare(source)
     folder = out or library.default_folder(prepared.study)
     if dry:
-        _print_cells([cell for chain in sharded(prepared.chains, parse_shard(shard)) for cell in chain], json=json)
+        _print_cells(
+            [cell for chain in sharded(prepared.chains, parse_shard(shard)) for cell in chain],
+            json=json,
+        )
         return OK
     with _bar(shown=not (json or quiet)) as show:
         result, progress = library.run(prepared, folder, jobs=jobs, shard=shard, report=show)
@@ -64,7 +67,10 @@ def run(
     elif not quiet:
         _say_end(progress, folder)
     if result.interrupted:
-        report.note(f"interrupted and saved; the same command goes on ({progress.finished} of {progress.cells} cells finished)")
+        report.note(
+            f"interrupted and saved; the same command goes on ({progress.finished} of "
+            f"{progress.cells} cells finished)"
+        )
         return TOLD
     if plots and all(row["outcome"] != UNFINISHED for row in result.rows):
         _draw(folder, silent=json or quiet)
@@ -72,7 +78,9 @@ def run(
 
 
 def _draw(folder: Path, *, silent: bool) -> None:
-    """Figures are an extra of a study: what keeps them from being drawn is said, and is no failure."""
+    """Figures are an extra of a study: what keeps them from being drawn is said, and is no
+    failure.
+    """
     try:
         paths, fits = draw_study(StudyFolder.open(folder))
     except (WriteError, OSError):  # a full disk, as at any other moment
@@ -88,25 +96,34 @@ def print_figures(folder: Path, paths: Sequence[Path], fits: Sequence[Fitted]) -
     """The slopes, and where the figures are."""
     for fit in fits:
         where = ", ".join(filter(None, (fit.panel, fit.label if fit.plot.lines else "")))
-        print(f"{fit.plot.column} against {fit.plot.against}{' where ' if where else ''}{where}: slope {fit.slope.words}")
+        print(
+            f"{fit.plot.column} against {fit.plot.against}{' where ' if where else ''}{where}: "
+            f"slope {fit.slope.words}"
+        )
     print(printable(f"{folder}: {', '.join(str(path.relative_to(folder)) for path in paths)}"))
 
 
 def _say_end(progress: Progress, folder: Path) -> None:
     if progress.failed:
-        report.note(f"{len(progress.failed)} of {progress.cells} cells failed; the same command tries them again")
+        report.note(
+            f"{len(progress.failed)} of {progress.cells} cells failed; the same command tries "
+            f"them again"
+        )
         report.note(f"why, with the trace: {folder / 'errors.log'}")
     done = f"{progress.finished} of {progress.cells} cells finished"
     earlier = f", {progress.earlier} of them before" if progress.earlier else ""
     print(f"{done}{earlier}; {printable(str(folder / TABLE))}")
 
 
-# ---- while it runs ---------------------------------------------------------------------------------------------------
+# ---- while it runs
+# ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _bar(shown: bool) -> Iterator[Report | None]:
-    """A bar over the cells with the remaining time, in 80 columns; without a terminal a line a cell."""
+    """A bar over the cells with the remaining time, in 80 columns; without a terminal a line a
+    cell.
+    """
     console = Console(stderr=True)
     if not shown:
         yield None
@@ -122,7 +139,9 @@ def _bar(shown: bool) -> Iterator[Report | None]:
             failed = f", {len(progress.failed)} failed" if progress.failed else ""
             done = f"{progress.finished} of {progress.cells} cells{failed}"
             words = _remaining(progress)
-            bar.update(task, description=done, total=progress.cells, completed=_ended(progress), left=words)
+            bar.update(
+                task, description=done, total=progress.cells, completed=_ended(progress), left=words
+            )
             if cell is not None and cell.name in progress.failed:
                 bar.console.print(_failure(progress, cell), markup=False, highlight=False)
 
@@ -135,7 +154,9 @@ def _lines(progress: Progress, cell: Cell | None) -> None:
     if cell.name in progress.failed:
         report.note(_failure(progress, cell))
     else:
-        report.note(f"{_ended(progress)}/{progress.cells} {_short(cell.words, 50)}, {_remaining(progress)}")
+        report.note(
+            f"{_ended(progress)}/{progress.cells} {_short(cell.words, 50)}, {_remaining(progress)}"
+        )
 
 
 def _failure(progress: Progress, cell: Cell) -> str:
@@ -158,7 +179,8 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 2]}.."
 
 
-# ---- before it runs --------------------------------------------------------------------------------------------------
+# ---- before it runs
+# --------------------------------------------------------------------------------------------------
 
 
 def _print_cells(cells: list[Cell], *, json: bool) -> None:
@@ -169,7 +191,12 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
     for cell in cells:
         found = predict(*problem_of(cell))
         rows.append(
-            {"cell": cell.name, **cell.columns, "bytes": found.bytes, "seconds_per_evaluation": found.seconds_per_evaluation}
+            {
+                "cell": cell.name,
+                **cell.columns,
+                "bytes": found.bytes,
+                "seconds_per_evaluation": found.seconds_per_evaluation,
+            }
         )
     if json:
         report.print_json({"cells": rows})
@@ -180,24 +207,38 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
         table.add_column(header, overflow="fold", no_wrap=header == "cell")
     for row in rows:
         values = (_short(str(row.get(name, "")), 20) for name in names)
-        table.add_row(row["cell"], *values, readable(row["bytes"]), report.number(row["seconds_per_evaluation"], 2))
+        table.add_row(
+            row["cell"],
+            *values,
+            readable(row["bytes"]),
+            report.number(row["seconds_per_evaluation"], 2),
+        )
     Console().print(table)
 
 
 def plot(runs: Sequence[Path], compare: Path | None, named: Mapping[str, str | None]) -> bool:
-    """Draw studies; whether ``runs`` are some. Errors: InputError for a mixture, and for flags of the other kind."""
+    """Draw studies; whether ``runs`` are some. Errors: InputError for a mixture, and for flags of
+    the other kind.
+    """
     given = {name: value for name, value in named.items() if value is not None}
     studies = [path for path in runs if is_study(path)]
     if not studies and given:
-        raise InputError(f"{next(iter(given))} is for studies, and {runs[0]} is the folder of none; drop it")
+        raise InputError(
+            f"{next(iter(given))} is for studies, and {runs[0]} is the folder of none; drop it"
+        )
     if studies and (len(studies) < len(runs) or compare is not None):
-        raise InputError(f"runs: {studies[0]} is a study: draw it alone, without runs and --compare")
+        raise InputError(
+            f"runs: {studies[0]} is a study: draw it alone, without runs and --compare"
+        )
     for path in studies:
         folder = StudyFolder.open(path)
         wanted = [_plot(given, folder.study.varied)] if given else []
         paths, fits = draw_study(folder, wanted)
         if not paths:
-            raise InputError(f"study: no axis of {path} has numbers; say what is drawn with --column and --against")
+            raise InputError(
+                f"study: no axis of {path} has numbers; say what is drawn with --column and "
+                f"--against"
+            )
         print_figures(path, paths, fits)
     return bool(studies)
 
@@ -207,7 +248,9 @@ def _plot(given: Mapping[str, str], varied: Sequence[str]) -> Plot:
         raise InputError("a figure of a study needs --column and --against")
     for name in ("lines", "across"):
         if given.get(name) not in (None, *varied):
-            raise InputError(f"{name} = {given[name]!r} is no axis of the study; there are {', '.join(varied)}")
+            raise InputError(
+                f"{name} = {given[name]!r} is no axis of the study; there are {', '.join(varied)}"
+            )
     return Plot(f"{given['column']}-{given['against']}".replace("/", "-"), **given)
 
 
@@ -225,7 +268,9 @@ def show(path: Path, columns: str | None, *, json: bool) -> None:
             | {name: value and {"mean": value[0], "std": value[1]} for name, value in means.items()}
             for group, means in found
         ]
-        report.print_json({"study": str(path), "groups": parts, "unfinished": len(rows) - len(finished(rows))})
+        report.print_json(
+            {"study": str(path), "groups": parts, "unfinished": len(rows) - len(finished(rows))}
+        )
         return
     table = Table(box=SIMPLE, pad_edge=False)
     axes = [name for name in varied if name != "seed" and name not in folder.study.derived]
@@ -236,14 +281,21 @@ def show(path: Path, columns: str | None, *, json: bool) -> None:
         table.add_row(*words, str(len(group.rows)), *(_spread(means[name]) for name in names))
     Console().print(table)
     left = len(rows) - len(finished(rows))
-    print("mean and, in brackets, standard deviation over seeds" + (f"; {left} cells are unfinished" if left else ""))
+    print(
+        "mean and, in brackets, standard deviation over seeds"
+        + (f"; {left} cells are unfinished" if left else "")
+    )
 
 
 def _spread(value: tuple[float, float] | None) -> str:
     if value is None:
         return "-"
     mean, deviation = value
-    return report.number(mean) if deviation <= 1e-12 * abs(mean) else f"{report.number(mean)} ({report.number(deviation, 1)})"
+    return (
+        report.number(mean)
+        if deviation <= 1e-12 * abs(mean)
+        else f"{report.number(mean)} ({report.number(deviation, 1)})"
+    )
 
 
 def list_ready(*, json: bool) -> None:

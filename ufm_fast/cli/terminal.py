@@ -10,7 +10,9 @@ from typing import Any
 
 
 class _Words:
-    """Standard error whose loss (a full disk, a terminal that hung up) costs its words and nothing else."""
+    """Standard error whose loss (a full disk, a terminal that hung up) costs its words and nothing
+    else.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -29,7 +31,9 @@ class _Words:
             self._lost()
 
     def _lost(self) -> None:
-        """What is still buffered goes nowhere, or the interpreter would try it again when it ends, and fail."""
+        """What is still buffered goes nowhere, or the interpreter would try it again when it ends,
+        and fail.
+        """
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

@@ -1,13 +1,15 @@
-"""Value, gradients and Hessian products of a penalised head without autograd: for solvers and hand-written loops.
+"""Value, gradients and Hessian products of a penalised head without autograd: for solvers and
+hand-written loops.
 
 Decisions
 
-2026-11-26. Forward mode uses the same operators: a value's tangent is <gradient, direction>, a row's its slope, a
-gradient's a Hessian product. torch switches forward mode off around a Function's jvp for every level, which lost the
-outer tangents of jacfwd of jacfwd in silence; it is switched on again, on primals. Inside a transform torch.compile
-gets a second Function, without a jvp, that sees its tensors as views: an input of the graph keeps the `requires_grad`
-it had before, and gradients were silently zero. A row that weighs nothing is not shown to a backend, for 0 times NaN is
-NaN; the others are copied, only if there is such a row.
+2026-11-26. Forward mode uses the same operators: a value's tangent is <gradient, direction>, a
+row's its slope, a gradient's a Hessian product. torch switches forward mode off around a Function's
+jvp for every level, which lost the outer tangents of jacfwd of jacfwd in silence; it is switched on
+again, on primals. Inside a transform torch.compile gets a second Function, without a jvp, that sees
+its tensors as views: an input of the graph keeps the `requires_grad` it had before, and gradients
+were silently zero. A row that weighs nothing is not shown to a backend, for 0 times NaN is NaN; the
+others are copied, only if there is such a row.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ PARTS = ("features", "weight", "bias")
 
 
 class HeadGradients(NamedTuple):
-    """One tensor for each part of a head, or None: a gradient, a direction, or a Hessian product."""
+    """One tensor for each part of a head, or None: a gradient, a direction, or a Hessian
+    product.
+    """
 
     features: Tensor | None
     weight: Tensor | None
@@ -42,10 +46,12 @@ class HeadGradients(NamedTuple):
 
 
 class HeadEvaluation(NamedTuple):
-    """What one sweep gives; ``accuracy`` and ``margins`` are None for the squared error, which makes no N x K pass.
+    """What one sweep gives; ``accuracy`` and ``margins`` are None for the squared error, which
+    makes no N x K pass.
 
-    value: the objective, float64 (); gradient: HeadGradients in the dtype of sums; accuracy: share of the row weight
-    whose lowest target logit is above every other class's, float64 (); margins: by how much, in nats, float64 (N,).
+    value: the objective, float64 (); gradient: HeadGradients in the dtype of sums; accuracy: share
+    of the row weight whose lowest target logit is above every other class's, float64 (); margins:
+    by how much, in nats, float64 (N,).
     """
 
     value: Tensor
@@ -71,23 +77,38 @@ def value_and_grad(
     need: Collection[str] = PARTS,
     backend: str | Backend = "auto",
 ) -> HeadEvaluation:
-    """Value, gradients, accuracy and margins of a penalised head from one sweep over its logits, which are never held.
+    """Value, gradients, accuracy and margins of a penalised head from one sweep over its logits,
+    which are never held.
 
         f = sum_r o_r l(W h_r + b, y_r) + lambda_w/2 |W|^2 + lambda_h/2 |H|^2 + lambda_b/2 |b|^2
 
-    with o = row_weight for reduction 'sum' and row_weight / sum(row_weight) for 'mean'; row_weight is 1 by default.
-    Shapes: features H (N, d), weight W (K, d), bias b (K,), targets (N,) integers, for the loss 'pick-all' also sets as
-    in ``linear_pick_all``; row_weight (N,). ``loss``: a name of LOSSES, with ``smoothing`` or ``gamma``, or a loss object.
-    A part not in ``need`` has gradient None and costs no product. Half-precision inputs have float32 gradients.
+    with o = row_weight for reduction 'sum' and row_weight / sum(row_weight) for 'mean'; row_weight
+    is 1 by default.
+    Shapes: features H (N, d), weight W (K, d), bias b (K,), targets (N,) integers, for the loss
+    'pick-all' also sets as in ``linear_pick_all``; row_weight (N,). ``loss``: a name of LOSSES,
+    with ``smoothing`` or ``gamma``, or a loss object. A part not in ``need`` has gradient None and
+    costs no product. Half-precision inputs have float32 gradients.
 
-    A row of weight 0 is left out of sum and mean whatever it holds (but not while a CUDA graph is captured); the penalty sees
-    it still, and its margin is given. A mean over no rows is NaN and adds nothing to the gradient.
+    A row of weight 0 is left out of sum and mean whatever it holds (but not while a CUDA graph is
+    captured); the penalty sees it still, and its margin is given. A mean over no rows is NaN and
+    adds nothing to the gradient.
 
-    Equivalent to ``torch.autograd.grad`` of the dense expression, but accurate also near collapse, where l is 1e-35.
+    Equivalent to ``torch.autograd.grad`` of the dense expression, but accurate also near collapse,
+    where l is 1e-35.
     Errors: InputError / InputTypeError naming the argument and the mend.
     """
     chosen, x, wanted = _arguments(
-        loss, features, weight, targets, bias, row_weight, reduction, smoothing, gamma, need, backend
+        loss,
+        features,
+        weight,
+        targets,
+        bias,
+        row_weight,
+        reduction,
+        smoothing,
+        gamma,
+        need,
+        backend,
     )
     penalties = _penalties(lambda_h, lambda_w, lambda_b)
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
@@ -96,13 +117,20 @@ def value_and_grad(
         rows = None if row_weight is None else _counted(x)
         gradients = Gradients(out[0], out[1], out[2], fresh=not any(penalties))
         result = over_rows(rows, x, gradients, lambda x, out: chosen.head(x, out, statistics=True))
-        statistics = result.statistics if rows is None else _with_others(chosen, x, rows, result.statistics)
+        statistics = (
+            result.statistics if rows is None else _with_others(chosen, x, rows, result.statistics)
+        )
         value = result.value.double()
-        if reduction == "mean":  # undefined over no rows, with zero gradients, as everywhere in torch
+        if (
+            reduction == "mean"
+        ):  # undefined over no rows, with zero gradients, as everywhere in torch
             value = value + torch.where((x.row_weight != 0).any(), 0.0, math.nan)
         for point, penalty in zip(points, penalties, strict=True):
             if penalty and point is not None:
-                value = value + 0.5 * penalty * torch.linalg.vector_norm(point, dtype=torch.float64).square()
+                value = (
+                    value
+                    + 0.5 * penalty * torch.linalg.vector_norm(point, dtype=torch.float64).square()
+                )
         accuracy, margins = _quality(statistics, x.row_weight)
     return HeadEvaluation(value, HeadGradients(*out), accuracy, margins)
 
@@ -125,13 +153,25 @@ def hvp(
     need: Collection[str] = PARTS,
     backend: str | Backend = "auto",
 ) -> HeadGradients:
-    """Hessian of ``value_and_grad``'s f times a direction (v_features, v_weight, v_bias), at about twice its cost.
+    """Hessian of ``value_and_grad``'s f times a direction (v_features, v_weight, v_bias), at about
+    twice its cost.
 
-    A part of the direction that is None stands for zeros; v_bias may be left out. Arguments, dtypes and errors otherwise
-    as in ``value_and_grad``. Equivalent to ``torch.autograd.functional.hvp`` of the dense expression.
+    A part of the direction that is None stands for zeros; v_bias may be left out. Arguments, dtypes
+    and errors otherwise as in ``value_and_grad``. Equivalent to ``torch.autograd.functional.hvp``
+    of the dense expression.
     """
     chosen, x, wanted = _arguments(
-        loss, features, weight, targets, bias, row_weight, reduction, smoothing, gamma, need, backend
+        loss,
+        features,
+        weight,
+        targets,
+        bias,
+        row_weight,
+        reduction,
+        smoothing,
+        gamma,
+        need,
+        backend,
     )
     points = (x.features, x.weight, x.bias)
     parts = _checked_direction(direction, points)
@@ -166,7 +206,10 @@ def _arguments(
     checks.check_floats(tensors, one_dtype=True)
     checks.check_shapes(features, weight, bias, ("features", "weight", "bias"))
     if features.dim() != 2 or weight.dim() != 2:
-        raise InputError(f"features must be (N, d) and weight (K, d), got {tuple(features.shape)}, {tuple(weight.shape)}")
+        raise InputError(
+            f"features must be (N, d) and weight (K, d), got {tuple(features.shape)}, "
+            f"{tuple(weight.shape)}"
+        )
     if reduction not in ("mean", "sum"):
         raise InputError(f"reduction must be mean or sum, got {reduction!r}")
     if isinstance(loss, str):
@@ -174,13 +217,21 @@ def _arguments(
     elif not isinstance(loss, Loss):
         raise InputTypeError(f"loss must be a name or a loss object, got {type(loss).__name__}")
     elif smoothing or gamma is not None:
-        raise InputError("smoothing and gamma go with a loss given by name; set them in the loss object")
+        raise InputError(
+            "smoothing and gamma go with a loss given by name; set them in the loss object"
+        )
     checks.check_need(need, PARTS)
     rows = _row_weight(row_weight, features, reduction)
     checked = _targets(loss, targets, features, weight.shape[0])
     bias = None if bias is None else bias.detach().contiguous()
-    x = HeadInput(loss, features.detach().contiguous(), weight.detach().contiguous(), bias, checked, rows)
-    return _backend(backend, weight.device, weight.dtype), x, [part in need and tensors[part] is not None for part in PARTS]
+    x = HeadInput(
+        loss, features.detach().contiguous(), weight.detach().contiguous(), bias, checked, rows
+    )
+    return (
+        _backend(backend, weight.device, weight.dtype),
+        x,
+        [part in need and tensors[part] is not None for part in PARTS],
+    )
 
 
 def _backend(backend: str | Backend, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -189,7 +240,10 @@ def _backend(backend: str | Backend, device: torch.device, dtype: torch.dtype) -
     if isinstance(backend, str):
         return make_backend(backend, device, dtype)
     if not hasattr(backend, "head_hvp"):
-        raise InputTypeError(f"backend must be one of {', '.join(BACKENDS)} or a backend, got {type(backend).__name__}")
+        raise InputTypeError(
+            f"backend must be one of {', '.join(BACKENDS)} or a backend, got "
+            f"{type(backend).__name__}"
+        )
     return backend
 
 
@@ -202,9 +256,15 @@ def _targets(loss: Loss, targets: Any, features: Tensor, classes: int) -> Target
     if targets.requires_grad:
         raise InputError("targets must not require a gradient; pass targets.detach()")
     if targets.device != features.device:
-        raise InputError(f"targets are on {targets.device} but features on {features.device}; move them with .to()")
+        raise InputError(
+            f"targets are on {targets.device} but features on {features.device}; move them with "
+            f".to()"
+        )
     if tuple(targets.shape) != (features.shape[0],):
-        raise InputError(f"targets must have shape ({features.shape[0]},), one class a row, got {tuple(targets.shape)}")
+        raise InputError(
+            f"targets must have shape ({features.shape[0]},), one class a row, got "
+            f"{tuple(targets.shape)}"
+        )
     return Targets(check_labels(targets, classes, "targets", "give weight more rows").contiguous())
 
 
@@ -214,15 +274,23 @@ def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> 
     else:
         checks.check_floats({"features": features, "row_weight": row_weight}, one_dtype=False)
         if tuple(row_weight.shape) != (features.shape[0],):
-            raise InputError(f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}")
+            raise InputError(
+                f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}"
+            )
         weights = row_weight.detach().double()
         if not _capturing(weights) and not bool(torch.isfinite(weights).all()):
-            raise InputError("row_weight must be finite, got NaN or infinity; give 0 to leave a row out")
-    return torch.where(weights == 0, 0.0, weights / weights.sum()) if reduction == "mean" else weights
+            raise InputError(
+                "row_weight must be finite, got NaN or infinity; give 0 to leave a row out"
+            )
+    return (
+        torch.where(weights == 0, 0.0, weights / weights.sum()) if reduction == "mean" else weights
+    )
 
 
 def _counted(x: HeadInput) -> Tensor | None:
-    """Rows with a weight (None: all). The others may hold anything: 0 times NaN is NaN, so a backend must not see them."""
+    """Rows with a weight (None: all). The others may hold anything: 0 times NaN is NaN, so a
+    backend must not see them.
+    """
     return None if _capturing(x.row_weight) else rows_with_weight(x)
 
 
@@ -231,8 +299,12 @@ def _capturing(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _with_others(backend: Backend, x: HeadInput, rows: Tensor, counted: RowStatistics | None) -> RowStatistics | None:
-    """Statistics of all rows from those of ``rows``: the others' in a sweep of their own, which costs no gradient."""
+def _with_others(
+    backend: Backend, x: HeadInput, rows: Tensor, counted: RowStatistics | None
+) -> RowStatistics | None:
+    """Statistics of all rows from those of ``rows``: the others' in a sweep of their own, which
+    costs no gradient.
+    """
     if counted is None:
         return None
     others = torch.nonzero(x.row_weight == 0).reshape(-1)
@@ -254,7 +326,9 @@ def _penalties(lambda_h: float, lambda_w: float, lambda_b: float) -> tuple[float
 def _prefilled(
     points: tuple[Tensor | None, ...], penalties: tuple[float, ...], wanted: list[bool]
 ) -> tuple[Tensor | None, ...]:
-    """lambda times each part, which the backend adds its sums onto; without any lambda, memory for it to write."""
+    """lambda times each part, which the backend adds its sums onto; without any lambda, memory for
+    it to write.
+    """
     buffers: list[Tensor | None] = []
     for point, penalty, needed in zip(points, penalties, wanted, strict=True):
         if point is None or not needed:
@@ -263,22 +337,34 @@ def _prefilled(
             buffers.append(point.to(compute_dtype(point.dtype)) * penalty)
         else:
             create = torch.zeros if any(penalties) else torch.empty
-            buffers.append(create(point.shape, dtype=compute_dtype(point.dtype), device=point.device))
+            buffers.append(
+                create(point.shape, dtype=compute_dtype(point.dtype), device=point.device)
+            )
     return tuple(buffers)
 
 
-def _checked_direction(direction: Any, points: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _checked_direction(
+    direction: Any, points: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
     if not isinstance(direction, tuple) or not 2 <= len(direction) <= 3:
-        raise InputError("direction must have the parts (features, weight) or (features, weight, bias), None for zeros")
+        raise InputError(
+            "direction must have the parts (features, weight) or (features, weight, bias), None "
+            "for zeros"
+        )
     parts = [*direction, None][:3]
     checked: list[Tensor | None] = []
     for name, part, point in zip(PARTS, parts, points, strict=True):
         if point is None and part is not None:
-            raise InputError(f"direction has a {name} part but the head has no {name}; pass None there")
+            raise InputError(
+                f"direction has a {name} part but the head has no {name}; pass None there"
+            )
         if part is not None and point is not None:
             checks.check_floats({name: point, f"direction's {name}": part}, one_dtype=False)
             if part.shape != point.shape:
-                raise InputError(f"direction's {name} must have shape {tuple(point.shape)}, got {tuple(part.shape)}")
+                raise InputError(
+                    f"direction's {name} must have shape {tuple(point.shape)}, got "
+                    f"{tuple(part.shape)}"
+                )
         if point is None:
             checked.append(None)
         elif part is None:
@@ -288,7 +374,9 @@ def _checked_direction(direction: Any, points: tuple[Tensor | None, ...]) -> tup
     return tuple(checked)
 
 
-def _quality(statistics: RowStatistics | None, row_weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _quality(
+    statistics: RowStatistics | None, row_weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     if statistics is None:
         return None, None
     total = row_weight.sum()

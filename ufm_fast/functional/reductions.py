@@ -1,7 +1,9 @@
-"""How the losses of rows become a result: weights of classes and samples, ignored rows, mean, sum, divisor, and many heads.
+"""How the losses of rows become a result: weights of classes and samples, ignored rows, mean, sum,
+divisor, and many heads.
 
-A row's weight is kept_r w_(y_r) with kept its sample weight over the divisor, 0 where it is ignored. A mean divides by the sum
-of these weights; with a divisor there is a sum only. All of it is decided before the sweep, in vectors of length N.
+A row's weight is kept_r w_(y_r) with kept its sample weight over the divisor, 0 where it is
+ignored. A mean divides by the sum of these weights; with a divisor there is a sum only. All of it
+is decided before the sweep, in vectors of length N.
 """
 
 from __future__ import annotations
@@ -18,19 +20,29 @@ from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
 from ufm_fast.functional.accumulation import MainGrad, accumulating_value
-from ufm_fast.functional.operators import MARGINS, SOFTCAP, checked_labels, row_losses, value_and_gradients
+from ufm_fast.functional.operators import (
+    MARGINS,
+    SOFTCAP,
+    checked_labels,
+    row_losses,
+    value_and_gradients,
+)
 from ufm_fast.functional.registration import blind, forward_mode
 
 # Asked once: torch 2.11 can't trace the question.
-_AUTOCAST = frozenset(device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device))
+_AUTOCAST = frozenset(
+    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
+)
 NAMES = ("input", "linear_weight", "linear_bias")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What each row counts, (N,) or (N, heads) float64: kept without and factor with the class weights; how they are reduced.
+    """What each row counts, (N,) or (N, heads) float64: kept without and factor with the class
+    weights; how they are reduced.
 
-    ``total``: the factors whose sum a mean divides by, those of all heads. ``uneven``: some weight may differ from 0 and 1.
+    ``total``: the factors whose sum a mean divides by, those of all heads. ``uneven``: some weight
+    may differ from 0 and 1.
     """
 
     kept: Tensor
@@ -71,7 +83,12 @@ class Reduction:
         checks.check_reduction(reduction)
         checks.check_class_weight(class_weight, matrix)
         checks.check_sample_weight(sample_weight, matrix, shape)
-        return cls(reduction, class_weight, sample_weight, checks.check_divisor(divisor, reduction, matrix.device))
+        return cls(
+            reduction,
+            class_weight,
+            sample_weight,
+            checks.check_divisor(divisor, reduction, matrix.device),
+        )
 
     def weights(self, kept: Tensor, labels: Tensor | None = None) -> Weights:
         """``kept``: 1, 0 where a row is ignored, or NaN."""
@@ -84,25 +101,44 @@ class Reduction:
         if class_weight is not None and labels is not None:
             # An ignored row's label stands for no class; one without rows may weigh anything.
             factor = counted(kept, kept * class_weight.double()[labels])
-        return Weights(kept, factor, factor, class_weight is not None or self.sample_weight is not None, how, self.into)
+        return Weights(
+            kept,
+            factor,
+            factor,
+            class_weight is not None or self.sample_weight is not None,
+            how,
+            self.into,
+        )
 
 
-def prepared(tensors: dict[str, Any], logit_scale: object = None) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
-    """Checked (features, matrix, bias) in the dtype of the products, times the scale, and the dtype of the result."""
+def prepared(
+    tensors: dict[str, Any], logit_scale: object = None
+) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+    """Checked (features, matrix, bias) in the dtype of the products, times the scale, and the dtype
+    of the result.
+    """
     features, matrix, bias = tensors.values()
     dtype, products = dtypes_of(tensors)
     checks.check_shapes(features, matrix, bias, NAMES)
-    if logit_scale is not None:  # a pass over N x d, before the one rounding to the dtype of the products
+    if (
+        logit_scale is not None
+    ):  # a pass over N x d, before the one rounding to the dtype of the products
         scale = checks.check_logit_scale(logit_scale, features.device)
         wide = compute_dtype(features.dtype)
         features, bias = features.to(wide) * scale, None if bias is None else bias.to(wide) * scale
-    return features.to(products), matrix.to(products), None if bias is None else bias.to(products), dtype
+    return (
+        features.to(products),
+        matrix.to(products),
+        None if bias is None else bias.to(products),
+        dtype,
+    )
 
 
 def dtypes_of(tensors: dict[str, Any]) -> tuple[torch.dtype, torch.dtype]:
     """Of the result and of the products, of checked features, matrix and bias.
 
-    Under autocast as torch's ``linear`` and ``cross_entropy``: products in autocast's dtype, the loss in float32.
+    Under autocast as torch's ``linear`` and ``cross_entropy``: products in autocast's dtype, the
+    loss in float32.
     """
     features = checks.check_tensor(tensors["input"], "input")
     device = features.device.type
@@ -134,12 +170,22 @@ def single_label(
     if matrix.dim() != 2:
         raise InputError(f"linear_weight must have shape (K, d), got {tuple(matrix.shape)}")
     if target.is_floating_point():
-        raise InputTypeError(f"target must hold class indices, got {target.dtype}; convert it with target.long()")
+        raise InputTypeError(
+            f"target must hold class indices, got {target.dtype}; convert it with target.long()"
+        )
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
     labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
     rows = chosen.weights(kept.reshape(-1), labels.reshape(-1))
     values = of_rows(
-        features.reshape(-1, features.shape[-1]), matrix, bias, labels.reshape(-1), None, rows, loss, parameter, adjusted.margin
+        features.reshape(-1, features.shape[-1]),
+        matrix,
+        bias,
+        labels.reshape(-1),
+        None,
+        rows,
+        loss,
+        parameter,
+        adjusted.margin,
     )
     return (values.reshape(target.shape) if reduction == "none" else values).to(dtype)
 
@@ -155,15 +201,22 @@ def of_rows(
     parameter: float,
     margin: Tensor | None = None,
 ) -> Tensor:
-    """The losses of rows as ``weights`` reduces them, NaN for a mean that is not defined; ``margin`` (K,) of the classes."""
+    """The losses of rows as ``weights`` reduces them, NaN for a mean that is not defined;
+    ``margin`` (K,) of the classes.
+    """
     features = without_ignored(features, weights.kept)
 
-    rows, loss = (features, matrix, bias, indices, indptr), loss if margin is None else loss + MARGINS
+    rows, loss = (
+        (features, matrix, bias, indices, indptr),
+        loss if margin is None else loss + MARGINS,
+    )
     values = reduced(*rows, weights, loss, parameter, margin)
     if weights.reduction != "mean":
         return values
     summed = replace(weights, reduction="sum")
-    return defined(values, weights, lambda total: reduced(*rows, summed, loss, parameter, margin) / total)
+    return defined(
+        values, weights, lambda total: reduced(*rows, summed, loss, parameter, margin) / total
+    )
 
 
 def over_heads(
@@ -177,7 +230,9 @@ def over_heads(
     softcap: float | None = None,
     margin: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as ``chosen`` says."""
+    """Cross-entropy of each of the d_1 x ... heads (one in the common case), put together as
+    ``chosen`` says.
+    """
     rows = features.reshape(-1, features.shape[-1])
     shape, (classes, *out) = labels.shape, matrix.shape[:-1]
     heads = math.prod(out)
@@ -186,12 +241,25 @@ def over_heads(
     if heads == 1:
         parts = [(matrix.reshape(classes, -1), None if bias is None else bias.reshape(classes))]
     else:
-        matrices, biases = matrix.reshape(classes, heads, -1), None if bias is None else bias.reshape(classes, heads)
+        matrices, biases = (
+            matrix.reshape(classes, heads, -1),
+            None if bias is None else bias.reshape(classes, heads),
+        )
         parts = [(matrices[:, j], None if biases is None else biases[:, j]) for j in range(heads)]
 
     def of_heads(weights: Weights, smoothing: float) -> list[Tensor]:
         return [
-            _one_head(rows, W, b, labels[:, j], weights.head(j), chosen.class_weight, smoothing, softcap, margin)
+            _one_head(
+                rows,
+                W,
+                b,
+                labels[:, j],
+                weights.head(j),
+                chosen.class_weight,
+                smoothing,
+                softcap,
+                margin,
+            )
             for j, (W, b) in enumerate(parts)
         ]
 
@@ -203,7 +271,9 @@ def over_heads(
         return total
 
     def divided(divisor: Tensor) -> Tensor:
-        """The two parts of a smoothed loss one by one, as torch divides them: infinities of two signs are NaN."""
+        """The two parts of a smoothed loss one by one, as torch divides them: infinities of two
+        signs are NaN.
+        """
         parts = [(1.0 - smoothing, 0.0), (smoothing, 1.0)] if smoothing else [(1.0, 0.0)]
         summed = replace(weights, reduction="sum")
         shares = [share * (torch.stack(of_heads(summed, e)).sum() / divisor) for share, e in parts]
@@ -223,10 +293,14 @@ def _one_head(
     softcap: float | None,
     margin: Tensor | None,
 ) -> Tensor:
-    """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs every class by its own."""
+    """One K x d classifier. Class weights are weights of its rows, but for smoothing, which weighs
+    every class by its own.
+    """
     features = without_ignored(features, weights.kept)
     if margin is not None:
-        return reduced(features, matrix, bias, labels, None, weights, "ce" + MARGINS, smoothing, margin)
+        return reduced(
+            features, matrix, bias, labels, None, weights, "ce" + MARGINS, smoothing, margin
+        )
     if softcap is not None:
         return reduced(features, matrix, bias, labels, None, weights, SOFTCAP, softcap)
     if (class_weight is None and smoothing < 1.0) or smoothing == 0.0:
@@ -241,20 +315,31 @@ def _one_head(
 
 
 def counted(kept: Tensor, values: Tensor) -> Tensor:
-    """The values of rows that count, and 0 for those that are ignored: 0 times infinity is NaN. ``kept`` may be NaN itself."""
+    """The values of rows that count, and 0 for those that are ignored: 0 times infinity is NaN.
+    ``kept`` may be NaN itself.
+    """
     return torch.where(kept == 0, 0.0, values)
 
 
 def without_ignored(features: Tensor, kept: Tensor) -> Tensor:
-    """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy where there is one."""
+    """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy
+    where there is one.
+    """
     if not _unseen(kept) and not bool((kept == 0).any()):
         return features
     return torch.where((kept != 0)[:, None], features, 0.0)
 
 
 def _unseen(x: Tensor) -> bool:
-    """Whether nothing may be read from ``x`` now: in a tracer, a transform, without data, or while a CUDA graph is captured."""
-    return blind() or type(x) is not Tensor or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether nothing may be read from ``x`` now: in a tracer, a transform, without data, or while
+    a CUDA graph is captured.
+    """
+    return (
+        blind()
+        or type(x) is not Tensor
+        or x.is_meta
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def reduced(
@@ -272,7 +357,8 @@ def reduced(
     inputs = (features, matrix, bias, indices, indptr, class_weight)
     if weights.reduction == "none":
         losses: Tensor = row_losses(*inputs, loss, parameter)
-        # An ignored row contributes 0 whatever its features hold, so it must not be multiplied by 0.
+        # An ignored row contributes 0 whatever its features hold, so it must not be multiplied by
+        # 0.
         return torch.where(weights.factor == 0, 0, losses * weights.factor.to(losses.dtype))
     grad = torch.is_grad_enabled()
     need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]
@@ -284,19 +370,25 @@ def reduced(
 
 
 def normalised(factor: Tensor, weights: Weights) -> Tensor:
-    """factor over the sum of all. Where weights that are uneven sum to 0, rows that count are NaN."""
+    """factor over the sum of all. Where weights that are uneven sum to 0, rows that count are
+    NaN.
+    """
     if weights.reduction != "mean":
         return factor
     total = weights.total.sum()
     shares = factor / torch.where(total == 0, 1, total)
-    return torch.where((total == 0) & (weights.kept != 0), math.nan, shares) if weights.uneven else shares
+    return (
+        torch.where((total == 0) & (weights.kept != 0), math.nan, shares)
+        if weights.uneven
+        else shares
+    )
 
 
 def defined(mean: Tensor, weights: Weights, divided: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean, NaN where its divisor is zero. Over no rows the gradients stay zero, as in torch.
 
-    With weights that sum to 0 the gradients are NaN, by their row weights, and torch's value is the sum over 0,
-    ``divided(0)``: infinite where weights have both signs.
+    With weights that sum to 0 the gradients are NaN, by their row weights, and torch's value is the
+    sum over 0, ``divided(0)``: infinite where weights have both signs.
     """
     total = weights.total.sum()
     hidden = total.is_cuda or _unseen(total) or forward_mode()  # a look would wait for the device
@@ -308,9 +400,16 @@ def defined(mean: Tensor, weights: Weights, divided: Callable[[Tensor], Tensor])
 
 
 def of_probabilities(
-    features: Tensor, matrix: Tensor, bias: Tensor | None, target: Tensor, chosen: Reduction, smoothing: float
+    features: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    chosen: Reduction,
+    smoothing: float,
 ) -> Tensor:
-    """Dense: class probabilities are as large as the logits. 'mean' is over rows, or over the sample weights."""
+    """Dense: class probabilities are as large as the logits. 'mean' is over rows, or over the
+    sample weights.
+    """
     classes, *out = matrix.shape[:-1]
     shape = (*features.shape[:-1], classes, *out)
     if tuple(target.shape) != shape:
@@ -319,7 +418,9 @@ def of_probabilities(
             f"{tuple(target.shape)}; class indices must be integers"
         )
     flat = None if bias is None else bias.reshape(-1)
-    logits = torch.nn.functional.linear(features, matrix.reshape(-1, matrix.shape[-1]), flat).reshape(shape)
+    logits = torch.nn.functional.linear(
+        features, matrix.reshape(-1, matrix.shape[-1]), flat
+    ).reshape(shape)
     dtype = compute_dtype(logits.dtype)
     class_weight = None if chosen.class_weight is None else chosen.class_weight.to(dtype)
     plain = chosen.sample_weight is None and chosen.divisor is None
@@ -336,4 +437,8 @@ def of_probabilities(
     weighted = counted(weights.kept, losses * weights.kept.to(dtype))
     if weights.reduction == "none":
         return weighted
-    return weighted.sum() / weights.kept.sum().to(dtype) if weights.reduction == "mean" else weighted.sum()
+    return (
+        weighted.sum() / weights.kept.sum().to(dtype)
+        if weights.reduction == "mean"
+        else weighted.sum()
+    )

@@ -1,9 +1,11 @@
-"""The cross-entropy of labels with what one sweep tells of every row beside it, as an operator of torch.
+"""The cross-entropy of labels with what one sweep tells of every row beside it, as an operator of
+torch.
 
     head_details    (value, its gradients, -log p_y, entropy, largest class, rank of the target)
     head_entropy    gradient of  sum_r row_weight_r l_r + entropy_weight_r entropy_r,  the backward of the third and fourth
 
-They run by ``TiledBackend`` on every device: the kernels' tables know no entropy and no largest class.
+They run by ``TiledBackend`` on every device: the kernels' tables know no entropy and no largest
+class.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ from ufm_fast.functional.registration import differentiable, hooks_are_set, keep
 _SECOND = "second derivatives of the entropy are not available; take them of the dense expression"
 
 
-@operator(f"({HEAD}, Tensor row_weight, bool[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+@operator(
+    f"({HEAD}, Tensor row_weight, bool[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+    f"Tensor, Tensor, Tensor)"
+)
 def head_details(
     features: Tensor,
     weight: Tensor,
@@ -47,12 +52,23 @@ def head_details(
     row_weight: Tensor,
     need: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """(sum_r row_weight_r l_r, its gradients, l, entropy) in the dtype of sums, (argmax, rank) int64."""
+    """(sum_r row_weight_r l_r, its gradients, l, entropy) in the dtype of sums, (argmax, rank)
+    int64.
+    """
     _, x = head_input(features, weight, bias, indices, indptr, None, row_weight, "ce", 0.0)
     buffers = zeros_for((features, weight, bias), need, torch.empty)
-    value, rows = head_with_details(TILED.softmax, x, Gradients(buffers[0], buffers[1], buffers[2], fresh=True))
+    value, rows = head_with_details(
+        TILED.softmax, x, Gradients(buffers[0], buffers[1], buffers[2], fresh=True)
+    )
     dtype = compute_dtype(weight.dtype)
-    return (value.to(dtype), *filled(buffers, weight), rows.log_loss.to(dtype), rows.entropy.to(dtype), rows.argmax, rows.rank)
+    return (
+        value.to(dtype),
+        *filled(buffers, weight),
+        rows.log_loss.to(dtype),
+        rows.entropy.to(dtype),
+        rows.argmax,
+        rows.rank,
+    )
 
 
 def _head_details_shapes(
@@ -61,13 +77,20 @@ def _head_details_shapes(
     dtype, number = compute_dtype(weight.dtype), features.shape[0]
     floats = [weight.new_empty(number, dtype=dtype) for _ in range(2)]
     whole = [indices.new_empty(number, dtype=torch.int64) for _ in range(2)]
-    return (weight.new_empty((), dtype=dtype), *fake_gradients(features, weight, bias, *others), *floats, *whole)
+    return (
+        weight.new_empty((), dtype=dtype),
+        *fake_gradients(features, weight, bias, *others),
+        *floats,
+        *whole,
+    )
 
 
 head_details.register_fake(_head_details_shapes)
 
 
-@operator(f"({HEAD}, Tensor row_weight, Tensor entropy_weight, bool[] need) -> (Tensor, Tensor, Tensor)")
+@operator(
+    f"({HEAD}, Tensor row_weight, Tensor entropy_weight, bool[] need) -> (Tensor, Tensor, Tensor)"
+)
 def head_entropy(
     features: Tensor,
     weight: Tensor,
@@ -82,7 +105,9 @@ def head_entropy(
     """The gradient of the weighted sum of row losses and entropies, for the parts in ``need``."""
     _, x = head_input(features, weight, bias, indices, indptr, None, row_weight, "ce", 0.0)
     buffers = zeros_for((features, weight, bias), need)
-    add_row_gradients(TILED.softmax, x, entropy_weight, Gradients(buffers[0], buffers[1], buffers[2]))
+    add_row_gradients(
+        TILED.softmax, x, entropy_weight, Gradients(buffers[0], buffers[1], buffers[2])
+    )
     return filled(buffers, weight)
 
 
@@ -91,7 +116,9 @@ def _refused(*_: Any) -> Any:
 
 
 head_entropy.register_fake(fake_gradients)
-entropy_gradients = differentiable(head_entropy, lambda ctx, inputs, output: None, _refused, _refused)
+entropy_gradients = differentiable(
+    head_entropy, lambda ctx, inputs, output: None, _refused, _refused
+)
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -120,7 +147,9 @@ def _tangents(ctx: Any, saved: list[Any], *moves: Tensor | None) -> tuple[Tensor
     """Of the value, its gradients and l."""
     first = head_tangents(ctx, saved, *moves)
     along = in_sums(moves[:3])
-    slopes = row_slopes(*saved[:6], *along, "ce", 0.0) if any(v is not None for v in along) else None
+    slopes = (
+        row_slopes(*saved[:6], *along, "ce", 0.0) if any(v is not None for v in along) else None
+    )
     return (*first, slopes, None, None, None)
 
 

@@ -1,10 +1,11 @@
-"""A head without the rows that weigh nothing: 0 times NaN is NaN, so a backend must not see what they hold.
+"""A head without the rows that weigh nothing: 0 times NaN is NaN, so a backend must not see what
+they hold.
 
 Decisions
 
-2026-11-25. Ignored rows may hold anything (padding of a batch often does), in values, first and second derivatives.
-Their features are replaced by zeros where labels are read, in a copy that is made only if a row is ignored; inside a
-compiled or captured graph, which can't ask, always.
+2026-11-25. Ignored rows may hold anything (padding of a batch often does), in values, first and
+second derivatives. Their features are replaced by zeros where labels are read, in a copy that is
+made only if a row is ignored; inside a compiled or captured graph, which can't ask, always.
 """
 
 from __future__ import annotations
@@ -36,13 +37,22 @@ def rows_of(x: HeadInput, rows: Tensor) -> HeadInput:
         sizes = targets.sizes()[rows]
         pointer = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         shift = torch.repeat_interleave(targets.indptr[:-1][rows] - pointer[:-1], sizes)
-        chosen = Targets(targets.indices[torch.arange(shift.numel(), device=shift.device) + shift], pointer)
+        chosen = Targets(
+            targets.indices[torch.arange(shift.numel(), device=shift.device) + shift], pointer
+        )
     margin = None if x.margin is None else x.margin[rows]
     return HeadInput(x.loss, x.features[rows], x.weight, x.bias, chosen, x.row_weight[rows], margin)
 
 
-def over_rows(rows: Tensor | None, x: HeadInput, out: Gradients, run: Callable[[HeadInput, Gradients], _Result]) -> _Result:
-    """``run`` on these rows (None: all), adding or, if ``out`` is fresh, writing; the others get no sum: 0 times NaN is NaN."""
+def over_rows(
+    rows: Tensor | None,
+    x: HeadInput,
+    out: Gradients,
+    run: Callable[[HeadInput, Gradients], _Result],
+) -> _Result:
+    """``run`` on these rows (None: all), adding or, if ``out`` is fresh, writing; the others get no
+    sum: 0 times NaN is NaN.
+    """
     if rows is None:
         return run(x, out)
     features, block = out.features, None

@@ -1,12 +1,14 @@
-"""The certificate of a grouped softmax problem: a lower bound on its minimum from G x G numbers, exact at any K.
+"""The certificate of a grouped softmax problem: a lower bound on its minimum from G x G numbers,
+exact at any K.
 
-With g = p - t the gradient of a sample's loss in its logits, the scaled gradient of the whole problem has the singular values
+With g = p - t the gradient of a sample's loss in its logits, the scaled gradient of the whole
+problem has the singular values
 
     sqrt(n_g)/N |g_target - g_own|, K_g - 1 times each,  and those of  R_gh = sqrt(n_g K_g / K_h)/N (g's total over group h),
 
-and with theta times the largest at most mu, no (W, H, b) goes below sum_g w_g Entropy(t + theta g), less what a penalised
-bias costs; a free bias needs sum_g w_g g = 0, which a flow between groups restores exactly. (`theory.certificate`, for
-which this is the case of equal rows; our derivation.)
+and with theta times the largest at most mu, no (W, H, b) goes below sum_g w_g Entropy(t + theta g),
+less what a penalised bias costs; a free bias needs sum_g w_g g = 0, which a flow between groups
+restores exactly. (`theory.certificate`, for which this is the case of equal rows; our derivation.)
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Dual:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """A row for each group of samples: the total over its own group's others (G,) and over each other group (G x G)."""
+    """A row for each group of samples: the total over its own group's others (G,) and over each
+    other group (G x G).
+    """
 
     own: Array
     others: Array
@@ -69,7 +73,9 @@ def _norm(term: SoftmaxTerm, gradient: Array, own: Array, total: Array) -> float
     np.fill_diagonal(matrix, total)
     matrix *= np.sqrt(np.outer(term.counts * term.sizes, 1 / term.sizes)) / term.samples
     others = np.maximum(term.sizes - 1, 1)
-    within = np.where(term.sizes > 1, term.roots / term.samples * np.abs(total - own - own / others), 0.0)
+    within = np.where(
+        term.sizes > 1, term.roots / term.samples * np.abs(total - own - own / others), 0.0
+    )
     norm = max(float(np.linalg.norm(matrix, 2)), float(within.max()))
     return norm * (1 + 8 * math.sqrt(len(matrix)) * _EPS)
 
@@ -88,7 +94,8 @@ def _entropy(sizes: Array, others: Array, own: Array) -> Array:
 def _balanced(
     term: SoftmaxTerm, p: Probabilities, gradient: Array, own: Array, total: Array, surplus: Array
 ) -> tuple[Array, Array, Array] | None:
-    """Rows whose weighted sum vanishes: from groups with too much mass to those with too little. None if that is impossible.
+    """Rows whose weighted sum vanishes: from groups with too much mass to those with too little.
+    None if that is impossible.
 
     A group with samples gives its surplus up at its targets, an empty one in every row alike.
     """

@@ -1,9 +1,11 @@
-"""The metrics of `ufm_fast.metrics`, and two distances to SELI, of a grouped minimum: exact at any K, from G x G matrices.
+"""The metrics of `ufm_fast.metrics`, and two distances to SELI, of a grouped minimum: exact at any
+K, from G x G matrices.
 
-A K x d matrix whose rows are alike within groups is, on zero-sum vectors of group g, `within[g]` times an isometry, and
-on the groups' unit vectors the G x r matrix `shared`. Products, Gram matrices and the simplex are such block pairs
-themselves, and a Frobenius norm is sum_g (K_g - 1) within_g^2 + |shared|^2, so that distances are formed from differences
-and keep their digits at collapse.
+A K x d matrix whose rows are alike within groups is, on zero-sum vectors of group g, `within[g]`
+times an isometry, and on the groups' unit vectors the G x r matrix `shared`. Products, Gram
+matrices and the simplex are such block pairs themselves, and a Frobenius norm is sum_g (K_g - 1)
+within_g^2 + |shared|^2, so that distances are formed from differences and keep their digits at
+collapse.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from ufm_fast.theory.frames import scales
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A matrix over classes on the left: `within` (G,) on zero-sum vectors, `shared` (G, r) on the groups' unit vectors."""
+    """A matrix over classes on the left: `within` (G,) on zero-sum vectors, `shared` (G, r) on the
+    groups' unit vectors.
+    """
 
     sizes: Array
     within: Array
@@ -51,7 +55,9 @@ class Blocks:
         return Blocks(self.sizes, self.within * factor, self.shared * factor)
 
     def about(self, weights: Array) -> Blocks:
-        """The rows less their weighted mean; weights (G,): of each class, summing to one over all classes."""
+        """The rows less their weighted mean; weights (G,): of each class, summing to one over all
+        classes.
+        """
         roots = np.sqrt(self.sizes)
         return replace(self, shared=self.shared - np.outer(roots, (weights * roots) @ self.shared))
 
@@ -62,13 +68,19 @@ class Blocks:
     @cached_property
     def norms(self) -> Array:
         """(G,): length of a row of each group."""
-        norms: Array = np.sqrt((self.within**2 * (self.sizes - 1) + (self.shared**2).sum(1)) / self.sizes)
+        norms: Array = np.sqrt(
+            (self.within**2 * (self.sizes - 1) + (self.shared**2).sum(1)) / self.sizes
+        )
         return norms
 
     @cached_property
     def cosines(self) -> Array:
-        """(G, G): cosine of two rows of different classes; nan for zero rows, and on the diagonal for groups of one class."""
-        inner = self.shared @ self.shared.T / np.sqrt(np.outer(self.sizes, self.sizes)) - np.diag(self.within**2 / self.sizes)
+        """(G, G): cosine of two rows of different classes; nan for zero rows, and on the diagonal
+        for groups of one class.
+        """
+        inner = self.shared @ self.shared.T / np.sqrt(np.outer(self.sizes, self.sizes)) - np.diag(
+            self.within**2 / self.sizes
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             cosines: Array = inner / np.outer(self.norms, self.norms)
         alone = self.sizes == 1
@@ -78,7 +90,9 @@ class Blocks:
     @cached_property
     def pairs(self) -> Array:
         """(G, G): share of the ordered pairs of different classes; they sum to one."""
-        shares: Array = (np.outer(self.sizes, self.sizes) - np.diag(self.sizes)) / (self.count * (self.count - 1))
+        shares: Array = (np.outer(self.sizes, self.sizes) - np.diag(self.sizes)) / (
+            self.count * (self.count - 1)
+        )
         return shares
 
     def over_pairs(self, values: Array) -> float:
@@ -89,14 +103,20 @@ class Blocks:
     def spectrum(self) -> tuple[Array, Array]:
         """(singular values, how many times each)."""
         shared = np.linalg.svd(self.shared, compute_uv=False)
-        return np.concatenate([np.abs(self.within), shared]), np.concatenate([self.sizes - 1, np.ones_like(shared)])
+        return np.concatenate([np.abs(self.within), shared]), np.concatenate(
+            [self.sizes - 1, np.ones_like(shared)]
+        )
 
 
 def _simplex(sizes: Array) -> Blocks:
     """E = (I - 1 1'/K)/sqrt(K - 1)."""
     classes, roots = float(sizes.sum()), np.sqrt(sizes)
     scale = 1 / math.sqrt(classes - 1)
-    return Blocks(sizes, np.full(len(sizes), scale), scale * (np.eye(len(sizes)) - np.outer(roots, roots) / classes))
+    return Blocks(
+        sizes,
+        np.full(len(sizes), scale),
+        scale * (np.eye(len(sizes)) - np.outer(roots, roots) / classes),
+    )
 
 
 def _frame(sizes: Array) -> Blocks:
@@ -111,7 +131,9 @@ def _distance(product: Blocks, target: Blocks) -> float:
 
 
 class Geometry:
-    """Classifier rows and class means of a grouped minimum. Groups without samples have no means."""
+    """Classifier rows and class means of a grouped minimum. Groups without samples have no
+    means.
+    """
 
     def __init__(self, minimum: GroupMinimum) -> None:
         self.minimum = minimum
@@ -120,13 +142,19 @@ class Geometry:
         strength = np.sqrt(minimum.sigma[kept])
         within = np.sqrt(roots * minimum.gaps)
         to_classifier, to_features = scales(minimum.lambda_w, minimum.lambda_h)
-        self.classifier = Blocks(groups.sizes, to_classifier * within, to_classifier * minimum.right[:, kept] * strength)
+        self.classifier = Blocks(
+            groups.sizes, to_classifier * within, to_classifier * minimum.right[:, kept] * strength
+        )
         self.present = present = groups.counts > 0
         per_root = to_features / roots[present]
         self.means = Blocks(
-            groups.sizes[present], per_root * within[present], per_root[:, None] * (minimum.left[:, kept] * strength)[present]
+            groups.sizes[present],
+            per_root * within[present],
+            per_root[:, None] * (minimum.left[:, kept] * strength)[present],
         )
-        self.share = groups.counts[present] / groups.samples  # of the samples, a class of each group
+        self.share = (
+            groups.counts[present] / groups.samples
+        )  # of the samples, a class of each group
 
     @cached_property
     def head(self) -> Blocks:
@@ -167,7 +195,8 @@ class Geometry:
 
     @cached_property
     def nc4(self) -> float:
-        """Share of the samples that classifier and nearest mean give to the same class: the target's logit is the largest.
+        """Share of the samples that classifier and nearest mean give to the same class: the
+        target's logit is the largest.
 
         nan where all class means coincide, so that none is the nearest.
         """
@@ -179,7 +208,8 @@ class Geometry:
 
     @cached_property
     def seli(self) -> tuple[float, float]:
-        """Distances |A A'/|A A'| - L/|L|| to the limit of no penalty, of classifier rows and of class means times sqrt(n_k).
+        """Distances |A A'/|A A'| - L/|L|| to the limit of no penalty, of classifier rows and of
+        class means times sqrt(n_k).
 
         L = (X X')^(1/2) and (X' X)^(1/2), X = (I - 1 1'/K) diag(sqrt n). Setting: arXiv 2208.05512.
         """
@@ -200,7 +230,11 @@ class Geometry:
 
 def _norm_variation(rows: Blocks) -> float:
     mean = float(rows.sizes @ rows.norms) / rows.count
-    return math.sqrt(float(rows.sizes @ (rows.norms - mean) ** 2) / (rows.count - 1)) / mean if mean > 0 else math.nan
+    return (
+        math.sqrt(float(rows.sizes @ (rows.norms - mean) ** 2) / (rows.count - 1)) / mean
+        if mean > 0
+        else math.nan
+    )
 
 
 def _effective_rank(rows: Blocks) -> float:
@@ -244,7 +278,11 @@ def _within_spread(rows: Blocks) -> float:
 
 def _cdnv(geometry: Geometry) -> float:
     minimum = geometry.minimum
-    return math.nan if bool((minimum.collapsed & geometry.present).any()) else _within_spread(geometry.centred_means)
+    return (
+        math.nan
+        if bool((minimum.collapsed & geometry.present).any())
+        else _within_spread(geometry.centred_means)
+    )
 
 
 def _nc2(rows: Blocks, target: Callable[[Array], Blocks] = _simplex) -> float:
@@ -288,7 +326,8 @@ def _of_means(measure: Callable[[Blocks], float]) -> Callable[[Geometry], float]
     return lambda geometry: measure(geometry.centred_means)
 
 
-#: A row for each metric of `ufm_fast.metrics.METRICS`, by the same name, and the two distances to SELI.
+#: A row for each metric of `ufm_fast.metrics.METRICS`, by the same name, and the two distances to
+#: SELI.
 GROUP_METRICS: dict[str, Callable[[Geometry], float]] = {
     "nc1_pinv": lambda g: _within_spread(g.sample_centred_means),
     "nc1_trace": lambda g: _within_spread(g.centred_means),
@@ -306,7 +345,9 @@ GROUP_METRICS: dict[str, Callable[[Geometry], float]] = {
     "nc3_papyan": lambda g: _self_duality(g.head, g.centred_means),
     "self_duality_gap": lambda g: g.duality[0],
     "self_duality_cosine": lambda g: 1 - g.duality[0],
-    "self_duality_gap_uncentred": lambda g: float(g.head.sizes @ _angles(g.head, g.means)) / g.head.count,
+    "self_duality_gap_uncentred": lambda g: (
+        float(g.head.sizes @ _angles(g.head, g.means)) / g.head.count
+    ),
     "self_duality_variance": lambda g: g.duality[1],
     "nc_bias": lambda g: g.nc_bias,
     **{f"{name}_classifier": _of_classifier(measure) for name, measure in _OF_ROWS.items()},
@@ -321,10 +362,12 @@ GROUP_METRICS: dict[str, Callable[[Geometry], float]] = {
 
 
 def group_metrics(minimum: GroupMinimum) -> dict[str, float]:
-    """Every metric of a grouped minimum: those of `ufm_fast.metrics.collect` at its lifted point, without lifting it.
+    """Every metric of a grouped minimum: those of `ufm_fast.metrics.collect` at its lifted point,
+    without lifting it.
 
-    Pairwise ones are exact at any K. With fewer than two classes with samples, those of the classifier alone. nan means
-    undefined, as there; metrics whose names begin with ``seli`` are the distances to the limit of no penalty.
+    Pairwise ones are exact at any K. With fewer than two classes with samples, those of the
+    classifier alone. nan means undefined, as there; metrics whose names begin with ``seli`` are the
+    distances to the limit of no penalty.
     """
     geometry = Geometry(minimum)
     alone = geometry.means.count < 2

@@ -22,17 +22,27 @@ def outcome(minimum: GroupMinimum) -> tuple[Outcome, str]:
     """How the solve ended, and what is to be said of it."""
     if minimum.converged:
         return Outcome.CONVERGED, f"minimiser of rank {minimum.rank}"
-    return Outcome.STALLED, f"minimiser of rank {minimum.rank}; rounding leaves a gap of {minimum.certificate.relative_gap:.1e}"
+    return (
+        Outcome.STALLED,
+        f"minimiser of rank {minimum.rank}; rounding leaves a gap of "
+        f"{minimum.certificate.relative_gap:.1e}",
+    )
 
 
-def lifted_solution(problem: Problem, minimum: GroupMinimum, *, certificate: bool, metrics: bool) -> Solution:
-    """The Solution with the point in the problem's dim. Errors: InputError where W and H do not fit the free memory."""
+def lifted_solution(
+    problem: Problem, minimum: GroupMinimum, *, certificate: bool, metrics: bool
+) -> Solution:
+    """The Solution with the point in the problem's dim. Errors: InputError where W and H do not fit
+    the free memory.
+    """
     needed = 3 * 8 * (2 * problem.num_classes) * problem.dim  # both factors, and their making
     free = available_bytes(torch.device("cpu"))
     if needed > free:
         raise InputError(
-            f"W and H of {problem.num_classes} x {problem.dim} do not fit ({needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB "
-            "free): ufm_fast.groups.group_minimum, or ufm-fast solve, gives the minimum without them"
+            f"W and H of {problem.num_classes} x {problem.dim} do not fit ({needed / 1e9:.3g} GB "
+            f"needed, {free / 1e9:.3g} GB "
+            "free): ufm_fast.groups.group_minimum, or ufm-fast solve, gives the minimum without "
+            "them"
         )
     W, means, b = minimum.lifted(problem.dim)
     point = Point(W, means[problem.counts > 0], b).to(device=problem.device)

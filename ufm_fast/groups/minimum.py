@@ -1,15 +1,18 @@
-"""The minimum of the unconstrained features model over grouped classes, exact at any number of classes.
+"""The minimum of the unconstrained features model over grouped classes, exact at any number of
+classes.
 
-Classes of equal count are interchangeable, the loss is convex in the logits, and mu |Z diag(sqrt n)|_* is what the
-penalties cost; averaging a minimiser over permutations within groups raises neither. So where d holds it there is a
-minimiser whose logits are the gap a_g of a target to the other classes of its group, and the mean logit x_gh of each group
-of classes, G + G^2 numbers in all. With w_g = n_g K_g / N and T_gh = sqrt(n_g K_g K_h) x_gh it minimises
+Classes of equal count are interchangeable, the loss is convex in the logits, and mu |Z diag(sqrt
+n)|_* is what the penalties cost; averaging a minimiser over permutations within groups raises
+neither. So where d holds it there is a minimiser whose logits are the gap a_g of a target to the
+other classes of its group, and the mean logit x_gh of each group of classes, G + G^2 numbers in
+all. With w_g = n_g K_g / N and T_gh = sqrt(n_g K_g K_h) x_gh it minimises
 
     sum_g w_g loss_g + mu { sum_g (K_g - 1) sqrt(n_g) a_g + |T|_* } + lambda_b/2 sum_g K_g b_g^2.
 
-W and H follow from the singular values: sqrt(n_g) a_g on zero-sum vectors of group g, (K_g - 1) times, and those of T on
-vectors that are constant on groups. The squared error's are a soft-thresholding (`theory.squared_error`). Focal and
-pick-all losses are refused: the former is not convex, the latter's rows are sets of classes. Our derivation.
+W and H follow from the singular values: sqrt(n_g) a_g on zero-sum vectors of group g, (K_g - 1)
+times, and those of T on vectors that are constant on groups. The squared error's are a
+soft-thresholding (`theory.squared_error`). Focal and pick-all losses are refused: the former is not
+convex, the latter's rows are sets of classes. Our derivation.
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ from ufm_fast.groups.path import GroupPath, Reduced
 from ufm_fast.groups.softmax import SoftmaxTerm
 from ufm_fast.groups.squares import reduced_squares
 from ufm_fast.losses import CrossEntropy, Loss, SquaredError, registered_name
-from ufm_fast.theory.arguments import NO_BIAS, check_bias_penalty, check_integer, check_positive, nuclear_coefficient
+from ufm_fast.theory.arguments import (
+    NO_BIAS,
+    check_bias_penalty,
+    check_integer,
+    check_positive,
+    nuclear_coefficient,
+)
 from ufm_fast.theory.certificates.base import Certificate, Proof, judge
 from ufm_fast.theory.frames import GroupedLogits, Parameters, scales, simplex_frame
 
@@ -38,18 +47,21 @@ from ufm_fast.theory.frames import GroupedLogits, Parameters, scales, simplex_fr
 GROUPABLE = ("ce", "mse")
 _REFUSED = {
     "pick-all": "its rows are sets of classes, not classes of equal count",
-    "focal": "it is not convex in the logits, so the average over classes of equal count may lie above the minimum",
+    "focal": "it is not convex in the logits, so the average over classes of equal count may lie "
+    "above the minimum",
 }
 TOLERANCE = 1e-10  # the relative gap that a solve aims at
 
 
 @dataclass(frozen=True, eq=False)
 class GroupMinimum:
-    """A minimiser in the numbers of its groups; arrays (G,) or (G, G) are in ascending order of count.
+    """A minimiser in the numbers of its groups; arrays (G,) or (G, G) are in ascending order of
+    count.
 
-    ``gaps``: a_g, by how much a target's logit stands above the other classes of its group; 0: the group has collapsed to
-    a point. ``left``, ``sigma``, ``right``: T = left diag(sigma) right', rows for the samples' groups and columns for the
-    outputs'. ``bias``: one number a group, or None. ``certificate``: exact. ``seconds``, ``steps``: what the solve took.
+    ``gaps``: a_g, by how much a target's logit stands above the other classes of its group; 0: the
+    group has collapsed to a point. ``left``, ``sigma``, ``right``: T = left diag(sigma) right',
+    rows for the samples' groups and columns for the outputs'. ``bias``: one number a group, or
+    None. ``certificate``: exact. ``seconds``, ``steps``: what the solve took.
     """
 
     groups: ClassGroups
@@ -76,8 +88,12 @@ class GroupMinimum:
 
     @property
     def thresholds(self) -> Array:
-        """(G,): the mu from which on each group of at least two classes collapses, (1 - smoothing) sqrt(n_g)/N."""
-        thresholds: Array = (1 - self.loss.smoothing) * np.sqrt(self.groups.counts) / self.groups.samples
+        """(G,): the mu from which on each group of at least two classes collapses, (1 - smoothing)
+        sqrt(n_g)/N.
+        """
+        thresholds: Array = (
+            (1 - self.loss.smoothing) * np.sqrt(self.groups.counts) / self.groups.samples
+        )
         return thresholds
 
     @property
@@ -88,7 +104,9 @@ class GroupMinimum:
 
     @cached_property
     def means(self) -> Array:
-        """(G, G): mean logit of each group of classes for samples of each group, without the bias; 0 for empty groups."""
+        """(G, G): mean logit of each group of classes for samples of each group, without the bias;
+        0 for empty groups.
+        """
         counts, sizes = self.groups.counts, self.groups.sizes
         units = np.sqrt(np.outer(counts * sizes, sizes))
         T = (self.left * self.sigma) @ self.right.T
@@ -103,9 +121,13 @@ class GroupMinimum:
 
     @property
     def logits(self) -> Array:
-        """(G, G): logit of another class of each group (columns), bias included; nan on the diagonal of groups of one."""
+        """(G, G): logit of another class of each group (columns), bias included; nan on the
+        diagonal of groups of one.
+        """
         scores: Array = self._scores.copy()
-        own = np.where(self.groups.sizes > 1, scores.diagonal() - self.gaps / self.groups.sizes, np.nan)
+        own = np.where(
+            self.groups.sizes > 1, scores.diagonal() - self.gaps / self.groups.sizes, np.nan
+        )
         np.fill_diagonal(scores, own)
         return scores
 
@@ -116,7 +138,9 @@ class GroupMinimum:
     @property
     def margins(self) -> Array:
         """(G,): target's logit minus the largest other one; nan for groups without samples."""
-        margins: Array = self.target_logits - np.where(np.isnan(self.logits), -np.inf, self.logits).max(1)
+        margins: Array = self.target_logits - np.where(
+            np.isnan(self.logits), -np.inf, self.logits
+        ).max(1)
         margins[self.groups.counts == 0] = np.nan
         return margins
 
@@ -136,12 +160,17 @@ class GroupMinimum:
         return values
 
     def lifted(self, dim: int) -> Parameters:
-        """(W (K x d), class means (K x d), b (K,) or None), float64: a minimiser of the whole problem, in the classes' order.
+        """(W (K x d), class means (K x d), b (K,) or None), float64: a minimiser of the whole
+        problem, in the classes' order.
 
-        Errors: InputError for a dim below ``rank``; MemoryError of torch where K x d numbers do not fit.
+        Errors: InputError for a dim below ``rank``; MemoryError of torch where K x d numbers do not
+        fit.
         """
         if check_integer("dim", dim, 1) < self.rank:
-            raise InputError(f"dim must be at least {self.rank}, the rank of the minimiser, got {dim}; give a larger dim")
+            raise InputError(
+                f"dim must be at least {self.rank}, the rank of the minimiser, got {dim}; give a "
+                f"larger dim"
+            )
         kept = self.sigma > 0
         logits = GroupedLogits(
             dim=dim,
@@ -157,10 +186,11 @@ class GroupMinimum:
         return logits.point()
 
     def class_vectors(self, classes: Any) -> tuple[Tensor, Tensor]:
-        """Rows of W and class means of the chosen classes, in common coordinates of as few dimensions as they need.
+        """Rows of W and class means of the chosen classes, in common coordinates of as few
+        dimensions as they need.
 
-        Inner products, norms and angles among them are those of every minimiser. Errors: InputError for a number outside
-        [0, K).
+        Inner products, norms and angles among them are those of every minimiser. Errors: InputError
+        for a number outside [0, K).
         """
         group, place = self.groups.locate(classes)
         kept = self.sigma > 0
@@ -169,7 +199,9 @@ class GroupMinimum:
         for g in np.unique(group[self.gaps[group] > 0]):
             members, index = np.unique(place[group == g], return_inverse=True)
             block = np.zeros((len(group), len(members)))
-            block[group == g] = math.sqrt(self._within[g]) * _zero_sum(len(members), self.groups.sizes[g])[index]
+            block[group == g] = (
+                math.sqrt(self._within[g]) * _zero_sum(len(members), self.groups.sizes[g])[index]
+            )
             W, H = np.hstack([W, block]), np.hstack([H, block])
         to_classifier, to_features = scales(self.lambda_w, self.lambda_h)
         roots = np.sqrt(self.groups.counts)[group][:, None]
@@ -199,7 +231,9 @@ class GroupMinimum:
 
 
 def _zero_sum(members: int, size: float) -> Array:
-    """m x m rows with the Gram matrix I - 1 1'/size: m of a group's zero-sum unit vectors, in their own coordinates."""
+    """m x m rows with the Gram matrix I - 1 1'/size: m of a group's zero-sum unit vectors, in their
+    own coordinates.
+    """
     frame: Array = simplex_frame(members, members).numpy().copy()
     frame[:, -1] = math.sqrt(max(1 / members - 1 / size, 0.0))
     return frame
@@ -211,7 +245,9 @@ def check_groupable(loss: Loss) -> None:
     if name in GROUPABLE:
         return
     reason = _REFUSED.get(name, "it is known to be exact for " + " and ".join(GROUPABLE) + " alone")
-    raise InputError(f"reduce groups does not serve the loss {loss.name}: {reason}; use reduce classes")
+    raise InputError(
+        f"reduce groups does not serve the loss {loss.name}: {reason}; use reduce classes"
+    )
 
 
 def group_minimum(
@@ -223,28 +259,41 @@ def group_minimum(
     lambda_b: float = NO_BIAS,
     tol: float = TOLERANCE,
 ) -> GroupMinimum:
-    """The minimum over all W, H and b of any dimension that holds it, to a certified relative gap of ``tol`` or of rounding.
+    """The minimum over all W, H and b of any dimension that holds it, to a certified relative gap
+    of ``tol`` or of rounding.
 
-    ``loss``: CrossEntropy (with its smoothing; the default) or SquaredError. ``lambda_b``: 0 is a free bias, math.inf
-    none. Time O(G^3), memory O(G^2), whatever K. Errors: InputError for other losses, penalties that are not positive, or
-    a free bias of cross-entropy without smoothing where a class is empty.
+    ``loss``: CrossEntropy (with its smoothing; the default) or SquaredError. ``lambda_b``: 0 is a
+    free bias, math.inf none. Time O(G^3), memory O(G^2), whatever K. Errors: InputError for other
+    losses, penalties that are not positive, or a free bias of cross-entropy without smoothing where
+    a class is empty.
     """
     began = time.perf_counter()
     loss = CrossEntropy() if loss is None else loss
     check_groupable(loss)
-    mu = nuclear_coefficient(check_positive("lambda_w", lambda_w), check_positive("lambda_h", lambda_h))
+    mu = nuclear_coefficient(
+        check_positive("lambda_w", lambda_w), check_positive("lambda_h", lambda_h)
+    )
     check_bias_penalty(lambda_b)
     if isinstance(loss, SquaredError):
         found = reduced_squares(groups, mu, lambda_b)
     else:
         if lambda_b == 0 and not loss.smoothing and groups.counts[0] == 0:
-            raise InputError("a free bias has no minimiser when a class is empty; give lambda_b > 0 or drop the class")
+            raise InputError(
+                "a free bias has no minimiser when a class is empty; give lambda_b > 0 or drop "
+                "the class"
+            )
         found = GroupPath(SoftmaxTerm(groups, mu, loss.smoothing, lambda_b)).minimise(tol)
-    return _with_certificate(groups, loss, (lambda_w, lambda_h, lambda_b), found, time.perf_counter() - began)
+    return _with_certificate(
+        groups, loss, (lambda_w, lambda_h, lambda_b), found, time.perf_counter() - began
+    )
 
 
 def _with_certificate(
-    groups: ClassGroups, loss: Loss, penalties: tuple[float, float, float], found: Reduced, seconds: float
+    groups: ClassGroups,
+    loss: Loss,
+    penalties: tuple[float, float, float],
+    found: Reduced,
+    seconds: float,
 ) -> GroupMinimum:
     bias = found.bias if math.isfinite(penalties[2]) else None
     certificate = judge(found.value, Proof(found.bound, found.spectral_ratio))

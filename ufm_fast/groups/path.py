@@ -1,19 +1,21 @@
-"""The softmax group problem solved to a certified gap: Newton's method along a path of smoothed nuclear norms.
+"""The softmax group problem solved to a certified gap: Newton's method along a path of smoothed
+nuclear norms.
 
-The logits enter the penalty through the gaps, (K_g - 1) sqrt(n_g) a_g, and the G x G matrix T_gh = x_gh sqrt(n_g K_g K_h)
-of the groups' mean logits, |T|_*. Convex, but with a kink where T loses rank, which it does with every group that
-collapses. So minimise
+The logits enter the penalty through the gaps, (K_g - 1) sqrt(n_g) a_g, and the G x G matrix T_gh =
+x_gh sqrt(n_g K_g K_h) of the groups' mean logits, |T|_*. Convex, but with a kink where T loses
+rank, which it does with every group that collapses. So minimise
 
     F + sum_g (K_g - 1) sqrt(n_g) a_g + sum_i sqrt(sigma_i(T)^2 + e^2)
 
-while e falls step by step. Its minimiser moves linearly in e near the end (singular values that vanish are proportional to
-e, the others move by e^2), so each fall is predicted by the tangent of the path, in the same linear system as the Newton
-step.
+while e falls step by step. Its minimiser moves linearly in e near the end (singular values that
+vanish are proportional to e, the others move by e^2), so each fall is predicted by the tangent of
+the path, in the same linear system as the Newton step.
 
-The system (D + S) dT = r has D, the data's curvature, nearly diagonal in the entries of T, and S, the penalty's, exactly
-diagonal in pairs (ij, ji) of T's singular bases. S says nothing of the symmetric part there, D says little of the rest,
-and they differ by the factor K: conjugate gradients need S and D's diagonal in those bases (2 x 2 blocks) as the
-preconditioner, with which most steps take a few products. Tried and dropped: L-BFGS on factors of T, which stalls far above
+The system (D + S) dT = r has D, the data's curvature, nearly diagonal in the entries of T, and S,
+the penalty's, exactly diagonal in pairs (ij, ji) of T's singular bases. S says nothing of the
+symmetric part there, D says little of the rest, and they differ by the factor K: conjugate
+gradients need S and D's diagonal in those bases (2 x 2 blocks) as the preconditioner, with which
+most steps take a few products. Tried and dropped: L-BFGS on factors of T, which stalls far above
 the gap that is wanted.
 """
 
@@ -32,8 +34,9 @@ from ufm_fast.groups.softmax import LEAST, Curvature, Logits, SoftmaxTerm
 
 
 class Pace(NamedTuple):
-    """How the path is walked. ``fall``: what e is multiplied by; ``near``: a Newton decrement below this part of what the
-    smoothing costs lets e fall; ``forcing``: residual of the linear systems, relative, in the preconditioner's norm.
+    """How the path is walked. ``fall``: what e is multiplied by; ``near``: a Newton decrement below
+    this part of what the smoothing costs lets e fall; ``forcing``: residual of the linear systems,
+    relative, in the preconditioner's norm.
     """
 
     fall: float
@@ -43,19 +46,27 @@ class Pace(NamedTuple):
 
 #: The second where the first has lost the path.
 PACES = (Pace(0.2, 0.03, 1e-2), Pace(0.3, 0.01, 1e-3))
-LARGEST_CHANGE = 4.0  # nats a step may change a logit difference by: beyond, the softmax's curvature says nothing
-LAST_FORCING = 1e-8  # the same in the last steps, whose error is what is left of the certificate's gap
+# Nats a step may change a logit difference by: beyond, the softmax's curvature says nothing.
+LARGEST_CHANGE = 4.0
+LAST_FORCING = (
+    1e-8  # the same in the last steps, whose error is what is left of the certificate's gap
+)
 ROUNDING = 1e-14
 LATE = 1e-4  # what the smoothing costs, relative, from which on the rank is looked for
 ATTEMPTS = 4  # polishings, each from a smaller smoothing, after which rounding is what is left
 POLISHING = 8  # Newton steps of fixed rank at most
 HELD = 1e100  # the curvature of what does not move
-APART = (10.0, 1e4)  # no singular value between these multiples of e: then those below vanish and those above do not
+APART = (
+    10.0,
+    1e4,
+)  # no singular value between these multiples of e: then those below vanish and those above do not
 
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """A solved group problem: gaps a (G,), T = left diag(sigma) right' (G x G), bias (G,), and what was proved of it."""
+    """A solved group problem: gaps a (G,), T = left diag(sigma) right' (G x G), bias (G,), and what
+    was proved of it.
+    """
 
     gaps: Array
     left: Array
@@ -75,13 +86,17 @@ class Reduced:
 
 
 class _Smoothed:
-    """sum_i sqrt(sigma_i^2 + e^2) around T = U diag(sigma) V': slopes, and Hessian in the singular bases."""
+    """sum_i sqrt(sigma_i^2 + e^2) around T = U diag(sigma) V': slopes, and Hessian in the singular
+    bases.
+    """
 
     def __init__(self, sigma: Array, width: float) -> None:
         rho = np.sqrt(sigma**2 + width**2)
         self.slope = sigma / rho
         self.fall = -sigma * width / rho**3  # derivative of the slope in e
-        self.cost = float((sigma * (1 - self.slope)).sum())  # what the smoothing leaves of the duality gap
+        self.cost = float(
+            (sigma * (1 - self.slope)).sum()
+        )  # what the smoothing leaves of the duality gap
         both, cross, product = np.add.outer(sigma, sigma), np.outer(sigma, rho), np.outer(rho, rho)
         cross = cross + cross.T
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -91,10 +106,11 @@ class _Smoothed:
 
 
 class _OfRank:
-    """|T|_* on the matrices of T's rank, the limit of the smoothed one: `slope` is 1, or what the data pull at where T is
-    zero.
+    """|T|_* on the matrices of T's rank, the limit of the smoothed one: `slope` is 1, or what the
+    data pull at where T is zero.
 
-    Pairs of zero singular values are held; a pair of one of each kind moves them at second order, which costs its slope.
+    Pairs of zero singular values are held; a pair of one of each kind moves them at second order,
+    which costs its slope.
     """
 
     def __init__(self, sigma: Array, slope: Array) -> None:
@@ -118,7 +134,9 @@ class _Iterate:
     def __init__(self, term: SoftmaxTerm, at: Logits, matrix: Array, width: float) -> None:
         self.at, self.matrix, self.width = at, matrix, width
         self.p = term.probabilities(at)
-        self.smooth = term.value(at, self.p) + float(np.where(term.apart, (term.sizes - 1) * term.roots, 0.0) @ at.gaps)
+        self.smooth = term.value(at, self.p) + float(
+            np.where(term.apart, (term.sizes - 1) * term.roots, 0.0) @ at.gaps
+        )
 
     def value(self, sigma: Array) -> float:
         return self.smooth + float(np.sqrt(sigma**2 + self.width**2).sum())
@@ -158,7 +176,10 @@ class GroupPath:
             if now.width == previous or cost > LATE * now.value(sigma):
                 continue
             if self._told_apart(sigma, now.width) or cost < 0.1 * tol * now.value(sigma):
-                best, attempts = self._polished(now, steps, tol, best), attempts + (cost < tol * now.value(sigma))
+                best, attempts = (
+                    self._polished(now, steps, tol, best),
+                    attempts + (cost < tol * now.value(sigma)),
+                )
                 if best.converged or attempts == ATTEMPTS:
                     break
         return best or self._polished(now, max_steps, tol, None)
@@ -182,7 +203,9 @@ class GroupPath:
         before = start.value(sigma)
         length = min(1.0, LARGEST_CHANGE / max(step.largest_change(), LEAST))
         for _ in range(40):
-            new = _Iterate(self.term, now.at.stepped(step, length), now.matrix + length * change, width)
+            new = _Iterate(
+                self.term, now.at.stepped(step, length), now.matrix + length * change, width
+            )
             sigma = np.linalg.svd(new.matrix, compute_uv=False).astype(np.float64)
             if new.value(sigma) <= before * (1 + ROUNDING):
                 break
@@ -190,7 +213,9 @@ class GroupPath:
         return new, sigma
 
     def _polished(self, now: _Iterate, steps: int, tol: float, best: Reduced | None) -> Reduced:
-        """Newton's method on the matrices of the rank that shows, and the best of all points with what they prove."""
+        """Newton's method on the matrices of the rank that shows, and the best of all points with
+        what they prove.
+        """
         U, sigma, Vt = np.linalg.svd(now.matrix)
         rank = int((sigma > math.sqrt(APART[0] * APART[1]) * now.width).sum())
         at, matrix = now.at, now.matrix
@@ -213,26 +238,34 @@ class GroupPath:
         return best
 
     def _turned(self, point: _Iterate, U: Array, V: Array, rank: int) -> tuple[Array, Array, Array]:
-        """The bases, turned to the data's singular vectors where T is zero, and the slopes that the data pull at there."""
+        """The bases, turned to the data's singular vectors where T is zero, and the slopes that the
+        data pull at there.
+        """
         pull = -self.term.gradient(point.at, point.p).means * self.units
         X, slope, Yt = np.linalg.svd(U[:, rank:].T @ pull @ V[:, rank:])
         U, V = U.copy(), V.copy()
         U[:, rank:], V[:, rank:] = U[:, rank:] @ X, V[:, rank:] @ Yt.T
         return U, V, np.concatenate([np.ones(rank), slope])
 
-    def _proved(self, point: _Iterate, factors: tuple[Array, Array, Array], steps: int, tol: float) -> Reduced:
+    def _proved(
+        self, point: _Iterate, factors: tuple[Array, Array, Array], steps: int, tol: float
+    ) -> Reduced:
         """The point with its value and what it proves."""
         proof, value = dual(self.term, point.p), self.term.mu * point.value(factors[1])
         data = float(self.term.weights @ point.p.loss)
         converged = value - proof.bound <= tol * value
         gaps = np.maximum(point.at.gaps, 0.0)  # at a group's threshold rounding decides the sign
-        return Reduced(gaps, *factors, point.at.bias, value, data, proof.bound, proof.ratio, steps, converged)
+        return Reduced(
+            gaps, *factors, point.at.bias, value, data, proof.bound, proof.ratio, steps, converged
+        )
 
 
 class _Newton:
     """The linear system of one step, (D + S) M = right, in the singular bases U, V."""
 
-    def __init__(self, path: GroupPath, now: _Iterate, penalty: _Penalty, U: Array, V: Array) -> None:
+    def __init__(
+        self, path: GroupPath, now: _Iterate, penalty: _Penalty, U: Array, V: Array
+    ) -> None:
         term = path.term
         self.units, self.penalty, self.U, self.V = path.units, penalty, U, V
         self.gradient, self.curvature = term.gradient(now.at, now.p), Curvature(term, now.p)
@@ -252,7 +285,9 @@ class _Newton:
 
     def product(self, M: Array) -> Array:
         entries = self.curvature.product(self.U @ M @ self.V.T * self.units) * self.units
-        product: Array = self.penalty.same * M + self.penalty.swapped * M.T + self.U.T @ entries @ self.V
+        product: Array = (
+            self.penalty.same * M + self.penalty.swapped * M.T + self.U.T @ entries @ self.V
+        )
         return product
 
     def precondition(self, M: Array) -> Array:
@@ -261,14 +296,24 @@ class _Newton:
 
     def solve(self, forcing: float) -> tuple[Array, Logits]:
         """The change of T and the step of the point."""
-        change = self.U @ conjugate_gradients(self.product, self.precondition, self.right, forcing) @ self.V.T
+        change = (
+            self.U
+            @ conjugate_gradients(self.product, self.precondition, self.right, forcing)
+            @ self.V.T
+        )
         return change, self.curvature.step(change * self.units, self.bias, self.gap_slope)
 
 
 def conjugate_gradients(
-    product: Callable[[Array], Array], precondition: Callable[[Array], Array], right: Array, forcing: float, most: int = 200
+    product: Callable[[Array], Array],
+    precondition: Callable[[Array], Array],
+    right: Array,
+    forcing: float,
+    most: int = 200,
 ) -> Array:
-    """x with product(x) = right, to a residual of `forcing` relative to the start's in the preconditioner's norm."""
+    """x with product(x) = right, to a residual of `forcing` relative to the start's in the
+    preconditioner's norm.
+    """
     x, residual = np.zeros_like(right), right.copy()
     direction = z = precondition(residual)
     energy = first = float((residual * z).sum())

@@ -1,4 +1,6 @@
-"""Memory and time of a solve on groups, from the number of distinct counts and one measured decomposition."""
+"""Memory and time of a solve on groups, from the number of distinct counts and one measured
+decomposition.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,16 @@ from ufm_fast.groups.choice import most_rank
 from ufm_fast.memory import available_bytes
 from ufm_fast.problem import Problem
 
-#: G x G matrices of float64 that the path holds at its peak (`bench/groups.py`), and its work in decompositions of one.
+#: G x G matrices of float64 that the path holds at its peak (`bench/groups.py`), and its work in
+#: decompositions of one.
 MATRICES, DECOMPOSITIONS = 40, 120
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Sizes in bytes, seconds. ``most_rank``: a bound on the rank of the minimiser, which dim must hold."""
+    """Sizes in bytes, seconds. ``most_rank``: a bound on the rank of the minimiser, which dim must
+    hold.
+    """
 
     samples: int
     classes: int

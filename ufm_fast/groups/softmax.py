@@ -1,15 +1,16 @@
 """Cross-entropy of grouped classes: value, gradient and curvature in the numbers of the groups.
 
 A sample of group g has the logits  x_gh + b_h  at each class of another group h,  x_gg + b_g - a_g/K_g  at the other
-classes of its own, and a_g more at its target (so x_gh is the mean logit of group h, and a_g the gap within its own).
-With weights w_g = n_g K_g / N and smoothing eps,
+classes of its own, and a_g more at its target (so x_gh is the mean logit of group h, and a_g the
+gap within its own). With weights w_g = n_g K_g / N and smoothing eps,
 
-    F = (1/mu) { sum_g w_g [log-loss_g + eps (target's logit - mean logit)] + lambda_b/2 sum_g K_g b_g^2 }.
+    F = (1/mu) { sum_g w_g [log-loss_g + eps (target's logit - mean logit)] + lambda_b/2 sum_g K_g
+    b_g^2 }.
 
-Probabilities are kept by their small parts: pi_gh of a whole other group, q_g of the others of the own group; the
-target's is what is left. Near collapse these have all their digits, and every curvature below is a sum of terms of one
-sign or a difference that rounding cannot spoil: with r = sum_h pi_h, E = cov-weight and V = variance of the gap's
-coefficient, eliminating a_g leaves
+Probabilities are kept by their small parts: pi_gh of a whole other group, q_g of the others of the
+own group; the target's is what is left. Near collapse these have all their digits, and every
+curvature below is a sum of terms of one sign or a difference that rounding cannot spoil: with r =
+sum_h pi_h, E = cov-weight and V = variance of the gap's coefficient, eliminating a_g leaves
 
     row of the Hessian times y:  w pi_h (d_h - kappa D) at h != g,  -w eta D at g,  d_h = y_h - y_g,  D = sum_h pi_h d_h,
     kappa = 1 + E^2/V,  eta = 1 - r kappa = p_target q / V   (kappa = 1, eta = 1 - r where a_g is held at zero).
@@ -38,7 +39,11 @@ class Logits:
     bias: Array
 
     def stepped(self, step: Logits, length: float) -> Logits:
-        gaps, means, bias = self.gaps + length * step.gaps, self.means + length * step.means, self.bias + length * step.bias
+        gaps, means, bias = (
+            self.gaps + length * step.gaps,
+            self.means + length * step.means,
+            self.bias + length * step.bias,
+        )
         return Logits(gaps, means, bias)
 
     def largest_change(self) -> float:
@@ -49,7 +54,9 @@ class Logits:
 
 @dataclass(frozen=True, eq=False)
 class Probabilities:
-    """What a sample of each group gives to its target (G,), to the others of its group (G,), to each other group (G x G)."""
+    """What a sample of each group gives to its target (G,), to the others of its group (G,), to
+    each other group (G x G).
+    """
 
     target: Array
     own: Array
@@ -64,17 +71,25 @@ class Probabilities:
 
 
 class SoftmaxTerm:
-    """F for given groups. `apart`: groups whose classes differ at the minimum, a_g > 0; the others have a_g = 0."""
+    """F for given groups. `apart`: groups whose classes differ at the minimum, a_g > 0; the others
+    have a_g = 0.
+    """
 
     def __init__(self, groups: ClassGroups, mu: float, smoothing: float, lambda_b: float) -> None:
-        self.counts, self.sizes, self.mu, self.smoothing = groups.counts, groups.sizes, mu, smoothing
+        self.counts, self.sizes, self.mu, self.smoothing = (
+            groups.counts,
+            groups.sizes,
+            mu,
+            smoothing,
+        )
         self.samples = float(groups.samples)
         self.classes = float(groups.classes)
         self.lambda_b = lambda_b  # 0: free, infinite: none
         self.weights = self.counts * self.sizes / self.samples
         self.roots = np.sqrt(self.counts)
         self.penalty = lambda_b if math.isfinite(lambda_b) else 0.0
-        # Zero gaps are optimal from here on, whatever the other logits are: the target and its like are equally probable.
+        # Zero gaps are optimal from here on, whatever the other logits are: the target and its like
+        # are equally probable.
         self.apart = (self.sizes > 1) & (self.roots * (1 - smoothing) > mu * self.samples)
 
     @property
@@ -84,7 +99,9 @@ class SoftmaxTerm:
     def start(self) -> Logits:
         """Gaps as if all classes had the group's count, nothing else."""
         price = np.where(self.apart, self.mu * self.samples / np.maximum(self.roots, 1.0), 1.0)
-        off = (price + self.smoothing) / self.classes  # the probability of each wrong class, were all classes alike
+        off = (
+            price + self.smoothing
+        ) / self.classes  # the probability of each wrong class, were all classes alike
         gaps = np.where(self.apart, np.log(np.maximum(1 / off - self.classes + 1, 1.0)), 0.0)
         nothing = np.zeros_like(gaps)
         return Logits(gaps, np.zeros((len(gaps), len(gaps))), nothing)
@@ -94,7 +111,9 @@ class SoftmaxTerm:
         target = scores.diagonal() + at.gaps * (1 - 1 / self.sizes)
         leads = scores + np.log(self.sizes) - target[:, None]
         np.fill_diagonal(leads, np.log(np.maximum(self.sizes - 1, LEAST)) - at.gaps)
-        shift = np.maximum(leads.max(1), 0.0)  # zero where the target leads, so that small parts keep their digits
+        shift = np.maximum(
+            leads.max(1), 0.0
+        )  # zero where the target leads, so that small parts keep their digits
         others = np.exp(leads - shift[:, None])
         own, first = others.diagonal().copy(), np.exp(-shift)
         np.fill_diagonal(others, 0.0)
@@ -118,11 +137,15 @@ class SoftmaxTerm:
         np.fill_diagonal(means, -means.sum(1))
         gaps = (self.smoothing - p.own - p.outside) * (1 - 1 / self.sizes) - p.own / self.sizes
         means *= scale[:, None]
-        return Logits(gaps * scale, means, means.sum(0) + self.penalty / self.mu * self.sizes * at.bias)
+        return Logits(
+            gaps * scale, means, means.sum(0) + self.penalty / self.mu * self.sizes * at.bias
+        )
 
 
 class Curvature:
-    """Hessian of F with the gaps (where apart) and the bias eliminated: what is left acts on the means."""
+    """Hessian of F with the gaps (where apart) and the bias eliminated: what is left acts on the
+    means.
+    """
 
     def __init__(self, term: SoftmaxTerm, p: Probabilities) -> None:
         self.term, self.p = term, p
@@ -136,7 +159,9 @@ class Curvature:
         self.inverse = self._bias_inverse() if term.with_bias else None
 
     def rows(self, y: Array) -> Array:
-        """The Hessian in x alone, gaps eliminated, times y (G x G, or (G,): the same in every row)."""
+        """The Hessian in x alone, gaps eliminated, times y (G x G, or (G,): the same in every
+        row).
+        """
         difference = y - (y if y.ndim == 1 else y.diagonal())[:, None]
         weighted = self.p.others * difference
         total = weighted.sum(1)
@@ -147,7 +172,9 @@ class Curvature:
     def product(self, y: Array) -> Array:
         """The Hessian in x, gaps and bias eliminated, times y (G x G)."""
         product = self.rows(y)
-        return product if self.inverse is None else product - self.rows(self.inverse @ product.sum(0))
+        return (
+            product if self.inverse is None else product - self.rows(self.inverse @ product.sum(0))
+        )
 
     def diagonal(self) -> Array:
         """Diagonal of `rows` (G x G), never negative."""
@@ -157,13 +184,17 @@ class Curvature:
         return diagonal * self.scale[:, None]
 
     def _bias_inverse(self) -> Array:
-        """Inverse of the bias' Hessian, gaps eliminated: a weighted graph's Laplacian, its diagonal the sum of its row."""
+        """Inverse of the bias' Hessian, gaps eliminated: a weighted graph's Laplacian, its diagonal
+        the sum of its row.
+        """
         term, pi = self.term, self.p.others
         across = -(pi * (self.scale * self.eta)[:, None])
         hessian = across + across.T - pi.T @ (pi * (self.scale * self.kappa)[:, None])
         np.fill_diagonal(hessian, 0.0)
         np.fill_diagonal(hessian, -hessian.sum(1))
-        if term.lambda_b == 0:  # a common shift changes nothing: give it a curvature of the others' size
+        if (
+            term.lambda_b == 0
+        ):  # a common shift changes nothing: give it a curvature of the others' size
             size = np.trace(hessian) / len(hessian) or 1.0
             hessian += size * np.outer(term.sizes, term.sizes) / float(term.sizes @ term.sizes)
         else:
@@ -174,7 +205,9 @@ class Curvature:
         return inverse
 
     def reduced(self, gradient: Logits, gap_slope: Array) -> tuple[Array, Array]:
-        """(gradient in x with gaps and bias at their best answer, the bias' answer); gap_slope: the gaps' whole gradient."""
+        """(gradient in x with gaps and bias at their best answer, the bias' answer); gap_slope: the
+        gaps' whole gradient.
+        """
         lean = np.where(self.term.apart, gap_slope * self.lean / self.spread, 0.0)
         change = self.p.others * lean[:, None]
         np.fill_diagonal(change, -self.p.outside * lean)
@@ -190,7 +223,9 @@ class Curvature:
             bias = bias - self.inverse @ self.rows(y).sum(0)
         whole = y + bias
         total = (self.p.others * (whole - whole.diagonal()[:, None])).sum(1)
-        gaps = np.where(self.term.apart, self.lean * total / self.spread, 0.0) + self.gap_answer(gap_slope)
+        gaps = np.where(self.term.apart, self.lean * total / self.spread, 0.0) + self.gap_answer(
+            gap_slope
+        )
         return Logits(gaps, y, bias)
 
     def gap_answer(self, slope: Array) -> Array:

@@ -1,8 +1,9 @@
-"""Squared error of grouped classes: singular values sqrt(n_g) of zero-sum vectors and those of a G x G matrix,
-soft-thresholded.
+"""Squared error of grouped classes: singular values sqrt(n_g) of zero-sum vectors and those of a G
+x G matrix, soft-thresholded.
 
-Without a bias that matrix is diag(sqrt n_g); with one it is (I - b 1')diag(sqrt n) on group-constant vectors, b the
-minimiser of a convex function of G numbers (`theory.squared_error.BiasedSpectrum`). Empty classes take part in nothing.
+Without a bias that matrix is diag(sqrt n_g); with one it is (I - b 1')diag(sqrt n) on
+group-constant vectors, b the minimiser of a convex function of G numbers
+(`theory.squared_error.BiasedSpectrum`). Empty classes take part in nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ def reduced_squares(groups: ClassGroups, mu: float, lambda_b: float) -> Reduced:
     counts, sizes = groups.counts, groups.sizes
     roots, tau = np.sqrt(counts), groups.samples * mu
     present = counts > 0
-    gaps = np.divide(np.maximum(roots - tau, 0.0), roots, out=np.zeros_like(roots), where=present & (sizes > 1))
+    gaps = np.divide(
+        np.maximum(roots - tau, 0.0), roots, out=np.zeros_like(roots), where=present & (sizes > 1)
+    )
     if not math.isfinite(lambda_b):
         identity = np.eye(len(counts))
-        left, sigma, right, bias = identity, np.maximum(roots - tau, 0.0), identity, np.zeros_like(roots)
+        left, sigma, right, bias = (
+            identity,
+            np.maximum(roots - tau, 0.0),
+            identity,
+            np.zeros_like(roots),
+        )
         clipped = np.minimum(roots, tau)
         value = float(sizes @ (clipped * (roots - clipped / 2))) / groups.samples
         bound, steps = value * (1 - ROUNDING), 0
@@ -41,7 +49,19 @@ def reduced_squares(groups: ClassGroups, mu: float, lambda_b: float) -> Reduced:
     ridge = 0.5 * lambda_b * float(sizes @ bias**2) if math.isfinite(lambda_b) else 0.0
     ratio = min(1.0, float(roots.max()) / tau) if tau > 0 else 1.0
     converged = value - bound <= 1e-9 * value
-    return Reduced(gaps, left, sigma, right, bias, value, value - penalty - ridge, bound, ratio, steps, converged)
+    return Reduced(
+        gaps,
+        left,
+        sigma,
+        right,
+        bias,
+        value,
+        value - penalty - ridge,
+        bound,
+        ratio,
+        steps,
+        converged,
+    )
 
 
 def _fitted_by_bias(present: Mask) -> Reduced:
@@ -52,7 +72,9 @@ def _fitted_by_bias(present: Mask) -> Reduced:
 
 
 def _embedded(vectors: Array, present: Mask) -> Array:
-    """Singular vectors of the groups with samples as vectors of all groups; an empty group has its own, the last."""
+    """Singular vectors of the groups with samples as vectors of all groups; an empty group has its
+    own, the last.
+    """
     whole = np.zeros((len(present), len(present)))
     whole[present, : vectors.shape[1]] = vectors
     whole[~present, vectors.shape[1] :] = 1.0

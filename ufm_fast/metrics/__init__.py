@@ -1,11 +1,20 @@
 """Neural-collapse metrics for any number of classes, without N x K or K x K arrays.
 
-`collect` gives all of them as a flat dictionary; `METRICS` describes each. The functions behind it take a
-`ClassStatistics` and views of matrices: `ClassStatistics.centred_means`, `RowMatrix.of(weight).raw`.
+`collect` gives all of them as a flat dictionary; `METRICS` describes each. The functions behind it
+take a `ClassStatistics` and views of matrices: `ClassStatistics.centred_means`,
+`RowMatrix.of(weight).raw`.
 """
 
 from ufm_fast.metrics.catalogue import METRICS, Metric
-from ufm_fast.metrics.collapse import nc1_pinv, nc1_quotient, nc1_trace, nc2, nc3, nc3_papyan, nc_bias
+from ufm_fast.metrics.collapse import (
+    nc1_pinv,
+    nc1_quotient,
+    nc1_trace,
+    nc2,
+    nc3,
+    nc3_papyan,
+    nc_bias,
+)
 from ufm_fast.metrics.collect import collect, comparable, penalties
 from ufm_fast.metrics.geometry import (
     balancedness,
@@ -24,7 +33,9 @@ from ufm_fast.metrics.statistics import ClassMoments, ClassStatistics
 from ufm_fast.metrics.streaming import StreamingStatistics
 
 #: Every number in words, for tables.
-DESCRIPTIONS = {name: metric.description for name, metric in METRICS.items()} | REGRESSION | IMBALANCE
+DESCRIPTIONS = (
+    {name: metric.description for name, metric in METRICS.items()} | REGRESSION | IMBALANCE
+)
 
 __all__ = [
     "DESCRIPTIONS",

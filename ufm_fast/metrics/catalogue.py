@@ -1,4 +1,6 @@
-"""The table of metrics: a row for each number. Tests, documentation and the command line iterate over it."""
+"""The table of metrics: a row for each number. Tests, documentation and the command line iterate
+over it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from ufm_fast.metrics.pairwise import Estimate
 
 PAPYAN, ZHU, ZHOU = "arXiv 2008.08186", "arXiv 2105.02375", "arXiv 2210.02192"
 YARAS, DANG, GNC = "arXiv 2209.09211", "arXiv 2301.00437", "arXiv 2310.05351"
-TIRER_FRAME, LINGUISTIC, TIRER, GALANTI = "arXiv 2202.08087", "arXiv 2405.17767", "arXiv 2210.16658", "arXiv 2112.15121"
+TIRER_FRAME, LINGUISTIC, TIRER, GALANTI = (
+    "arXiv 2202.08087",
+    "arXiv 2405.17767",
+    "arXiv 2210.16658",
+    "arXiv 2112.15121",
+)
 
 MEANS = frozenset({"features"})
 CLASSIFIER = frozenset({"weight"})
@@ -23,9 +30,11 @@ BALANCE = BOTH | {"penalties"}
 class Metric:
     """One row of the table.
 
-    formula: K is the number of classes, mu_k a class mean, mu_G the sample mean, mu_C the mean of class means, E the
-    normalised simplex ETF (I - 1 1'/K)/sqrt(K-1), |.| the Frobenius norm. needs: inputs that must be given.
-    cost: "linear" is O((N + K) d^2), fit for every step; "pairwise" is O(K^2 d) or O(N K d), or a sample of that.
+    formula: K is the number of classes, mu_k a class mean, mu_G the sample mean, mu_C the mean of
+    class means, E the normalised simplex ETF (I - 1 1'/K)/sqrt(K-1), |.| the Frobenius norm. needs:
+    inputs that must be given.
+    cost: "linear" is O((N + K) d^2), fit for every step; "pairwise" is O(K^2 d) or O(N K d), or a
+    sample of that.
     """
 
     description: str
@@ -36,7 +45,9 @@ class Metric:
     cost: str = "linear"
 
 
-def _both(name: str, description: str, formula: str, source: str, compute: Callable[..., float]) -> dict[str, Metric]:
+def _both(
+    name: str, description: str, formula: str, source: str, compute: Callable[..., float]
+) -> dict[str, Metric]:
     """The same measure of the rows a_k = w_k and of the rows a_k = mu_k - mu_C."""
     return {
         f"{name}_classifier": Metric(

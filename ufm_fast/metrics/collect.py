@@ -12,16 +12,28 @@ from ufm_fast.metrics.pairwise import Estimate, Mode, Sampling
 
 
 def penalties(lambda_w: float | None, lambda_h: float | None) -> tuple[float | None, float | None]:
-    """Both for `collect`, or neither: a factor that is frozen without a penalty has no balancedness."""
+    """Both for `collect`, or neither: a factor that is frozen without a penalty has no
+    balancedness.
+    """
     return (lambda_w, lambda_h) if lambda_w and lambda_h else (None, None)
 
 
 def comparable(features: Any, labels: Any, counts: Any) -> tuple[Any, Any, Any]:
-    """The same for `collect`, or None for each where one class has all rows: metrics of features compare classes, and one
-    class alone leaves the classifier's own. Input that does not fit is left for `collect` to refuse.
+    """The same for `collect`, or None for each where one class has all rows: metrics of features
+    compare classes, and one class alone leaves the classifier's own. Input that does not fit is
+    left for `collect` to refuse.
     """
-    fits = features is not None and labels is not None and labels.shape == features.shape[:1] and len(labels) > 0
-    return (None, None, None) if fits and bool((labels == labels[0]).all()) else (features, labels, counts)
+    fits = (
+        features is not None
+        and labels is not None
+        and labels.shape == features.shape[:1]
+        and len(labels) > 0
+    )
+    return (
+        (None, None, None)
+        if fits and bool((labels == labels[0]).all())
+        else (features, labels, counts)
+    )
 
 
 @torch.no_grad()
@@ -41,22 +53,26 @@ def collect(
     rows: int = 256,
     tile: int = 1024,
 ) -> dict[str, float]:
-    """All metrics of `METRICS` that the inputs allow, in the order of the table; never an N x K or K x K array.
+    """All metrics of `METRICS` that the inputs allow, in the order of the table; never an N x K or
+    K x K array.
 
-    features: H (N, d) and labels (N,), or None for both: the classifier's own metrics. weight: W (K, d), or None: the
-    class means' own. bias: b (K,). Tensors on one device or numpy arrays, any floating dtype; sums are float64.
-    counts: (N,), row r stands for counts[r] equal samples. classes: K where weight does not tell it. lambda_w,
-    lambda_h: the penalties lambda/2 |.|^2, for balancedness. Classes without samples have no mean: metrics of the
-    means, and those that pair W with the means, are over the classes that have samples; metrics of W alone are over all
-    of its rows.
+    features: H (N, d) and labels (N,), or None for both: the classifier's own metrics. weight: W
+    (K, d), or None: the class means' own. bias: b (K,). Tensors on one device or numpy arrays, any
+    floating dtype; sums are float64.
+    counts: (N,), row r stands for counts[r] equal samples. classes: K where weight does not tell
+    it. lambda_w,
+    lambda_h: the penalties lambda/2 |.|^2, for balancedness. Classes without samples have no mean:
+    metrics of the means, and those that pair W with the means, are over the classes that have
+    samples; metrics of W alone are over all of its rows.
 
-    pairwise: metrics over pairs of classes and NC4, of cost O(K^2 d + N K d): "auto" takes them exactly up to 20,000
-    classes and beyond that from `pairs` random pairs (`rows` rows for NC4) drawn from `seed`; "exact", "sampled" as
-    they say; "none" leaves them out, and all that remains costs O((N + K) d^2). tile: classes in a tile, for speed
-    only.
+    pairwise: metrics over pairs of classes and NC4, of cost O(K^2 d + N K d): "auto" takes them
+    exactly up to 20,000 classes and beyond that from `pairs` random pairs (`rows` rows for NC4)
+    drawn from `seed`; "exact", "sampled" as they say; "none" leaves them out, and all that remains
+    costs O((N + K) d^2). tile: classes in a tile, for speed only.
 
-    Returns: name -> number; a sampled mean has its standard error beside it as `<name>_stderr`. nan means undefined: an
-    angle of a zero row, a ratio with zero class means. NC1 counts as zero when each row is a class of its own.
+    Returns: name -> number; a sampled mean has its standard error beside it as `<name>_stderr`. nan
+    means undefined: an angle of a zero row, a ratio with zero class means. NC1 counts as zero when
+    each row is a class of its own.
     Errors: InputError, InputTypeError naming the argument and the mend.
     """
     sampling = Sampling(pairwise, pairs, rows, seed, tile)

@@ -1,4 +1,6 @@
-"""What the rows of the metrics table compute from: checked inputs, and the pieces that several metrics share."""
+"""What the rows of the metrics table compute from: checked inputs, and the pieces that several
+metrics share.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,24 @@ from torch import Tensor
 
 from ufm_fast.errors import InputError
 from ufm_fast.metrics import geometry, pairwise
-from ufm_fast.metrics.checks import check_matrix, check_positive, check_same_device, check_same_dim, check_vector
+from ufm_fast.metrics.checks import (
+    check_matrix,
+    check_positive,
+    check_same_device,
+    check_same_dim,
+    check_vector,
+)
 from ufm_fast.metrics.pairwise import Estimate, Sampling
 from ufm_fast.metrics.rows import RowMatrix, View
 from ufm_fast.metrics.statistics import ClassStatistics
 
 
 class Inputs:
-    """Features, classifier or both, checked; every shared piece is formed once, when a metric first asks for it.
+    """Features, classifier or both, checked; every shared piece is formed once, when a metric first
+    asks for it.
 
-    given: which of "features", "weight" and "penalties" there are; a metric is computed when all that it needs is
-    given.
+    given: which of "features", "weight" and "penalties" there are; a metric is computed when all
+    that it needs is given.
     """
 
     def __init__(
@@ -42,7 +51,9 @@ class Inputs:
             self.given.add("weight")
             self.weight = check_matrix(weight, "weight")
             classes = _class_count(self.weight.shape[0], classes)
-            self.bias = None if bias is None else check_vector(bias, "bias", classes, "the rows of weight")
+            self.bias = (
+                None if bias is None else check_vector(bias, "bias", classes, "the rows of weight")
+            )
             check_same_device(weight=self.weight, bias=self.bias)
             self.classifier = RowMatrix.of(self.weight)
         if features is not None:
@@ -60,7 +71,11 @@ class Inputs:
     def head(self) -> View:
         """Rows of W for the classes that have samples, to go with the class means."""
         present = self.statistics.present
-        return (self.classifier if present.numel() == self.classifier.count else RowMatrix.of(self.weight[present])).raw
+        return (
+            self.classifier
+            if present.numel() == self.classifier.count
+            else RowMatrix.of(self.weight[present])
+        ).raw
 
     @cached_property
     def classifier_cosines(self) -> tuple[float, float]:
@@ -92,11 +107,16 @@ def _class_count(rows: int, classes: int | None) -> int:
     if rows < 2:
         raise InputError(f"weight must have at least 2 rows, one for each class, got {rows}")
     if classes is not None and classes != rows:
-        raise InputError(f"classes must equal the number of rows of weight, {rows}, got {classes!r}; leave it out")
+        raise InputError(
+            f"classes must equal the number of rows of weight, {rows}, got {classes!r}; leave it "
+            f"out"
+        )
     return rows
 
 
-def _check_together(features: Any, weight: Any, labels: Any, bias: Any, counts: Any, penalties: tuple[Any, Any]) -> None:
+def _check_together(
+    features: Any, weight: Any, labels: Any, bias: Any, counts: Any, penalties: tuple[Any, Any]
+) -> None:
     if features is None and weight is None:
         raise InputError("features and weight are both None; give at least one of them")
     if (features is None) != (labels is None):

@@ -1,9 +1,10 @@
 """The one-vs-rest margin of a classifier: how far each row lies from the convex hull of the others.
 
-rho_k = dist(w_k, conv{w_j : j != k}) = max over unit h of min_(j != k) <w_k - w_j, h>, the best margin that a unit feature can
-have for class k. It is the quantity of softmax codes (K > d + 1), where no two classes can be as far apart as in a simplex.
-With G the rows w_k - w_j, 1/rho_k is the least |x| with G x >= 1 (Lawson and Hanson's least distance problem), which is a
-non-negative least squares problem: scipy's. Source: Jiang et al., arXiv 2310.05351 (GNC2).
+rho_k = dist(w_k, conv{w_j : j != k}) = max over unit h of min_(j != k) <w_k - w_j, h>, the best
+margin that a unit feature can have for class k. It is the quantity of softmax codes (K > d + 1),
+where no two classes can be as far apart as in a simplex. With G the rows w_k - w_j, 1/rho_k is the
+least |x| with G x >= 1 (Lawson and Hanson's least distance problem), which is a non-negative least
+squares problem: scipy's. Source: Jiang et al., arXiv 2310.05351 (GNC2).
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ def margins(weight: Any, rows: Tensor | None = None) -> Tensor:
     return torch.tensor([margin_of(weight, int(k)) for k in chosen], dtype=torch.float64)
 
 
-def one_vs_rest(weight: Any, *, sample: int = 64, seed: int = 0, exact_classes: int = EXACT_CLASSES) -> tuple[float, Estimate]:
-    """(least margin, mean margin) over the classes: exact up to ``exact_classes``, beyond that of ``sample`` random rows.
+def one_vs_rest(
+    weight: Any, *, sample: int = 64, seed: int = 0, exact_classes: int = EXACT_CLASSES
+) -> tuple[float, Estimate]:
+    """(least margin, mean margin) over the classes: exact up to ``exact_classes``, beyond that of
+    ``sample`` random rows.
 
-    Of a sample the least margin is an upper bound on the true one, and the mean has its standard error.
+    Of a sample the least margin is an upper bound on the true one, and the mean has its standard
+    error.
     Errors: InputError, InputTypeError for a weight that is no matrix.
     """
     weight = check_matrix(weight, "weight")

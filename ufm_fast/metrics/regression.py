@@ -1,17 +1,20 @@
-"""Neural regression collapse: where features and weights of a model with target vectors have come to lie.
+"""Neural regression collapse: where features and weights of a model with target vectors have come
+to lie.
 
-With t outputs, features h_i centred and of length one, P_t the projection onto their first t principal components, P_W the
-projection onto the rows of W, and Sigma the targets' covariance,
+With t outputs, features h_i centred and of length one, P_t the projection onto their first t
+principal components, P_W the projection onto the rows of W, and Sigma the targets' covariance,
 
     nrc1   mean_i |h_i - P_t h_i|^2      features lie in as many dimensions as there are outputs
     nrc2   mean_i |h_i - P_W h_i|^2      which are those of the rows of W
     nrc3   min over gamma of |WW'/|WW'| - A/|A||^2,  A = [Sigma^(1/2) - gamma^(1/2) I]_+
 
-All are zero at a minimum (gamma is then N lambda_w lambda_h). The papers have A without the positive part, which is the same
-up to the least eigenvalue of Sigma; beyond it the minimum drops directions, and this form is still its own. Models without
-a bias take no mean off the targets: their Sigma is the second moment, and features are not centred (``centred``).
+All are zero at a minimum (gamma is then N lambda_w lambda_h). The papers have A without the
+positive part, which is the same up to the least eigenvalue of Sigma; beyond it the minimum drops
+directions, and this form is still its own. Models without a bias take no mean off the targets:
+their Sigma is the second moment, and features are not centred (``centred``).
 
-Where targets repeat, as encoded labels do, ``nc1_pinv`` is that of `METRICS` with a class for each distinct target.
+Where targets repeat, as encoded labels do, ``nc1_pinv`` is that of `METRICS` with a class for each
+distinct target.
 
 Source: Andriopoulos et al., arXiv 2409.04180; for this model arXiv 2505.09308.
 """
@@ -39,7 +42,8 @@ _NOTHING = 1e-12
 def regression_metrics(
     features: Tensor, weight: Tensor | None, targets: DenseTargets, counts: Tensor, *, centred: bool
 ) -> dict[str, float]:
-    """``nrc1`` of features (R, d), row r standing for counts[r] samples; with W (t, d) also ``nrc2`` and ``nrc3``.
+    """``nrc1`` of features (R, d), row r standing for counts[r] samples; with W (t, d) also
+    ``nrc2`` and ``nrc3``.
 
     nan where no feature, or no row of W, has a direction.
     """
@@ -59,7 +63,9 @@ def regression_metrics(
 
 
 def _components(rows: Tensor, most: int) -> Tensor:
-    """The first directions of rows, (d, r): at most ``most``, none shorter than ``_NOTHING`` of the longest."""
+    """The first directions of rows, (d, r): at most ``most``, none shorter than ``_NOTHING`` of the
+    longest.
+    """
     if not rows.numel():
         return rows.T[:, :0]
     _, sizes, Vh = torch.linalg.svd(torch.linalg.qr(rows, mode="r").R, full_matrices=False)
@@ -76,8 +82,9 @@ def _outside(unit: Tensor, share: Tensor, basis: Tensor) -> float:
 
 @torch.no_grad()
 def weight_structure(weight: Tensor, spectrum: Spectrum) -> float:
-    """nrc3 of W (t, d). The angle's cosine is N(g)/D(g) |WW'|^-1 with g = gamma^(1/2), N = sum_j q_j (s_j - g)_+ and
-    D^2 = sum_j (s_j - g)_+^2, q_j = |W'v_j|^2: its maxima between two of the s_j are known.
+    """nrc3 of W (t, d). The angle's cosine is N(g)/D(g) |WW'|^-1 with g = gamma^(1/2), N = sum_j
+    q_j (s_j - g)_+ and D^2 = sum_j (s_j - g)_+^2, q_j = |W'v_j|^2: its maxima between two of the
+    s_j are known.
     """
     W, s = weight.double(), spectrum.values.to(weight.device).double()
     size = float(torch.linalg.matrix_norm(W.T @ W))

@@ -1,8 +1,8 @@
 """Tall matrices read a block of rows at a time, with their mean row split off exactly.
 
-Every Gram-type metric needs three things of a K x d matrix: its mean row, the Gram matrix of the centred rows, and,
-where small singular values count, a triangular factor of the centred rows. All are d x d and accumulate in float64,
-whatever the dtype of the data.
+Every Gram-type metric needs three things of a K x d matrix: its mean row, the Gram matrix of the
+centred rows, and, where small singular values count, a triangular factor of the centred rows. All
+are d x d and accumulate in float64, whatever the dtype of the data.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ from torch import Tensor
 
 Index = Tensor | slice
 SAMPLE_ROWS = 1024
-BLOCK_ELEMENTS = 2**19  # 4 MiB of float64: a block and its product stay in cache; QR is twice as slow at 16 times this
+BLOCK_ELEMENTS = (
+    2**19
+)  # 4 MiB of float64: a block and its product stay in cache; QR is twice as slow at 16 times this
 
 
 def block_rows(dim: int) -> int:
-    """Rows in a block: about `BLOCK_ELEMENTS` numbers, and tall enough for a QR step to be worth its stacking."""
+    """Rows in a block: about `BLOCK_ELEMENTS` numbers, and tall enough for a QR step to be worth
+    its stacking.
+    """
     return max(2 * dim, BLOCK_ELEMENTS // dim)
 
 
 def triangular_factor(blocks: Iterator[Tensor], like: Tensor) -> Tensor:
-    """R (at most d x d) with R'R = X'X, for the matrix X whose rows come in `blocks`: a QR by sequential reduction.
+    """R (at most d x d) with R'R = X'X, for the matrix X whose rows come in `blocks`: a QR by
+    sequential reduction.
 
-    like: a float64 tensor of last dimension d on the device in use (needed where there are no blocks).
-    Unlike a Cholesky factor or the eigenvalues of X'X it keeps singular values to eps |X|, not to sqrt(eps) |X|: the
-    zeros of a rank-deficient X stay zeros, which the pseudo-inverse and the entropy of the spectrum both need.
+    like: a float64 tensor of last dimension d on the device in use (needed where there are no
+    blocks). Unlike a Cholesky factor or the eigenvalues of X'X it keeps singular values to eps |X|,
+    not to sqrt(eps) |X|: the zeros of a rank-deficient X stay zeros, which the pseudo-inverse and
+    the entropy of the spectrum both need.
     """
     factor = like.new_zeros(0, like.shape[-1])
     for block in blocks:
@@ -37,12 +43,14 @@ def triangular_factor(blocks: Iterator[Tensor], like: Tensor) -> Tensor:
 
 
 class RowMatrix:
-    """A K x d matrix X = C + 1 m', with C its centred rows and m their mean, read in float64 blocks.
+    """A K x d matrix X = C + 1 m', with C its centred rows and m their mean, read in float64
+    blocks.
 
-    read: gives the rows at a slice or at an index tensor, in float64; nothing but `read` knows how the rows are stored. What
-    it gives may be the data themselves: never write to it.
-    The mean is subtracted in two parts, m = base + residual: x - base is exact where the rows are close to one another,
-    so C keeps its relative accuracy even when the spread of the rows is 1e-10 of their size.
+    read: gives the rows at a slice or at an index tensor, in float64; nothing but `read` knows how
+    the rows are stored. What it gives may be the data themselves: never write to it.
+    The mean is subtracted in two parts, m = base + residual: x - base is exact where the rows are
+    close to one another, so C keeps its relative accuracy even when the spread of the rows is 1e-10
+    of their size.
     """
 
     def __init__(self, read: Callable[[Index], Tensor], count: int, dim: int) -> None:
@@ -58,7 +66,9 @@ class RowMatrix:
 
     @classmethod
     def of(cls, data: Tensor) -> RowMatrix:
-        """A matrix that is held as a (K, d) tensor of any floating dtype; no float64 copy is made."""
+        """A matrix that is held as a (K, d) tensor of any floating dtype; no float64 copy is
+        made.
+        """
         return cls(lambda index: data[index].to(torch.float64), data.shape[0], data.shape[1])
 
     def take(self, index: Index) -> Tensor:
@@ -87,7 +97,9 @@ class RowMatrix:
         """Sum of the products of the centred rows of two matrices, remembered."""
         if other not in self._inner:
             pairs = zip(self.centred(), other.centred(), strict=True)
-            self._inner[other] = sum((torch.vdot(a.ravel(), b.ravel()) for a, b in pairs), self.mean.new_zeros(()))
+            self._inner[other] = sum(
+                (torch.vdot(a.ravel(), b.ravel()) for a, b in pairs), self.mean.new_zeros(())
+            )
         return self._inner[other]
 
     @cached_property
@@ -102,7 +114,9 @@ class RowMatrix:
 
 
 class View:
-    """The matrix C + 1 offset': the centred rows of a RowMatrix seen from a chosen origin. Costs nothing to make."""
+    """The matrix C + 1 offset': the centred rows of a RowMatrix seen from a chosen origin. Costs
+    nothing to make.
+    """
 
     def __init__(self, rows: RowMatrix, offset: Tensor) -> None:
         self.rows, self.offset = rows, offset
@@ -118,12 +132,16 @@ class View:
 
     @cached_property
     def norms(self) -> Tensor:
-        """Euclidean norm of each row, (K,); its square may underflow, for a row is divided by its largest entry first."""
+        """Euclidean norm of each row, (K,); its square may underflow, for a row is divided by its
+        largest entry first.
+        """
         return torch.cat([_norms(block) for block in self.blocks()])
 
     @cached_property
     def factor(self) -> Tensor:
-        """R with R'R equal to the Gram matrix of these rows: the centred factor with the offset put under it."""
+        """R with R'R equal to the Gram matrix of these rows: the centred factor with the offset put
+        under it.
+        """
         return torch.cat([self.rows.factor, self.count**0.5 * self.offset[None]])
 
     @cached_property
@@ -135,12 +153,14 @@ class View:
     @cached_property
     def unit(self) -> RowMatrix:
         """These rows at length one. A zero row has no direction: it gives nan."""
-        return RowMatrix(lambda index: self.take(index) / self.norms[index, None], self.count, self.dim)
+        return RowMatrix(
+            lambda index: self.take(index) / self.norms[index, None], self.count, self.dim
+        )
 
 
 class RawView(View):
-    """The matrix C + 1 m' of a RowMatrix with mean m, the rows read from the data: C + 1 m' would give a row that is small
-    beside the mean the mean's rounding, 1e-6 of a row 1e-10 as long.
+    """The matrix C + 1 m' of a RowMatrix with mean m, the rows read from the data: C + 1 m' would
+    give a row that is small beside the mean the mean's rounding, 1e-6 of a row 1e-10 as long.
     """
 
     def take(self, index: Index) -> Tensor:

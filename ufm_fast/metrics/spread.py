@@ -1,9 +1,11 @@
-"""Metrics of a point on several ranks: NC1 to NC3, spectra and balance, from d x d sums over the ranks.
+"""Metrics of a point on several ranks: NC1 to NC3, spectra and balance, from d x d sums over the
+ranks.
 
-A rank has its block of W, and the means of the same classes, summed from the ranks that hold their rows (`exchange`). No rank
-has all of W or of the means, but where K <= d + 1: then they are no more numbers than those sums, and formulas that go entry
-by entry want them whole. Of the table's rows those are computed that need nothing else (`SUMS`); what compares pairs of
-classes, or samples with all classes, is measured in one process from the saved run.
+A rank has its block of W, and the means of the same classes, summed from the ranks that hold their
+rows (`exchange`). No rank has all of W or of the means, but where K <= d + 1: then they are no more
+numbers than those sums, and formulas that go entry by entry want them whole. Of the table's rows
+those are computed that need nothing else (`SUMS`); what compares pairs of classes, or samples with
+all classes, is measured in one process from the saved run.
 """
 
 from __future__ import annotations
@@ -39,17 +41,28 @@ SUMS = frozenset(
 
 
 def spread_metrics(
-    features: Tensor, weight: Tensor, rows: Rows, class_counts: Tensor, layout: Layout, penalties: tuple[float, float] | None
+    features: Tensor,
+    weight: Tensor,
+    rows: Rows,
+    class_counts: Tensor,
+    layout: Layout,
+    penalties: tuple[float, float] | None,
 ) -> dict[str, float]:
     """The metrics of `SUMS` that ``collect`` has, the same on every rank.
 
-    features (R x d), ``rows`` (their targets and counts) and weight: this rank's blocks. class_counts: (K,) samples of each
-    class. penalties: lambda_w and lambda_h. Where the rows have several targets each, or one class has all, the metrics are
-    the classifier's own.
+    features (R x d), ``rows`` (their targets and counts) and weight: this rank's blocks.
+    class_counts: (K,) samples of each class. penalties: lambda_w and lambda_h. Where the rows have
+    several targets each, or one class has all, the metrics are the classifier's own.
     """
-    inputs = SpreadInputs(features, weight, rows, class_counts.to(weight.device).double(), layout, penalties)
-    names = [name for name, metric in METRICS.items() if name in SUMS and metric.needs <= inputs.given]
-    found = torch.tensor([float(METRICS[name].compute(inputs)) for name in names], dtype=torch.float64)  # type: ignore[arg-type]
+    inputs = SpreadInputs(
+        features, weight, rows, class_counts.to(weight.device).double(), layout, penalties
+    )
+    names = [
+        name for name, metric in METRICS.items() if name in SUMS and metric.needs <= inputs.given
+    ]
+    found = torch.tensor(
+        [float(METRICS[name].compute(inputs)) for name in names], dtype=torch.float64
+    )  # type: ignore[arg-type]
     return dict(zip(names, layout.mesh.shared(found.to(weight.device)).tolist(), strict=True))
 
 
@@ -61,10 +74,16 @@ def matrix(world: Axis, rows: Tensor, count: int) -> RowMatrix:
 
 
 class SpreadMatrix(RowMatrix):
-    """A matrix of which a rank has ``rows``: ``centred`` gives those, and mean, Gram matrix and factor are of all."""
+    """A matrix of which a rank has ``rows``: ``centred`` gives those, and mean, Gram matrix and
+    factor are of all.
+    """
 
     def __init__(self, world: Axis, rows: Tensor, count: int) -> None:
-        self.world, self.here, self.read = world, rows.shape[0], lambda index: rows[index].to(torch.float64)
+        self.world, self.here, self.read = (
+            world,
+            rows.shape[0],
+            lambda index: rows[index].to(torch.float64),
+        )
         self.count, self.dim = count, rows.shape[1]
         self._inner: dict[RowMatrix, Tensor] = {}
         self._base = self._residual = rows.new_zeros(self.dim, dtype=torch.float64)
@@ -105,7 +124,9 @@ def of_ranks(world: Axis, factor: Tensor) -> Tensor:
 
 
 class SpreadMoments(ClassMoments):
-    """Class means and the scatter about them, from rows with one target each. ``kept``: which classes here have rows."""
+    """Class means and the scatter about them, from rows with one target each. ``kept``: which
+    classes here have rows.
+    """
 
     def __init__(self, features: Tensor, rows: Rows, class_counts: Tensor, layout: Layout) -> None:
         targets, counts = rows.targets.to(features.device), rows.counts.to(class_counts)
@@ -114,11 +135,17 @@ class SpreadMoments(ClassMoments):
         self._weight = counts / class_counts[targets.indices]
         own = class_counts[layout.class_part]
         self.kept, occupied = own > 0, class_counts[class_counts > 0]
-        self.dim, self.classes, self.samples = features.shape[1], occupied.numel(), float(class_counts.sum())
+        self.dim, self.classes, self.samples = (
+            features.shape[1],
+            occupied.numel(),
+            float(class_counts.sum()),
+        )
         value = self._class_mean(None)
         about = self._exchange.rows(value)
         residual = self._class_mean(about)
-        self.within_factor = of_ranks(world, triangular_factor(self._deviations(about, residual), value))
+        self.within_factor = of_ranks(
+            world, triangular_factor(self._deviations(about, residual), value)
+        )
         value, residual, own = value[self.kept], residual[self.kept], own[self.kept]
         self.origin = world.sum_(value.sum(0), _WHAT) / self.classes
         placed = value - self.origin + residual
@@ -129,18 +156,26 @@ class SpreadMoments(ClassMoments):
             self.offset = world.sum_(own @ (placed - self.means.mean), _WHAT) / self.samples
 
     def _class_mean(self, about: _OfRows | None) -> Tensor:
-        """Means of this rank's classes, of the rows less what ``about`` gives for a block of them."""
-        total = self._weight.new_zeros(self._layout.class_part.stop - self._layout.class_part.start, self.dim)
+        """Means of this rank's classes, of the rows less what ``about`` gives for a block of
+        them.
+        """
+        total = self._weight.new_zeros(
+            self._layout.class_part.stop - self._layout.class_part.start, self.dim
+        )
         for part in row_blocks(len(self._features)):
             block = self._features[part].double()
-            self._exchange.add(total, part, block if about is None else block - about(part), self._weight[part])
+            self._exchange.add(
+                total, part, block if about is None else block - about(part), self._weight[part]
+            )
         self._exchange.settle(total)
         return total
 
     def _deviations(self, about: _OfRows, residual: Tensor) -> Iterator[Tensor]:
         rest = self._exchange.rows(residual)
         for part in row_blocks(len(self._features)):
-            yield ((self._features[part].double() - about(part)) - rest(part)) * self._counts[part, None].sqrt()
+            yield ((self._features[part].double() - about(part)) - rest(part)) * self._counts[
+                part, None
+            ].sqrt()
 
 
 class SpreadInputs(Inputs):
@@ -155,7 +190,12 @@ class SpreadInputs(Inputs):
         layout: Layout,
         penalties: tuple[float, float] | None,
     ) -> None:
-        self.world, self.weight, self.features, self.counts = layout.mesh.world, weight, features, rows.counts.to(weight.device)
+        self.world, self.weight, self.features, self.counts = (
+            layout.mesh.world,
+            weight,
+            features,
+            rows.counts.to(weight.device),
+        )
         self.given = {"weight"}
         self.classifier = matrix(self.world, weight, layout.classes)
         if rows.targets.single and int((class_counts > 0).sum()) > 1:
@@ -169,11 +209,17 @@ class SpreadInputs(Inputs):
     @cached_property
     def head(self) -> View:
         every = self.moments.classes == self.classifier.count
-        return (self.classifier if every else matrix(self.world, self.weight[self.moments.kept], self.moments.classes)).raw
+        return (
+            self.classifier
+            if every
+            else matrix(self.world, self.weight[self.moments.kept], self.moments.classes)
+        ).raw
 
     @cached_property
     def balance(self) -> tuple[float, float]:
         of_weight = self.world.sum_(gram(self.weight), _WHAT)
         of_features = self.world.sum_(gram(self.features, self.counts), _WHAT)
-        difference = torch.linalg.matrix_norm(of_weight - self.lambda_h / self.lambda_w * of_features)
+        difference = torch.linalg.matrix_norm(
+            of_weight - self.lambda_h / self.lambda_w * of_features
+        )
         return float(difference), float(difference / torch.linalg.matrix_norm(of_weight))

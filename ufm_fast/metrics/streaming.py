@@ -4,9 +4,10 @@ Chan, Golub and LeVeque's update joins the counts, means and scatters of two set
 
     S = S_a + S_b + n_a n_b/(n_a + n_b) (m_b - m_a)(m_b - m_a)',
 
-and subtracts no squares. Here it runs class by class. A mean that is stored as it stands would carry a rounding of 1e-16 of
-its size into every later difference, 1e-10 of a spread that is 1e-6 of the means; so each class stores how far its mean lies
-from the first row that came of it, rounded to float32, from which features near collapse differ exactly.
+and subtracts no squares. Here it runs class by class. A mean that is stored as it stands would
+carry a rounding of 1e-16 of its size into every later difference, 1e-10 of a spread that is 1e-6 of
+the means; so each class stores how far its mean lies from the first row that came of it, rounded to
+float32, from which features near collapse differ exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from ufm_fast.targets import check_labels
 
 
 class StreamingStatistics:
-    """The numbers of `ClassStatistics` of all features, from batches of them in any sizes and any order.
+    """The numbers of `ClassStatistics` of all features, from batches of them in any sizes and any
+    order.
 
     >>> sums = StreamingStatistics(classes=10)
     >>> for features, labels in batches:
@@ -33,8 +35,10 @@ class StreamingStatistics:
 
     features: (B, d), any floating dtype; labels: (B,) integers in [0, classes). Sums are float64.
     Memory: one d x d and one K x d matrix in float64, and one K x d in float32. Time: O(N d^2).
-    Errors: InputError, InputTypeError for shapes, labels and NaN as `ClassStatistics`; then nothing of the batch is counted.
-    Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1982.
+    Errors: InputError, InputTypeError for shapes, labels and NaN as `ClassStatistics`; then nothing
+    of the batch is counted.
+    Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample
+    variances, 1982.
     """
 
     def __init__(self, classes: int) -> None:
@@ -44,15 +48,23 @@ class StreamingStatistics:
     @torch.no_grad()
     def update(self, features: Any, labels: Any) -> None:
         """Count a batch."""
-        features, labels = check_matrix(features, "features"), integers(as_tensor(labels, "labels"), "labels")
+        features, labels = (
+            check_matrix(features, "features"),
+            integers(as_tensor(labels, "labels"), "labels"),
+        )
         if labels.shape != features.shape[:1]:
-            raise InputError(f"labels must have shape ({features.shape[0]},) to match features, got {tuple(labels.shape)}")
+            raise InputError(
+                f"labels must have shape ({features.shape[0]},) to match features, got "
+                f"{tuple(labels.shape)}"
+            )
         check_same_device(features=features, labels=labels)
         labels = check_labels(labels, self.classes)
         if self.dim is None:
             self._allocate(features)
         if features.shape[1] != self.dim:
-            raise InputError(f"features must have {self.dim} columns as those before, got {features.shape[1]}")
+            raise InputError(
+                f"features must have {self.dim} columns as those before, got {features.shape[1]}"
+            )
         self._join(features.to(torch.float64), *torch.unique(labels, return_inverse=True))
 
     def _allocate(self, features: Tensor) -> None:
@@ -94,7 +106,9 @@ class _Streamed(ClassMoments):
     def __init__(self, sums: StreamingStatistics) -> None:
         present = torch.empty(0) if sums.dim is None else sums._counts.nonzero()[:, 0]
         if sums.dim is None or len(present) < 2:
-            raise InputError(f"labels must name at least 2 classes with samples, got {len(present)}")
+            raise InputError(
+                f"labels must name at least 2 classes with samples, got {len(present)}"
+            )
         self.present, self.classes, self.dim = present, len(present), sums.dim
         self.class_counts = sums._counts[present]
         self.samples = float(self.class_counts.sum())

@@ -1,4 +1,6 @@
-"""Small networks beside the model: data that ship in packages, training with the fused losses, collapse layer by layer."""
+"""Small networks beside the model: data that ship in packages, training with the fused losses,
+collapse layer by layer.
+"""
 
 from ufm_fast.networks.data import DATA, DataSet, Examples, load
 from ufm_fast.networks.layers import LayerCollapse, alignment, layer_collapse, probe_solution

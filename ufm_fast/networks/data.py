@@ -5,9 +5,10 @@
     glyphs        matplotlib's fonts at 20 x 20, a class a character that at least ``least`` fonts draw
     digit-pairs   two digits, or one and a blank, side by side: 8 x 16, one or two labels of 10
 
-Many glyphs look alike: Latin, Greek and Cyrillic capitals have the same outline in most fonts, so of the 754 characters that
-15 fonts draw nothing that sees the image alone tells all apart. ``look_alikes=False`` leaves out each character that
-some font draws exactly like one with a lower code point.
+Many glyphs look alike: Latin, Greek and Cyrillic capitals have the same outline in most fonts, so
+of the 754 characters that 15 fonts draw nothing that sees the image alone tells all apart.
+``look_alikes=False`` leaves out each character that some font draws exactly like one with a lower
+code point.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from ufm_fast.errors import InputError
 
 TEST_SHARE = 0.25
 GLYPH_SIZE, GLYPH_POINTS = 20, 14
-#: Images of each class, and of each pair of classes, in the training part of digit-pairs; the test part has a quarter of them.
+#: Images of each class, and of each pair of classes, in the training part of digit-pairs; the test
+#: part has a quarter of them.
 SINGLES, PAIRS = 200, 50
 
 
 @dataclass(frozen=True)
 class Examples:
-    """images: (N, 1, height, width), float32 in [0, 1]. labels: (N,) int64; with several labels (N, 2), padded with -1."""
+    """images: (N, 1, height, width), float32 in [0, 1]. labels: (N,) int64; with several labels (N,
+    2), padded with -1.
+    """
 
     images: Tensor
     labels: Tensor
@@ -64,16 +68,20 @@ class DataSet:
 
     def only(self, classes: range) -> DataSet:
         """The examples of these classes alone, numbered as before; for data with one label."""
-        parts = (e.where((e.labels >= classes.start) & (e.labels < classes.stop)) for e in (self.train, self.test))
+        parts = (
+            e.where((e.labels >= classes.start) & (e.labels < classes.stop))
+            for e in (self.train, self.test)
+        )
         train, test = parts
         return replace(self, train=train, test=test)
 
 
 def load(name: str, *, seed: int = 0, least: int = 15, look_alikes: bool = True) -> DataSet:
-    """The data set of that name, its split (a quarter of each class for tests, rounded down) drawn from ``seed``.
+    """The data set of that name, its split (a quarter of each class for tests, rounded down) drawn
+    from ``seed``.
 
-    least, look_alikes: of glyphs, see the head of this file. Errors: InputError for an unknown name, for a package that is
-    missing (naming the extra to install), for fewer than 2 characters.
+    least, look_alikes: of glyphs, see the head of this file. Errors: InputError for an unknown
+    name, for a package that is missing (naming the extra to install), for fewer than 2 characters.
     """
     if name not in DATA:
         raise InputError(f"data must be one of {', '.join(DATA)}; got {name!r}")
@@ -94,16 +102,28 @@ def _mnist5k(seed: int) -> DataSet:
 
 
 def _glyphs(least: int, look_alikes: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 20, 20) of the characters that enough fonts draw, and their classes, numbered by code point."""
+    """Images (N, 20, 20) of the characters that enough fonts draw, and their classes, numbered by
+    code point.
+    """
     fonts = glyph_fonts()
-    characters, number = np.unique(np.concatenate([drawn for _, drawn in fonts]), return_counts=True)
+    characters, number = np.unique(
+        np.concatenate([drawn for _, drawn in fonts]), return_counts=True
+    )
     wanted = set(characters[number >= least].tolist())
-    drawn = [(code, _render(font, code)) for font, codes in fonts for code in codes.tolist() if code in wanted]
+    drawn = [
+        (code, _render(font, code))
+        for font, codes in fonts
+        for code in codes.tolist()
+        if code in wanted
+    ]
     if not look_alikes:
         wanted -= _look_alikes(drawn)
         drawn = [pair for pair in drawn if pair[0] in wanted]
     if len(wanted) < 2:
-        raise InputError(f"least = {least} leaves {len(wanted)} characters; {int(number.max())} fonts at most draw one")
+        raise InputError(
+            f"least = {least} leaves {len(wanted)} characters; {int(number.max())} fonts at most "
+            f"draw one"
+        )
     _, labels = np.unique([code for code, _ in drawn], return_inverse=True)
     return np.stack([image for _, image in drawn]) / 255.0, labels
 
@@ -144,7 +164,9 @@ def _split(name: str, images: np.ndarray, labels: np.ndarray, seed: int) -> Data
 
 
 def _digit_pairs(seed: int) -> DataSet:
-    """Pairs are drawn within a part of the digits, so that no digit of the test part is in a training pair."""
+    """Pairs are drawn within a part of the digits, so that no digit of the test part is in a
+    training pair.
+    """
     parts, generator = _digits(seed), torch.Generator().manual_seed(seed)
     train, test = (
         _pairs(part, parts.classes, max(SINGLES // share, 1), max(PAIRS // share, 1), generator)
@@ -153,7 +175,9 @@ def _digit_pairs(seed: int) -> DataSet:
     return DataSet("digit-pairs", parts.classes, train, test)
 
 
-def _pairs(part: Examples, classes: int, singles: int, pairs: int, generator: torch.Generator) -> Examples:
+def _pairs(
+    part: Examples, classes: int, singles: int, pairs: int, generator: torch.Generator
+) -> Examples:
     first, second = torch.triu_indices(classes, classes, 1)
     one = torch.arange(classes).repeat_interleave(singles)
     sets = torch.cat(
@@ -162,7 +186,9 @@ def _pairs(part: Examples, classes: int, singles: int, pairs: int, generator: to
             torch.stack([first, second], 1).repeat_interleave(pairs, 0),
         ]
     )
-    shown = torch.where(torch.rand(len(sets), 1, generator=generator) < 0.5, sets, sets.flip(1))  # either order
+    shown = torch.where(
+        torch.rand(len(sets), 1, generator=generator) < 0.5, sets, sets.flip(1)
+    )  # either order
     halves = [_drawn(part, side, generator) for side in shown.unbind(1)]
     return Examples(torch.cat(halves, dim=3), sets)
 
@@ -173,7 +199,9 @@ def _drawn(part: Examples, labels: Tensor, generator: torch.Generator) -> Tensor
     for label in set(labels.tolist()):
         if label >= 0:
             places, pool = (labels == label).nonzero()[:, 0], (part.labels == label).nonzero()[:, 0]
-            images[places] = part.images[pool[torch.randint(len(pool), (len(places),), generator=generator)]]
+            images[places] = part.images[
+                pool[torch.randint(len(pool), (len(places),), generator=generator)]
+            ]
     return images
 
 

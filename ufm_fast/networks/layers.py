@@ -1,7 +1,10 @@
-"""The numbers of one layer, from the statistics of its features and the weight that reads them: a network's or a model's.
+"""The numbers of one layer, from the statistics of its features and the weight that reads them: a
+network's or a model's.
 
-``probe`` takes them of any module's layers; ``probe_solution`` of the layers of a solved model, by the names that its metrics
-have: ``layer0`` is H itself, ``layer1`` s(W_1 h), .., each with the next factor as its weight, the classifier W last.
+``probe`` takes them of any module's layers; ``probe_solution`` of the layers of a solved model, by
+the names that its metrics
+have: ``layer0`` is H itself, ``layer1`` s(W_1 h), .., each with the next factor as its weight, the
+classifier W last.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from ufm_fast.solvers.solution import Solution
 class LayerCollapse:
     """Collapse of one layer's features. None where a number was not asked for or has no meaning.
 
-    within, between: tr Sigma_W and tr Sigma_B (about the sample mean). nc1_*: the three forms of ``METRICS``. mismatch: the
-    share of samples whose nearest class mean is not that of their class. effective_rank, stable_rank: of the class means
-    about their mean. alignment: see ``alignment``.
+    within, between: tr Sigma_W and tr Sigma_B (about the sample mean). nc1_*: the three forms of
+    ``METRICS``. mismatch: the share of samples whose nearest class mean is not that of their class.
+    effective_rank, stable_rank: of the class means about their mean. alignment: see ``alignment``.
     """
 
     within: float
@@ -49,7 +52,9 @@ class LayerCollapse:
 
 
 @torch.no_grad()
-def layer_collapse(moments: ClassMoments, weight: Tensor | None = None, mismatch: float | None = None) -> LayerCollapse:
+def layer_collapse(
+    moments: ClassMoments, weight: Tensor | None = None, mismatch: float | None = None
+) -> LayerCollapse:
     """The numbers of one layer from its statistics and the weight that follows it, if one does."""
     between = moments.sample_centred_means.factor.square().sum() / moments.classes
     fits = weight is not None and weight.shape[1] == moments.dim
@@ -67,10 +72,12 @@ def layer_collapse(moments: ClassMoments, weight: Tensor | None = None, mismatch
 
 
 def alignment(means: Tensor, weight: Tensor) -> float:
-    """(1/K) sum svdvals(V_w[:K] U_M[:, :K]): 1 where the class means span the weight's K leading input directions.
+    """(1/K) sum svdvals(V_w[:K] U_M[:, :K]): 1 where the class means span the weight's K leading
+    input directions.
 
-    means: M' (K, d), not centred, U_M the left singular vectors of M. weight: (out, d) or a convolution's (out, d, ...),
-    V_w the right singular vectors of its input side. With fewer than K directions the sum is over those there are.
+    means: M' (K, d), not centred, U_M the left singular vectors of M. weight: (out, d) or a
+    convolution's (out, d, ...), V_w the right singular vectors of its input side. With fewer than K
+    directions the sum is over those there are.
     """
     K, side = means.shape[0], weight.detach().double().transpose(0, 1).flatten(1)
     inputs = torch.linalg.svd(side, full_matrices=False).U[:, :K]
@@ -80,32 +87,44 @@ def alignment(means: Tensor, weight: Tensor) -> float:
 
 @torch.no_grad()
 def probe_solution(solution: Solution) -> dict[str, LayerCollapse]:
-    """Collapse of each layer's input in a solution of any depth; a plain model has ``layer0`` alone, which W reads.
+    """Collapse of each layer's input in a solution of any depth; a plain model has ``layer0``
+    alone, which W reads.
 
-    The rows are those of ``solution.reduce``, each counted as the samples that it stands for: with one row a class nothing
-    is left to scatter, so within and NC1 are zero; solve with reduce="none" to see them.
+    The rows are those of ``solution.reduce``, each counted as the samples that it stands for: with
+    one row a class nothing is left to scatter, so within and NC1 are zero; solve with reduce="none"
+    to see them.
 
-    >>> probe_solution(solve(Problem(classes=4, per_class=50, dim=20, layers=2), reduce="none", start="normal"))
+    >>> probe_solution(solve(Problem(classes=4, per_class=50, dim=20, layers=2), reduce="none",
+    start="normal"))
 
     Errors: InputError for several labels a sample, or fewer than two classes with samples.
     """
     problem, point = solution.problem, solution.point
     rows = problem.rows(solution.reduce)
     if not rows.targets.single:
-        raise InputError("solution: its samples have several labels, so that classes have no means; use its metrics instead")
+        raise InputError(
+            "solution: its samples have several labels, so that classes have no means; use its "
+            "metrics instead"
+        )
     labels, counts = rows.targets.indices, rows.counts
     weights = [*point.hidden, point.W]
     inputs = problem.trunk.forward(point.H, point.hidden).inputs
     found = {}
     for number, (features, weight) in enumerate(zip(inputs, weights, strict=True)):
-        moments = ClassStatistics(features, labels.to(features.device), problem.num_classes, counts.to(features.device))
+        moments = ClassStatistics(
+            features, labels.to(features.device), problem.num_classes, counts.to(features.device)
+        )
         wrong = mismatches(moments, *moments.rows) / moments.samples
         found[f"layer{number}"] = layer_collapse(moments, weight, wrong)
     return found
 
 
-def mismatches(moments: ClassMoments, features: Tensor, labels: Tensor, counts: Tensor | None = None) -> float:
-    """Number of samples whose nearest class mean is not that of their class; counts: what each row stands for."""
+def mismatches(
+    moments: ClassMoments, features: Tensor, labels: Tensor, counts: Tensor | None = None
+) -> float:
+    """Number of samples whose nearest class mean is not that of their class; counts: what each row
+    stands for.
+    """
     rows, means = moments.about_classes(features), moments.centred_means.take(slice(None))
     wrong = moments.present[(rows @ means.T - means.square().sum(1) / 2).argmax(1)] != labels
     return float(wrong.sum() if counts is None else counts[wrong].sum())

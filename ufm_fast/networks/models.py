@@ -1,4 +1,6 @@
-"""Two small networks, each a body that makes features and one linear head, so that a fused loss can take both apart."""
+"""Two small networks, each a body that makes features and one linear head, so that a fused loss can
+take both apart.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ HEADS = ("learned", "etf")
 class Architecture:
     """What a network is made of; checked when it is built.
 
-    model: a name of MODELS. widths: of the hidden linear layers. unbiased: the number of last linear layers, the head
-    counted, that have no bias. head: "learned", or "etf": a simplex that is not trained, rows of norm one. normalised: t for
-    logits t <w_k/|w_k|, h/|h|> (arXiv 2209.09211), None for plain ones.
+    model: a name of MODELS. widths: of the hidden linear layers. unbiased: the number of last
+    linear layers, the head counted, that have no bias. head: "learned", or "etf": a simplex that is
+    not trained, rows of norm one. normalised: t for logits t <w_k/|w_k|, h/|h|> (arXiv 2209.09211),
+    None for plain ones.
     Errors: InputError naming what does not fit.
     """
 
@@ -52,22 +55,31 @@ class Architecture:
 class Network(nn.Module):
     """logits = W h(x) + b, with h(x) = ``features(x)`` and (W, b) = ``classifier()``.
 
-    images: (B, 1, height, width); features (B, d), d the last width; logits (B, K). ``body`` has named layers
-    ``linear1, relu1, ...`` (and ``conv1``, ...), the names that a probe takes; a fixed head is a buffer.
+    images: (B, 1, height, width); features (B, d), d the last width; logits (B, K). ``body`` has
+    named layers ``linear1, relu1, ...`` (and ``conv1``, ...), the names that a probe takes; a fixed
+    head is a buffer.
     Errors: InputError for a fixed simplex in fewer than K - 1 dimensions.
     """
 
-    def __init__(self, architecture: Architecture, shape: tuple[int, int], classes: int, seed: int = 0) -> None:
+    def __init__(
+        self, architecture: Architecture, shape: tuple[int, int], classes: int, seed: int = 0
+    ) -> None:
         super().__init__()
         classes, dim = whole(classes, "classes", 2), architecture.widths[-1]
         if architecture.head == "etf" and dim < classes - 1:
-            raise InputError(f"head etf needs a last width of at least classes - 1 = {classes - 1}, got {dim}")
+            raise InputError(
+                f"head etf needs a last width of at least classes - 1 = {classes - 1}, got {dim}"
+            )
         self.architecture = architecture
-        biased = len(architecture.widths) + 1 - architecture.unbiased  # the first so many linear layers have a bias
+        biased = (
+            len(architecture.widths) + 1 - architecture.unbiased
+        )  # the first so many linear layers have a bias
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.body = MODELS[architecture.model](shape, architecture.widths, biased)
-            self.head = nn.Linear(dim, classes, bias=architecture.unbiased == 0 and architecture.head == "learned")
+            self.head = nn.Linear(
+                dim, classes, bias=architecture.unbiased == 0 and architecture.head == "learned"
+            )
         if architecture.head == "etf":
             del self.head.weight
             self.head.register_buffer("weight", _fixed_simplex(classes, dim, seed))
@@ -79,7 +91,9 @@ class Network(nn.Module):
     def classifier(self) -> tuple[Tensor, Tensor | None]:
         if self.architecture.normalised is None:
             return self.head.weight, self.head.bias
-        return self.architecture.normalised * functional.normalize(self.head.weight, dim=1), self.head.bias
+        return self.architecture.normalised * functional.normalize(
+            self.head.weight, dim=1
+        ), self.head.bias
 
     def forward(self, images: Tensor) -> Tensor:
         if self.architecture.normalised is None:
@@ -94,18 +108,27 @@ class Network(nn.Module):
 
 
 def _fixed_simplex(classes: int, dim: int, seed: int) -> Tensor:
-    """A simplex of unit rows, (K, d), turned at random: features behind a ReLU are not negative, and no axis may be special."""
+    """A simplex of unit rows, (K, d), turned at random: features behind a ReLU are not negative,
+    and no axis may be special.
+    """
     generator = torch.Generator().manual_seed(seed)
-    rotation: Tensor = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q
+    rotation: Tensor = torch.linalg.qr(
+        torch.randn(dim, dim, dtype=torch.float64, generator=generator)
+    ).Q
     frame = math.sqrt(classes / (classes - 1)) * simplex_frame(classes, dim)
     turned: Tensor = frame @ rotation
     return turned.to(torch.get_default_dtype())
 
 
-def _linear_layers(inputs: int, widths: tuple[int, ...], biased: int) -> list[tuple[str, nn.Module]]:
+def _linear_layers(
+    inputs: int, widths: tuple[int, ...], biased: int
+) -> list[tuple[str, nn.Module]]:
     layers: list[tuple[str, nn.Module]] = []
     for number_, (before, after) in enumerate(zip((inputs, *widths), widths, strict=False), 1):
-        layers += [(f"linear{number_}", nn.Linear(before, after, bias=number_ <= biased)), (f"relu{number_}", nn.ReLU())]
+        layers += [
+            (f"linear{number_}", nn.Linear(before, after, bias=number_ <= biased)),
+            (f"relu{number_}", nn.ReLU()),
+        ]
     return layers
 
 
@@ -128,5 +151,9 @@ def _cnn(shape: tuple[int, int], widths: tuple[int, ...], biased: int) -> nn.Seq
     return nn.Sequential(OrderedDict(layers))
 
 
-#: Bodies by the name that ``model=`` and ``--model`` take: (height and width, widths, biased layers) -> modules.
-MODELS: dict[str, Callable[[tuple[int, int], tuple[int, ...], int], nn.Sequential]] = {"mlp": _mlp, "cnn": _cnn}
+#: Bodies by the name that ``model=`` and ``--model`` take: (height and width, widths, biased
+#: layers) -> modules.
+MODELS: dict[str, Callable[[tuple[int, int], tuple[int, ...], int], nn.Sequential]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+}

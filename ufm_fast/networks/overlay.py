@@ -1,13 +1,15 @@
-"""Model against network: a network's last two layers W_2 relu(W_1 h) beside the extended model with the same decay.
+"""Model against network: a network's last two layers W_2 relu(W_1 h) beside the extended model with
+the same decay.
 
-Both have squared error, no bias in these layers, and lambda/2 on W_1 and W_2. The only number that the model lacks is lambda_H,
-the penalty on the features h. Two matchings give it:
+Both have squared error, no bias in these layers, and lambda/2 on W_1 and W_2. The only number that
+the model lacks is lambda_H, the penalty on the features h. Two matchings give it:
 
     balance   lambda_H = lambda |W_1|^2/|H|^2, which every critical point of the model has;
     gap       the lambda_H at which the model's minimum has the network's mean logit gap.
 
-What the model then predicts is the minimum of `theory.deep.layered_mse` with three factors; its orthogonal frames are not
-negative, so a ReLU between changes nothing. Source: arXiv 2202.08087, last experiment.
+What the model then predicts is the minimum of `theory.deep.layered_mse` with three factors; its
+orthogonal frames are not negative, so a ReLU between changes nothing. Source: arXiv 2202.08087,
+last experiment.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tail:
-    """The last two layers over a training set: W_2 (K x d_1), W_1 (d_1 x d_0), and h, a row a sample or one a class.
+    """The last two layers over a training set: W_2 (K x d_1), W_1 (d_1 x d_0), and h, a row a
+    sample or one a class.
 
     labels: (R,) of the rows of h; counts: (K,) samples of each class, N in all.
     """
@@ -49,7 +52,9 @@ class Tail:
     counts: Tensor
 
     def numbers(self) -> dict[str, float]:
-        """What model and network are compared by. Logits are of class means; s_1, s_K: first and last singular value."""
+        """What model and network are compared by. Logits are of class means; s_1, s_K: first and
+        last singular value.
+        """
         share = self.counts / self.counts.sum()
         behind = (self.h @ self.W1.T).clamp_min(0.0)
         error = behind @ self.W2.T - nn.functional.one_hot(self.labels, len(self.counts))
@@ -76,7 +81,8 @@ class Tail:
         }
 
     def collapse(self) -> dict[str, float]:
-        """NC1 and its quotient, NC2 and NC3 to the frame (nothing centred), of h as ``layer0`` and relu(W_1 h) as ``layer1``.
+        """NC1 and its quotient, NC2 and NC3 to the frame (nothing centred), of h as ``layer0`` and
+        relu(W_1 h) as ``layer1``.
 
         NC3 compares class means with the rows that read them: W_2 W_1 of h, W_2 behind it.
         """
@@ -87,13 +93,18 @@ class Tail:
             found[f"layer{number}/nc1_pinv"] = nc1_pinv(moments)
             found[f"layer{number}/nc1_quotient"] = nc1_quotient(moments)
             found[f"layer{number}/nc2_means_frame"] = nc2(moments.raw_means, frame=True)
-            found[f"layer{number}/nc3_frame"] = nc3(RowMatrix.of(reader).raw, moments.raw_means, frame=True)
+            found[f"layer{number}/nc3_frame"] = nc3(
+                RowMatrix.of(reader).raw, moments.raw_means, frame=True
+            )
         return found
 
     def spectra(self) -> dict[str, list[float]]:
         """Singular values of W_2 W_1 and of the class means, the K largest."""
         parts = {"W_2 W_1": self.W2 @ self.W1, "means": self._means(self.h)}
-        return {name: torch.linalg.svdvals(part)[: len(self.counts)].tolist() for name, part in parts.items()}
+        return {
+            name: torch.linalg.svdvals(part)[: len(self.counts)].tolist()
+            for name, part in parts.items()
+        }
 
     def _means(self, rows: Tensor) -> Tensor:
         total = rows.new_zeros(len(self.counts), rows.shape[1]).index_add_(0, self.labels, rows)
@@ -101,9 +112,16 @@ class Tail:
 
 
 def has_tail(training: Training) -> bool:
-    """Whether the last two layers are the model's: no bias, learned, no unit features, one label a sample."""
+    """Whether the last two layers are the model's: no bias, learned, no unit features, one label a
+    sample.
+    """
     kind = training.network.architecture
-    return kind.unbiased >= 2 and kind.normalised is None and kind.head == "learned" and not training.data.multi_label
+    return (
+        kind.unbiased >= 2
+        and kind.normalised is None
+        and kind.head == "learned"
+        and not training.data.multi_label
+    )
 
 
 @torch.no_grad()
@@ -111,7 +129,10 @@ def tail_of(training: Training) -> Tail:
     """The tail of a trained network, float64. Errors: InputError where it ``has_tail`` not."""
     network, examples = training.network, training.data.train
     if not has_tail(training):
-        raise InputError("the overlay needs two last layers without bias (unbiased=2), plain features and one label a sample")
+        raise InputError(
+            "the overlay needs two last layers without bias (unbiased=2), plain features and one "
+            "label a sample"
+        )
     kind = network.architecture
     last = network.get_submodule(f"body.linear{len(kind.widths)}")
     seen: list[Tensor] = []
@@ -137,15 +158,20 @@ def balanced_penalty(tail: Tail, decay: float) -> float:
 
 
 def penalty_at_gap(tail: Tail, decay: float) -> float:
-    """lambda_H at which the balanced minimum has the network's mean gap g between diagonal and off-diagonal logits.
+    """lambda_H at which the balanced minimum has the network's mean gap g between diagonal and
+    off-diagonal logits.
 
-    With t = g/(1 - g) = x^2: x/(x^2 + 1)^2 = beta, and beta = sqrt(lambda^2 lambda_H N^3)/n for n = N/K samples a class.
+    With t = g/(1 - g) = x^2: x/(x^2 + 1)^2 = beta, and beta = sqrt(lambda^2 lambda_H N^3)/n for n =
+    N/K samples a class.
     Errors: InputError for a gap outside (1/2, 1), which no minimum has.
     """
     numbers = tail.numbers()
     gap = numbers["diagonal"] - numbers["mean off-diagonal"]
     if not 0.5 < gap < 1:
-        raise InputError(f"a mean logit gap of {gap:.4g} is none of the model's, which lie in (1/2, 1); train longer")
+        raise InputError(
+            f"a mean logit gap of {gap:.4g} is none of the model's, which lie in (1/2, 1); train "
+            f"longer"
+        )
     N, K = float(tail.counts.sum()), len(tail.counts)
     x = (gap / (1 - gap)) ** 0.5
     beta = x / (x * x + 1) ** 2
@@ -163,22 +189,42 @@ def predicted(tail: Tail, decay: float, lambda_h: float) -> Tail:
 
 
 def compare(tails: Sequence[Tail], decay: float) -> list[Row]:
-    """A row for each number, medians over networks of several seeds: measured, predicted by either matching, the ratios.
+    """A row for each number, medians over networks of several seeds: measured, predicted by either
+    matching, the ratios.
 
-    Keys: quantity, measured, balance, gap, and "ratio, balance", "ratio, gap" = measured / predicted, None where the prediction
-    is zero (NC1 to NC3). The first row is lambda_H, which has no measured value. Errors: InputError of ``penalty_at_gap``.
+    Keys: quantity, measured, balance, gap, and "ratio, balance", "ratio, gap" = measured /
+    predicted, None where the prediction is zero (NC1 to NC3). The first row is lambda_H, which has
+    no measured value. Errors: InputError of ``penalty_at_gap``.
     """
-    penalties = {"balance": [balanced_penalty(tail, decay) for tail in tails], "gap": [penalty_at_gap(t, decay) for t in tails]}
+    penalties = {
+        "balance": [balanced_penalty(tail, decay) for tail in tails],
+        "gap": [penalty_at_gap(t, decay) for t in tails],
+    }
     measured = [tail.numbers() | tail.collapse() for tail in tails]
     models = {
-        name: [predicted(tail, decay, p) for tail, p in zip(tails, found, strict=True)] for name, found in penalties.items()
+        name: [predicted(tail, decay, p) for tail, p in zip(tails, found, strict=True)]
+        for name, found in penalties.items()
     }
-    predictions = {name: [model.numbers() | model.collapse() for model in found] for name, found in models.items()}
-    rows: list[Row] = [{"quantity": "lambda_H", "measured": None, **{name: median(found) for name, found in penalties.items()}}]
+    predictions = {
+        name: [model.numbers() | model.collapse() for model in found]
+        for name, found in models.items()
+    }
+    rows: list[Row] = [
+        {
+            "quantity": "lambda_H",
+            "measured": None,
+            **{name: median(found) for name, found in penalties.items()},
+        }
+    ]
     for quantity in measured[0]:
-        row: Row = {"quantity": quantity, "measured": median([found[quantity] for found in measured])}
+        row: Row = {
+            "quantity": quantity,
+            "measured": median([found[quantity] for found in measured]),
+        }
         for name, found in predictions.items():
-            pairs = [(one[quantity], other[quantity]) for one, other in zip(measured, found, strict=True)]
+            pairs = [
+                (one[quantity], other[quantity]) for one, other in zip(measured, found, strict=True)
+            ]
             told = all(abs(other) > ROUNDING for _, other in pairs)
             row[name] = median([other for _, other in pairs])
             row[f"ratio, {name}"] = median([one / other for one, other in pairs]) if told else None
@@ -187,10 +233,11 @@ def compare(tails: Sequence[Tail], decay: float) -> list[Row]:
 
 
 def model_run(tail: Tail, decay: float, steps: int) -> list[dict[str, float]]:
-    """NC1 to NC3 by step of the extended ReLU model of all samples: momentum from a normal start, lambda_H by balance.
+    """NC1 to NC3 by step of the extended ReLU model of all samples: momentum from a normal start,
+    lambda_H by balance.
 
-    In balanced variables: in raw ones lambda_H is some 1e-6 and the share 1/N of a sample lets features move a thousand times
-    slower than the layers.
+    In balanced variables: in raw ones lambda_H is some 1e-6 and the share 1/N of a sample lets
+    features move a thousand times slower than the layers.
     """
     problem = Problem(
         loss="mse",
@@ -207,7 +254,12 @@ def model_run(tail: Tail, decay: float, steps: int) -> list[dict[str, float]]:
 
     def log(record: StepRecord, point: Callable[[], Point]) -> None:
         x = point()
-        rows.append({"step": record.step, **Tail(x.W, x.hidden[0], x.H, tail.labels, tail.counts).collapse()})
+        rows.append(
+            {
+                "step": record.step,
+                **Tail(x.W, x.hidden[0], x.H, tail.labels, tail.counts).collapse(),
+            }
+        )
 
     solve(
         problem,

@@ -1,7 +1,8 @@
-"""The overlay's picture: NC1 to NC3 by step, a panel a layer, and bars of what the model gets wrong.
+"""The overlay's picture: NC1 to NC3 by step, a panel a layer, and bars of what the model gets
+wrong.
 
-Networks are solid, with a band from least to most over their seeds; the model is dashed. The bars are log(measured /
-predicted) for either matching: 0 is a right prediction.
+Networks are solid, with a band from least to most over their seeds; the model is dashed. The bars
+are log(measured / predicted) for either matching: 0 is a right prediction.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ BARS = {
 MATCHINGS = {"balance": plots.COLOURS[4], "gap": plots.COLOURS[5]}
 
 
-def overlay_figure(networks: Sequence[Sequence[Mapping[str, Any]]], model: plots.Records, table: Sequence[Row]) -> Figure:
+def overlay_figure(
+    networks: Sequence[Sequence[Mapping[str, Any]]], model: plots.Records, table: Sequence[Row]
+) -> Figure:
     """networks: the log of each; model: ``model_run``'s; table: ``compare``'s. Two columns wide."""
     figure, (*layers, bars) = plots.panels(3)
     for number, ax in enumerate(layers):
@@ -48,17 +51,30 @@ def _meanings(networks: int) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    of_networks = f"{networks} networks, median and band of least to most" if networks > 1 else "network"
+    of_networks = (
+        f"{networks} networks, median and band of least to most" if networks > 1 else "network"
+    )
     return [
-        *(Line2D([], [], color=plots.QUANTITY_COLOURS[name], label=label) for name, label in DRAWN.items()),
+        *(
+            Line2D([], [], color=plots.QUANTITY_COLOURS[name], label=label)
+            for name, label in DRAWN.items()
+        ),
         Line2D([], [], color="0.3", label=of_networks),
         Line2D([], [], color="0.3", linestyle="--", label="model"),
         *(Patch(color=colour, label=f"by {matching}") for matching, colour in MATCHINGS.items()),
     ]
 
 
-def _curve(ax: Axes, key: str, colour: str, networks: Sequence[Sequence[Mapping[str, Any]]], model: plots.Records) -> None:
-    """Networks at the steps that all of them logged, the model as far as its numbers are no rounding."""
+def _curve(
+    ax: Axes,
+    key: str,
+    colour: str,
+    networks: Sequence[Sequence[Mapping[str, Any]]],
+    model: plots.Records,
+) -> None:
+    """Networks at the steps that all of them logged, the model as far as its numbers are no
+    rounding.
+    """
     steps = sorted(set.intersection(*({row["step"] for row in rows} for rows in networks)) - {0})
     values = np.array([[row[key] for row in rows if row["step"] in steps] for rows in networks])
     ax.plot(steps, np.median(values, 0), color=colour)

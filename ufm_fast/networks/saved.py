@@ -1,7 +1,8 @@
 """Training in a run directory: log, checkpoints, the end's numbers, and going on where it stopped.
 
-The directory is one of ufm-fast like any other, its config marked ``kind = "network"``. Its state holds, beside network and
-optimiser, the classifier and the training features as W, H, b and labels, so ``metrics``, ``plot`` and ``export`` take it.
+The directory is one of ufm-fast like any other, its config marked ``kind = "network"``. Its state
+holds, beside network and optimiser, the classifier and the training features as W, H, b and labels,
+so ``metrics``, ``plot`` and ``export`` take it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from ufm_fast.solvers.minimise import log_spaced
 
 KIND = "network"
 SAVE_SECONDS = 10.0
-#: Metrics of the last layer that each log point has, where samples have one label; where the last two layers are those of the
-#: extended model, beside `Tail.collapse`.
+#: Metrics of the last layer that each log point has, where samples have one label; where the last
+#: two layers are those of the extended model, beside `Tail.collapse`.
 LOGGED = ("nc1_pinv", "nc1_quotient", "nc2_classifier", "nc2_means", "nc3")
 
 Report = Callable[[int, float], None]
@@ -75,10 +76,15 @@ class TrainingRun:
 
     @classmethod
     def begin(cls, config: Mapping[str, Any], out: Path | None) -> TrainingRun:
-        """Check everything, then make the directory. Errors: InputError; then nothing is left behind."""
+        """Check everything, then make the directory. Errors: InputError; then nothing is left
+        behind.
+        """
         config = {"kind": KIND, **config}
         digest = config_hash(config)
-        path = out or Path("runs") / f"{config['data']}-{config['model']}-{config['loss']}-{digest[:8]}"
+        path = (
+            out
+            or Path("runs") / f"{config['data']}-{config['model']}-{config['loss']}-{digest[:8]}"
+        )
         refuse_occupied(path, digest)
         training = _training(config)
         return cls(RunDirectory.create(path, config, digest, environment()), training)
@@ -91,10 +97,17 @@ class TrainingRun:
         """
         run = RunDirectory.open(path, name, by="train")
         if run.config.get("kind") != KIND:
-            mend = f"go on with: ufm-fast solve --resume {quoted(path)}" if name == "resume" else "give one of ufm-fast train"
+            mend = (
+                f"go on with: ufm-fast solve --resume {quoted(path)}"
+                if name == "resume"
+                else "give one of ufm-fast train"
+            )
             raise InputError(f"{name}: {path} is a run of ufm-fast solve; {mend}")
         if config_hash(run.config) != run.hash:
-            raise InputError(f"{name}: the settings in {path / 'config.json'} were changed after the run was made; undo that")
+            raise InputError(
+                f"{name}: the settings in {path / 'config.json'} were changed after the run was "
+                f"made; undo that"
+            )
         training = _training(run.config)
         if not run.state_file.exists():
             return cls(run, training, fresh=False)
@@ -106,7 +119,9 @@ class TrainingRun:
         return self.training.step >= self.training.options.steps and self.run.summary is not None
 
     def execute(self, report: Report | None = None) -> dict[str, Any]:
-        """Train to the end, or to an interrupt; returns the summary. The state is saved either way."""
+        """Train to the end, or to an interrupt; returns the summary. The state is saved either
+        way.
+        """
         with self.run.locked(), _interrupts() as interrupted:
             if not self.fresh:
                 self.run.truncate_log(self.training.step)
@@ -118,14 +133,21 @@ class TrainingRun:
             except KeyboardInterrupt:
                 outcome = "interrupted"
             log.save()
-            summary = {"outcome": outcome, "steps": self.training.step, "seconds": log.seconds(), "hash": self.run.hash}
+            summary = {
+                "outcome": outcome,
+                "steps": self.training.step,
+                "seconds": log.seconds(),
+                "hash": self.run.hash,
+            }
             summary |= summary_of(self.training)
             self.run.write_summary(summary)
         return summary
 
 
 def summary_of(training: Training) -> dict[str, Any]:
-    """Loss and accuracy of both parts, and the collapse of each hidden layer on the training images."""
+    """Loss and accuracy of both parts, and the collapse of each hidden layer on the training
+    images.
+    """
     data, network = training.data, training.network
     found: dict[str, Any] = {part: training.evaluate(part) for part in ("train", "test")}
     found["trainable"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -141,15 +163,29 @@ def summary_of(training: Training) -> dict[str, Any]:
 
 
 def _training(config: Mapping[str, Any]) -> Training:
-    data = load(config["data"], seed=config["seed"], least=config["least"], look_alikes=config["look_alikes"])
+    data = load(
+        config["data"],
+        seed=config["seed"],
+        least=config["least"],
+        look_alikes=config["look_alikes"],
+    )
     return Training(data, options_of(config))
 
 
 class _Log:
-    """After each step: a line at log-spaced steps, the state every ten seconds, the caller's bar, the interrupt."""
+    """After each step: a line at log-spaced steps, the state every ten seconds, the caller's bar,
+    the interrupt.
+    """
 
-    def __init__(self, run: TrainingRun, interrupted: Callable[[], bool], report: Report | None) -> None:
-        self.run, self.training, self.interrupted, self.report = run, run.training, interrupted, report
+    def __init__(
+        self, run: TrainingRun, interrupted: Callable[[], bool], report: Report | None
+    ) -> None:
+        self.run, self.training, self.interrupted, self.report = (
+            run,
+            run.training,
+            interrupted,
+            report,
+        )
         self._spaced = log_spaced()
         self._next = next(step for step in self._spaced if step >= run.training.step)
         self._begun = self._saved = time.monotonic()
@@ -176,7 +212,13 @@ class _Log:
         test = {f"test_{name}": value for name, value in self.training.evaluate("test").items()}
         train = self.training.evaluate("train")
         metrics = {} if self.training.data.multi_label else self._metrics()
-        record = {"step": step, "value": train.pop("loss"), "gradient_norm": None, "seconds": self.seconds(), **train}
+        record = {
+            "step": step,
+            "value": train.pop("loss"),
+            "gradient_norm": None,
+            "seconds": self.seconds(),
+            **train,
+        }
         self.run.run.append({**record, **test, **metrics})
         self.training.network.train()
 
@@ -197,7 +239,10 @@ class _Log:
 def _features(training: Training) -> Tensor:
     images = training.data.train.images
     training.network.eval()
-    found = [training.network.features(images[block]) for block in torch.split(torch.arange(len(images)), BLOCK)]
+    found = [
+        training.network.features(images[block])
+        for block in torch.split(torch.arange(len(images)), BLOCK)
+    ]
     training.network.train()
     return torch.cat(found)
 
@@ -213,12 +258,18 @@ def _head(training: Training) -> dict[str, Tensor]:
     if labels.dim() == 1:
         return {**tensors, "labels": labels}
     ends = (labels >= 0).sum(1).cumsum(0)
-    return {**tensors, "row_indices": flat, "row_indptr": torch.cat([torch.zeros(1, dtype=torch.int64), ends])}
+    return {
+        **tensors,
+        "row_indices": flat,
+        "row_indptr": torch.cat([torch.zeros(1, dtype=torch.int64), ends]),
+    }
 
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or another ending signal has come, asked between steps: within one, an optimiser has moved half of all."""
+    """Whether Ctrl-C or another ending signal has come, asked between steps: within one, an
+    optimiser has moved half of all.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

@@ -1,8 +1,9 @@
-"""New classes for a trained network: what the first rows of their classifier do to loss and training (arXiv 2503.06385).
+"""New classes for a trained network: what the first rows of their classifier do to loss and
+training (arXiv 2503.06385).
 
-A network learns the first half of the classes, then gets a head for all of them and goes on with replay, that is on all
-training data. The rows of the new classes come from torch's random start, from class means of unit features, or from the
-least-squares head with lambda = the weight decay.
+A network learns the first half of the classes, then gets a head for all of them and goes on with
+replay, that is on all training data. The rows of the new classes come from torch's random start,
+from class means of unit features, or from the least-squares head with lambda = the weight decay.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from ufm_fast.networks.train import BLOCK, Options, Training
 
 @dataclass(frozen=True)
 class Variant:
-    """How the head for all classes is begun: a method of ``init_rows_``, and whether old rows stay."""
+    """How the head for all classes is begun: a method of ``init_rows_``, and whether old rows
+    stay.
+    """
 
     method: str
     keep_old: bool = True
@@ -44,7 +47,8 @@ OPTIONS = Options(architecture=Architecture(widths=(128, 128), unbiased=1), loss
 
 @dataclass(frozen=True)
 class Switch:
-    """One variant of one seed: training loss and test accuracy just after the switch, and the steps to LEARNED.
+    """One variant of one seed: training loss and test accuracy just after the switch, and the steps
+    to LEARNED.
 
     steps: None where ``most_steps`` did not suffice.
     """
@@ -56,15 +60,18 @@ class Switch:
     steps: int | None
 
 
-def switches(data: DataSet, options: Options = OPTIONS, *, lam: float | None = None, most_steps: int = 300) -> Iterator[Switch]:
+def switches(
+    data: DataSet, options: Options = OPTIONS, *, lam: float | None = None, most_steps: int = 300
+) -> Iterator[Switch]:
     """Train on the first half of the classes, then measure every variant of VARIANTS from there.
 
-    lam: of the least-squares head, by default the weight decay. Errors: InputError for a loss without a row in LEARNED, or
-    data with several labels.
+    lam: of the least-squares head, by default the weight decay. Errors: InputError for a loss
+    without a row in LEARNED, or data with several labels.
     """
     if options.loss not in LEARNED or data.multi_label:
         raise InputError(
-            f"loss must be one of {', '.join(LEARNED)}, with one label a sample; got {options.loss!r} on {data.name}"
+            f"loss must be one of {', '.join(LEARNED)}, with one label a sample; got "
+            f"{options.loss!r} on {data.name}"
         )
     old = data.classes // 2
     first = replace(data.only(range(old)), classes=old)
@@ -76,10 +83,24 @@ def switches(data: DataSet, options: Options = OPTIONS, *, lam: float | None = N
         new = range(old, data.classes)
         chosen = unit if variant.method == "class-mean" else sums
         penalty = options.weight_decay if lam is None else lam
-        init_rows_(network.head, chosen, new, variant.method, lam=penalty, keep_old=variant.keep_old, seed=options.seed)
+        init_rows_(
+            network.head,
+            chosen,
+            new,
+            variant.method,
+            lam=penalty,
+            keep_old=variant.keep_old,
+            seed=options.seed,
+        )
         training = Training(data, going_on, network)
         start, accuracy = training.evaluate("train")["loss"], training.evaluate("test")["accuracy"]
-        yield Switch(name, options.seed, start, accuracy, _steps_to(training, LEARNED[options.loss](data.classes)))
+        yield Switch(
+            name,
+            options.seed,
+            start,
+            accuracy,
+            _steps_to(training, LEARNED[options.loss](data.classes)),
+        )
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""The tag-wise average of multi-label features: a pair's mean against the sum of its labels' means (arXiv 2310.15903)."""
+"""The tag-wise average of multi-label features: a pair's mean against the sum of its labels' means
+(arXiv 2310.15903).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ from ufm_fast.networks.train import BLOCK, Training
 
 @dataclass(frozen=True)
 class TagAverage:
-    """cosine: mean over pairs S of cos(p_S, sum_{k in S} m_k). scale: C_2, the mean of <p_S, sum m_k>/|sum m_k|^2.
+    """cosine: mean over pairs S of cos(p_S, sum_{k in S} m_k). scale: C_2, the mean of <p_S, sum
+    m_k>/|sum m_k|^2.
 
-    m_k: mean of the features with the label k alone, about the mean of those; p_S: mean of the features with the labels S,
-    about the mean of those. In the model both centres are zero, the cosine is 1 and C_2 = alpha_2/alpha_1.
+    m_k: mean of the features with the label k alone, about the mean of those; p_S: mean of the
+    features with the labels S, about the mean of those. In the model both centres are zero, the
+    cosine is 1 and C_2 = alpha_2/alpha_1.
     """
 
     cosine: float
@@ -34,7 +38,10 @@ def tag_average(features: Tensor, labels: Tensor) -> TagAverage:
     alone, place = torch.unique(labels[single, 0], return_inverse=True)
     if not len(pairs) or not bool(torch.isin(pairs, alone).all()):
         raise InputError("labels must hold pairs, and each label of a pair on its own too")
-    of_labels, of_pairs = _means(rows[single], place, len(alone)), _means(rows[~single], slot, len(pairs))
+    of_labels, of_pairs = (
+        _means(rows[single], place, len(alone)),
+        _means(rows[~single], slot, len(pairs)),
+    )
     sums = of_labels[torch.searchsorted(alone, pairs)].sum(1)
     inner = (of_pairs * sums).sum(1)
     cosine = inner / (of_pairs.norm(dim=1) * sums.norm(dim=1))

@@ -1,7 +1,8 @@
 """Training a small network: one loop, the library's fused losses, weight decay on all parameters.
 
-The order of the samples follows from the seed and the epoch, and dropout or other random layers there are none, so a run that
-goes on from ``Training.state`` takes the same steps to the bit as one that was never stopped.
+The order of the samples follows from the seed and the epoch, and dropout or other random layers
+there are none, so a run that goes on from ``Training.state`` takes the same steps to the bit as one
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ HeadLoss = Callable[["Options", Tensor, Tensor, Tensor | None, Tensor], Tensor]
 LOSSES: dict[str, HeadLoss] = {
     "ce": lambda o, h, W, b, y: functional.linear_cross_entropy(h, W, y, linear_bias=b),
     "mse": lambda o, h, W, b, y: functional.linear_squared_error(h, W, y, linear_bias=b),
-    "smoothing": lambda o, h, W, b, y: functional.linear_cross_entropy(h, W, y, linear_bias=b, label_smoothing=o.smoothing),
-    "focal": lambda o, h, W, b, y: functional.linear_focal_loss(h, W, y, linear_bias=b, gamma=o.gamma),
+    "smoothing": lambda o, h, W, b, y: functional.linear_cross_entropy(
+        h, W, y, linear_bias=b, label_smoothing=o.smoothing
+    ),
+    "focal": lambda o, h, W, b, y: functional.linear_focal_loss(
+        h, W, y, linear_bias=b, gamma=o.gamma
+    ),
     "pick-all": lambda o, h, W, b, y: functional.linear_pick_all(h, W, y, linear_bias=b),
 }
 
@@ -41,9 +46,10 @@ LOSSES: dict[str, HeadLoss] = {
 class Options:
     """How a network is trained; checked when made.
 
-    loss: a name of LOSSES (pick-all for several labels). weight_decay: lambda of lambda/2 |.|^2 on every trained
-    parameter, biases too. optimiser: "sgd" with momentum 0.9, or "adam" (the decay in its gradient). schedule: of the
-    rate, "cosine" to zero at the last step or "constant". Errors: InputError naming the option.
+    loss: a name of LOSSES (pick-all for several labels). weight_decay: lambda of lambda/2 |.|^2 on
+    every trained parameter, biases too. optimiser: "sgd" with momentum 0.9, or "adam" (the decay in
+    its gradient). schedule: of the rate, "cosine" to zero at the last step or "constant". Errors:
+    InputError naming the option.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -59,9 +65,15 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("loss", tuple(LOSSES)), ("optimiser", OPTIMISERS), ("schedule", SCHEDULES)):
+        for name, allowed in (
+            ("loss", tuple(LOSSES)),
+            ("optimiser", OPTIMISERS),
+            ("schedule", SCHEDULES),
+        ):
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+                raise InputError(
+                    f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
         for name in ("steps", "batch"):
             whole(getattr(self, name), name, 1)
         whole(self.seed, "seed", 0, 2**63 - 1)
@@ -87,12 +99,18 @@ class Training:
             fits = "pick-all" if data.multi_label else "ce, mse, smoothing or focal"
             raise InputError(f"loss must be {fits} for data {data.name}, got {options.loss!r}")
         self.data, self.options, self.step = data, options, 0
-        self.network = network or Network(options.architecture, data.shape, data.classes, options.seed)
+        self.network = network or Network(
+            options.architecture, data.shape, data.classes, options.seed
+        )
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = _optimiser(parameters, options)
 
-    def run(self, on_step: Callable[[int, float], None] | None = None, until: int | None = None) -> Training:
-        """Steps up to ``until`` (default: all). on_step(step, batch loss) is called after each. Ctrl-C falls between steps."""
+    def run(
+        self, on_step: Callable[[int, float], None] | None = None, until: int | None = None
+    ) -> Training:
+        """Steps up to ``until`` (default: all). on_step(step, batch loss) is called after each.
+        Ctrl-C falls between steps.
+        """
         self.network.train()
         last = self.options.steps if until is None else min(until, self.options.steps)
         for batch in self._batches():
@@ -113,16 +131,26 @@ class Training:
         """Learning rate of the next step."""
         if self.options.schedule == "constant":
             return self.options.learning_rate
-        return self.options.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.options.steps))
+        return (
+            self.options.learning_rate
+            * 0.5
+            * (1 + math.cos(math.pi * self.step / self.options.steps))
+        )
 
     def _batches(self) -> Iterator[Tensor]:
-        """Index sets from this step on: each epoch is a permutation of its own, cut in equal batches; the rest is left out."""
+        """Index sets from this step on: each epoch is a permutation of its own, cut in equal
+        batches; the rest is left out.
+        """
         samples = len(self.data.train)
         size = min(self.options.batch, samples)
         epoch, skip = divmod(self.step, samples // size)
         while True:
-            generator = torch.Generator().manual_seed((self.options.seed * 1_000_003 + epoch) % 2**63)
-            batches = torch.split(torch.randperm(samples, generator=generator)[: samples // size * size], size)
+            generator = torch.Generator().manual_seed(
+                (self.options.seed * 1_000_003 + epoch) % 2**63
+            )
+            batches = torch.split(
+                torch.randperm(samples, generator=generator)[: samples // size * size], size
+            )
             yield from batches[skip:]
             epoch, skip = epoch + 1, 0
 
@@ -130,16 +158,24 @@ class Training:
         """All that ``restore`` needs, as flat named tensors (what safetensors takes)."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in values.items() if v is not None}
+            tensors |= {
+                f"optimiser.{index}.{k}": torch.as_tensor(v)
+                for k, v in values.items()
+                if v is not None
+            }
         return {**tensors, "step": torch.tensor(self.step)}
 
     def restore(self, tensors: dict[str, Tensor]) -> Training:
         """Go on from a ``state``. Errors: InputError where it is of another network."""
-        network = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        network = {
+            k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
+        }
         try:
             self.network.load_state_dict(network)
         except RuntimeError as error:
-            raise InputError(f"state: it is of another network ({str(error).splitlines()[-1].strip()})") from error
+            raise InputError(
+                f"state: it is of another network ({str(error).splitlines()[-1].strip()})"
+            ) from error
         slots: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
@@ -151,7 +187,8 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self, part: str = "test") -> dict[str, float]:
-        """Mean loss and accuracy on "train" or "test"; of several labels also the accuracy by their number.
+        """Mean loss and accuracy on "train" or "test"; of several labels also the accuracy by their
+        number.
 
         A sample with m labels counts as right where its m largest logits are those of its labels.
         """
@@ -168,7 +205,10 @@ class Training:
         found = {"loss": loss, "accuracy": float(right.mean())}
         if self.data.multi_label:
             sizes = (examples.labels >= 0).sum(1)
-            found |= {f"accuracy_{m}": float(right[sizes == m].mean()) for m in sorted(set(sizes.tolist()))}
+            found |= {
+                f"accuracy_{m}": float(right[sizes == m].mean())
+                for m in sorted(set(sizes.tolist()))
+            }
         return found
 
 

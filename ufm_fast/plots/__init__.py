@@ -1,4 +1,5 @@
-"""Figures fit to paste into a paper. Each function draws on the axes that it is given; nothing touches pyplot.
+"""Figures fit to paste into a paper. Each function draws on the axes that it is given; nothing
+touches pyplot.
 
     palette    one colour for one quantity, everywhere
     canvas     figures one or two columns wide, their style, their files
@@ -6,8 +7,8 @@
     matrices   what a matrix with a row for each class looks like
     finish     ticks, look and the legend, the same for all
 
-Data come as plain numbers: ``records`` is a run's log (a list of flat dictionaries), matrices are tensors or arrays
-with a row for each class.
+Data come as plain numbers: ``records`` is a run's log (a list of flat dictionaries), matrices are
+tensors or arrays with a row for each class.
 
 >>> with paper_style():
 ...     figure, (ax,) = panels()
@@ -27,8 +28,21 @@ from ufm_fast.plots.curves import (
     strips,
 )
 from ufm_fast.plots.finish import finish
-from ufm_fast.plots.matrices import against_frequency, cosine_histogram, gram_heatmap, pair_cosines, spectrum
-from ufm_fast.plots.palette import COLOURS, QUANTITY_COLOURS, THEORY, VALUE, line_style, quantity_style
+from ufm_fast.plots.matrices import (
+    against_frequency,
+    cosine_histogram,
+    gram_heatmap,
+    pair_cosines,
+    spectrum,
+)
+from ufm_fast.plots.palette import (
+    COLOURS,
+    QUANTITY_COLOURS,
+    THEORY,
+    VALUE,
+    line_style,
+    quantity_style,
+)
 
 __all__ = [
     "COLOURS",

@@ -21,7 +21,9 @@ COLUMN, PAGE = 3.3, 6.8
 
 
 def new_figure(width: float = 5.2, height: float = 3.8) -> Figure:
-    """A figure with an Agg canvas that no global state knows of. Errors: InputError without matplotlib."""
+    """A figure with an Agg canvas that no global state knows of. Errors: InputError without
+    matplotlib.
+    """
     _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,8 +40,9 @@ def panels(number: int = 1, height: float = 2.6) -> tuple[Figure, list[Axes]]:
 
 
 def _import_matplotlib() -> None:
-    """Import it, also where MPLBACKEND, of which our figures make no use, names a backend that this environment has not: a
-    notebook's shell commands inherit the notebook's. Errors: InputError without matplotlib.
+    """Import it, also where MPLBACKEND, of which our figures make no use, names a backend that this
+    environment has not: a notebook's shell commands inherit the notebook's. Errors: InputError
+    without matplotlib.
     """
     first = "matplotlib" not in sys.modules
     inherited = os.environ.pop("MPLBACKEND", None) if first else None
@@ -57,8 +60,8 @@ def _import_matplotlib() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings that our figures need whatever the user's: fonts as outlines that every reader and press takes (no Type 3), and
-    labels that are not TeX.
+    """Settings that our figures need whatever the user's: fonts as outlines that every reader and
+    press takes (no Type 3), and labels that are not TeX.
     """
     _import_matplotlib()
     from matplotlib import rc_context
@@ -69,7 +72,8 @@ def style() -> Iterator[None]:
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Text of eight points for figures of one or two columns; what is drawn and saved inside has it. Nothing stays set.
+    """Text of eight points for figures of one or two columns; what is drawn and saved inside has
+    it. Nothing stays set.
 
     Errors: InputError without matplotlib.
     """
@@ -77,8 +81,21 @@ def paper_style() -> Iterator[None]:
     from cycler import cycler
     from matplotlib import rc_context
 
-    settings: dict[Any, Any] = {"font.size": 8.0, "axes.titlesize": 8.0, "lines.markersize": 4.0, "lines.linewidth": 1.5}
-    settings |= {name: 7.0 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize")}
+    settings: dict[Any, Any] = {
+        "font.size": 8.0,
+        "axes.titlesize": 8.0,
+        "lines.markersize": 4.0,
+        "lines.linewidth": 1.5,
+    }
+    settings |= {
+        name: 7.0
+        for name in (
+            "xtick.labelsize",
+            "ytick.labelsize",
+            "legend.fontsize",
+            "legend.title_fontsize",
+        )
+    }
     settings["axes.prop_cycle"] = cycler(color=list(COLOURS))
     with style(), rc_context(settings):
         yield
@@ -97,7 +114,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         with style(), atomic(path) as temporary:
             try:
                 figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
-            except (ValueError, RuntimeError) as error:  # of settings: a SOURCE_DATE_EPOCH that is no number, say
-                raise InputError(f"plots: matplotlib can't draw {path} ({error}); mend its settings") from error
+            except (
+                ValueError,
+                RuntimeError,
+            ) as error:  # of settings: a SOURCE_DATE_EPOCH that is no number, say
+                raise InputError(
+                    f"plots: matplotlib can't draw {path} ({error}); mend its settings"
+                ) from error
         paths.append(path)
     return paths

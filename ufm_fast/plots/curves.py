@@ -1,4 +1,6 @@
-"""Curves of logs: gaps, gradients and metrics by step or second, bands over seeds, dots over seeds."""
+"""Curves of logs: gaps, gradients and metrics by step or second, bands over seeds, dots over
+seeds.
+"""
 
 from __future__ import annotations
 
@@ -32,47 +34,77 @@ _LABELS = {
 _LARGEST = 1e100  # a diverged run would stretch an axis beyond what it can label
 #: Up to so many points are marked.
 FEW = 30
-#: Distances from collapse that are smaller are zero but for rounding: drawn they would look like a trend.
+#: Distances from collapse that are smaller are zero but for rounding: drawn they would look like a
+#: trend.
 ROUNDING = 1e-12
 
 
-def loss_gap(ax: Axes, records: Records, reference: float, *, against: str = "step", label: str | None = None) -> Axes:
-    """(f - reference)/reference against ``step`` or ``seconds``; points at or below rounding are left out.
+def loss_gap(
+    ax: Axes, records: Records, reference: float, *, against: str = "step", label: str | None = None
+) -> Axes:
+    """(f - reference)/reference against ``step`` or ``seconds``; points at or below rounding are
+    left out.
 
     ``reference``: the theory value, the certificate's lower bound, or the best value seen.
     """
     scale = abs(reference) or 1.0
-    values = [(record["value"] - reference) / scale for record in records if record["value"] is not None]
+    values = [
+        (record["value"] - reference) / scale for record in records if record["value"] is not None
+    ]
     places = [record[against] for record in records if record["value"] is not None]
     _curve(ax, places, _beyond_rounding(values), against, quantity_style("gap"), label)
     return _labelled(ax, "relative gap  $(f - f^*)/f^*$")
 
 
-def gradient_norm(ax: Axes, records: Records, *, against: str = "step", label: str | None = None) -> Axes:
+def gradient_norm(
+    ax: Axes, records: Records, *, against: str = "step", label: str | None = None
+) -> Axes:
     """Gradient norm in the solver's variables against ``step`` or ``seconds``."""
     values = [record["gradient_norm"] for record in records]
-    _curve(ax, [record[against] for record in records], values, against, quantity_style("gradient_norm"), label)
+    _curve(
+        ax,
+        [record[against] for record in records],
+        values,
+        against,
+        quantity_style("gradient_norm"),
+        label,
+    )
     return _labelled(ax, "gradient norm")
 
 
 def collapse_metrics(ax: Axes, records: Records) -> Axes:
-    """NC1-NC4 against step, as far as the log holds them and a logarithmic axis shows them; NC4 as its distance from 1."""
+    """NC1-NC4 against step, as far as the log holds them and a logarithmic axis shows them; NC4 as
+    its distance from 1.
+    """
     logs = [{**r, "nc4": None if r.get("nc4") is None else 1.0 - r["nc4"]} for r in records]
     return curves(ax, logs, _LABELS)
 
 
 def curves(ax: Axes, records: Records, names: Mapping[str, str], *, against: str = "step") -> Axes:
-    """Columns of the log, those of ``names`` with their labels, each in its colour, as far as they are beyond rounding."""
+    """Columns of the log, those of ``names`` with their labels, each in its colour, as far as they
+    are beyond rounding.
+    """
     for number, (name, label) in enumerate(names.items()):
-        found = [(record[against], record[name]) for record in records if record.get(name) is not None]
+        found = [
+            (record[against], record[name]) for record in records if record.get(name) is not None
+        ]
         values = _beyond_rounding([value for _, value in found])
         if any(map(_shown, values)):
-            _curve(ax, [place for place, _ in found], values, against, quantity_style(name, number), label)
+            _curve(
+                ax,
+                [place for place, _ in found],
+                values,
+                against,
+                quantity_style(name, number),
+                label,
+            )
     return _labelled(ax, "distance from collapse")
 
 
 def layer_metric(ax: Axes, records: Records, name: str, *, title: str) -> Axes:
-    """A metric of each layer's input against step, ``layer0/name`` of H first: a curve a layer, from light to dark."""
+    """A metric of each layer's input against step, ``layer0/name`` of H first: a curve a layer,
+    from light to dark.
+    """
     import matplotlib
 
     keys: list[str] = []
@@ -83,7 +115,14 @@ def layer_metric(ax: Axes, records: Records, name: str, *, title: str) -> Axes:
         values = _beyond_rounding([record.get(key) for record in records])
         if any(map(_shown, values)):
             label = "H" if j == 0 else f"after layer {j}"
-            _curve(ax, [record["step"] for record in records], values, "step", {"color": shades[j]}, label)
+            _curve(
+                ax,
+                [record["step"] for record in records],
+                values,
+                "step",
+                {"color": shades[j]},
+                label,
+            )
     return _labelled(ax, title)
 
 
@@ -110,9 +149,14 @@ def _labelled(ax: Axes, title: str) -> Axes:
 
 
 def _fit_steps(ax: Axes) -> None:
-    """Steps logarithmic from 10 on where there are many, and none of any curve out of sight, on axes that share theirs too."""
+    """Steps logarithmic from 10 on where there are many, and none of any curve out of sight, on
+    axes that share theirs too.
+    """
     together = ax.get_shared_x_axes().get_siblings(ax)
-    last = max((float(x) for one in together for line in one.lines for x in np.asarray(line.get_xdata())), default=0.0)
+    last = max(
+        (float(x) for one in together for line in one.lines for x in np.asarray(line.get_xdata())),
+        default=0.0,
+    )
     if last > 200:
         ax.set_xscale("symlog", linthresh=10)
         ax.set_xlim(-1, 1.15 * last)
@@ -124,12 +168,21 @@ def _beyond_rounding(values: Sequence[float | None]) -> list[float | None]:
 
 
 def band(
-    ax: Axes, runs: Sequence[Records], name: str, *, against: str = "step", label: str | None = None, style: int | None = None
+    ax: Axes,
+    runs: Sequence[Records],
+    name: str,
+    *,
+    against: str = "step",
+    label: str | None = None,
+    style: int | None = None,
 ) -> Axes:
-    """Quantity ``name`` of the logs of several runs that differ in their seed: the median, and a band from least to most.
+    """Quantity ``name`` of the logs of several runs that differ in their seed: the median, and a
+    band from least to most.
 
-    Logs are read at the places of their union, by interpolation of the logarithm, as far as half of the runs go.
-    ``style``: the number of the curve for ``line_style``, where the axes do not hold all curves; else the next one.
+    Logs are read at the places of their union, by interpolation of the logarithm, as far as half of
+    the runs go.
+    ``style``: the number of the curve for ``line_style``, where the axes do not hold all curves;
+    else the next one.
     """
     logs = [log for records in runs if (log := _logarithms(records, name, against))[0]]
     ends = sorted((x[-1] for x, _ in logs), reverse=True)
@@ -151,7 +204,11 @@ def _logarithms(records: Records, name: str, against: str) -> tuple[list[float],
     values = [record.get(name) for record in records]
     if name != "gradient_norm":  # which is small where penalties are
         values = _beyond_rounding(values)
-    kept = [(record[against], math.log(y)) for record, y in zip(records, values, strict=True) if _shown(y)]
+    kept = [
+        (record[against], math.log(y))
+        for record, y in zip(records, values, strict=True)
+        if _shown(y)
+    ]
     return [x for x, _ in kept], [y for _, y in kept]
 
 

@@ -1,7 +1,9 @@
-"""The last touch of every figure: ticks that can be read, one look, and one legend below all panels, off the data.
+"""The last touch of every figure: ticks that can be read, one look, and one legend below all
+panels, off the data.
 
-Whoever draws labels artists and axes and leaves the rest to ``finish``, so that all figures are alike. Counts (steps, seeds,
-layers, classes, ..) have whole ticks. A logarithmic axis over less than two decades has plain numbers in place of powers.
+Whoever draws labels artists and axes and leaves the rest to ``finish``, so that all figures are
+alike. Counts (steps, seeds, layers, classes, ..) have whole ticks. A logarithmic axis over less
+than two decades has plain numbers in place of powers.
 """
 
 from __future__ import annotations
@@ -16,13 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Locator
 
 #: Beginnings of the labels of axes that count.
-COUNTS = ("step", "seed", "epoch", "layer", "index", "class", "pairs", "rank", "dimension", "evaluations", "samples")
+COUNTS = (
+    "step",
+    "seed",
+    "epoch",
+    "layer",
+    "index",
+    "class",
+    "pairs",
+    "rank",
+    "dimension",
+    "evaluations",
+    "samples",
+)
 #: Inches that a tick label takes along a horizontal and a vertical axis, with the room about it.
 X_ROOM, Y_ROOM = 0.3, 0.35
 
 
-def finish(figure: Figure, handles: Sequence[Any] | None = None, title: str | None = None) -> Figure:
-    """Ticks, look and legend. handles: those of the legend, by default one of each label in the panels; title: its head."""
+def finish(
+    figure: Figure, handles: Sequence[Any] | None = None, title: str | None = None
+) -> Figure:
+    """Ticks, look and legend. handles: those of the legend, by default one of each label in the
+    panels; title: its head.
+    """
     for ax in figure.axes:
         if ax.get_label() == "<colorbar>" or not ax.axison:
             continue
@@ -57,7 +75,9 @@ def _ticks(axis: Axis, inches: float, across: bool) -> None:
         if not powers:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for most in range(max(2, min(8, int(inches / (X_ROOM if across else Y_ROOM)))), 0, -1):
-        axis.set_major_locator(_powers(most) if powers else _numbers(axis, most, high / low if scale == "log" else 1.0))
+        axis.set_major_locator(
+            _powers(most) if powers else _numbers(axis, most, high / low if scale == "log" else 1.0)
+        )
         if powers or not across or _fit(axis, inches, low, high):
             return
 
@@ -78,8 +98,12 @@ def _numbers(axis: Axis, most: int, ratio: float) -> Locator:
 
 
 def _fit(axis: Axis, inches: float, low: float, high: float) -> bool:
-    """Whether the widest label is narrower than the way from tick to tick, all digits taken for 0.6 of a letter's height."""
-    places = [place for place in axis.get_major_locator().tick_values(low, high) if low <= place <= high]
+    """Whether the widest label is narrower than the way from tick to tick, all digits taken for 0.6
+    of a letter's height.
+    """
+    places = [
+        place for place in axis.get_major_locator().tick_values(low, high) if low <= place <= high
+    ]
     if len(places) < 2 or axis.get_scale() == "log":
         return True
     labels = axis.get_major_formatter().format_ticks(places)

@@ -1,4 +1,6 @@
-"""Pictures of matrices with a row for each class: cosines, spectra, histograms; and of classes against their frequency."""
+"""Pictures of matrices with a row for each class: cosines, spectra, histograms; and of classes
+against their frequency.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,14 @@ _BLOCKS = 200
 _PAIRS = 200_000
 
 
-def gram_heatmap(ax: Axes, left: Any, right: Any | None = None, *, title: str = "", blocks: int = _BLOCKS) -> Axes:
-    """Cosines of the rows of ``left`` with those of ``right`` (default: itself), averaged over blocks of classes.
+def gram_heatmap(
+    ax: Axes, left: Any, right: Any | None = None, *, title: str = "", blocks: int = _BLOCKS
+) -> Axes:
+    """Cosines of the rows of ``left`` with those of ``right`` (default: itself), averaged over
+    blocks of classes.
 
-    Beyond ``blocks`` classes a cell is the mean over a block of pairs, from the block sums of unit rows: never K x K.
+    Beyond ``blocks`` classes a cell is the mean over a block of pairs, from the block sums of unit
+    rows: never K x K.
     """
     from matplotlib.ticker import ScalarFormatter
 
@@ -33,7 +39,9 @@ def gram_heatmap(ax: Axes, left: Any, right: Any | None = None, *, title: str = 
     K = first.shape[0]
     # Means over blocks are small: they get a scale of their own.
     bound = 1.0 if len(edges) - 1 == K else max(float(np.abs(image).max()), 1e-12)
-    shown = ax.imshow(image, cmap="RdBu_r", vmin=-bound, vmax=bound, extent=(0, K, K, 0), interpolation="nearest")
+    shown = ax.imshow(
+        image, cmap="RdBu_r", vmin=-bound, vmax=bound, extent=(0, K, K, 0), interpolation="nearest"
+    )
     short = ScalarFormatter()
     short.set_powerlimits((-1, 1))  # labels that a figure of several has room for
     bar = ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.03, format=short, label="cosine")
@@ -51,11 +59,20 @@ def spectrum(ax: Axes, matrices: Mapping[str, Any]) -> Axes:
         values = _singular_values(_rows(matrix))
         values = values[values > 0] / values[0]
         marker = "os^v"[index % 4] if values.numel() <= 80 else ""
-        style = quantity_style(label, index) | {"linewidth": 1.2, "marker": marker, "markersize": 5 - 2 * min(index, 1)}
+        style = quantity_style(label, index) | {
+            "linewidth": 1.2,
+            "marker": marker,
+            "markersize": 5 - 2 * min(index, 1),
+        }
         face = "none" if index == 0 else style["color"]
-        ax.plot(range(1, values.numel() + 1), values.numpy(), label=label, markerfacecolor=face, **style)
+        ax.plot(
+            range(1, values.numel() + 1), values.numpy(), label=label, markerfacecolor=face, **style
+        )
     # Singular values that are zero but for rounding would stretch the axis to 1e-300.
-    lowest = min((float(y) for line in ax.lines for y in np.asarray(line.get_ydata()) if y > 1e-16), default=1e-16)
+    lowest = min(
+        (float(y) for line in ax.lines for y in np.asarray(line.get_ydata()) if y > 1e-16),
+        default=1e-16,
+    )
     ax.set_ylim(min(lowest / 3, 0.1), 3)
     ax.set_xlabel("index")
     ax.set_ylabel("singular value / largest")
@@ -63,14 +80,22 @@ def spectrum(ax: Axes, matrices: Mapping[str, Any]) -> Axes:
 
 
 def cosine_histogram(
-    ax: Axes, matrices: Mapping[str, Any], *, pairs: int = _PAIRS, seed: int = 0, centred: bool = True
+    ax: Axes,
+    matrices: Mapping[str, Any],
+    *,
+    pairs: int = _PAIRS,
+    seed: int = 0,
+    centred: bool = True,
 ) -> Axes:
     """Cosines of pairs of rows, about their mean row or not; random pairs where there are many.
 
-    Lines show the simplex's -1/(K-1) and, where K rows are too many for a simplex in R^d, Welch's bound on the largest;
-    without centring the orthogonal frame's 0.
+    Lines show the simplex's -1/(K-1) and, where K rows are too many for a simplex in R^d, Welch's
+    bound on the largest; without centring the orthogonal frame's 0.
     """
-    found = {label: pair_cosines(_rows(matrix), pairs, seed, centred) for label, matrix in matrices.items()}
+    found = {
+        label: pair_cosines(_rows(matrix), pairs, seed, centred)
+        for label, matrix in matrices.items()
+    }
     K, d = max(_rows(matrix).shape for matrix in matrices.values())
     ideal = -1.0 / (K - 1) if centred else 0.0
     lines = {f"$-1/(K-1) = {ideal:.4g}$" if centred else "orthogonal": ideal}
@@ -82,8 +107,14 @@ def cosine_histogram(
     margin = max(0.05 * (high - low), 0.02 * abs(ideal), 1e-6)
     bins = np.linspace(low - margin, high + margin, 61)
     for index, (label, values) in enumerate(found.items()):
-        filled = {"histtype": "stepfilled", "alpha": 0.35} if index == 0 else {"histtype": "step", "linewidth": 1.6}
-        ax.hist(values, bins=bins, color=quantity_style(label, index)["color"], label=label, **filled)  # type: ignore[arg-type]
+        filled = (
+            {"histtype": "stepfilled", "alpha": 0.35}
+            if index == 0
+            else {"histtype": "step", "linewidth": 1.6}
+        )
+        ax.hist(
+            values, bins=bins, color=quantity_style(label, index)["color"], label=label, **filled
+        )  # type: ignore[arg-type]
     for (label, place), style in zip(lines.items(), ("--", ":"), strict=False):
         ax.axvline(place, color="0.2", linestyle=style, linewidth=1.2, label=label)
     ax.set_xlabel("cosine of a pair of classes" + ", centred" * centred)
@@ -94,19 +125,34 @@ def cosine_histogram(
 def against_frequency(axes: Sequence[Axes], table: Mapping[str, Any]) -> Sequence[Axes]:
     """Norms, cosines and loss of classes against their number of samples, on three axes.
 
-    ``table``: a column, one entry a group, for each of count, classifier_norm, mean_norm, classifier_cosine, self_duality,
-    loss.
+    ``table``: a column, one entry a group, for each of count, classifier_norm, mean_norm,
+    classifier_cosine, self_duality, loss.
     """
     norms, cosines, losses = axes
     for ax, names, label in (
         (norms, {"classifier_norm": "classifier", "mean_norm": "class mean"}, "norm"),
-        (cosines, {"classifier_cosine": "two rows of equal count", "self_duality": "row and class mean"}, "cosine"),
+        (
+            cosines,
+            {"classifier_cosine": "two rows of equal count", "self_duality": "row and class mean"},
+            "cosine",
+        ),
         (losses, {"loss": "loss"}, "loss of a sample"),
     ):
         for name, text in names.items():
-            seen, shown = (table["count"] > 0) & np.isfinite(table[name]), text if len(names) > 1 else None
+            seen, shown = (
+                (table["count"] > 0) & np.isfinite(table[name]),
+                text if len(names) > 1 else None,
+            )
             colour = QUANTITY_COLOURS[name]
-            ax.plot(table["count"][seen], table[name][seen], ".-", color=colour, markersize=4, linewidth=1, label=shown)
+            ax.plot(
+                table["count"][seen],
+                table[name][seen],
+                ".-",
+                color=colour,
+                markersize=4,
+                linewidth=1,
+                label=shown,
+            )
         if bool((table["count"] > 0).any()):
             ax.set_xscale("log")
         ax.set_xlabel("samples of the class")
@@ -137,7 +183,9 @@ def _rows(matrix: Any) -> Tensor:
 
 def _unit(matrix: Any) -> Tensor:
     rows = _rows(matrix)
-    rows = rows / rows.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares of a diverged run overflow
+    rows = rows / rows.abs().max().clamp_min(
+        torch.finfo(torch.float64).tiny
+    )  # squares of a diverged run overflow
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / norms.clamp_min(torch.finfo(torch.float64).tiny)
 

@@ -13,9 +13,15 @@ _WITHIN, _CLASSIFIER, _MEANS, _DUALITY, _SHARE, _OTHER = COLOURS
 QUANTITY_COLOURS = {
     **dict.fromkeys(("gap", "relative_gap", "value", "loss", "objective"), VALUE),
     **dict.fromkeys(("nc1_pinv", "nc1_quotient", "nc1_trace", "nrc1"), _WITHIN),
-    **dict.fromkeys(("nc2_classifier", "nc2_classifier_frame", "classifier", "W", "classifier_norm", "nrc2"), _CLASSIFIER),
+    **dict.fromkeys(
+        ("nc2_classifier", "nc2_classifier_frame", "classifier", "W", "classifier_norm", "nrc2"),
+        _CLASSIFIER,
+    ),
     **dict.fromkeys(("nc2_means", "nc2_means_frame", "class means", "H", "mean_norm"), _MEANS),
-    **dict.fromkeys(("nc3", "nc3_frame", "self_duality_uncentred", "self_duality", "alignment", "nrc3"), _DUALITY),
+    **dict.fromkeys(
+        ("nc3", "nc3_frame", "self_duality_uncentred", "self_duality", "alignment", "nrc3"),
+        _DUALITY,
+    ),
     **dict.fromkeys(("nc4", "accuracy", "mismatch"), _SHARE),
     **dict.fromkeys(("gradient_norm", "hidden1"), _OTHER),
     **dict.fromkeys(("evaluations", "steps"), "#117733"),
@@ -38,4 +44,8 @@ def line_style(number: int) -> dict[str, Any]:
 def quantity_style(name: str, number: int = 0) -> dict[str, Any]:
     """The quantity's own colour; for one that has none the style of the curve of that number."""
     style = line_style(number)
-    return {**style, "color": QUANTITY_COLOURS[name], "linestyle": "-"} if name in QUANTITY_COLOURS else style
+    return (
+        {**style, "color": QUANTITY_COLOURS[name], "linestyle": "-"}
+        if name in QUANTITY_COLOURS
+        else style
+    )

@@ -1,4 +1,6 @@
-"""The papers' claims, measured: ``ufm-fast reproduce NAME`` or `reproduce` here; `CLAIMS` has a row for each."""
+"""The papers' claims, measured: ``ufm-fast reproduce NAME`` or `reproduce` here; `CLAIMS` has a row
+for each.
+"""
 
 from ufm_fast.reproduce.claim import FAIL, PASS, REPORT, Claim, Evidence, Judgement, Quantity
 from ufm_fast.reproduce.runner import Verdict, chosen, reproduce

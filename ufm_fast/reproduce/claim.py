@@ -1,7 +1,8 @@
 """What a row of the table of claims is, and how a measurement is judged by it.
 
-A row fails closed: a quantity that was declared and not measured fails, and one that was measured and not declared is an error.
-Nothing passes without a theory value or a bound; a row that has neither anywhere is a REPORT.
+A row fails closed: a quantity that was declared and not measured fails, and one that was measured
+and not declared is an error. Nothing passes without a theory value or a bound; a row that has
+neither anywhere is a REPORT.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PASS, FAIL, REPORT = "PASS", "FAIL", "REPORT"
-#: How a quantity's deviation is formed from (measured, theory); it passes where that is at most the tolerance.
+#: How a quantity's deviation is formed from (measured, theory); it passes where that is at most the
+#: tolerance.
 RELATIONS: dict[str, Callable[[float, float], float]] = {
     "relative": lambda measured, theory: abs(measured - theory) / abs(theory),
     "absolute": lambda measured, theory: abs(measured - theory),
@@ -26,9 +28,11 @@ RELATIONS: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number of a claim. theory: None where there is none, then it is reported. tolerance: of the relation's deviation.
+    """One number of a claim. theory: None where there is none, then it is reported. tolerance: of
+    the relation's deviation.
 
-    quick: whether the quick setting measures it. quick_tolerance: for that setting where it needs another.
+    quick: whether the quick setting measures it. quick_tolerance: for that setting where it needs
+    another.
     """
 
     name: str
@@ -43,9 +47,13 @@ class Quantity:
             return Judgement(self, measured, None, FAIL if measured is None else REPORT)
         if measured is None or not math.isfinite(measured):
             return Judgement(self, measured, None, FAIL)
-        tolerance = self.quick_tolerance if quick and self.quick_tolerance is not None else self.tolerance
+        tolerance = (
+            self.quick_tolerance if quick and self.quick_tolerance is not None else self.tolerance
+        )
         deviation = RELATIONS[self.relation](measured, self.theory)
-        return Judgement(self, measured, deviation, PASS if deviation <= tolerance else FAIL, tolerance)
+        return Judgement(
+            self, measured, deviation, PASS if deviation <= tolerance else FAIL, tolerance
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a claim's function measured: numbers by the names of its quantities, a table for the CSV, and its figure."""
+    """What a claim's function measured: numbers by the names of its quantities, a table for the
+    CSV, and its figure.
+    """
 
     numbers: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]]
@@ -81,9 +91,10 @@ class Evidence:
 class Claim:
     """One row of the table.
 
-    claim: in one sentence. papers: the paper's own setting, as far as it is known. ours: our choice. quick: what the quick
-    setting changes. measure(quick) does the work. seconds and quick_seconds: upper figures on one thread of a two-core machine,
-    to choose rows by; what a row took stands in its verdict.
+    claim: in one sentence. papers: the paper's own setting, as far as it is known. ours: our
+    choice. quick: what the quick setting changes. measure(quick) does the work. seconds and
+    quick_seconds: upper figures on one thread of a two-core machine, to choose rows by; what a row
+    took stands in its verdict.
     """
 
     name: str
@@ -101,9 +112,13 @@ class Claim:
         return self.quick_seconds if quick and self.quick_seconds is not None else self.seconds
 
     def judge(self, numbers: Mapping[str, float], quick: bool) -> list[Judgement]:
-        """One judgement for each quantity that the setting measures. Errors: KeyError for a number that was not declared."""
+        """One judgement for each quantity that the setting measures. Errors: KeyError for a number
+        that was not declared.
+        """
         wanted = [q for q in self.quantities if q.quick or not quick]
         undeclared = set(numbers) - {q.name for q in wanted}
         if undeclared:
-            raise KeyError(f"claim {self.name} declares no quantity {', '.join(sorted(undeclared))}")
+            raise KeyError(
+                f"claim {self.name} declares no quantity {', '.join(sorted(undeclared))}"
+            )
         return [q.judge(numbers.get(q.name), quick) for q in wanted]

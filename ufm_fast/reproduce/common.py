@@ -19,8 +19,15 @@ from ufm_fast.solving import solve
 Rows = list[dict[str, Any]]
 
 Measure = Callable[[Problem, Point], Mapping[str, float]]
-#: What a trajectory is drawn by, with its labels, where the minimum is a simplex or an orthogonal frame.
-TO_SIMPLEX = {"gap": "loss gap", "nc1_pinv": "NC1", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
+#: What a trajectory is drawn by, with its labels, where the minimum is a simplex or an orthogonal
+#: frame.
+TO_SIMPLEX = {
+    "gap": "loss gap",
+    "nc1_pinv": "NC1",
+    "nc2_classifier": "NC2 W",
+    "nc2_means": "NC2 means",
+    "nc3": "NC3",
+}
 TO_FRAME = {
     "gap": "loss gap",
     "nc1_pinv": "NC1",
@@ -30,16 +37,28 @@ TO_FRAME = {
 }
 
 
-def trajectory(problem: Problem, *, measure: Measure | None = None, **options: Any) -> tuple[Solution, Rows]:
-    """A solution over all samples in raw variables, and a row of metrics for each log point (by default NC1 to NC4)."""
+def trajectory(
+    problem: Problem, *, measure: Measure | None = None, **options: Any
+) -> tuple[Solution, Rows]:
+    """A solution over all samples in raw variables, and a row of metrics for each log point (by
+    default NC1 to NC4).
+    """
     rows: Rows = []
 
     def log(record: StepRecord, point: Callable[[], Point]) -> None:
         model = point()
-        found = collapse_metrics(problem, model, "none") if measure is None else measure(problem, model)
+        found = (
+            collapse_metrics(problem, model, "none") if measure is None else measure(problem, model)
+        )
         rows.append({"step": record.step, "value": record.value, **found})
 
-    settings: dict[str, Any] = {"variables": "raw", "reduce": "none", "start": "normal", "max_steps": 200_000, **options}
+    settings: dict[str, Any] = {
+        "variables": "raw",
+        "reduce": "none",
+        "start": "normal",
+        "max_steps": 200_000,
+        **options,
+    }
     return solve(problem, on_log=log, **settings), rows
 
 
@@ -49,20 +68,31 @@ def median(values: Sequence[float]) -> float:
 
 def columns(rows: Rows) -> dict[str, list[float]]:
     """The numbers of rows as the columns that `ufm_fast.curves` draws."""
-    return {name: [row[name] for row in rows] for name, value in rows[0].items() if isinstance(value, (int, float))}
+    return {
+        name: [row[name] for row in rows]
+        for name, value in rows[0].items()
+        if isinstance(value, (int, float))
+    }
 
 
 def by_layer(training: Training, *, mismatch: bool = False) -> list[LayerCollapse]:
     """Collapse of each activation of a network on its training images, the deepest last."""
     data = training.data
     batches = [
-        (data.train.images[block], data.train.labels[block]) for block in torch.split(torch.arange(len(data.train)), BLOCK)
+        (data.train.images[block], data.train.labels[block])
+        for block in torch.split(torch.arange(len(data.train)), BLOCK)
     ]
-    return list(probe(training.network, training.network.hidden, batches, data.classes, mismatch=mismatch).values())
+    return list(
+        probe(
+            training.network, training.network.hidden, batches, data.classes, mismatch=mismatch
+        ).values()
+    )
 
 
 def steps_to_accuracy(training: Training, goal: float, every: int) -> int | None:
-    """Steps until the training accuracy is ``goal``, looked at every so many; None if all steps do not suffice."""
+    """Steps until the training accuracy is ``goal``, looked at every so many; None if all steps do
+    not suffice.
+    """
     while training.evaluate("train")["accuracy"] < goal:
         if training.step >= training.options.steps:
             return None

@@ -1,4 +1,6 @@
-"""Dang et al., Neural collapse in deep linear networks: from balanced to imbalanced data, arXiv 2301.00437."""
+"""Dang et al., Neural collapse in deep linear networks: from balanced to imbalanced data, arXiv
+2301.00437.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,20 @@ def _depth(quick: bool) -> Evidence:
     depths = [1, 3] if quick else list(MINIMA)
     drawn, axes = plots.panels(len(depths))
     for ax, M in zip(axes, depths, strict=True):
-        problem = Problem(loss="mse", classes=4, per_class=100, dim=64, layers=M, lambda_w=5e-4, lambda_h=5e-4)
+        problem = Problem(
+            loss="mse", classes=4, per_class=100, dim=64, layers=M, lambda_w=5e-4, lambda_h=5e-4
+        )
         generator = torch.Generator().manual_seed(2)
         shapes = [(4, 64), (400, 64), *[(64, 64)] * (M - 1)]
-        W, H, *hidden = (DEVIATION * torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes)
+        W, H, *hidden = (
+            DEVIATION * torch.randn(*shape, dtype=torch.float64, generator=generator)
+            for shape in shapes
+        )
         start: dict[str, Any] = {"start": "spectral", "initial": Point(W, H, None, tuple(hidden))}
         steps = 10_000 if quick else 30_000
-        solution, rows = trajectory(problem, method="momentum", learning_rate=RATE, max_steps=steps, **start)
+        solution, rows = trajectory(
+            problem, method="momentum", learning_rate=RATE, max_steps=steps, **start
+        )
         numbers[f"value, M = {M}"] = solution.value
         for row in rows:
             row["gap"] = (row["value"] - MINIMA[M]) / MINIMA[M]
@@ -43,10 +52,15 @@ ROWS = (
     Claim(
         "dang2023-depth",
         PAPER,
-        "Deep linear networks with squared error collapse to orthogonal frames, at the value of a formula.",
-        "K = 4, n = 100, d = 64, all lambdas 5e-4, SGD .1/.9, 30,000 steps from N(0, .1^2), M = 1, 3, 6",
+        "Deep linear networks with squared error collapse to orthogonal frames, at the value of a "
+        "formula.",
+        "K = 4, n = 100, d = 64, all lambdas 5e-4, SGD .1/.9, 30,000 steps from N(0, .1^2), M = "
+        "1, 3, 6",
         "none",
-        tuple(Quantity(f"value, M = {M}", value, 1e-8, quick=M != 6, quick_tolerance=2e-3) for M, value in MINIMA.items()),
+        tuple(
+            Quantity(f"value, M = {M}", value, 1e-8, quick=M != 6, quick_tolerance=2e-3)
+            for M, value in MINIMA.items()
+        ),
         _depth,
         seconds=230,
         quick="M = 1 and 3, 10,000 steps",

@@ -1,4 +1,6 @@
-"""Fang et al., Exploring deep neural networks via layer-peeled model: minority collapse, arXiv 2101.12699."""
+"""Fang et al., Exploring deep neural networks via layer-peeled model: minority collapse, arXiv
+2101.12699.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,26 @@ POINTS = (1.0, 3.0, 10.0, 100.0, 1000.0)
 
 
 def _direct(majority: int, ratio: float, price: float, seed: int) -> tuple[float, float]:
-    """The penalised form sum_A CE + (1/R) sum_B CE + price/2 (|W|^2 + |H|^2), minimised by torch's L-BFGS from a random
+    """The penalised form sum_A CE + (1/R) sum_B CE + price/2 (|W|^2 + |H|^2), minimised by torch's
+    L-BFGS from a random
     start: its value and the mean cosine of minority rows, nan where they are zero.
     """
     generator = torch.Generator().manual_seed(seed)
-    W, H = (torch.randn(CLASSES, CLASSES, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    W, H = (
+        torch.randn(CLASSES, CLASSES, dtype=torch.float64, generator=generator).requires_grad_()
+        for _ in range(2)
+    )
     labels = torch.arange(CLASSES)
-    weight = torch.tensor([1.0] * majority + [1 / ratio] * (CLASSES - majority), dtype=torch.float64)
+    weight = torch.tensor(
+        [1.0] * majority + [1 / ratio] * (CLASSES - majority), dtype=torch.float64
+    )
     optimiser = torch.optim.LBFGS(
-        [W, H], max_iter=3000, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-11, tolerance_change=1e-16
+        [W, H],
+        max_iter=3000,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-11,
+        tolerance_change=1e-16,
     )
 
     def objective() -> Tensor:
@@ -54,7 +67,9 @@ def _curve(quick: bool) -> Evidence:
     drawn, (ax,) = plots.panels()
     for place, majority in enumerate(RATIOS):
         groups = (majority, CLASSES - majority)
-        numbers[f"ratio of collapse, k_A = {majority}"] = layer_peeled_collapse_ratio(groups, ENERGY_W, ENERGY_H)
+        numbers[f"ratio of collapse, k_A = {majority}"] = layer_peeled_collapse_ratio(
+            groups, ENERGY_W, ENERGY_H
+        )
         for ratio in POINTS[1:4:2] if quick else POINTS:
             theory = layer_peeled_two_groups(groups, ratio, ENERGY_W, ENERGY_H)
             price = layer_peeled_multiplier(groups, (1.0, 1 / ratio), budget)
@@ -72,10 +87,18 @@ def _curve(quick: bool) -> Evidence:
                 }
             )
         ratios = [10 ** (i / 8) for i in range(25)]
-        lines = [layer_peeled_two_groups(groups, ratio, ENERGY_W, ENERGY_H).cosine(1) for ratio in ratios]
+        lines = [
+            layer_peeled_two_groups(groups, ratio, ENERGY_W, ENERGY_H).cosine(1) for ratio in ratios
+        ]
         found = columns([row for row in rows if row["majority"] == majority])
         theory_curve = {"ratio": ratios, "cosine": lines}
-        against_imbalance(ax, found, {"cosine": f"$k_A$ = {majority}"}, theory=theory_curve, colours=plots.COLOURS[place:])
+        against_imbalance(
+            ax,
+            found,
+            {"cosine": f"$k_A$ = {majority}"},
+            theory=theory_curve,
+            colours=plots.COLOURS[place:],
+        )
     numbers["largest deviation of a direct minimum"] = max(row["deviation"] for row in rows)
     ax.set(ylabel="cosine of minority classes")
     return Evidence(numbers, rows, drawn)
@@ -86,10 +109,15 @@ ROWS = (
         "fang2021-curve",
         PAPER,
         "Beyond a ratio of the class sizes the classifiers of minority classes become one.",
-        "K = 10, E_H = 5, E_W = 1, weights 1 and 1/R, a convex program for R = 1 .. 1000, k_A = 3, 5, 7",
-        "the curve by the two-group form; points at R = 1, 3, 10, 100, 1000 by L-BFGS on the penalised form, d = 10",
+        "K = 10, E_H = 5, E_W = 1, weights 1 and 1/R, a convex program for R = 1 .. 1000, k_A = "
+        "3, 5, 7",
+        "the curve by the two-group form; points at R = 1, 3, 10, 100, 1000 by L-BFGS on the "
+        "penalised form, d = 10",
         (
-            *(Quantity(f"ratio of collapse, k_A = {majority}", ratio, 1e-5) for majority, ratio in RATIOS.items()),
+            *(
+                Quantity(f"ratio of collapse, k_A = {majority}", ratio, 1e-5)
+                for majority, ratio in RATIOS.items()
+            ),
             Quantity("largest deviation of a direct minimum", 0.0, 1e-7, "absolute"),
         ),
         _curve,

@@ -1,4 +1,6 @@
-"""Garrod and Keating on low rank in deep unconstrained features models; and what depth does further (ours)."""
+"""Garrod and Keating on low rank in deep unconstrained features models; and what depth does further
+(ours).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,13 @@ from ufm_fast.solving import solve
 
 PAPER = "Garrod and Keating 2024 (deep unconstrained features with cross-entropy)"
 SIMPLEX, LOW_RANK, LAMBDA = 0.090662183213, 0.080012659245, 2.0**-10
-STARTS = {"normal": ("normal", 1.0), "orthogonal": ("orthogonal", 1.0), "orthogonal x 2": ("orthogonal", 2.0)}
-#: Rows of depth-codes: classes, samples a class, layers, width, scale of the start, value, dimension of the logits.
+STARTS = {
+    "normal": ("normal", 1.0),
+    "orthogonal": ("orthogonal", 1.0),
+    "orthogonal x 2": ("orthogonal", 2.0),
+}
+#: Rows of depth-codes: classes, samples a class, layers, width, scale of the start, value,
+#: dimension of the logits.
 CODES: dict[str, tuple[int, int, int, int, float, float | None, int]] = {
     "K = 10, M = 1": (10, 5, 1, 12, 1.0, 0.139867258008, 9), "K = 10, M = 2": (10, 5, 2, 12, 1.0, 0.080012659245, 5),
     "K = 10, M = 3": (10, 5, 3, 12, 1.0, 0.058705223845, 4), "K = 10, M = 4": (10, 5, 4, 12, 1.0, None, 3),
@@ -24,8 +31,12 @@ CODES: dict[str, tuple[int, int, int, int, float, float | None, int]] = {
 QUICK = ("K = 10, M = 1", "K = 10, M = 2", "K = 16, M = 3")
 
 
-def _runs(K: int, n: int, M: int, width: int, start: str, scale: float, number: int) -> tuple[Restart, ...]:
-    problem = Problem(loss="ce", classes=K, per_class=n, dim=width, layers=M, lambda_w=LAMBDA, lambda_h=LAMBDA)
+def _runs(
+    K: int, n: int, M: int, width: int, start: str, scale: float, number: int
+) -> tuple[Restart, ...]:
+    problem = Problem(
+        loss="ce", classes=K, per_class=n, dim=width, layers=M, lambda_w=LAMBDA, lambda_h=LAMBDA
+    )
     options: dict[str, Any] = {"start": start, "start_scale": scale, "restarts": number}
     return solve(problem, metrics=False, certificate=False, **options).restarts
 
@@ -35,7 +46,15 @@ def _rank(quick: bool) -> Evidence:
     for width in (12, 70):
         for name, (start, scale) in STARTS.items():
             for run in _runs(10, 5, 2, width, start, scale, 4 if quick else 10):
-                rows.append({"width": width, "start": name, "seed": run.seed, "value": run.value, "rank": run.rank})
+                rows.append(
+                    {
+                        "width": width,
+                        "start": name,
+                        "seed": run.seed,
+                        "value": run.value,
+                        "rank": run.rank,
+                    }
+                )
     values = [row["value"] for row in rows]
     numbers = {
         "lowest value": min(values),
@@ -45,8 +64,16 @@ def _rank(quick: bool) -> Evidence:
     for ax, width in zip(axes, (12, 70), strict=True):
         for place, name in enumerate(STARTS):
             mine = [row for row in rows if (row["width"], row["start"]) == (width, name)]
-            numbers[f"share of low rank, width {width}, {name}"] = sum(row["rank"] == 5 for row in mine) / len(mine)
-            ax.plot([row["rank"] for row in mine], [row["value"] for row in mine], "os^"[place], alpha=0.6, label=name)
+            numbers[f"share of low rank, width {width}, {name}"] = sum(
+                row["rank"] == 5 for row in mine
+            ) / len(mine)
+            ax.plot(
+                [row["rank"] for row in mine],
+                [row["value"] for row in mine],
+                "os^"[place],
+                alpha=0.6,
+                label=name,
+            )
         ax.axhline(SIMPLEX, color=plots.THEORY, linewidth=0.8, linestyle="--", label="simplex")
         ax.axhline(LOW_RANK, color=plots.THEORY, linewidth=0.8, linestyle=":", label="low rank")
         ax.set(xlabel="rank of the logits", ylabel="value", title=f"width {width}", xlim=(3.5, 9.5))
@@ -60,11 +87,15 @@ def _codes(quick: bool) -> Evidence:
         K, n, M, width, scale, value, _ = CODES[name]
         runs = _runs(K, n, M, width, "normal", scale, 8 if quick else 20)
         best = min(runs, key=lambda run: run.value)
-        rows += [{"code": name, "seed": run.seed, "value": run.value, "rank": run.rank} for run in runs]
+        rows += [
+            {"code": name, "seed": run.seed, "value": run.value, "rank": run.rank} for run in runs
+        ]
         numbers[f"dimension of the best, {name}"] = float(best.rank or 0)
         numbers[f"lowest value, {name}"] = best.value
         if value is not None:
-            numbers[f"value nearest to the code's, {name}"] = min((run.value for run in runs), key=lambda v: abs(v - value))
+            numbers[f"value nearest to the code's, {name}"] = min(
+                (run.value for run in runs), key=lambda v: abs(v - value)
+            )
     drawn, (ax,) = plots.panels()
     for place, name in enumerate(dict.fromkeys(row["code"] for row in rows)):
         mine = [row for row in rows if row["code"] == name]
@@ -83,7 +114,9 @@ def _code_quantities() -> tuple[Quantity, ...]:
     found: list[Quantity] = []
     for name, (*_, value, dimension) in CODES.items():
         quick = name in QUICK
-        found.append(Quantity(f"dimension of the best, {name}", float(dimension), 0.0, "at most", quick))
+        found.append(
+            Quantity(f"dimension of the best, {name}", float(dimension), 0.0, "at most", quick)
+        )
         found.append(Quantity(f"lowest value, {name}", quick=quick))
         if value is not None:
             found.append(Quantity(f"value nearest to the code's, {name}", value, 1e-8, quick=quick))
@@ -94,13 +127,18 @@ ROWS = (
     Claim(
         "garrod2024-rank",
         PAPER,
-        "With two layers and cross-entropy collapse is not optimal: logits of half the rank lie lower.",
+        "With two layers and cross-entropy collapse is not optimal: logits of half the rank lie "
+        "lower.",
         "K = 10, n = 5, L = 2, lambda = 2^-10, d = 70, gradient descent .5, 10 runs",
         "lbfgs in balanced variables; widths 12 and 70; normal and semi-orthogonal starts, 10 each",
         (
             Quantity("lowest value", LOW_RANK, 1e-8),
             Quantity("value nearest to the simplex's", SIMPLEX, 1e-8),
-            *(Quantity(f"share of low rank, width {width}, {name}") for width in (12, 70) for name in STARTS),
+            *(
+                Quantity(f"share of low rank, width {width}, {name}")
+                for width in (12, 70)
+                for name in STARTS
+            ),
         ),
         _rank,
         seconds=20,
@@ -110,9 +148,11 @@ ROWS = (
     Claim(
         "depth-codes",
         "ours",
-        "Depth chooses a code: the best logits found with more linear layers span ever fewer dimensions.",
+        "Depth chooses a code: the best logits found with more linear layers span ever fewer "
+        "dimensions.",
         "none",
-        "cross-entropy, lambda = 2^-10, 20 normal starts each; values of the simplex, the cross-polytope, the Petersen "
+        "cross-entropy, lambda = 2^-10, 20 normal starts each; values of the simplex, the "
+        "cross-polytope, the Petersen "
         "code, (5,16), (6,27), the icosahedron",
         _code_quantities(),
         _codes,

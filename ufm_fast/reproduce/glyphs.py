@@ -1,11 +1,13 @@
-"""A network with many classes, from nothing but installed packages: the characters of matplotlib's fonts (ours).
+"""A network with many classes, from nothing but installed packages: the characters of matplotlib's
+fonts (ours).
 
 The last width is beyond K - 1, so that a simplex fits and the model's minimum is the closed form.
 
-The full setting has not been run to its end, and 99 % of training accuracy is not shown (November 2026). With 256 features,
-batch 64 and Adam 1.5e-3 the 898 classes had 43 % after 2 epochs, 84 % after 8, 96.3 % after 16 and 96.8 % after 20, in 136 s of
-the processor on one thread (AMD EPYC (Zen 3), torch 2.13.0); test accuracy .758. The row's 1024 features and 24 epochs are the
-second attempt, stopped after 62 s of the processor in 24 minutes, at a load of twenty on the two cores.
+The full setting has not been run to its end, and 99 % of training accuracy is not shown (November
+2026). With 256 features, batch 64 and Adam 1.5e-3 the 898 classes had 43 % after 2 epochs, 84 %
+after 8, 96.3 % after 16 and 96.8 % after 20, in 136 s of the processor on one thread (AMD EPYC (Zen
+3), torch 2.13.0); test accuracy .758. The row's 1024 features and 24 epochs are the second attempt,
+stopped after 62 s of the processor in 24 minutes, at a load of twenty on the two cores.
 """
 
 from __future__ import annotations
@@ -30,10 +32,17 @@ MEASURED = ("nc1_quotient", "nc2_classifier", "nc2_means", "nc3")
 
 @torch.no_grad()
 def _measured(training: Training) -> dict[str, float]:
-    """Metrics of the last layer, and the model's minimum with lambda_H by balance and equal classes of the mean size."""
+    """Metrics of the last layer, and the model's minimum with lambda_H by balance and equal classes
+    of the mean size.
+    """
     network, examples, K = training.network, training.data.train, training.data.classes
     network.eval()
-    H = torch.cat([network.features(examples.images[block]) for block in torch.split(torch.arange(len(examples)), BLOCK)])
+    H = torch.cat(
+        [
+            network.features(examples.images[block])
+            for block in torch.split(torch.arange(len(examples)), BLOCK)
+        ]
+    )
     (W, b), N = network.classifier(), len(examples)
     found = collect(H, W, examples.labels, b, pairwise="none")
     lambda_h = DECAY * float(W.square().sum() / H.square().sum())
@@ -65,15 +74,25 @@ def _large(quick: bool) -> Evidence:
     rows: Rows = []
     for number in (*(n for n in LOOKS if n < epochs), epochs):
         training.run(until=number * epoch)
-        rows.append({"epoch": number, "cpu_seconds": time.process_time() - begun, **_measured(training)})
-    numbers = {name: rows[-1][name] for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED)}
+        rows.append(
+            {"epoch": number, "cpu_seconds": time.process_time() - begun, **_measured(training)}
+        )
+    numbers = {
+        name: rows[-1][name]
+        for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED)
+    }
     numbers |= {"classes": float(data.classes), "cpu_seconds": rows[-1]["cpu_seconds"]}
     drawn, axes = plots.panels(2)
-    names = {"nc1_quotient": "NC1 quotient", "nc2_classifier": "NC2 W", "nc2_means": "NC2 means", "nc3": "NC3"}
+    names = {
+        "nc1_quotient": "NC1 quotient",
+        "nc2_classifier": "NC2 W",
+        "nc2_means": "NC2 means",
+        "nc3": "NC3",
+    }
     plots.curves(axes[0], rows, names, against="epoch")
-    plots.curves(axes[1], rows, {"objective": "objective", "model": "minimum of the model"}, against="epoch").set_ylabel(
-        "value"
-    )
+    plots.curves(
+        axes[1], rows, {"objective": "objective", "model": "minimum of the model"}, against="epoch"
+    ).set_ylabel("value")
     return Evidence(numbers, rows, drawn)
 
 
@@ -83,11 +102,20 @@ ROWS = (
         "ours",
         "A small network of hundreds of classes moves towards collapse as it fits its training set.",
         "none",
-        "898 characters that 14 fonts draw, look-alikes left out, CNN with 1024 features, batch 64, Adam 1e-3, decay 1e-5, "
+        "898 characters that 14 fonts draw, look-alikes left out, CNN with 1024 features, batch "
+        "64, Adam 1e-3, decay 1e-5, "
         "24 epochs",
         tuple(
             Quantity(name)
-            for name in ("train_accuracy", "test_accuracy", "objective", "model", *MEASURED, "classes", "cpu_seconds")
+            for name in (
+                "train_accuracy",
+                "test_accuracy",
+                "objective",
+                "model",
+                *MEASURED,
+                "classes",
+                "cpu_seconds",
+            )
         ),
         _large,
         seconds=300,

@@ -1,4 +1,6 @@
-"""Harun and Kanan, A good start matters: continual learning with data-driven weight initialisation, arXiv 2503.06385."""
+"""Harun and Kanan, A good start matters: continual learning with data-driven weight initialisation,
+arXiv 2503.06385.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def _spike(quick: bool) -> Evidence:
         for read in (lambda row: row.loss, _steps, lambda row: row.accuracy)
     )
     numbers = {
-        "loss after the switch, random / least squares": median(loss[RANDOM]) / median(loss[ALL_ROWS]),
+        "loss after the switch, random / least squares": median(loss[RANDOM])
+        / median(loss[ALL_ROWS]),
         "steps, random / least squares": median(steps[RANDOM]) / max(median(steps[ALL_ROWS]), 1),
         **{f"loss after the switch, {name}": median(loss[name]) for name in VARIANTS},
         **{f"test accuracy then, {name}": median(accuracy[name]) for name in VARIANTS},
@@ -34,7 +37,11 @@ def _spike(quick: bool) -> Evidence:
     drawn, axes = plots.panels(3)
     labels = ("loss after the switch", "test accuracy then", "steps to loss .1")
     for ax, values, label in zip(axes, (loss, accuracy, steps), labels, strict=True):
-        plots.strips(ax, {name.replace("least squares", "LS"): numbers_ for name, numbers_ in values.items()}, label=label)
+        plots.strips(
+            ax,
+            {name.replace("least squares", "LS"): numbers_ for name, numbers_ in values.items()},
+            label=label,
+        )
     return Evidence(numbers, [asdict(row) for row in rows], drawn)
 
 
@@ -46,9 +53,11 @@ ROWS = (
     Claim(
         "harun2025-spike",
         PAPER,
-        "Least-squares rows for new classes take away the spike of the loss, and training adapts in fewer steps.",
+        "Least-squares rows for new classes take away the spike of the loss, and training adapts "
+        "in fewer steps.",
         "ConvNeXt, ImageNet-1K to Places365; lambda .05",
-        "digits 0-4 then all ten with replay, MLP 128-128 without a last bias, mse, SGD .05/.9, lambda = decay = 5e-4, 5 seeds",
+        "digits 0-4 then all ten with replay, MLP 128-128 without a last bias, mse, SGD .05/.9, "
+        "lambda = decay = 5e-4, 5 seeds",
         (
             Quantity("loss after the switch, random / least squares", 2.0, 0.0, "at least"),
             Quantity("steps, random / least squares", 3.0, 0.0, "at least"),

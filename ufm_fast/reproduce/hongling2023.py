@@ -1,4 +1,6 @@
-"""Hong and Ling, Neural collapse for the unconstrained feature model with imbalanced data, arXiv 2309.09725."""
+"""Hong and Ling, Neural collapse for the unconstrained feature model with imbalanced data, arXiv
+2309.09725.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def _threshold(quick: bool) -> Evidence:
             lambda_b=lambdas[2],
         )
         solution = solve(problem, start="normal", metrics=False)
-        majority, minority = (means - means.mean(0) for means in torch.split(solution.point.H, list(GROUPS)))
+        majority, minority = (
+            means - means.mean(0) for means in torch.split(solution.point.H, list(GROUPS))
+        )
         theory = two_group_ce(GROUPS, COUNTS, *lambdas)
         rows.append(
             {
@@ -53,7 +57,15 @@ def _threshold(quick: bool) -> Evidence:
         "largest deviation of a value": max(row["deviation"] for row in rows),
     }
     drawn, (ax,) = plots.panels()
-    against(ax, columns(rows), "level", {"spread": "found"}, threshold=1 / 300, label="penalty level l", scale="linear")
+    against(
+        ax,
+        columns(rows),
+        "level",
+        {"spread": "found"},
+        threshold=1 / 300,
+        label="penalty level l",
+        scale="linear",
+    )
     ax.set(yscale="log", ylabel="minority spread / majority's")
     return Evidence(numbers, rows, drawn)
 
@@ -63,7 +75,8 @@ ROWS = (
         "hong-ling2023-threshold",
         PAPER,
         "Minority classes collapse onto one point once the penalty passes a threshold.",
-        "5 classes of 500, 5 of 100, lambda_W = 5 l, lambda_H = l/20, reg_b = .01, l .0027 to .0039; 1/300 is ours",
+        "5 classes of 500, 5 of 100, lambda_W = 5 l, lambda_H = l/20, reg_b = .01, l .0027 to "
+        ".0039; 1/300 is ours",
         "d = 10, from a normal start, l also at .0034 and .0036",
         (
             Quantity("largest level with the minority apart", 0.0033),

@@ -24,12 +24,19 @@ PRINTED = 0.61416
 
 def sphere(K: int, d: int, temperature: float) -> Problem:
     """Unit rows, one a class."""
-    settings: dict[str, Any] = {"lambda_w": 0.0, "lambda_h": 0.0, "constraint": "sphere", "temperature": temperature}
+    settings: dict[str, Any] = {
+        "lambda_w": 0.0,
+        "lambda_h": 0.0,
+        "constraint": "sphere",
+        "temperature": temperature,
+    }
     return Problem(loss="ce", classes=K, per_class=1, dim=d, **settings)
 
 
 def margin(point: Point) -> float:
-    """min_k min_{j != k} <w_k - w_j, h_k>: at most the one-vs-rest distance of the code W, and equal at the best H."""
+    """min_k min_{j != k} <w_k - w_j, h_k>: at most the one-vs-rest distance of the code W, and
+    equal at the best H.
+    """
     logits = point.H @ point.W.T
     own = logits.diagonal().clone()
     logits.fill_diagonal_(-torch.inf)
@@ -44,11 +51,22 @@ def _codes(quick: bool) -> Evidence:
         if quick and K > 56:
             continue
         starts = 8 if K <= 56 else 4
-        solution = solve(sphere(K, d, TEMPERATURE), start="normal", restarts=starts, metrics=False, certificate=False)
+        solution = solve(
+            sphere(K, d, TEMPERATURE),
+            start="normal",
+            restarts=starts,
+            metrics=False,
+            certificate=False,
+        )
         found = margin(solution.point)
         numbers |= {f"value, ({d}, {K})": solution.value, f"one-vs-rest, ({d}, {K})": found}
-        rows += [{"d": d, "K": K, "seed": r.seed, "value": r.value, "evaluations": r.evaluations} for r in solution.restarts]
-        label, known = {True: ("found", "known code"), False: (None, None)}[min(size for _, size in CODES) == K]
+        rows += [
+            {"d": d, "K": K, "seed": r.seed, "value": r.value, "evaluations": r.evaluations}
+            for r in solution.restarts
+        ]
+        label, known = {True: ("found", "known code"), False: (None, None)}[
+            min(size for _, size in CODES) == K
+        ]
         ax.plot(K, found, "o", color=plots.COLOURS[0], label=label)
         ax.plot(K, 1 - max(code.cosines), "x", color=plots.THEORY, label=known)
     ax.set(xscale="log", xlabel="classes K", ylabel="one-vs-rest distance")
@@ -60,11 +78,22 @@ def _hundred(quick: bool) -> Evidence:
     point: Point | None = None
     for temperature in (5, 10, 20, 40) if quick else (5, 10, 20, 40, 80, 160, 320):
         begin: dict[str, Any] = {"start": "normal"} if point is None else {"initial": point}
-        solution = solve(sphere(100, 10, float(temperature)), metrics=False, certificate=False, **begin)
+        solution = solve(
+            sphere(100, 10, float(temperature)), metrics=False, certificate=False, **begin
+        )
         point = solution.point
-        rows.append({"temperature": temperature, "value": solution.value, "margin": margin(point), "steps": solution.steps})
+        rows.append(
+            {
+                "temperature": temperature,
+                "value": solution.value,
+                "margin": margin(point),
+                "steps": solution.steps,
+            }
+        )
     drawn, (ax,) = plots.panels()
-    ax.plot([row["temperature"] for row in rows], [row["margin"] for row in rows], "o-", label="found")
+    ax.plot(
+        [row["temperature"] for row in rows], [row["margin"] for row in rows], "o-", label="found"
+    )
     ax.axhline(PRINTED, color=plots.THEORY, linestyle="--", label="printed as optimal")
     ax.set(xscale="log", xlabel="temperature t", ylabel="one-vs-rest margin")
     return Evidence({"one-vs-rest margin": rows[-1]["margin"]}, rows, drawn)
@@ -83,7 +112,8 @@ ROWS = (
     Claim(
         "jiang2023-codes",
         PAPER,
-        "More classes than dimensions settle on codes: on spheres the minima are the known sharp ones.",
+        "More classes than dimensions settle on codes: on spheres the minima are the known sharp "
+        "ones.",
         "hardmax and softmax codes of the same sizes, 1e5 subgradient steps",
         "cross-entropy at t = 10, 8 normal starts (E8: 4)",
         _quantities(),

@@ -44,7 +44,9 @@ def _fixed_head(quick: bool) -> Evidence:
             trained = train(data, options)
             seconds, tags = time.perf_counter() - begin, network_tag_average(trained)
             trainable = sum(p.numel() for p in trained.network.parameters() if p.requires_grad)
-            test = {name: value for name, value in trained.evaluate("test").items() if name != "loss"}
+            test = {
+                name: value for name, value in trained.evaluate("test").items() if name != "loss"
+            }
             rows.append(
                 {
                     "head": head,
@@ -61,11 +63,19 @@ def _fixed_head(quick: bool) -> Evidence:
         for name in rows[0]
         if name not in ("head", "seed")
     }
-    numbers = {"test accuracies' difference": abs(of["accuracy"]["learned"] - of["accuracy"]["etf"])}
-    numbers |= {f"{name}, {head}": of[name][head] for name in (*MEASURES, "trainable") for head in HEADS}
+    numbers = {
+        "test accuracies' difference": abs(of["accuracy"]["learned"] - of["accuracy"]["etf"])
+    }
+    numbers |= {
+        f"{name}, {head}": of[name][head] for name in (*MEASURES, "trainable") for head in HEADS
+    }
     drawn, axes = plots.panels(len(MEASURES), height=2.0)
     for ax, (name, label) in zip(axes, MEASURES.items(), strict=True):
-        plots.strips(ax, {head: [row[name] for row in rows if row["head"] == head] for head in HEADS}, label=label)
+        plots.strips(
+            ax,
+            {head: [row[name] for row in rows if row["head"] == head] for head in HEADS},
+            label=label,
+        )
     return Evidence(numbers, rows, drawn)
 
 
@@ -82,23 +92,43 @@ def _tags(quick: bool) -> Evidence:
     pairs = torch.combinations(torch.arange(K))
     sizes = torch.cat([torch.ones(K), torch.full((len(pairs),), 2.0)]).long()
     indptr = torch.cat([torch.zeros(1), sizes.cumsum(0)]).long()
-    sets = TargetSets.create(indptr, torch.cat([torch.arange(K), pairs.flatten()]), K, torch.where(sizes == 1, 3100, 200))
+    sets = TargetSets.create(
+        indptr, torch.cat([torch.arange(K), pairs.flatten()]), K, torch.where(sizes == 1, 3100, 200)
+    )
     rows: Rows = []
     for mu in PENALTIES:
-        problem = Problem(loss="pick-all", target_sets=sets, classes=K, dim=16, lambda_w=mu, lambda_h=mu)
+        problem = Problem(
+            loss="pick-all", target_sets=sets, classes=K, dim=16, lambda_w=mu, lambda_h=mu
+        )
         solution = solve(problem, start="normal", metrics=False)
         tags, theory = (
             tag_average(solution.point.H, _padded(problem.rows().targets)),
             pick_all_minimum(K, {1: 3100, 2: 200}, mu, mu),
         )
         scale = theory.slopes[2] / theory.slopes[1]
-        rows.append({"penalty": mu, "scale": tags.scale, "theory": scale, "cosine": tags.cosine, "value": solution.value})
+        rows.append(
+            {
+                "penalty": mu,
+                "scale": tags.scale,
+                "theory": scale,
+                "cosine": tags.cosine,
+                "value": solution.value,
+            }
+        )
     numbers = {f"C_2, mu = {row['penalty']:g}": row["scale"] for row in rows}
     numbers["1 - least cosine to the tag average"] = 1 - min(row["cosine"] for row in rows)
-    numbers["largest deviation of C_2 from the formula"] = max(abs(row["scale"] / row["theory"] - 1) for row in rows)
+    numbers["largest deviation of C_2 from the formula"] = max(
+        abs(row["scale"] / row["theory"] - 1) for row in rows
+    )
     drawn, (ax,) = plots.panels()
     ax.plot(PENALTIES, [row["scale"] for row in rows], "o", label="found")
-    ax.plot(PENALTIES, [row["theory"] for row in rows], color=plots.THEORY, linewidth=1.0, label="formula")
+    ax.plot(
+        PENALTIES,
+        [row["theory"] for row in rows],
+        color=plots.THEORY,
+        linewidth=1.0,
+        label="formula",
+    )
     ax.set(xscale="log", xlabel="sqrt(lambda$_W$ lambda$_H$)", ylabel="$C_2$")
     return Evidence(numbers, rows, drawn)
 
@@ -113,7 +143,10 @@ ROWS = (
         (
             Quantity("largest deviation of C_2 from the formula", 0.0, 1e-8, "absolute"),
             Quantity("1 - least cosine to the tag average", 0.0, 1e-8, "absolute"),
-            *(Quantity(f"C_2, mu = {mu:g}", value, 1e-4) for mu, value in zip(PENALTIES, SCALES, strict=True)),
+            *(
+                Quantity(f"C_2, mu = {mu:g}", value, 1e-4)
+                for mu, value in zip(PENALTIES, SCALES, strict=True)
+            ),
         ),
         _tags,
         seconds=5,
@@ -121,9 +154,11 @@ ROWS = (
     Claim(
         "li2023-fixed-head",
         PAPER,
-        "A classifier that is fixed to a simplex ETF tests as well as a learned one, with fewer parameters to train.",
+        "A classifier that is fixed to a simplex ETF tests as well as a learned one, with fewer "
+        "parameters to train.",
         "ResNets on multi-label MNIST and CIFAR, SGD .1, wd 5e-4, 200 epochs",
-        "digit pairs, MLP 128-128 without a last bias, 4,000 steps, SGD .05/.9, wd 5e-4, medians over 2 seeds",
+        "digit pairs, MLP 128-128 without a last bias, 4,000 steps, SGD .05/.9, wd 5e-4, medians "
+        "over 2 seeds",
         (
             Quantity("test accuracies' difference", 0.0, 0.03, "absolute", quick_tolerance=0.05),
             *(Quantity(f"{name}, {head}") for name in (*MEASURES, "trainable") for head in HEADS),

@@ -1,11 +1,12 @@
-"""Rows of the table of claims, one after the other: each leaves a figure, a CSV and a verdict in a folder of its own.
+"""Rows of the table of claims, one after the other: each leaves a figure, a CSV and a verdict in a
+folder of its own.
 
     OUT/NAME/NAME.png, NAME.pdf    the figure
     OUT/NAME/NAME.csv              what it shows
     OUT/NAME/verdict.json          measured, theory, deviation, state; written last, so a row that has one is finished
 
-A second call skips finished rows of the same setting and version, and takes their verdicts from the file; one that failed is
-measured anew.
+A second call skips finished rows of the same setting and version, and takes their verdicts from the
+file; one that failed is measured anew.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from ufm_fast.version import __version__
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a row ended. measured, theory, deviation: of the quantity nearest to failing. earlier: taken from an earlier call.
+    """How a row ended. measured, theory, deviation: of the quantity nearest to failing. earlier:
+    taken from an earlier call.
 
     seconds: on the clock; cpu_seconds: of all threads, which a busy machine stretches less.
     """
@@ -60,13 +62,17 @@ class Verdict:
 
 
 def chosen(names: Sequence[str]) -> list[Claim]:
-    """The rows of these names; "all" is every row. Errors: InputError for an unknown name, with the nearest ones."""
+    """The rows of these names; "all" is every row. Errors: InputError for an unknown name, with the
+    nearest ones.
+    """
     if list(names) == ["all"]:
         return list(CLAIMS.values())
     for name in names:
         if name not in CLAIMS:
             near = difflib.get_close_matches(name, CLAIMS, 3, 0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CLAIMS)}"
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CLAIMS)}"
+            )
             raise InputError(f"claim {name!r} is unknown; {hint}")
     return [CLAIMS[name] for name in dict.fromkeys(names)]
 
@@ -93,7 +99,9 @@ def _writable(out: Path) -> None:
         for folder in made:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
-        raise InputError(f"out: can't write to {out} ({error.strerror or error}); choose another --out") from error
+        raise InputError(
+            f"out: can't write to {out} ({error.strerror or error}); choose another --out"
+        ) from error
 
 
 def _earlier(claim: Claim, out: Path, quick: bool) -> Verdict | None:
@@ -110,7 +118,11 @@ def _earlier(claim: Claim, out: Path, quick: bool) -> Verdict | None:
 
 def _stamp(claim: Claim, quick: bool) -> dict[str, Any]:
     """What a verdict is good for: the row as the table has it, the setting, the version."""
-    row = {name: value for name, value in asdict(claim).items() if name not in ("measure", "seconds", "quick_seconds")}
+    row = {
+        name: value
+        for name, value in asdict(claim).items()
+        if name not in ("measure", "seconds", "quick_seconds")
+    }
     return dict(json_ready({"row": row, "quick": quick, "version": __version__}))
 
 
@@ -118,7 +130,10 @@ def _run(claim: Claim, out: Path, quick: bool) -> Verdict:
     begun = time.perf_counter(), time.process_time()
 
     def spent() -> dict[str, Any]:
-        return {"seconds": time.perf_counter() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
+        return {
+            "seconds": time.perf_counter() - begun[0],
+            "cpu_seconds": time.process_time() - begun[1],
+        }
 
     try:
         with plots.paper_style():
@@ -152,7 +167,18 @@ def _verdict(claim: Claim, judgements: list[Judgement], quick: bool) -> Verdict:
         for j in judgements
     )
     shown = worst.quantity
-    return Verdict(claim.name, state, shown.name, worst.measured, shown.theory, worst.deviation, 0.0, 0.0, quick, quantities)
+    return Verdict(
+        claim.name,
+        state,
+        shown.name,
+        worst.measured,
+        shown.theory,
+        worst.deviation,
+        0.0,
+        0.0,
+        quick,
+        quantities,
+    )
 
 
 def _write(claim: Claim, evidence: Evidence, verdict: Verdict, folder: Path, quick: bool) -> None:
@@ -160,12 +186,18 @@ def _write(claim: Claim, evidence: Evidence, verdict: Verdict, folder: Path, qui
     with plots.paper_style():
         plots.save(evidence.figure, folder, claim.name)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in evidence.rows for name in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text,
+        list(dict.fromkeys(name for row in evidence.rows for name in row)),
+        lineterminator="\n",
+    )
     writer.writeheader()
     writer.writerows(evidence.rows)
     write_text(folder / f"{claim.name}.csv", text.getvalue())
     content = {**asdict(verdict), "environment": environment(), "stamp": _stamp(claim, quick)}
-    write_text(folder / "verdict.json", pretty_json({k: v for k, v in content.items() if k != "earlier"}))
+    write_text(
+        folder / "verdict.json", pretty_json({k: v for k, v in content.items() if k != "earlier"})
+    )
 
 
 def _digits(number: float | None, digits: int) -> str:

@@ -1,4 +1,6 @@
-"""Sukenik et al., Neural collapse versus low-rank bias: is deep neural collapse really optimal?, NeurIPS 2024."""
+"""Sukenik et al., Neural collapse versus low-rank bias: is deep neural collapse really optimal?,
+NeurIPS 2024.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,17 @@ FRAME = 0.0991798746
 def _problem(seed: int = 0) -> Problem:
     K = math.comb(VERTICES, 2)
     sizes: dict[str, Any] = {"classes": K, "per_class": 1, "dim": WIDTH, "layers": LAYERS}
-    return Problem(loss="mse", activation="relu", lambda_w=LAMBDA, lambda_h=LAMBDA, seed=seed, **sizes)
+    return Problem(
+        loss="mse", activation="relu", lambda_w=LAMBDA, lambda_h=LAMBDA, seed=seed, **sizes
+    )
 
 
 def strongly_regular_start() -> Point:
-    """Classes as edges of a complete graph: every layer but the last has the r x K incidence matrix B, the last one B'B - J.
+    """Classes as edges of a complete graph: every layer but the last has the r x K incidence matrix
+    B, the last one B'B - J.
 
-    B'B has 2 on the diagonal, 1 for edges that share a vertex, else 0, so max(B'B - J, 0) = I; and B'B - J = (B' - 1/2) B.
-    Factors get equal norms, as at every critical point.
+    B'B has 2 on the diagonal, 1 for edges that share a vertex, else 0, so max(B'B - J, 0) = I; and
+    B'B - J = (B' - 1/2) B. Factors get equal norms, as at every critical point.
     """
     edges = list(combinations(range(VERTICES), 2))
     incidence = torch.zeros(VERTICES, len(edges), dtype=torch.float64)
@@ -58,9 +63,20 @@ def _padded(matrix: Tensor, rows: int) -> Tensor:
 
 def _graph(quick: bool) -> Evidence:
     graph = solve(_problem(), initial=strongly_regular_start(), metrics=False, certificate=False)
-    runs = solve(_problem(), start="normal", restarts=2 if quick else 10, metrics=False, certificate=False).restarts
+    runs = solve(
+        _problem(), start="normal", restarts=2 if quick else 10, metrics=False, certificate=False
+    ).restarts
     rows: Rows = [{"start": "graph", "value": graph.value, "ratio": graph.value / FRAME}]
-    rows += [{"start": "normal", "seed": r.seed, "value": r.value, "ratio": r.value / FRAME, "rank": r.rank} for r in runs]
+    rows += [
+        {
+            "start": "normal",
+            "seed": r.seed,
+            "value": r.value,
+            "ratio": r.value / FRAME,
+            "rank": r.rank,
+        }
+        for r in runs
+    ]
     numbers = {
         "value from the graph / frame": graph.value / FRAME,
         "value from a random start / frame, worst": max(run.value for run in runs) / FRAME,
@@ -78,7 +94,8 @@ ROWS = (
     Claim(
         "sukenik2024-srg",
         PAPER,
-        "With four ReLU layers deep neural collapse is not optimal: features of strongly regular graphs lie lower.",
+        "With four ReLU layers deep neural collapse is not optimal: features of strongly regular "
+        "graphs lie lower.",
         "K = 10, L = 4, lambda = .004, width 30, gradient descent .5, 10 runs",
         "lbfgs with kinks rounded ever less, from the graph and from normal starts; n = 1",
         (

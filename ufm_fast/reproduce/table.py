@@ -1,4 +1,6 @@
-"""The table of claims: every row of every paper's file. A new row is an entry of ROWS there; a new paper a file, named here."""
+"""The table of claims: every row of every paper's file. A new row is an entry of ROWS there; a new
+paper a file, named here.
+"""
 
 from __future__ import annotations
 

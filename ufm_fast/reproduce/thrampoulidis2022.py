@@ -1,4 +1,6 @@
-"""Thrampoulidis et al., Imbalance trouble: revisiting neural-collapse geometry, arXiv 2208.05512."""
+"""Thrampoulidis et al., Imbalance trouble: revisiting neural-collapse geometry, arXiv
+2208.05512.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ COUNTS, PENALTIES = [10, 10, 1, 1], (1e-3, 1e-5, 1e-7)
 def _seli(quick: bool) -> Evidence:
     rows: Rows = []
     for lam in PENALTIES:
-        solution = solve(Problem(loss="ce", counts=COUNTS, dim=8, lambda_w=lam, lambda_h=lam), start="normal")
+        solution = solve(
+            Problem(loss="ce", counts=COUNTS, dim=8, lambda_w=lam, lambda_h=lam), start="normal"
+        )
         found = solution.metrics
         theory = two_group_ce((2, 2), (10, 1), lam, lam)
         cosines = [found["cosine_majority"], found["cosine_minority"]]
@@ -34,7 +38,11 @@ def _seli(quick: bool) -> Evidence:
     numbers = {"largest deviation of a cosine": max(row["deviation"] for row in rows)}
     numbers |= {f"distance to SELI, lambda = {row['lambda']:g}": row["distance"] for row in rows}
     drawn, (ax,) = plots.panels()
-    shown = {"majority": "cosine, majority", "minority": "cosine, minority", "distance": "distance to SELI"}
+    shown = {
+        "majority": "cosine, majority",
+        "minority": "cosine, minority",
+        "distance": "distance to SELI",
+    }
     against_penalty(ax, columns(rows), shown)
     return Evidence(numbers, rows, drawn)
 
@@ -43,7 +51,8 @@ ROWS = (
     Claim(
         "thrampoulidis2022-seli",
         PAPER,
-        "As penalties vanish the geometry of unequal classes tends to that of the simplex-encoded labels.",
+        "As penalties vanish the geometry of unequal classes tends to that of the simplex-encoded "
+        "labels.",
         "the limit lambda to 0; the rate (one over the logarithm) is ours",
         "counts 10, 10, 1, 1, d = 8, lambda 1e-3, 1e-5, 1e-7",
         (

@@ -1,9 +1,12 @@
-"""Tirer and Bruna, Extended unconstrained features model for exploring deep neural collapse, arXiv 2202.08087.
+"""Tirer and Bruna, Extended unconstrained features model for exploring deep neural collapse, arXiv
+2202.08087.
 
-How near momentum comes to the minimum of two ReLU layers in 30,000 steps depends on its start, and 1e-6 was not reached
-(November 2026): 5.9e-5 above it from the row's start, 1.6e-5 and 2.1e-5 from two other seeds, 1.7e-4 and 5.5e-4 from the first
-times .3 and .1, 5.6e-5 from an orthogonal one, 9.8e-5 and 1.3e-4 from N(0, .1^2) of two seeds. NC1 is rounding by then, but the
-means of H are no frame yet, and the gap falls as a power of the step. The row asks L-BFGS for 1e-8 and momentum for 1e-4.
+How near momentum comes to the minimum of two ReLU layers in 30,000 steps depends on its start, and
+1e-6 was not reached (November 2026): 5.9e-5 above it from the row's start, 1.6e-5 and 2.1e-5 from
+two other seeds, 1.7e-4 and 5.5e-4 from the first times .3 and .1, 5.6e-5 from an orthogonal one,
+9.8e-5 and 1.3e-4 from N(0, .1^2) of two seeds. NC1 is rounding by then, but the means of H are no
+frame yet, and the gap falls as a power of the step. The row asks L-BFGS for 1e-8 and momentum for
+1e-4.
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ TWO_LAYERS, WEAK = 0.107735715648647, 0.011024883268265
 
 def frame_metrics(problem: Problem, point: Point) -> dict[str, float]:
     """NC1, and the distances to an orthogonal frame, nothing centred."""
-    W, means = RowMatrix.of(point.W).raw, ClassStatistics(point.H, problem.rows("none").targets.indices, problem.num_classes)
+    W, means = (
+        RowMatrix.of(point.W).raw,
+        ClassStatistics(point.H, problem.rows("none").targets.indices, problem.num_classes),
+    )
     return {
         "nc1_pinv": nc1_pinv(means),
         "nc2_classifier_frame": nc2(W, frame=True),
@@ -51,7 +57,10 @@ def _frame(quick: bool) -> Evidence:
     for ax, method in zip(axes, ("gd", "momentum"), strict=True):
         solution, rows = trajectory(problem, method=method, measure=frame_metrics)
         end = frame_metrics(problem, solution.point)
-        numbers |= {f"value, {method}": solution.value, **{f"{name}, {method}": end[name] for name in end}}
+        numbers |= {
+            f"value, {method}": solution.value,
+            **{f"{name}, {method}": end[name] for name in end},
+        }
         table += [{"method": method, **row} for row in rows]
         for row in rows:
             row["gap"] = (row["value"] - FRAME) / FRAME
@@ -72,10 +81,15 @@ def _simplex(quick: bool) -> Evidence:
 
 
 def _layers(activation: str, start: str, quick: bool) -> tuple[dict[str, float], Rows, Solution]:
-    """Two layers from ten seeds: the worst value, the best point's geometry by layer, and whether its energies agree."""
+    """Two layers from ten seeds: the worst value, the best point's geometry by layer, and whether
+    its energies agree.
+    """
     problem = Problem(**get_preset("tirer2022").settings, layers=2, activation=activation)
     solution = solve(problem, start=start, restarts=3 if quick else 10)
-    metrics, energies = solution.metrics, [v for name, v in solution.metrics.items() if name.startswith("energy/")]
+    metrics, energies = (
+        solution.metrics,
+        [v for name, v in solution.metrics.items() if name.startswith("energy/")],
+    )
     numbers = {
         "value, worst seed": max(run.value for run in solution.restarts),
         "nc2_means_frame, H": metrics["layer0/nc2_means_frame"],
@@ -85,7 +99,10 @@ def _layers(activation: str, start: str, quick: bool) -> tuple[dict[str, float],
     }
     return (
         numbers,
-        [{"seed": run.seed, "value": run.value, "evaluations": run.evaluations} for run in solution.restarts],
+        [
+            {"seed": run.seed, "value": run.value, "evaluations": run.evaluations}
+            for run in solution.restarts
+        ],
         solution,
     )
 
@@ -93,7 +110,9 @@ def _layers(activation: str, start: str, quick: bool) -> tuple[dict[str, float],
 def _linear2(quick: bool) -> Evidence:
     numbers, rows, solution = _layers("linear", "orthogonal", quick)
     drawn, axes = plots.panels(2)
-    axes[0].plot([row["seed"] for row in rows], [row["evaluations"] for row in rows], "o", color=plots.VALUE)
+    axes[0].plot(
+        [row["seed"] for row in rows], [row["evaluations"] for row in rows], "o", color=plots.VALUE
+    )
     axes[0].set(xlabel="seed", ylabel="evaluations")
     _spectra(axes[1], solution)
     return Evidence(numbers, rows, drawn)
@@ -105,8 +124,12 @@ def _relu2(quick: bool) -> Evidence:
     _spectra(axes[1], solution)
     weak = {**get_preset("tirer2022").settings, "lambda_w": 5e-4, "lambda_h": 5e-4}
     problem = Problem(**weak, layers=2, activation="relu")
-    slow, log = trajectory(problem, method="momentum", learning_rate=0.1, max_steps=2000 if quick else 30_000)
-    numbers["value, lbfgs at lambda 5e-4"] = solve(problem, start="normal", restarts=2, metrics=False).value
+    slow, log = trajectory(
+        problem, method="momentum", learning_rate=0.1, max_steps=2000 if quick else 30_000
+    )
+    numbers["value, lbfgs at lambda 5e-4"] = solve(
+        problem, start="normal", restarts=2, metrics=False
+    ).value
     if not quick:
         numbers["value, momentum at lambda 5e-4"] = slow.value
     for row in log:
@@ -132,7 +155,8 @@ ROWS = (
     Claim(
         "tirer2022-frame",
         PAPER,
-        "Without a bias every minimiser of the squared error is an orthogonal frame with W parallel to the class means.",
+        "Without a bias every minimiser of the squared error is an orthogonal frame with W "
+        "parallel to the class means.",
         "the objective; gradient descent",
         OURS + "; gd and momentum over all samples, raw variables",
         tuple(
@@ -169,9 +193,12 @@ ROWS = (
         Claim(
             f"tirer2022-{name}",
             PAPER,
-            f"With one more {name.removesuffix('2')} layer minimisers are frames in every layer, alike in energy.",
+            f"With one more {name.removesuffix('2')} layer minimisers are frames in every layer, "
+            f"alike in energy.",
             "the objective; gradient descent",
-            OURS.split(", float64")[0] + f", M = 2, width 20, {start} starts in balanced variables" + more,
+            OURS.split(", float64")[0]
+            + f", M = 2, width 20, {start} starts in balanced variables"
+            + more,
             (
                 Quantity("value, worst seed", TWO_LAYERS, 1e-8),
                 _zero("nc2_means_frame, H", 1e-8),

@@ -19,7 +19,10 @@ from ufm_fast.solving import solve
 PAPER = "Yaras et al., NeurIPS 2022, arXiv 2209.09211"
 TEMPERATURE, GOAL, EVERY, MOST = 10.0, 0.99, 10, 2000
 #: Temperature -> log(1 + 9 exp(-10 t/9)).
-FLOORS = {t: math.log1p(9 * math.exp(-10 * t / 9)) for t in (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 100.0)}
+FLOORS = {
+    t: math.log1p(9 * math.exp(-10 * t / 9))
+    for t in (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 100.0)
+}
 SADDLES = (4, 6, 50)
 HEADS = {"plain": None, f"unit features, t = {TEMPERATURE:g}": TEMPERATURE}
 
@@ -43,7 +46,9 @@ def _spheres(quick: bool) -> Evidence:
         )
     numbers = {f"value, t = {row['temperature']:g}": row["value"] for row in rows}
     drawn, (ax,) = plots.panels()
-    ax.plot([row["temperature"] for row in rows], [row["value"] for row in rows], "o", label="found")
+    ax.plot(
+        [row["temperature"] for row in rows], [row["value"] for row in rows], "o", label="found"
+    )
     ax.plot(list(FLOORS), list(FLOORS.values()), color=plots.THEORY, linewidth=1.0, label="theory")
     ax.set(xscale="log", yscale="log", xlabel="temperature t", ylabel="value")
     return Evidence(numbers, rows, drawn)
@@ -53,15 +58,28 @@ def _saddle(quick: bool) -> Evidence:
     rows: Rows = []
     for K in SADDLES:
         problem = sphere(K, 8, TEMPERATURE)
-        w, h = torch.nn.functional.normalize(torch.tensor([[1.0] * 8, [-1.0] + [1.0] * 7], dtype=torch.float64), dim=1)
+        w, h = torch.nn.functional.normalize(
+            torch.tensor([[1.0] * 8, [-1.0] + [1.0] * 7], dtype=torch.float64), dim=1
+        )
         objective = Objective(problem)
         x = objective.from_model(w.expand(K, 8).clone(), h.expand(K, 8).clone(), None)
         found = smallest_curvature(objective, x)
-        rows.append({"classes": K, "eigenvalue": found.eigenvalue, "theory": -TEMPERATURE / K, "products": found.products})
+        rows.append(
+            {
+                "classes": K,
+                "eigenvalue": found.eigenvalue,
+                "theory": -TEMPERATURE / K,
+                "products": found.products,
+            }
+        )
     numbers = {f"smallest eigenvalue, K = {row['classes']}": row["eigenvalue"] for row in rows}
     drawn, (ax,) = plots.panels()
-    ax.plot([row["classes"] for row in rows], [-row["eigenvalue"] for row in rows], "o", label="found")
-    ax.plot(SADDLES, [TEMPERATURE / K for K in SADDLES], color=plots.THEORY, linewidth=1.0, label="t/K")
+    ax.plot(
+        [row["classes"] for row in rows], [-row["eigenvalue"] for row in rows], "o", label="found"
+    )
+    ax.plot(
+        SADDLES, [TEMPERATURE / K for K in SADDLES], color=plots.THEORY, linewidth=1.0, label="t/K"
+    )
     ax.set(xscale="log", yscale="log", xlabel="classes K", ylabel="- smallest eigenvalue")
     return Evidence(numbers, rows, drawn)
 
@@ -74,7 +92,14 @@ def _network(quick: bool) -> Evidence:
             architecture = Architecture(widths=(128, 128), unbiased=1, normalised=temperature)
             options = Options(architecture=architecture, schedule="constant", steps=MOST, seed=seed)
             steps = steps_to_accuracy(Training(data, options), GOAL, EVERY)
-            rows.append({"head": name, "seed": seed, "steps": MOST if steps is None else steps, "reached": steps is not None})
+            rows.append(
+                {
+                    "head": name,
+                    "seed": seed,
+                    "steps": MOST if steps is None else steps,
+                    "reached": steps is not None,
+                }
+            )
     steps_of = {name: [row["steps"] for row in rows if row["head"] == name] for name in HEADS}
     plain, unit = (median(steps_of[name]) for name in HEADS)
     drawn, (ax,) = plots.panels()
@@ -87,7 +112,8 @@ ROWS = (
     Claim(
         "yaras2022-spheres",
         PAPER,
-        "With unit features and classifier rows the only minima are simplex ETFs, at any temperature.",
+        "With unit features and classifier rows the only minima are simplex ETFs, at any "
+        "temperature.",
         "temperatures .001 to 100 of networks",
         "K = 10, d = 16, n = 1; normal starts up to t = 10, then t = 30 and 100 in turn",
         tuple(Quantity(f"value, t = {t:g}", value, 1e-9) for t, value in FLOORS.items()),
@@ -109,8 +135,13 @@ ROWS = (
         PAPER,
         "With unit features and classifier rows a network fits its training set in fewer steps.",
         "ResNets on CIFAR, t = 1, logits t <w, h>, rows renormalised after each step",
-        "digits, MLP 128-128 without a last bias, ce, t = 10, SGD .05/.9, normalised in the forward pass, medians over 3 seeds",
-        (Quantity("steps, unit / plain", 1.0, 0.0, "at most"), Quantity("steps, plain"), Quantity("steps, unit")),
+        "digits, MLP 128-128 without a last bias, ce, t = 10, SGD .05/.9, normalised in the "
+        "forward pass, medians over 3 seeds",
+        (
+            Quantity("steps, unit / plain", 1.0, 0.0, "at most"),
+            Quantity("steps, plain"),
+            Quantity("steps, unit"),
+        ),
         _network,
         seconds=60,
         quick="one seed",

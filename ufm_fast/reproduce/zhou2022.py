@@ -20,7 +20,13 @@ from ufm_fast.solving import solve
 
 PAPER = "Zhou et al., NeurIPS 2022, arXiv 2210.02192"
 N_EACH = 5
-SIZES: dict[str, Any] = {"classes": 10, "dim": 16, "per_class": N_EACH, "lambda_w": 5e-4, "lambda_h": 5e-4}
+SIZES: dict[str, Any] = {
+    "classes": 10,
+    "dim": 16,
+    "per_class": N_EACH,
+    "lambda_w": 5e-4,
+    "lambda_h": 5e-4,
+}
 KINDS = ("zero", "pairs of classes as one", "six classes of ten")
 #: Loss -> its settings, and the minimum.
 LOSSES: dict[str, tuple[dict[str, Any], float]] = {
@@ -41,7 +47,9 @@ def _losses(quick: bool) -> Evidence:
         numbers[f"value, {name}"] = exact.value
         steps = 1000 if quick else 20_000
         solution, rows = trajectory(problem, method="momentum", max_steps=steps)
-        numbers[f"nc2_classifier, {name}"] = max(exact.metrics["nc2_classifier"], solution.metrics["nc2_classifier"])
+        numbers[f"nc2_classifier, {name}"] = max(
+            exact.metrics["nc2_classifier"], solution.metrics["nc2_classifier"]
+        )
         for row in rows:
             row["gap"] = abs(row["value"] - exact.value) / exact.value
         table += [{"loss": name, **row} for row in rows]
@@ -58,7 +66,15 @@ def _saddles(quick: bool) -> Evidence:
         objective = Objective(problem)
         found = smallest_curvature(objective, objective.from_model(W, H, None))
         theory = problem.mu - _pull(name) * math.sqrt(N_EACH) / problem.num_samples
-        rows.append({"point": kind, "loss": name, "eigenvalue": found.eigenvalue, "theory": theory, "products": found.products})
+        rows.append(
+            {
+                "point": kind,
+                "loss": name,
+                "eigenvalue": found.eigenvalue,
+                "theory": theory,
+                "products": found.products,
+            }
+        )
 
     nothing = torch.zeros(SIZES["classes"], SIZES["dim"], dtype=torch.float64)
     for name in LOSSES:
@@ -69,11 +85,15 @@ def _saddles(quick: bool) -> Evidence:
     kept = (torch.arange(SIZES["classes"]) < 6).double()[:, None]
     look("six classes of ten", "mse", kept * frame.W, kept * frame.H)
     numbers = {
-        f"largest deviation, {kind}": max(abs(row["eigenvalue"] / row["theory"] - 1) for row in rows if row["point"] == kind)
+        f"largest deviation, {kind}": max(
+            abs(row["eigenvalue"] / row["theory"] - 1) for row in rows if row["point"] == kind
+        )
         for kind in KINDS
     }
     drawn, (ax,) = plots.panels()
-    ax.plot([row["theory"] for row in rows], [row["eigenvalue"] for row in rows], "o", label="found")
+    ax.plot(
+        [row["theory"] for row in rows], [row["eigenvalue"] for row in rows], "o", label="found"
+    )
     ax.axline((-0.04, -0.04), slope=1.0, color=plots.THEORY, linewidth=0.8, label="formula")
     ax.set(xlabel="$\\mu - |G|$ by the formula", ylabel="smallest eigenvalue")
     return Evidence(numbers, rows, drawn)
@@ -87,9 +107,11 @@ def _pull(name: str) -> float:
 
 
 def _pairs(name: str) -> tuple[Tensor, Tensor]:
-    """The best W and class means in which the classes come in five pairs that look alike: a critical point.
+    """The best W and class means in which the classes come in five pairs that look alike: a
+    critical point.
 
-    Logits a (B - J/5), or b B for the squared error, with B = I_5 x 1_(2 x 2): one number, by its derivative.
+    Logits a (B - J/5), or b B for the squared error, with B = I_5 x 1_(2 x 2): one number, by its
+    derivative.
     """
     K, price = int(SIZES["classes"]), SIZES["lambda_w"] * math.sqrt(N_EACH)
     blocks = torch.eye(K // 2, dtype=torch.float64).repeat_interleave(2, 0).repeat_interleave(2, 1)
@@ -121,13 +143,24 @@ def _networks(quick: bool) -> Evidence:
                     "nc1_quotient": layer.nc1_quotient,
                 }
             )
-    accuracy = {loss: median([row["accuracy"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
-    collapse = {loss: median([row["nc1_quotient"] for row in rows if row["loss"] == loss]) for loss in LOSSES}
+    accuracy = {
+        loss: median([row["accuracy"] for row in rows if row["loss"] == loss]) for loss in LOSSES
+    }
+    collapse = {
+        loss: median([row["nc1_quotient"] for row in rows if row["loss"] == loss])
+        for loss in LOSSES
+    }
     numbers = {"spread of test accuracies": max(accuracy.values()) - min(accuracy.values())}
     numbers |= {f"NC1 quotient, {loss}": value for loss, value in collapse.items()}
     drawn, axes = plots.panels(2)
-    for ax, name, label in zip(axes, ("accuracy", "nc1_quotient"), ("test accuracy", "NC1 quotient"), strict=True):
-        plots.strips(ax, {loss: [row[name] for row in rows if row["loss"] == loss] for loss in LOSSES}, label=label)
+    for ax, name, label in zip(
+        axes, ("accuracy", "nc1_quotient"), ("test accuracy", "NC1 quotient"), strict=True
+    ):
+        plots.strips(
+            ax,
+            {loss: [row[name] for row in rows if row["loss"] == loss] for loss in LOSSES},
+            label=label,
+        )
     return Evidence(numbers, rows, drawn)
 
 
@@ -135,11 +168,16 @@ ROWS = (
     Claim(
         "zhou2022-losses",
         PAPER,
-        "Cross-entropy, squared error, label smoothing and focal loss all have simplex ETFs as their only minimisers.",
+        "Cross-entropy, squared error, label smoothing and focal loss all have simplex ETFs as "
+        "their only minimisers.",
         "smoothing .05, focal gamma 3, wd = 5e-4; networks on images",
-        "K = 10, d = 16, n = 5, lambda 5e-4, no bias (squared error: free); lbfgs, and momentum over all samples",
+        "K = 10, d = 16, n = 5, lambda 5e-4, no bias (squared error: free); lbfgs, and momentum "
+        "over all samples",
         tuple(Quantity(f"value, {name}", theory, 1e-9) for name, (_, theory) in LOSSES.items())
-        + tuple(Quantity(f"nc2_classifier, {name}", 0.0, 1e-7, "absolute", quick_tolerance=2e-2) for name in LOSSES),
+        + tuple(
+            Quantity(f"nc2_classifier, {name}", 0.0, 1e-7, "absolute", quick_tolerance=2e-2)
+            for name in LOSSES
+        ),
         _losses,
         seconds=40,
         quick="1,000 momentum steps instead of up to 20,000",
@@ -149,8 +187,10 @@ ROWS = (
         "zhou2022-saddles",
         PAPER,
         "Every critical point that is no global minimum is a strict saddle.",
-        "proved for cross-entropy, smoothing and squared error, locally for the focal loss; no eigenvalue given",
-        "K = 10, d = 16, n = 5, lambda 5e-4, no bias; the eigenvalue mu - |G| in balanced variables is ours",
+        "proved for cross-entropy, smoothing and squared error, locally for the focal loss; no "
+        "eigenvalue given",
+        "K = 10, d = 16, n = 5, lambda 5e-4, no bias; the eigenvalue mu - |G| in balanced "
+        "variables is ours",
         tuple(Quantity(f"largest deviation, {kind}", 0.0, 1e-8, "absolute") for kind in KINDS),
         _saddles,
         seconds=5,

@@ -1,4 +1,5 @@
-"""The run library: a solve whose settings, log and state are kept in a folder, and what is made of it.
+"""The run library: a solve whose settings, log and state are kept in a folder, and what is made of
+it.
 
     options      the settings: one table, from which flags, TOML keys, defaults and help are made
     settings     flags over file over preset over defaults; the Problem of a configuration; its hash

@@ -19,21 +19,31 @@ if TYPE_CHECKING:
 
 
 def draw_run(run: RunDirectory) -> list[Path]:
-    """Draw all figures into the run's plots/. Errors: InputError without matplotlib, or for a damaged run."""
+    """Draw all figures into the run's plots/. Errors: InputError without matplotlib, or for a
+    damaged run.
+    """
     if run.plots.is_symlink():
-        raise InputError(f"run: {run.plots} is a link to another place, where nothing is written; remove it")
+        raise InputError(
+            f"run: {run.plots} is a link to another place, where nothing is written; remove it"
+        )
     with plots.paper_style():
         return save_figures(make_figures(run), run.plots, "run")
 
 
 def are_drawn(run: RunDirectory) -> bool:
     """Whether all figures are there and no older than the run's result."""
-    last = run.plots / ("geometry.pdf" if (run.summary or {}).get("reduce") == "groups" else "convergence.pdf")
-    return last.exists() and last.stat().st_mtime_ns >= (run.path / "summary.json").stat().st_mtime_ns
+    last = run.plots / (
+        "geometry.pdf" if (run.summary or {}).get("reduce") == "groups" else "convergence.pdf"
+    )
+    return (
+        last.exists() and last.stat().st_mtime_ns >= (run.path / "summary.json").stat().st_mtime_ns
+    )
 
 
 def make_figures(run: RunDirectory) -> dict[str, Figure]:
-    """The figures of a run by name, the one of ``are_drawn`` last: where that is saved, so are the others."""
+    """The figures of a run by name, the one of ``are_drawn`` last: where that is saved, so are the
+    others.
+    """
     from ufm_fast.runs.grouped import group_table, load_groups
     from ufm_fast.runs.state import run_head
 
@@ -83,38 +93,51 @@ def save_figures(figures: dict[str, Figure], folder: Path, name: str) -> list[Pa
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{name}: can't write to {folder} ({error.strerror or error}); mend its permissions") from error
+        raise InputError(
+            f"{name}: can't write to {folder} ({error.strerror or error}); mend its permissions"
+        ) from error
     sweep(folder)
     return [path for stem, figure in figures.items() for path in plots.save(figure, folder, stem)]
 
 
 def is_zero(summary: dict[str, Any]) -> bool:
-    """Whether W was zero but for rounding, so that its directions are undefined: there is no geometry to draw."""
+    """Whether W was zero but for rounding, so that its directions are undefined: there is no
+    geometry to draw.
+    """
     metrics = summary.get("metrics") or {}
     return "nc2_classifier" in metrics and metrics["nc2_classifier"] is None
 
 
 def log_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """The run's log, which has something to draw. Errors: InputError for an empty log, or a record without a quantity."""
+    """The run's log, which has something to draw. Errors: InputError for an empty log, or a record
+    without a quantity.
+    """
     records = run.records()
     if not records:
         raise InputError(f"run: {run.path} holds no log to draw; solve it first")
     for number, record in enumerate(records, 1):
         absent = [name for name in ("value", "gradient_norm", "seconds") if name not in record]
         if absent:
-            raise InputError(f"run: line {number} of {run.path / 'metrics.jsonl'} has no {absent[0]}; the file was damaged")
+            raise InputError(
+                f"run: line {number} of {run.path / 'metrics.jsonl'} has no {absent[0]}; the file "
+                f"was damaged"
+            )
     return records
 
 
 def draw_together(runs: list[RunDirectory], folder: Path) -> list[Path]:
-    """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in their seed alone are a band."""
+    """One figure of all runs in ``folder``: gap, gradient norm, NC1 to NC3. Runs that differ in
+    their seed alone are a band.
+    """
     with plots.paper_style():
         return save_figures({"compare": _comparison(runs)}, folder, "compare")
 
 
 def _comparison(runs: list[RunDirectory]) -> Figure:
     groups: dict[str, list[RunDirectory]] = {}
-    runs = list({run.path.resolve(): run for run in runs}.values())  # a run that is named twice counts once
+    runs = list(
+        {run.path.resolve(): run for run in runs}.values()
+    )  # a run that is named twice counts once
     for run in runs:
         groups.setdefault(_key(run, but=("seed",)), []).append(run)
     references = shared_references(runs)
@@ -140,10 +163,23 @@ def _comparison(runs: list[RunDirectory]) -> Figure:
         ax.set_ylabel(title)
         if not ax.lines:
             ax.set_axis_off()
-            ax.text(0.5, 0.5, f"{title}: zero or not logged", ha="center", va="center", color="0.4", transform=ax.transAxes)
-    handles = [Line2D([], [], label=label, **plots.line_style(number)) for number, label in enumerate(labels)]
+            ax.text(
+                0.5,
+                0.5,
+                f"{title}: zero or not logged",
+                ha="center",
+                va="center",
+                color="0.4",
+                transform=ax.transAxes,
+            )
+    handles = [
+        Line2D([], [], label=label, **plots.line_style(number))
+        for number, label in enumerate(labels)
+    ]
     several = any(len(group) > 1 for group in groups.values())
-    return plots.finish(figure, handles, "lines: medians, bands: least to most of the runs" if several else None)
+    return plots.finish(
+        figure, handles, "lines: medians, bands: least to most of the runs" if several else None
+    )
 
 
 def _settings(run: RunDirectory) -> dict[str, Any]:
@@ -152,7 +188,9 @@ def _settings(run: RunDirectory) -> dict[str, Any]:
 
 
 def _key(run: RunDirectory, but: tuple[str, ...]) -> str:
-    return json.dumps({name: value for name, value in _settings(run).items() if name not in but}, sort_keys=True)
+    return json.dumps(
+        {name: value for name, value in _settings(run).items() if name not in but}, sort_keys=True
+    )
 
 
 def _problem_key(run: RunDirectory) -> str:
@@ -162,12 +200,14 @@ def _problem_key(run: RunDirectory) -> str:
 
 
 def shared_references(runs: list[RunDirectory]) -> dict[str, tuple[float, str]]:
-    """Of each problem what all its runs' gaps are measured from, and its name: theory, else the largest certified bound, else
-    the lowest value of any of them.
+    """Of each problem what all its runs' gaps are measured from, and its name: theory, else the
+    largest certified bound, else the lowest value of any of them.
     """
     found: dict[str, list[tuple[float, str]]] = {}
     for run in runs:
-        found.setdefault(_problem_key(run), []).append(reference_value(log_of(run), run.summary or {}))
+        found.setdefault(_problem_key(run), []).append(
+            reference_value(log_of(run), run.summary or {})
+        )
     chosen = {}
     for key, references in found.items():
         for name, best in (("theory", max), ("lower bound", max), ("best value", min)):
@@ -180,22 +220,43 @@ def shared_references(runs: list[RunDirectory]) -> dict[str, tuple[float, str]]:
 
 def _with_gap(run: RunDirectory, reference: float) -> list[dict[str, Any]]:
     records, scale = log_of(run), abs(reference) or 1.0
-    # NC2 and NC3 are logged against the frame that theory predicts; either is shown under the one name.
-    plain = [{name.removesuffix("_frame"): value for name, value in record.items()} for record in records]
-    return [{**record, "gap": None if record["value"] is None else (record["value"] - reference) / scale} for record in plain]
+    # NC2 and NC3 are logged against the frame that theory predicts; either is shown under the one
+    # name.
+    plain = [
+        {name.removesuffix("_frame"): value for name, value in record.items()} for record in records
+    ]
+    return [
+        {
+            **record,
+            "gap": None if record["value"] is None else (record["value"] - reference) / scale,
+        }
+        for record in plain
+    ]
 
 
 def _group_labels(groups: list[list[RunDirectory]]) -> list[str]:
-    """What tells the groups apart: the settings that are not the same in all of them, and the number of seeds."""
+    """What tells the groups apart: the settings that are not the same in all of them, and the
+    number of seeds.
+    """
     configs = [_settings(group[0]) for group in groups]
     keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
     differing = [key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)]
     labels = []
     for group in groups:
-        words = [f"{key.replace('_', '-')} {_settings(group[0]).get(key)}" for key in differing] or [group[0].path.name]
+        words = [
+            f"{key.replace('_', '-')} {_settings(group[0]).get(key)}" for key in differing
+        ] or [group[0].path.name]
         seeds = len({run.config.get("seed") for run in group})
-        several = f" ({len(group)} runs)" if seeds < len(group) else f" ({seeds} seeds)" if seeds > 1 else ""
-        labels.append(printable(", ".join(words) + several).replace("$", r"\$"))  # which would begin a formula
+        several = (
+            f" ({len(group)} runs)"
+            if seeds < len(group)
+            else f" ({seeds} seeds)"
+            if seeds > 1
+            else ""
+        )
+        labels.append(
+            printable(", ".join(words) + several).replace("$", r"\$")
+        )  # which would begin a formula
     return labels
 
 
@@ -211,13 +272,17 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def reference_value(records: list[dict[str, Any]], summary: dict[str, Any]) -> tuple[float, str]:
-    """What the loss gap is measured from, and its name: theory, else a certified lower bound, else the lowest value seen."""
+    """What the loss gap is measured from, and its name: theory, else a certified lower bound, else
+    the lowest value seen.
+    """
     theory, certificate = summary.get("theory"), summary.get("certificate") or {}
     if theory and theory.get("value") is not None:
         return float(theory["value"]), "theory"
     if certificate.get("certified") and certificate.get("lower_bound") is not None:
         return float(certificate["lower_bound"]), "lower bound"
-    return min((float(record["value"]) for record in records if record["value"] is not None), default=0.0), "best value"
+    return min(
+        (float(record["value"]) for record in records if record["value"] is not None), default=0.0
+    ), "best value"
 
 
 def _convergence(records: list[dict[str, Any]], summary: dict[str, Any]) -> Any:

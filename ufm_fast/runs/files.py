@@ -1,8 +1,9 @@
 """Files that are written whole or not at all, and JSON without nan.
 
-A file is written beside its final name and renamed over it, so a reader sees the old one or the new one. A temporary
-file is named after its process and machine, so that what a killed process left is known as such, and swept. What the
-machine can't write (no space, an error of the disk, a folder that was moved) is an InputError like a user's other
+A file is written beside its final name and renamed over it, so a reader sees the old one or the new
+one. A temporary file is named after its process and machine, so that what a killed process left is
+known as such, and swept. What the machine can't write (no space, an error of the disk, a folder
+that was moved) is an InputError like a user's other
 troubles: one line that names the file and the mend.
 """
 
@@ -26,8 +27,8 @@ from safetensors import SafetensorError
 
 from ufm_fast.errors import InputError
 
-#: A temporary file: what it will be, the machine and process that write it, and mkstemp's letters. The first version gave
-#: the letters only.
+#: A temporary file: what it will be, the machine and process that write it, and mkstemp's letters.
+#: The first version gave the letters only.
 _TEMPORARY = re.compile(
     r"\.(?P<name>.+\.(?:json|jsonl|safetensors|png|pdf|npz|csv|parquet))\.(?:(?P<machine>.*)-(?P<process>\d+)\.)?\w{8}"
 )
@@ -39,23 +40,35 @@ class WriteError(InputError):
     """A file can't be written. What was there before is still there."""
 
     def __init__(self, path: Path, error: Exception) -> None:
-        self.reason = error.strerror or str(error) if isinstance(error, OSError) else first_line(error)
+        self.reason = (
+            error.strerror or str(error) if isinstance(error, OSError) else first_line(error)
+        )
         mend = "mend that and go on"
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in self.reason:
+        if (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or "No space left" in self.reason
+        ):
             mend = "free some space and go on"
-        super().__init__(f"can't write {path} ({self.reason}); what was there before is kept: {mend}")
+        super().__init__(
+            f"can't write {path} ({self.reason}); what was there before is kept: {mend}"
+        )
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing
+# ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that replaces it when the block ends without an error. Errors: WriteError."""
+    """A temporary file beside ``path`` that replaces it when the block ends without an error.
+    Errors: WriteError.
+    """
     temporary = None
     try:
         machine = re.sub(r"\W", "_", platform.node())
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{machine}-{os.getpid()}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.{machine}-{os.getpid()}.", dir=path.parent
+        )
         temporary = Path(name)
         os.close(handle)
         yield temporary
@@ -63,7 +76,9 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes private files; a result is as public as any other file
+        temporary.chmod(
+            0o666 & ~mask
+        )  # mkstemp makes private files; a result is as public as any other file
         os.replace(temporary, path)
         temporary = None
     except (OSError, SafetensorError) as error:
@@ -83,7 +98,13 @@ def append_line(path: Path, line: str) -> None:
     """Add a line to a file, or nothing. Errors: WriteError."""
     content = (line + "\n").encode()
     try:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        flags = (
+            os.O_WRONLY
+            | os.O_APPEND
+            | os.O_CREAT
+            | getattr(os, "O_NOFOLLOW", 0)
+            | getattr(os, "O_BINARY", 0)
+        )
         handle = os.open(path, flags, 0o666)
         try:
             before = os.fstat(handle).st_size
@@ -100,7 +121,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sweep(folder: Path, files: tuple[str, ...] = ()) -> None:
-    """Remove temporary files of processes that are no more; those of ``files`` whoever began them: the caller has the lock."""
+    """Remove temporary files of processes that are no more; those of ``files`` whoever began them:
+    the caller has the lock.
+    """
     paths = []
     with suppress(OSError):
         paths = list(folder.iterdir())
@@ -137,17 +160,22 @@ def _running(process: int) -> bool:
     return True
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading
+# ---------------------------------------------------------------------------------------------------------
 
 
 def read_text(path: Path, name: str, errors: str = "strict") -> str:
-    """Errors: InputError for a file that is missing, can't be read, or is none (a pipe would be waited for)."""
+    """Errors: InputError for a file that is missing, can't be read, or is none (a pipe would be
+    waited for).
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{name}: {path} is not a file; remove it")
     try:
         return path.read_text(encoding="utf-8", errors=errors)
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {path} is missing, truncated or not text ({first_line(error)})") from error
+        raise InputError(
+            f"{name}: {path} is missing, truncated or not text ({first_line(error)})"
+        ) from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -157,17 +185,22 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: {path} is truncated or not JSON ({first_line(error)})") from error
+        raise InputError(
+            f"{name}: {path} is truncated or not JSON ({first_line(error)})"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{name}: {path} does not hold an object; it is not a file of ufm-fast")
     return content
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
+# ---- JSON
+# ------------------------------------------------------------------------------------------------------------
 
 
 def json_ready(value: Any) -> Any:
-    """``value`` with numpy-free containers and with nan and infinities as None: JSON has no such numbers."""
+    """``value`` with numpy-free containers and with nan and infinities as None: JSON has no such
+    numbers.
+    """
     if isinstance(value, Mapping):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

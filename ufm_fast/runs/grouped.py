@@ -1,7 +1,9 @@
-"""Runs whose minimum is known by its groups: what is solved, saved, and laid out as a table. W and H are never formed.
+"""Runs whose minimum is known by its groups: what is solved, saved, and laid out as a table. W and
+H are never formed.
 
-The state is a safetensors file of its own format, with the numbers of the groups and the data; ``GroupMinimum.lifted`` and
-``class_vectors`` of the minimum that ``load_groups`` gives make classifier rows and class means of them.
+The state is a safetensors file of its own format, with the numbers of the groups and the data;
+``GroupMinimum.lifted`` and ``class_vectors`` of the minimum that ``load_groups`` gives make
+classifier rows and class means of them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
 def solve_groups(run: RunDirectory, problem: Problem, tol: float) -> dict[str, Any]:
-    """Solve, save the state and a line of the log; the summary. Errors: InputError for a dim below the minimiser's rank."""
+    """Solve, save the state and a line of the log; the summary. Errors: InputError for a dim below
+    the minimiser's rank.
+    """
     from ufm_fast.groups import group_metrics
     from ufm_fast.groups.choice import minimise_groups
 
@@ -40,13 +44,20 @@ def solve_groups(run: RunDirectory, problem: Problem, tol: float) -> dict[str, A
     metrics = group_metrics(best)
     seconds = time.perf_counter() - began
     save_groups(run, problem, best, seconds)
-    line = {"step": best.steps, "value": best.value, "data_value": best.data_value, "gradient_norm": math.nan}
+    line = {
+        "step": best.steps,
+        "value": best.value,
+        "data_value": best.data_value,
+        "gradient_norm": math.nan,
+    }
     run.truncate_log(-1)
     run.append({**line, "evaluations": best.steps, "seconds": seconds, **metrics})
     return summary_of(best, problem, seconds, metrics)
 
 
-def summary_of(best: GroupMinimum, problem: Problem, seconds: float, metrics: dict[str, float]) -> dict[str, Any]:
+def summary_of(
+    best: GroupMinimum, problem: Problem, seconds: float, metrics: dict[str, float]
+) -> dict[str, Any]:
     """What ``Solution.summary`` says, and ``groups``."""
     from ufm_fast.groups.lifting import METHOD, outcome
     from ufm_fast.theory import closed_form
@@ -81,9 +92,14 @@ def summary_of(best: GroupMinimum, problem: Problem, seconds: float, metrics: di
 
 def save_groups(run: RunDirectory, problem: Problem, best: GroupMinimum, seconds: float) -> None:
     """Write the minimum and the data, so that the file serves alone."""
-    arrays: Arrays = {name: getattr(best, name) for name in _ARRAYS if getattr(best, name) is not None}
+    arrays: Arrays = {
+        name: getattr(best, name) for name in _ARRAYS if getattr(best, name) is not None
+    }
     runs = np.array(best.groups.runs, dtype=np.int64)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).clone() for name, array in {**arrays, "runs": runs}.items()}
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(array)).clone()
+        for name, array in {**arrays, "runs": runs}.items()
+    }
     if problem.samples.given_labels is not None:
         tensors["sample_labels"] = problem.samples.given_labels.clone()
     metadata = {
@@ -101,7 +117,9 @@ def save_groups(run: RunDirectory, problem: Problem, best: GroupMinimum, seconds
 
 
 def load_groups(run: RunDirectory) -> GroupMinimum | None:
-    """The minimum of a run that was solved on groups, else None. Errors: InputError for a damaged file."""
+    """The minimum of a run that was solved on groups, else None. Errors: InputError for a damaged
+    file.
+    """
     from ufm_fast.class_groups import ClassGroups
     from ufm_fast.groups import GroupMinimum
     from ufm_fast.losses import make_loss
@@ -111,7 +129,9 @@ def load_groups(run: RunDirectory) -> GroupMinimum | None:
     if metadata.get("format") != FORMAT:
         return None
     if metadata.get("checksum") != checksum(tensors):
-        raise InputError(f"run: the numbers in {run.state_file} are not those that were written; solve it anew")
+        raise InputError(
+            f"run: the numbers in {run.state_file} are not those that were written; solve it anew"
+        )
     try:
         groups = ClassGroups.of_pairs(tensors["runs"].tolist())
         arrays: Any = {name: tensors[name].numpy() if name in tensors else None for name in _ARRAYS}
@@ -129,11 +149,15 @@ def load_groups(run: RunDirectory) -> GroupMinimum | None:
             converged=metadata["converged"] == "True",
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"run: {run.state_file} lacks numbers of its groups ({error}); the file was damaged") from error
+        raise InputError(
+            f"run: {run.state_file} lacks numbers of its groups ({error}); the file was damaged"
+        ) from error
 
 
 def saved_data(run: RunDirectory) -> tuple[dict[str, Any], int] | None:
-    """The data of a grouped run as keyword arguments of Problem, and its steps; None for a run of another kind."""
+    """The data of a grouped run as keyword arguments of Problem, and its steps; None for a run of
+    another kind.
+    """
     if not run.state_file.exists():
         return None
     tensors, metadata = read_safetensors(run.state_file, "run")
@@ -145,7 +169,9 @@ def saved_data(run: RunDirectory) -> tuple[dict[str, Any], int] | None:
 
 
 def group_table(best: GroupMinimum) -> Arrays:
-    """A row a group, ascending in count: sizes, gaps, collapse, norms, cosines, margins and losses."""
+    """A row a group, ascending in count: sizes, gaps, collapse, norms, cosines, margins and
+    losses.
+    """
     from ufm_fast.groups import Geometry
 
     geometry = Geometry(best)

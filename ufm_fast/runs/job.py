@@ -1,14 +1,15 @@
-"""A solve that is saved: a configuration becomes a run directory, also when it is interrupted or continued.
+"""A solve that is saved: a configuration becomes a run directory, also when it is interrupted or
+continued.
 
 job = prepare({"classes": 10, "dim": 16}, None, Path("run"))
 solution = execute(job)
 
 Decisions
 
-2026-11-26. What a resume changes is written at its first log point, when `solve` can refuse no more, and `summary.json`
-keeps the tolerance that was reached: a resumed run that died had counted as finished. The hash is made anew from the
-settings in force and compared, so edited settings are refused. A start's rows are matched with the problem's by their
-labels.
+2026-11-26. What a resume changes is written at its first log point, when `solve` can refuse no
+more, and `summary.json` keeps the tolerance that was reached: a resumed run that died had counted
+as finished. The hash is made anew from the settings in force and compared, so edited settings are
+refused. A start's rows are matched with the problem's by their labels.
 """
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ class Job:
     notes: list[str] = field(default_factory=list)
     fresh: bool = True  # the run directory was made by this call
     stamp: tuple[int, ...] | None = None  # of a run that goes on: its files when they were read
-    asked: Mapping[str, Any] = field(default_factory=dict)  # of ``solve``, in the place of the configured: what ranks need
-    saved: Callable[[], Point] | None = None  # of ranks: where a run goes on, which all must call together
+    asked: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of ``solve``, in the place of the configured: what ranks need
+    saved: Callable[[], Point] | None = (
+        None  # of ranks: where a run goes on, which all must call together
+    )
 
     @property
     def reduce(self) -> str:
@@ -65,7 +70,9 @@ class Job:
 
     @property
     def restarts(self) -> int:
-        """Starts that ``solve`` is asked for: a run whose starts have all ended goes on from the best of them."""
+        """Starts that ``solve`` is asked for: a run whose starts have all ended goes on from the
+        best of them.
+        """
         wanted, starts = int(self.config["restarts"]), self.progress.starts
         ended = starts is None or len(starts.done) >= wanted  # none: saved before starts were kept
         return 1 if self.start is not None and not self.fresh and ended else wanted
@@ -76,7 +83,8 @@ class Job:
         return self.progress.step == 0 and on_groups(self.problem, self.config)
 
 
-# ---- a new run -------------------------------------------------------------------------------------------------------
+# ---- a new run
+# -------------------------------------------------------------------------------------------------------
 
 
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
@@ -103,14 +111,22 @@ def checked(given: Mapping[str, Any], file: Path | None, ranks: int = 0) -> Chec
     config["device"], note = settings.pick_device(config["device"])
     problem = settings.build_problem(config)
     check_solvable(problem, config | asked, ranks or 1)
-    config |= {"classes": problem.num_classes, "lambda_w": problem.lambda_w, "lambda_h": problem.lambda_h}
+    config |= {
+        "classes": problem.num_classes,
+        "lambda_w": problem.lambda_w,
+        "lambda_h": problem.lambda_h,
+    }
     return Checked(problem, config, settings.hashes(config, problem), [note] if note else [], asked)
 
 
 def _of_ranks(config: Config) -> dict[str, Any]:
-    """What ``solve`` is asked for on several ranks; the configuration is then that of any number of them."""
+    """What ``solve`` is asked for on several ranks; the configuration is then that of any number of
+    them.
+    """
     if config["backend"] not in ("auto", "sharded"):
-        raise InputError(f"backend {config['backend']} is for one process, and torchrun starts several; drop it")
+        raise InputError(
+            f"backend {config['backend']} is for one process, and torchrun starts several; drop it"
+        )
     asked = {"backend": "sharded", "mesh": config["mesh"]}
     config |= {"backend": "auto", "mesh": None}
     return asked
@@ -126,13 +142,21 @@ def begun(found: Checked, out: Path | None, start: Point | None) -> Job:
     refuse_occupied(path, *hashes)
     run = RunDirectory.create(path, config, hashes[0], environment(problem.device))
     if out is None and path != own:
-        notes.append(f"{own} holds this problem already, and --resume {quoted(own)} goes on with it; this run is {path}")
+        notes.append(
+            f"{own} holds this problem already, and --resume {quoted(own)} goes on with it; this "
+            f"run is {path}"
+        )
     return Job(problem, config, run, start, notes=notes, asked=asked)
 
 
 def _first_free(path: Path) -> Path:
-    """``path``, or the first of path-2, path-3, ... that holds no run: the same command may be given twice."""
-    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    """``path``, or the first of path-2, path-3, ... that holds no run: the same command may be
+    given twice.
+    """
+    names = (
+        path if number == 1 else path.with_name(f"{path.name}-{number}")
+        for number in itertools.count(1)
+    )
     return next(name for name in names if not (name / "config.json").exists())
 
 
@@ -140,11 +164,17 @@ def given_point(problem: Problem, config: Mapping[str, Any]) -> Point | None:
     """The point of the file that a run starts from, if there is one."""
     from ufm_fast.runs.foreign import read_start
 
-    return None if config["start_from"] is None else read_start(Path(config["start_from"]), problem, config["reduce"])
+    return (
+        None
+        if config["start_from"] is None
+        else read_start(Path(config["start_from"]), problem, config["reduce"])
+    )
 
 
 def on_groups(problem: Problem, config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is solved on groups. Errors: InputError where it asks for that and can't be."""
+    """Whether a configuration is solved on groups. Errors: InputError where it asks for that and
+    can't be.
+    """
     from ufm_fast.groups.choice import by_groups
 
     return by_groups(problem, options_of(config), begun=config["start_from"] is not None)
@@ -164,10 +194,11 @@ def options_of(config: Mapping[str, Any]) -> SolveOptions:
 
 
 def check_solvable(problem: Problem, config: Mapping[str, Any], ranks: int = 1) -> None:
-    """What ``solve`` would refuse, before anything is written; and what the free memory can't hold, by any method, of this
-    rank's part.
+    """What ``solve`` would refuse, before anything is written; and what the free memory can't hold,
+    by any method, of this rank's part.
 
-    Errors: InputError for options that contradict problem or method; where two points and their gradients do not fit.
+    Errors: InputError for options that contradict problem or method; where two points and their
+    gradients do not fit.
     """
     import torch
 
@@ -185,19 +216,25 @@ def check_solvable(problem: Problem, config: Mapping[str, Any], ranks: int = 1) 
     )
     if least > free:
         raise InputError(
-            f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and {free / 1e9:.3g} GB are free; "
+            f"not enough memory: classes, dim and rows need {least / 1e9:.3g} GB at least and "
+            f"{free / 1e9:.3g} GB are free; "
             "ask ufm-fast plan, and make it smaller"
         )
 
 
-# ---- a run that goes on ----------------------------------------------------------------------------------------------
+# ---- a run that goes on
+# ----------------------------------------------------------------------------------------------
 
 
-def resume(path: Path, given: Mapping[str, Any], file: Path | None, ranks: int = 0) -> Job | RunDirectory:
-    """The job that continues a run; the run itself if it is finished. ``ranks``: on so many, each of which calls it.
+def resume(
+    path: Path, given: Mapping[str, Any], file: Path | None, ranks: int = 0
+) -> Job | RunDirectory:
+    """The job that continues a run; the run itself if it is finished. ``ranks``: on so many, each
+    of which calls it.
 
-    Errors: InputError for flags that contradict the run, except those that do not change which minimum is sought; for a
-    configuration that is not the one the run was made with; for a smaller tol of the closed form.
+    Errors: InputError for flags that contradict the run, except those that do not change which
+    minimum is sought; for a configuration that is not the one the run was made with; for a smaller
+    tol of the closed form.
     """
     from ufm_fast.runs.grouped import saved_data
     from ufm_fast.runs.state import data_arguments
@@ -211,15 +248,25 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None, ranks: int =
     grouped = saved_data(run)
     if grouped is not None:
         if ranks:
-            raise InputError(f"resume: {path} was solved on groups, which takes one process; go on without torchrun")
+            raise InputError(
+                f"resume: {path} was solved on groups, which takes one process; go on without "
+                f"torchrun"
+            )
         return _resumed_groups(run, config, grouped, stamp)
-    saved = _saved(run, ranks) if run.has_state else None  # there is none if it was killed before the first save
+    saved = (
+        _saved(run, ranks) if run.has_state else None
+    )  # there is none if it was killed before the first save
     data = settings.read_data(config) if saved is None else data_arguments(saved.tensors)
     _check_hash(run, data)
-    if saved is not None and finished(run, config, saved.progress.step) and (ranks or not _unproved(run, config)):
+    if (
+        saved is not None
+        and finished(run, config, saved.progress.step)
+        and (ranks or not _unproved(run, config))
+    ):
         if config["method"] == "closed-form" and config["tol"] < run.config["tol"]:
             raise InputError(
-                f"tol = {config['tol']:g} asks for steps, and {path} was solved by the closed form, which takes none; "
+                f"tol = {config['tol']:g} asks for steps, and {path} was solved by the closed "
+                f"form, which takes none; "
                 "add --method auto to go on from its point, or drop tol"
             )
         return run
@@ -242,7 +289,9 @@ def resume(path: Path, given: Mapping[str, Any], file: Path | None, ranks: int =
 
 
 class _Saved(NamedTuple):
-    """A state that was read: the data, how far it had come, and what makes its point once there is a problem."""
+    """A state that was read: the data, how far it had come, and what makes its point once there is
+    a problem.
+    """
 
     tensors: dict[str, Any]
     progress: Progress
@@ -256,11 +305,17 @@ def _saved(run: RunDirectory, ranks: int) -> _Saved:
 
     if not ranks:
         tensors, progress, reduce = load_state(run)
-        return _Saved(tensors, progress, lambda problem: fitting_point(run, problem, tensors, reduce, "resume"))
+        return _Saved(
+            tensors,
+            progress,
+            lambda problem: fitting_point(run, problem, tensors, reduce, "resume"),
+        )
     tensors, progress, reduce, shards = load_rest(run)
 
     def blocks(problem: Problem) -> Point:
-        layout = Layout(Mesh.of_world(None, problem.device), problem.num_classes, problem.rows(reduce).number)
+        layout = Layout(
+            Mesh.of_world(None, problem.device), problem.num_classes, problem.rows(reduce).number
+        )
         return spread_point(run.path, shards, problem, layout)
 
     return _Saved(tensors, progress, blocks)
@@ -279,7 +334,9 @@ def _resumed_groups(
     config["device"], note = settings.pick_device(config["device"])
     problem = settings.build_problem(config, data)
     check_solvable(problem, config)
-    return Job(problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp)
+    return Job(
+        problem, config, run, None, Progress(), [note] if note else [], fresh=False, stamp=stamp
+    )
 
 
 def _of_starts(job: Job) -> str:
@@ -293,7 +350,9 @@ def _of_starts(job: Job) -> str:
 
 
 def _ended_starts(job: Job) -> Sequence[Any]:
-    """The rows of the starts that earlier runs have ended, of the state or of a summary from before those were kept there."""
+    """The rows of the starts that earlier runs have ended, of the state or of a summary from before
+    those were kept there.
+    """
     if job.progress.starts is not None:
         return [asdict(row) for row in job.progress.starts.done]
     rows: Sequence[Any] = (job.run.summary or {}).get("restarts", ())
@@ -301,20 +360,31 @@ def _ended_starts(job: Job) -> Sequence[Any]:
 
 
 def _check_hash(run: RunDirectory, data: Mapping[str, Any]) -> None:
-    """Errors: InputError where configuration or data are not those that the run's hash was made of."""
-    if run.hash not in settings.hashes(run.config, settings.build_problem({**run.config, "device": "cpu"}, data)):
+    """Errors: InputError where configuration or data are not those that the run's hash was made
+    of.
+    """
+    if run.hash not in settings.hashes(
+        run.config, settings.build_problem({**run.config, "device": "cpu"}, data)
+    ):
         raise InputError(
-            f"resume: the hash in {run.path / 'config.json'} is not that of its settings and data, so one of them was changed "
-            "after the run was made; undo that, or solve the changed problem into another --out (-c FILE takes settings)"
+            f"resume: the hash in {run.path / 'config.json'} is not that of its settings and "
+            f"data, so one of them was changed "
+            "after the run was made; undo that, or solve the changed problem into another --out "
+            "(-c FILE takes settings)"
         )
 
 
 def finished(run: RunDirectory, config: Mapping[str, Any], step: int) -> bool:
-    """Whether the run's summary is a success at a tolerance no larger than that of ``config``, and about the state that is
-    saved, which has come to ``step``: a resume that was killed has gone further, and may have a smaller tol in its config.json.
+    """Whether the run's summary is a success at a tolerance no larger than that of ``config``, and
+    about the state that is saved, which has come to ``step``: a resume that was killed has gone
+    further, and may have a smaller tol in its config.json.
     """
     summary = run.summary
-    if summary is None or summary.get("outcome") not in ("converged", "stalled") or summary.get("steps") != step:
+    if (
+        summary is None
+        or summary.get("outcome") not in ("converged", "stalled")
+        or summary.get("steps") != step
+    ):
         return False
     if "method" not in summary:
         return False
@@ -328,39 +398,53 @@ def _unproved(run: RunDirectory, config: Mapping[str, Any]) -> bool:
     """Whether ranks have solved it that had no room for a certificate."""
     summary = run.summary or {}
     proof = summary.get("certificate") or {}
-    return bool(config["certificate"] and summary.get("backend") == "sharded" and proof.get("kind") == "none")
+    return bool(
+        config["certificate"]
+        and summary.get("backend") == "sharded"
+        and proof.get("kind") == "none"
+    )
 
 
 def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Config:
     content = {} if file is None else settings.read_toml(file)
-    wanted = {**content, **{key: settings.typed(key, value) for key, value in given.items() if value is not None}}
+    wanted = {
+        **content,
+        **{key: settings.typed(key, value) for key, value in given.items() if value is not None},
+    }
     for name, value in wanted.items():
         if not SETTINGS[name].resume and config[name] != value:
             allowed = ", ".join(resumable())
             raise InputError(
-                f"{name} = {value!r} contradicts the run, which has {config[name]!r}; drop it (a resumed run may "
+                f"{name} = {value!r} contradicts the run, which has {config[name]!r}; drop it (a "
+                f"resumed run may "
                 f"change {allowed}) or solve into another --out"
             )
     changed = dict(config)
-    settings.lay_over(changed, {name: value for name, value in wanted.items() if SETTINGS[name].resume})
+    settings.lay_over(
+        changed, {name: value for name, value in wanted.items() if SETTINGS[name].resume}
+    )
     return changed
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- running
+# ---------------------------------------------------------------------------------------------------------
 
 
 def execute(job: Job, report: Callable[[StepRecord], None], **told: Any) -> Solution:
-    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its latest point. ``told``: of
-    ``solve``, its ``callbacks`` and its ``watch``.
+    """Solve, log and save. A refused solve leaves no run directory; an interrupted one leaves its
+    latest point. ``told``: of ``solve``, its ``callbacks`` and its ``watch``.
 
-    Errors: InputError where another process writes to the run, or has gone on with it since it was read.
+    Errors: InputError where another process writes to the run, or has gone on with it since it was
+    read.
     """
     with job.run.locked(job.stamp):
         return _execute(job, report, told)
 
 
 def execute_groups(job: Job) -> dict[str, Any]:
-    """Solve a job that is ``grouped``, log and save; the summary. A refused or interrupted one leaves no run directory."""
+    """Solve a job that is ``grouped``, log and save; the summary. A refused or interrupted one
+    leaves no run directory.
+    """
     from ufm_fast.runs.grouped import solve_groups
 
     with job.run.locked(job.stamp):
@@ -386,7 +470,9 @@ def _execute(job: Job, report: Callable[[StepRecord], None], told: Mapping[str, 
     log, device = Log(job, report), torch.device(job.problem.device)
     held = begin_peak(device)
     try:
-        solution: Solution = solve(job.problem, **_arguments(job), **told, on_log=log, on_save=log.save)
+        solution: Solution = solve(
+            job.problem, **_arguments(job), **told, on_log=log, on_save=log.save
+        )
     except BaseException as error:
         log.leave(saving=isinstance(error, KeyboardInterrupt))
         raise
@@ -394,7 +480,9 @@ def _execute(job: Job, report: Callable[[StepRecord], None], told: Mapping[str, 
     before = () if job.fresh or solution.restarts else _ended_starts(job)
     restarts = {"restarts": before} if before else {}
     memory = peak_memory(device, held)
-    job.run.write_summary({**solution.summary(), **restarts, **memory, "tol": job.config["tol"], "hash": job.run.hash})
+    job.run.write_summary(
+        {**solution.summary(), **restarts, **memory, "tol": job.config["tol"], "hash": job.run.hash}
+    )
     return solution
 
 
@@ -405,7 +493,9 @@ def _arguments(job: Job) -> dict[str, Any]:
     return {
         **{name: config[name] for name in taken_by("solve")},
         **job.asked,
-        "start": "spectral" if config["method"] == "closed-form" and not job.fresh else config["start"],
+        "start": "spectral"
+        if config["method"] == "closed-form" and not job.fresh
+        else config["start"],
         "reduce": job.reduce,
         "restarts": job.restarts,
         "starts": job.progress.starts if job.restarts > 1 else None,
@@ -416,8 +506,9 @@ def _arguments(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM, SIGUSR2 and SIGHUP raise KeyboardInterrupt inside, so that a batch system's kill, its warning before, or a
-    terminal that is closed, saves the run as Ctrl-C does. A SIGHUP that is ignored stays so: that is what nohup does.
+    """SIGTERM, SIGUSR2 and SIGHUP raise KeyboardInterrupt inside, so that a batch system's kill,
+    its warning before, or a terminal that is closed, saves the run as Ctrl-C does. A SIGHUP that is
+    ignored stays so: that is what nohup does.
     """
     if threading.current_thread() is not threading.main_thread():  # signals can be set there only
         yield
@@ -436,5 +527,7 @@ def terminate_like_interrupt() -> Iterator[None]:
 
 def ending_signals() -> list[int]:
     """The signals that end a process from outside, beside Ctrl-C, and are not ignored."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
+    numbers = [
+        getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+    ]
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]

@@ -2,12 +2,13 @@
 
     torchrun --nproc-per-node 4 -m ufm_fast solve ...
 
-Every rank reads the same settings and data; what is read, checked and hashed is compared before anything is written, and what
-one rank refuses all refuse, in the same words. The first rank writes log, summary and state, each rank its blocks of the point
-(`shards`), into a folder that all of them see. A signal that ends a run stops all ranks after the evaluation they are in.
+Every rank reads the same settings and data; what is read, checked and hashed is compared before
+anything is written, and what one rank refuses all refuse, in the same words. The first rank writes
+log, summary and state, each rank its blocks of the point (`shards`), into a folder that all of them
+see. A signal that ends a run stops all ranks after the evaluation they are in.
 
-A rank that is killed takes its connections with it: the others' next exchange fails, and they end with one line. What was saved
-last is whole, and goes on with any number of ranks.
+A rank that is killed takes its connections with it: the others' next exchange fails, and they end
+with one line. What was saved last is whole, and goes on with any number of ranks.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from ufm_fast.runs.files import config_hash
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
 
-#: Ranks that have not met by then are not all there. torchrun watches them itself, and stops all where one has died: then a
-#: cluster may take its time to read torch from a shared disk.
+#: Ranks that have not met by then are not all there. torchrun watches them itself, and stops all
+#: where one has died: then a cluster may take its time to read torch from a shared disk.
 START, WATCHED_START = timedelta(seconds=30), timedelta(minutes=5)
-#: An exchange that takes longer has lost a rank that still has its connections. Between two of them lie a chunk's products, or
-#: a block of the state on its way to the disk.
+#: An exchange that takes longer has lost a rank that still has its connections. Between two of them
+#: lie a chunk's products, or a block of the state on its way to the disk.
 LIMIT = timedelta(minutes=10)
 _Found = TypeVar("_Found")
 
@@ -59,9 +60,11 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def agree(self, stage: Callable[[], _Found], said_by: Callable[[_Found], str] | None = None) -> _Found:
-        """``stage`` on every rank. Errors: InputError on all of them where one refuses, or where what ``said_by`` tells of the
-        outcome is not the same on all.
+    def agree(
+        self, stage: Callable[[], _Found], said_by: Callable[[_Found], str] | None = None
+    ) -> _Found:
+        """``stage`` on every rank. Errors: InputError on all of them where one refuses, or where
+        what ``said_by`` tells of the outcome is not the same on all.
         """
         import torch.distributed as dist
 
@@ -80,7 +83,8 @@ class Ranks:
         unlike = [rank for rank, (_, content) in enumerate(told) if content != told[0][1]]
         if unlike:
             raise RefusedError(
-                f"rank {unlike[0]} has other settings or data than rank 0; start every rank with the same command and files"
+                f"rank {unlike[0]} has other settings or data than rank 0; start every rank with "
+                f"the same command and files"
             )
         return found  # type: ignore[return-value]
 
@@ -95,7 +99,9 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The process group of all ranks, by gloo on CPUs and NCCL on GPUs, while the block runs. All leave it together."""
+    """The process group of all ranks, by gloo on CPUs and NCCL on GPUs, while the block runs. All
+    leave it together.
+    """
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -114,7 +120,9 @@ def joined() -> Iterator[Ranks]:
 
 
 def leave() -> None:
-    """Wait for all ranks, with all said: torchrun stops the others as soon as one ends with another exit code than 0."""
+    """Wait for all ranks, with all said: torchrun stops the others as soon as one ends with another
+    exit code than 0.
+    """
     import torch.distributed as dist
 
     flush()
@@ -139,7 +147,9 @@ def is_loss(error: BaseException) -> bool:
 
 @contextmanager
 def stopping_together() -> Iterator[None]:
-    """Signals that end a run make all ranks stop at their next sum (`layout.STOP`); a second one stops this rank at once."""
+    """Signals that end a run make all ranks stop at their next sum (`layout.STOP`); a second one
+    stops this rank at once.
+    """
     from ufm_fast.layout import STOP
     from ufm_fast.runs.job import ending_signals
 
@@ -170,7 +180,9 @@ class SharedRun(RunDirectory):
     @classmethod
     def of(cls, run: RunDirectory | None, ranks: Ranks) -> SharedRun:
         """The first rank's run, with its lock; other ranks have none."""
-        path, config, digest = ranks.of_first(None if run is None else (str(run.path), run.config, run.hash))
+        path, config, digest = ranks.of_first(
+            None if run is None else (str(run.path), run.config, run.hash)
+        )
         shared = cls(Path(path), dict(config), digest, ranks)
         if run is not None:
             shared._made, shared._lock, shared._stamp = run._made, run._lock, run._stamp
@@ -209,21 +221,34 @@ class SharedRun(RunDirectory):
             super().truncate_log(last_step)
 
 
-# ---- jobs ------------------------------------------------------------------------------------------------------------
+# ---- jobs
+# ------------------------------------------------------------------------------------------------------------
 
 
 def prepare(ranks: Ranks, given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
     """`job.prepare` on several ranks. Errors: InputError on every rank."""
     from ufm_fast.runs import job as runs
 
-    checked = ranks.agree(lambda: runs.checked(given, file, ranks.number), lambda found: _content(found.config, found.hashes))
+    checked = ranks.agree(
+        lambda: runs.checked(given, file, ranks.number),
+        lambda found: _content(found.config, found.hashes),
+    )
     start = ranks.agree(lambda: runs.given_point(checked.problem, checked.config))
     job = ranks.agree(lambda: runs.begun(checked, out, start) if ranks.first else None)
     run = SharedRun.of(None if job is None else job.run, ranks)
-    return runs.Job(checked.problem, checked.config, run, start, notes=[] if job is None else job.notes, asked=checked.asked)
+    return runs.Job(
+        checked.problem,
+        checked.config,
+        run,
+        start,
+        notes=[] if job is None else job.notes,
+        asked=checked.asked,
+    )
 
 
-def resume(ranks: Ranks, path: Path, given: Mapping[str, Any], file: Path | None) -> Job | RunDirectory:
+def resume(
+    ranks: Ranks, path: Path, given: Mapping[str, Any], file: Path | None
+) -> Job | RunDirectory:
     """`job.resume` on several ranks. Errors: InputError on every rank."""
     from ufm_fast.runs import job as runs
     from ufm_fast.runs.files import first_line
@@ -246,4 +271,6 @@ def resume(ranks: Ranks, path: Path, given: Mapping[str, Any], file: Path | None
 
 def _content(config: Mapping[str, Any], hashes: list[str]) -> str:
     """What must be the same on all ranks: all settings but the device, and the data."""
-    return config_hash({**{name: value for name, value in config.items() if name != "device"}, "hashes": hashes[0]})
+    return config_hash(
+        {**{name: value for name, value in config.items() if name != "device"}, "hashes": hashes[0]}
+    )

@@ -1,4 +1,6 @@
-"""From flags, a TOML file and a preset to one resolved configuration, and from that to a Problem."""
+"""From flags, a TOML file and a preset to one resolved configuration, and from that to a
+Problem.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ _FIRST = (
 
 
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
-    """Defaults, under a preset, under the file, under the flags that were given (those that are not None).
+    """Defaults, under a preset, under the file, under the flags that were given (those that are not
+    None).
 
     Errors: InputError for an unknown key or name, InputTypeError for a value of the wrong type.
     """
@@ -93,7 +96,10 @@ def lay_over(config: Config, layer: Mapping[str, Any]) -> None:
     data = [name for name in DATA if name in layer]
     if data:
         config.update(dict.fromkeys(DATA))
-        if data[0] not in ("per_class", "multiplicities"):  # which do not tell the number of classes
+        if data[0] not in (
+            "per_class",
+            "multiplicities",
+        ):  # which do not tell the number of classes
             config["classes"] = None
     changed = {name for name in layer if layer[name] != config[name]}
     config.update({row.name: row.default for row in SETTINGS.values() if row.follows in changed})
@@ -108,7 +114,9 @@ def read_toml(path: Path) -> Config:
     try:
         content = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"config: can't read {path} ({error.strerror}); give a TOML file") from error
+        raise InputError(
+            f"config: can't read {path} ({error.strerror}); give a TOML file"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"config: {path} is not valid TOML ({error})") from error
     settings: Config = {}
@@ -121,15 +129,21 @@ def read_toml(path: Path) -> Config:
 
 
 def read_saved(config: Mapping[str, Any], path: Path, argument: str = "resume") -> Config:
-    """The configuration of the run directory ``path``, which ``argument`` names, where a missing setting has its default.
+    """The configuration of the run directory ``path``, which ``argument`` names, where a missing
+    setting has its default.
 
-    Errors: InputError for a setting of a wrong type, without a value that it needs, or unknown here.
+    Errors: InputError for a setting of a wrong type, without a value that it needs, or unknown
+    here.
     """
-    where, found = f" in {path / 'config.json'}", {row.name: row.default for row in SETTINGS.values()}
+    where, found = (
+        f" in {path / 'config.json'}",
+        {row.name: row.default for row in SETTINGS.values()},
+    )
     for name, value in config.items():
         if name not in SETTINGS:
             raise InputError(
-                f"{argument}: this version does not know the setting {name}{where}; go on with the one that wrote it"
+                f"{argument}: this version does not know the setting {name}{where}; go on with "
+                f"the one that wrote it"
             )
         if value is None and SETTINGS[name].default is not None:
             raise InputError(f"{argument}: {name}{where} has no value; the file was damaged")
@@ -140,19 +154,30 @@ def read_saved(config: Mapping[str, Any], path: Path, argument: str = "resume") 
 def typed(name: str, value: Any, where: str = "", prefix: str = "") -> Any:
     """``value`` in the type of the setting ``name``.
 
-    Errors: InputError for an unknown name, InputTypeError for another type; with ``prefix``, name and ``where``.
+    Errors: InputError for an unknown name, InputTypeError for another type; with ``prefix``, name
+    and ``where``.
     """
     row = SETTINGS.get(name)
     if row is None:
-        near = [near.replace("_", "-") for near in difflib.get_close_matches(name, SETTINGS, 3, 0.5)]
-        hint = f"did you mean {' or '.join(near)}?" if near else "see ufm-fast solve --help for the names"
+        near = [
+            near.replace("_", "-") for near in difflib.get_close_matches(name, SETTINGS, 3, 0.5)
+        ]
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "see ufm-fast solve --help for the names"
+        )
         raise InputError(f"{prefix}unknown key {name!r}{where}; {hint}")
     if row.several:
         if isinstance(value, str) and row.kind is not str:
             value = [_parsed(row.kind, word) for word in value.split(",")]
             value = value[0] if len(value) == 1 else value
         if isinstance(value, (list, tuple)):
-            return list(value) if row.kind is str else [_one(row.kind, item, f"{prefix}{name}{where}") for item in value]
+            return (
+                list(value)
+                if row.kind is str
+                else [_one(row.kind, item, f"{prefix}{name}{where}") for item in value]
+            )
     return _one(row.kind, value, f"{prefix}{name}{where}")
 
 
@@ -174,7 +199,8 @@ def _one(kind: type, value: Any, name: str) -> Any:
     return value
 
 
-# ---- what a configuration stands for ---------------------------------------------------------------------------------
+# ---- what a configuration stands for
+# ---------------------------------------------------------------------------------
 
 
 def pick_device(name: str) -> tuple[str, str]:
@@ -191,7 +217,9 @@ def pick_device(name: str) -> tuple[str, str]:
 
 
 def build_problem(config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Problem:
-    """The Problem of a configuration. ``data``: Problem arguments in the place of the configured files."""
+    """The Problem of a configuration. ``data``: Problem arguments in the place of the configured
+    files.
+    """
     from ufm_fast.problem import Problem
 
     arguments = {name: config[name] for name in taken_by("problem")}
@@ -210,26 +238,37 @@ def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
         from ufm_fast.runs.foreign import read_counts
 
         return {"counts": read_counts(config["counts"])}
-    return {name: config[name] for name in ("labels", "per_class", "groups", "multiplicities") if config[name] is not None}
+    return {
+        name: config[name]
+        for name in ("labels", "per_class", "groups", "multiplicities")
+        if config[name] is not None
+    }
 
 
-# ---- the hash --------------------------------------------------------------------------------------------------------
+# ---- the hash
+# --------------------------------------------------------------------------------------------------------
 
 
 def digest(config: Mapping[str, Any], problem: Problem) -> str:
-    """Hash of the problem and the way it is solved: the same for the same minimum, whatever limits a run had."""
+    """Hash of the problem and the way it is solved: the same for the same minimum, whatever limits
+    a run had.
+    """
     return hashes(config, problem)[0]
 
 
 def hashes(config: Mapping[str, Any], problem: Problem) -> list[str]:
-    """The hash that a run of this configuration and these data gets, and those that it has from versions before.
+    """The hash that a run of this configuration and these data gets, and those that it has from
+    versions before.
 
-    Today's covers what is not the default, so that a new setting changes no hash; the first version's covers all.
+    Today's covers what is not the default, so that a new setting changes no hash; the first
+    version's covers all.
     """
     data = _data(config, problem)
     rows = (row for row in SETTINGS.values() if row.identity and row.to != "data")
     content = {row.name: config[row.name] for row in rows if config[row.name] != row.default}
-    found = [config_hash(content | {name: value for name, value in data.items() if value is not None})]
+    found = [
+        config_hash(content | {name: value for name, value in data.items() if value is not None})
+    ]
     if not set(content) - set(_FIRST):
         first = {name: value for name, value in data.items() if name in (*_FIRST, "data")}
         found.append(config_hash({name: config[name] for name in _FIRST} | first))
@@ -237,7 +276,9 @@ def hashes(config: Mapping[str, Any], problem: Problem) -> list[str]:
 
 
 def _data(config: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    """What the hash says of the data: of those from outside their content, not their file's name."""
+    """What the hash says of the data: of those from outside their content, not their file's
+    name.
+    """
     if config["per_class"] is not None:
         return {name: config[name] for name in DATA}
     text = hashlib.sha256(problem.counts.numpy().tobytes())

@@ -1,9 +1,11 @@
-"""The point of a run on several ranks: W, H and b by torch.distributed.checkpoint, each rank its blocks.
+"""The point of a run on several ranks: W, H and b by torch.distributed.checkpoint, each rank its
+blocks.
 
-They are in a folder ``shards-N`` beside the state, as safetensors (the checkpoint's own format pickles its index, and nothing
-here is ever pickled). The state (`state`) holds the rest and names the folder, and is written when all ranks have written
-theirs: so it names a whole one at any moment, and older ones are removed after that. Any number of ranks reads them, and one
-process.
+They are in a folder ``shards-N`` beside the state, as safetensors (the checkpoint's own format
+pickles its index, and nothing here is ever pickled). The state (`state`) holds the rest and names
+the folder, and is written when all ranks have written
+theirs: so it names a whole one at any moment, and older ones are removed after that. Any number of
+ranks reads them, and one process.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ PREFIX = "shards-"
 
 
 def save_shards(path: Path, point: Point) -> str:
-    """Write this rank's blocks; all ranks call it. The name of the folder. Errors: WriteError on all ranks."""
+    """Write this rank's blocks; all ranks call it. The name of the folder. Errors: WriteError on
+    all ranks.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -44,7 +48,9 @@ def save_shards(path: Path, point: Point) -> str:
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # of any rank, told to all; it is no Exception
         first = next(iter(error.failures.values()))[0]
-        raise WriteError(folder, first if isinstance(first, Exception) else OSError(str(first))) from error
+        raise WriteError(
+            folder, first if isinstance(first, Exception) else OSError(str(first))
+        ) from error
     return folder.name
 
 
@@ -56,7 +62,9 @@ def keep_shards(path: Path, name: str | None) -> None:
 
 
 def read_shards(folder: Path, name: str) -> dict[str, Tensor]:
-    """The whole W, H and b, in one process. Errors: InputError for a folder that is missing or damaged."""
+    """The whole W, H and b, in one process. Errors: InputError for a folder that is missing or
+    damaged.
+    """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     try:
@@ -73,7 +81,10 @@ def spread_point(folder: Path, shards: str | None, problem: Problem, layout: Lay
 
     Errors: InputError for files that are damaged or do not fit the problem.
     """
-    shapes: dict[str, tuple[int, ...]] = {"W": (layout.classes, problem.dim), "H": (layout.rows, problem.dim)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "W": (layout.classes, problem.dim),
+        "H": (layout.rows, problem.dim),
+    }
     shapes |= {} if problem.bias == "none" else {"b": (layout.classes,)}
     where = folder / (shards or "state.safetensors")
     try:
@@ -81,8 +92,14 @@ def spread_point(folder: Path, shards: str | None, problem: Problem, layout: Lay
             parts = _slices(where, shapes, layout)
         else:
             dtype = compute_dtype(problem.torch_dtype)
-            empty = {name: torch.empty(_rows(shape[0], layout), *shape[1:], dtype=dtype) for name, shape in shapes.items()}
-            tensors = {name: _spread(layout, name, part.to(layout.mesh.device)) for name, part in empty.items()}
+            empty = {
+                name: torch.empty(_rows(shape[0], layout), *shape[1:], dtype=dtype)
+                for name, shape in shapes.items()
+            }
+            tensors = {
+                name: _spread(layout, name, part.to(layout.mesh.device))
+                for name, part in empty.items()
+            }
             _load(tensors, where, alone=False)
             parts = {name: part.to_local() for name, part in tensors.items()}
     except InputError:
@@ -104,7 +121,10 @@ def _slices(path: Path, shapes: dict[str, tuple[int, ...]], layout: Layout) -> d
         for name, shape in shapes.items():
             whole = content.get_slice(name)
             if tuple(whole.get_shape()) != shape:
-                raise InputError(f"resume: {name} in {path} does not fit config.json; the run was damaged, solve it anew")
+                raise InputError(
+                    f"resume: {name} in {path} does not fit config.json; the run was damaged, "
+                    f"solve it anew"
+                )
             parts[name] = whole[block(shape[0], layout.mesh.ranks, layout.mesh.rank)]
     return parts
 
@@ -116,7 +136,9 @@ def _spread(layout: Layout, name: str, part: Tensor) -> Any:
     rows = layout.rows if name == "H" else layout.classes
     shape = torch.Size((rows, *part.shape[1:]))
     stride = (part.shape[1], 1) if part.ndim == 2 else (1,)
-    return DTensor.from_local(part.contiguous(), layout.mesh.flat, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    return DTensor.from_local(
+        part.contiguous(), layout.mesh.flat, [Shard(0)], run_check=False, shape=shape, stride=stride
+    )
 
 
 def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:
@@ -124,7 +146,9 @@ def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # which one process does without
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is", UserWarning
+        )  # which one process does without
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
 
 

@@ -1,7 +1,8 @@
-"""The state of a run on disk: the point (W, H, b, hidden layers) and the data, in a safetensors file that serves alone.
+"""The state of a run on disk: the point (W, H, b, hidden layers) and the data, in a safetensors
+file that serves alone.
 
-Its metadata say how far the run had come, and hold a checksum of the tensors, which is checked where there is one: a
-flipped bit of a disk would pass for a number.
+Its metadata say how far the run had come, and hold a checksum of the tensors, which is checked
+where there is one: a flipped bit of a disk would pass for a number.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier and the features it meets: row r of ``H`` has ``labels[r]`` and stands for ``counts[r]`` samples.
+    """A classifier and the features it meets: row r of ``H`` has ``labels[r]`` and stands for
+    ``counts[r]`` samples.
 
-    Rows of multi-label data with several targets, and rows with target vectors, have no label; they are left out of ``H``
-    (``skipped`` of them).
+    Rows of multi-label data with several targets, and rows with target vectors, have no label; they
+    are left out of ``H`` (``skipped`` of them).
     """
 
     W: Tensor | None
@@ -61,7 +63,9 @@ class Head:
     skipped: int = 0
 
 
-def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, progress: Progress) -> None:
+def save_state(
+    run: RunDirectory, problem: Problem, point: Point, reduce: str, progress: Progress
+) -> None:
     """Write the point (H has a row for each row of ``reduce``) and the data."""
     rows = problem.rows(reduce)
     tensors: Tensors = {"counts": problem.counts, "row_counts": rows.counts}
@@ -70,7 +74,11 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
         tensors["target_vectors"] = problem.samples.given_vectors
     elif problem.target_sets is not None:
         sets = problem.target_sets
-        tensors |= {"target_indptr": sets.indptr, "target_indices": sets.indices, "target_counts": sets.counts}
+        tensors |= {
+            "target_indptr": sets.indptr,
+            "target_indices": sets.indices,
+            "target_counts": sets.counts,
+        }
         if sets.weights is not None:
             tensors["target_weights"] = sets.weights
         pointer = rows.targets.indptr
@@ -89,17 +97,24 @@ def save_state(run: RunDirectory, problem: Problem, point: Point, reduce: str, p
 
 
 def write_state(
-    run: RunDirectory, tensors: Tensors, progress: Progress, reduce: str, activation: str = "linear", shards: str | None = None
+    run: RunDirectory,
+    tensors: Tensors,
+    progress: Progress,
+    reduce: str,
+    activation: str = "linear",
+    shards: str | None = None,
 ) -> None:
-    """Write any tensors as a run's state; ``shards``: the folder that has W, H and b. Errors: WriteError; the state before is
-    kept.
+    """Write any tensors as a run's state; ``shards``: the folder that has W, H and b. Errors:
+    WriteError; the state before is kept.
     """
     storages: set[int] = set()
     stored: Tensors = {}
     for name, tensor in tensors.items():
         kept = tensor.detach().cpu().contiguous()
         place = kept.untyped_storage().data_ptr()
-        stored[name] = kept.clone() if place in storages else kept  # safetensors refuses tensors that share memory
+        stored[name] = (
+            kept.clone() if place in storages else kept
+        )  # safetensors refuses tensors that share memory
         storages.add(place)
     metadata = {
         "format": FORMAT,
@@ -129,7 +144,9 @@ def checksum(tensors: Tensors) -> str:
 
 
 def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
-    """Tensors, progress and ``reduce`` of a run's state. Errors: InputError for a missing or foreign file."""
+    """Tensors, progress and ``reduce`` of a run's state. Errors: InputError for a missing or
+    foreign file.
+    """
     tensors, metadata = read_safetensors(run.state_file, "run")
     if "shards" in metadata:
         _check_sum(tensors, metadata, run.state_file, "run")
@@ -137,7 +154,10 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
         metadata = {name: value for name, value in metadata.items() if name != "checksum"}
     missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
     if "runs" in tensors:
-        raise InputError(f"run: {run.path} was solved on groups and holds no W and H; solve it with --reduce classes")
+        raise InputError(
+            f"run: {run.path} was solved on groups and holds no W and H; solve it with --reduce "
+            f"classes"
+        )
     if metadata.get("format") != FORMAT or missing:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
     check_state(tensors, metadata, run.state_file)
@@ -145,7 +165,9 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
 
 
 def load_rest(run: RunDirectory) -> tuple[Tensors, Progress, str, str | None]:
-    """What ``load_state`` gives but for the point, and the folder of its blocks, if it is there. Errors: as ``load_state``."""
+    """What ``load_state`` gives but for the point, and the folder of its blocks, if it is there.
+    Errors: as ``load_state``.
+    """
     tensors, metadata = read_safetensors(run.state_file, "run", without=("W", "H", "b"))
     if metadata.get("format") != FORMAT or "counts" not in tensors or "row_counts" not in tensors:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
@@ -158,10 +180,17 @@ def load_rest(run: RunDirectory) -> tuple[Tensors, Progress, str, str | None]:
 def _progress(run: RunDirectory, metadata: Mapping[str, str]) -> tuple[Progress, str]:
     try:
         starts = _starts(metadata["starts"]) if "starts" in metadata else None
-        progress = Progress(int(metadata["step"]), float(metadata["evaluations"]), float(metadata["seconds"]), starts)
+        progress = Progress(
+            int(metadata["step"]),
+            float(metadata["evaluations"]),
+            float(metadata["seconds"]),
+            starts,
+        )
         return progress, metadata["reduce"]
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"run: {run.state_file} lacks its step, evaluations, seconds or starts; it was damaged") from error
+        raise InputError(
+            f"run: {run.state_file} lacks its step, evaluations, seconds or starts; it was damaged"
+        ) from error
 
 
 def _starts(text: str) -> Starts:
@@ -171,7 +200,9 @@ def _starts(text: str) -> Starts:
 
 
 def data_arguments(tensors: Tensors) -> dict[str, Any]:
-    """The data of a saved state as keyword arguments of Problem. Errors: InputError where they were damaged."""
+    """The data of a saved state as keyword arguments of Problem. Errors: InputError where they were
+    damaged.
+    """
     if "target_vectors" in tensors:
         return {"targets": tensors["target_vectors"]}
     if "target_indptr" in tensors:
@@ -179,44 +210,68 @@ def data_arguments(tensors: Tensors) -> dict[str, Any]:
         try:
             indptr, indices, counts = (tensors[key] for key in keys)
             weights = tensors.get("target_weights")
-            return {"target_sets": TargetSets.create(indptr, indices, tensors["counts"].numel(), counts, weights)}
+            return {
+                "target_sets": TargetSets.create(
+                    indptr, indices, tensors["counts"].numel(), counts, weights
+                )
+            }
         except (KeyError, InputError) as error:
-            raise InputError(f"resume: the state's target sets are damaged ({error}); solve it anew") from error
+            raise InputError(
+                f"resume: the state's target sets are damaged ({error}); solve it anew"
+            ) from error
     if "sample_labels" in tensors:
         return {"labels": tensors["sample_labels"]}
     return {"counts": tensors["counts"]}
 
 
-def check_state(tensors: Tensors, metadata: Mapping[str, str], path: Path, name: str = "run") -> None:
-    """Errors: InputError for tensors that are missing, do not fit one another, are not finite, or are not those written."""
+def check_state(
+    tensors: Tensors, metadata: Mapping[str, str], path: Path, name: str = "run"
+) -> None:
+    """Errors: InputError for tensors that are missing, do not fit one another, are not finite, or
+    are not those written.
+    """
     if not (_point_fits(tensors) and _rows_fit(tensors)):
-        raise InputError(f"{name}: the tensors in {path} are missing or do not fit one another; the file was damaged")
+        raise InputError(
+            f"{name}: the tensors in {path} are missing or do not fit one another; the file was "
+            f"damaged"
+        )
     if not Point.of(tensors).finite():
-        raise InputError(f"{name}: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps")
+        raise InputError(
+            f"{name}: {path} holds nan or infinite numbers; solve it anew, maybe with smaller steps"
+        )
     _check_sum(tensors, metadata, path, name)
 
 
 def _check_sum(tensors: Tensors, metadata: Mapping[str, str], path: Path, name: str) -> None:
     if metadata.get("checksum", written := checksum(tensors)) != written:
-        raise InputError(f"{name}: the numbers in {path} are not those that were written; the file was damaged, solve it anew")
+        raise InputError(
+            f"{name}: the numbers in {path} are not those that were written; the file was "
+            f"damaged, solve it anew"
+        )
 
 
 def _point_fits(tensors: Tensors) -> bool:
-    """Whether W, H, b and the hidden layers are there, of a dtype that computes, and each has the width of the one before."""
+    """Whether W, H, b and the hidden layers are there, of a dtype that computes, and each has the
+    width of the one before.
+    """
     if "W" not in tensors or "H" not in tensors:
         return False
     point = Point.of(tensors)
     matrices = (point.H, *point.hidden, point.W)
-    if not all(computable(x) for x in point.parts()) or any(x.ndim != 2 or not x.numel() for x in matrices):
+    if not all(computable(x) for x in point.parts()) or any(
+        x.ndim != 2 or not x.numel() for x in matrices
+    ):
         return False
     widths = [point.H.shape[1], *(W.shape[0] for W in point.hidden)]
-    fits = all(W.shape[1] == width for W, width in zip((*point.hidden, point.W), widths, strict=True))
+    fits = all(
+        W.shape[1] == width for W, width in zip((*point.hidden, point.W), widths, strict=True)
+    )
     return fits and (point.b is None or point.b.shape == point.W.shape[:1])
 
 
 def _rows_fit(tensors: Tensors) -> bool:
-    """Whether each row of H has its number of samples, and a label or a set of labels among the classes; or there are target
-    vectors, one for each sample and of the right length.
+    """Whether each row of H has its number of samples, and a label or a set of labels among the
+    classes; or there are target vectors, one for each sample and of the right length.
     """
     classes, rows = tensors["W"].shape[0], tensors["H"].shape[0]
     counts, indptr = tensors.get("row_counts"), tensors.get("row_indptr")
@@ -226,10 +281,20 @@ def _rows_fit(tensors: Tensors) -> bool:
             return False
         return computable(vectors) and vectors.shape == (int(counts.sum()), classes)
     labels = tensors.get("labels" if indptr is None else "row_indices")
-    if counts is None or counts.shape != (rows,) or labels is None or labels.dtype not in INTEGERS or labels.ndim != 1:
+    if (
+        counts is None
+        or counts.shape != (rows,)
+        or labels is None
+        or labels.dtype not in INTEGERS
+        or labels.ndim != 1
+    ):
         return False
     if indptr is not None:
-        if indptr.shape != (rows + 1,) or indptr.dtype != torch.int64 or bool((torch.diff(indptr) < 1).any()):
+        if (
+            indptr.shape != (rows + 1,)
+            or indptr.dtype != torch.int64
+            or bool((torch.diff(indptr) < 1).any())
+        ):
             return False
         if int(indptr[0]) != 0 or int(indptr[-1]) != labels.numel():
             return False
@@ -238,13 +303,23 @@ def _rows_fit(tensors: Tensors) -> bool:
     return labels.numel() > 0 and int(labels.min()) >= 0 and int(labels.max()) < classes
 
 
-def fitting_point(run: RunDirectory, problem: Problem, tensors: Tensors, reduce: str, name: str = "run") -> Point:
-    """The saved point on the problem's device. Errors: InputError where it does not fit the problem of the run."""
+def fitting_point(
+    run: RunDirectory, problem: Problem, tensors: Tensors, reduce: str, name: str = "run"
+) -> Point:
+    """The saved point on the problem's device. Errors: InputError where it does not fit the problem
+    of the run.
+    """
     point = Point.of(tensors).to(device=problem.device)
-    shapes = [(problem.num_classes, problem.head_dim), (problem.rows(reduce).number, problem.dim), *problem.trunk.shapes]
+    shapes = [
+        (problem.num_classes, problem.head_dim),
+        (problem.rows(reduce).number, problem.dim),
+        *problem.trunk.shapes,
+    ]
     found = [tuple(part.shape) for part in (point.W, point.H, *point.hidden)]
     if found != shapes or (point.b is None) != (problem.bias == "none"):
-        raise InputError(f"{name}: {run.state_file} does not fit config.json; the run was damaged, solve it anew")
+        raise InputError(
+            f"{name}: {run.state_file} does not fit config.json; the run was damaged, solve it anew"
+        )
     return point
 
 
@@ -271,7 +346,9 @@ def run_head(run: RunDirectory) -> Head:
     return state_head(load_state(run)[0], run.config.get("activation", "linear"))
 
 
-def read_safetensors(path: Path, name: str, without: tuple[str, ...] = ()) -> tuple[Tensors, dict[str, str]]:
+def read_safetensors(
+    path: Path, name: str, without: tuple[str, ...] = ()
+) -> tuple[Tensors, dict[str, str]]:
     """Tensors, but for some, and metadata. Errors: InputError."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{name}: {path} is not a file; remove it")  # a pipe would be waited for
@@ -280,7 +357,9 @@ def read_safetensors(path: Path, name: str, without: tuple[str, ...] = ()) -> tu
             names = [key for key in content.keys() if key not in without]  # noqa: SIM118
             return {key: content.get_tensor(key) for key in names}, content.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{name}: {path} is missing, truncated or not a safetensors file ({error})") from error
+        raise InputError(
+            f"{name}: {path} is missing, truncated or not a safetensors file ({error})"
+        ) from error
 
 
 def computable(x: Tensor) -> bool:

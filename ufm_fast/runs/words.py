@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """``text`` with escapes for what is no letter of a line: a newline or an escape sequence in a name, say."""
+    """``text`` with escapes for what is no letter of a line: a newline or an escape sequence in a
+    name, say.
+    """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

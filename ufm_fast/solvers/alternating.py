@@ -1,4 +1,6 @@
-"""Squared error by alternating exact least squares: each factor's minimiser given the other, by one d x d Cholesky."""
+"""Squared error by alternating exact least squares: each factor's minimiser given the other, by one
+d x d Cholesky.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from ufm_fast.solvers.solution import Outcome
 
 
 class Alternating:
-    """One step: H given (W, b), then (W, b) given H, both exact (Carroll and Chang's alternating least squares).
+    """One step: H given (W, b), then (W, b) given H, both exact (Carroll and Chang's alternating
+    least squares).
 
-    With weights o_r = n_r / N of the rows and lambda_r = lambda_h of row r (both in the solver's variables):
+    With weights o_r = n_r / N of the rows and lambda_r = lambda_h of row r (both in the solver's
+    variables):
     h_r = (o_r W'W + lambda_r I)^-1 o_r W'(e_y - b);  (W, b) solves the ridge regression of the one-hot targets on (H, 1).
     Rows with different o_r share one eigendecomposition of W'W.
     """
@@ -38,7 +42,13 @@ class Alternating:
         found = objective.value_and_grad(x)
         level = found.value >= state.evaluation.value - 1e-2 * rounding(objective, found.value)
         if level and found.gradient.norm() >= state.evaluation.gradient.norm():
-            return State(state.point, state.evaluation, None, Outcome.STALLED, "no step lowers value or gradient")
+            return State(
+                state.point,
+                state.evaluation,
+                None,
+                Outcome.STALLED,
+                "no step lowers value or gradient",
+            )
         return State(x, found)
 
     @staticmethod
@@ -51,24 +61,31 @@ class Alternating:
         if (b := objective.bias(x)) is not None:
             right = right - b @ x.W
         rotated = (right @ vectors) * (weight * scale)
-        features: Tensor = (rotated / (weight * scale.square() * values + objective.penalties.rows)) @ vectors.T
+        features: Tensor = (
+            rotated / (weight * scale.square() * values + objective.penalties.rows)
+        ) @ vectors.T
         return features
 
     @staticmethod
     def _classifier(objective: Objective, x: Point) -> Point:
         problem, weight = objective.problem, objective.row_weight
         H = x.H * objective.logit_scale
-        S = gram(H, weight) + objective.penalties.weight * torch.eye(H.shape[1], dtype=torch.float64, device=H.device)
+        S = gram(H, weight) + objective.penalties.weight * torch.eye(
+            H.shape[1], dtype=torch.float64, device=H.device
+        )
         C = _class_sums(objective, H)
         factor = torch.linalg.cholesky(S)
         if x.b is None:
             return Point(_solve_rows(C, factor), x.H, None)
-        # W = (C - b m') S^-1 put into the equation of b: (1 + lambda_b - m'S^-1 m) b = v - C S^-1 m, with sum o = 1.
+        # W = (C - b m') S^-1 put into the equation of b: (1 + lambda_b - m'S^-1 m) b = v - C S^-1
+        # m, with sum o = 1.
         m = weighted_sum(H, weight)
         v = _shares(objective)
         Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
         b = ((v - C.double() @ Sm) / (1.0 + problem.lambda_b - m @ Sm)).to(x.b.dtype)
-        return Point(_solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b / objective.bias_scale)
+        return Point(
+            _solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b / objective.bias_scale
+        )
 
     @staticmethod
     def _bias(objective: Objective, x: Point) -> Point:

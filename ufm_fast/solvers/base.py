@@ -15,8 +15,9 @@ from ufm_fast.solvers.solution import Outcome
 
 @dataclass(frozen=True)
 class State:
-    """Where a solver stands. ``memory`` is the solver's own; ``outcome`` is set when it cannot go on. ``provisional``: the
-    evaluation is of an easier objective, on the way to the one that is asked for, and decides nothing.
+    """Where a solver stands. ``memory`` is the solver's own; ``outcome`` is set when it cannot go
+    on. ``provisional``: the evaluation is of an easier objective, on the way to the one that is
+    asked for, and decides nothing.
     """
 
     point: Point
@@ -42,7 +43,9 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Notices when neither the value falls by more than its rounding nor the gradient's norm by a tenth any more."""
+    """Notices when neither the value falls by more than its rounding nor the gradient's norm by a
+    tenth any more.
+    """
 
     value: float = float("inf")
     size: float = float("inf")
@@ -57,15 +60,20 @@ class Progress:
 
 
 def rounding(objective: Objective, value: float) -> float:
-    """Size of the rounding error of a value of the objective: below it a comparison of values says nothing."""
+    """Size of the rounding error of a value of the objective: below it a comparison of values says
+    nothing.
+    """
     dtype = objective.problem.torch_dtype
     eps = torch.finfo(dtype).eps
-    # Sums run in float64, so only the products' rounding is the dtype's, and it averages out over the terms.
+    # Sums run in float64, so only the products' rounding is the dtype's, and it averages out over
+    # the terms.
     return abs(value) * (1e-13 if dtype == torch.float64 else 0.1 * eps) + objective.value_floor
 
 
 def gradient_floor(objective: Objective, point: Point) -> float:
-    """Size of the rounding error of a gradient: the data and penalty parts cancel at a minimum, and each carries eps."""
+    """Size of the rounding error of a gradient: the data and penalty parts cancel at a minimum, and
+    each carries eps.
+    """
     return torch.finfo(objective.problem.torch_dtype).eps * objective.gradient_scale(point)
 
 
@@ -74,11 +82,15 @@ def _random(x: Point) -> Point:
     if x.layout is not None:
         return sharded_normal(x)
     generator = torch.Generator().manual_seed(0)
-    return x.map(lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part))
+    return x.map(
+        lambda part: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part)
+    )
 
 
 def largest_curvature(objective: Objective, x: Point, steps: int = 12) -> float:
-    """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate from below)."""
+    """Estimate of the Hessian's largest absolute eigenvalue at x by power iterations (an estimate
+    from below).
+    """
     size, v = 0.0, _random(x)
     v = objective.geometry.tangent(x, v)
     for _ in range(steps):

@@ -4,8 +4,8 @@ class Print(Callback):
     def log(self, record, point):
         print(record.step, record.value, record.metrics)
 
-A callback sees and changes nothing. What it raises ends the solve as any error does, after the state was saved; to stop a
-solve and keep its solution, raise KeyboardInterrupt.
+A callback sees and changes nothing. What it raises ends the solve as any error does, after the
+state was saved; to stop a solve and keep its solution, raise KeyboardInterrupt.
 """
 
 from __future__ import annotations

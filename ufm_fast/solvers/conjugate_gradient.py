@@ -1,4 +1,6 @@
-"""Nonlinear conjugate gradients (Polak and Ribiere, with restarts; on spheres as Absil, Mahony and Sepulchre, section 8.3)."""
+"""Nonlinear conjugate gradients (Polak and Ribiere, with restarts; on spheres as Absil, Mahony and
+Sepulchre, section 8.3).
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ class _Memory:
 
 
 class ConjugateGradient:
-    """d <- -g + max(0, <g, g - g'> / <g', g'>) d', with a strong Wolfe line search: two vectors of memory.
+    """d <- -g + max(0, <g, g - g'> / <g', g'>) d', with a strong Wolfe line search: two vectors of
+    memory.
 
-    g' and d' are the gradient and direction before, transported. Without descent along d the direction is -g again.
+    g' and d' are the gradient and direction before, transported. Without descent along d the
+    direction is -g again.
     """
 
     name = "cg"
@@ -46,18 +50,46 @@ class ConjugateGradient:
         if not slope < 0:
             direction, slope = g.scale(-1.0), -g.dot(g)
         if not slope < 0:
-            return State(state.point, state.evaluation, memory, Outcome.STALLED, "the gradient is zero to rounding")
+            return State(
+                state.point,
+                state.evaluation,
+                memory,
+                Outcome.STALLED,
+                "the gradient is zero to rounding",
+            )
         # The step whose first-order change is that of the last one.
-        first = memory.step * memory.slope / slope if memory.step else min(1.0, max(state.point.norm(), 1.0) / (-slope) ** 0.5)
+        first = (
+            memory.step * memory.slope / slope
+            if memory.step
+            else min(1.0, max(state.point.norm(), 1.0) / (-slope) ** 0.5)
+        )
         origin = Trial(0.0, state.evaluation.value, slope, state.point, state.evaluation)
-        found = line_search(objective, origin, direction, first, rounding(objective, state.evaluation.value))
+        found = line_search(
+            objective, origin, direction, first, rounding(objective, state.evaluation.value)
+        )
         if found is None:
             if memory.direction is not None:  # once more along the gradient
                 return State(state.point, state.evaluation, _Memory(progress=memory.progress))
-            return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers value or gradient")
-        progress = memory.progress.update(objective, found.evaluation, found.evaluation.gradient.norm())
-        along, before_g = (objective.carry(state.point, direction, found.t, v) for v in (direction, g))
+            return State(
+                state.point,
+                state.evaluation,
+                memory,
+                Outcome.STALLED,
+                "no step lowers value or gradient",
+            )
+        progress = memory.progress.update(
+            objective, found.evaluation, found.evaluation.gradient.norm()
+        )
+        along, before_g = (
+            objective.carry(state.point, direction, found.t, v) for v in (direction, g)
+        )
         fresh = _Memory(along, before_g, found.t, slope, progress)
         if progress.idle > self.patience:
-            return State(found.point, found.evaluation, fresh, Outcome.STALLED, "neither value nor gradient fall any more")
+            return State(
+                found.point,
+                found.evaluation,
+                fresh,
+                Outcome.STALLED,
+                "neither value nor gradient fall any more",
+            )
         return State(found.point, found.evaluation, fresh)

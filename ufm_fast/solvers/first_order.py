@@ -1,5 +1,5 @@
-"""Gradient descent with a constant step, heavy-ball and Nesterov momentum, descent by signs and by polar factors of the
-gradient, and Adam: the dynamics that the papers study.
+"""Gradient descent with a constant step, heavy-ball and Nesterov momentum, descent by signs and by
+polar factors of the gradient, and Adam: the dynamics that the papers study.
 """
 
 from __future__ import annotations
@@ -29,23 +29,30 @@ class _Memory:
 
 
 class GradientDescent:
-    """x <- x + v with v <- momentum v - rate grad f(x), the gradient taken at x + momentum v for ``nesterov``.
+    """x <- x + v with v <- momentum v - rate grad f(x), the gradient taken at x + momentum v for
+    ``nesterov``.
 
-    ``learning_rate`` None: 1 / (1.5 times the largest curvature at the start), halved whenever the value rises, and the
-    velocity dropped; a given rate is kept. Without momentum this is plain gradient descent.
+    ``learning_rate`` None: 1 / (1.5 times the largest curvature at the start), halved whenever the
+    value rises, and the velocity dropped; a given rate is kept. Without momentum this is plain
+    gradient descent.
     """
 
     max_steps = 20000
 
-    def __init__(self, learning_rate: float | None = None, momentum: float = 0.0, nesterov: bool = False) -> None:
+    def __init__(
+        self, learning_rate: float | None = None, momentum: float = 0.0, nesterov: bool = False
+    ) -> None:
         self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
         self.name = "gd" if momentum == 0 else "nesterov" if nesterov else "momentum"
 
     def init(self, objective: Objective, point: Point) -> State:
         rate = self.learning_rate
         if rate is None:
-            # At the origin the curvature is that of the coupling alone; mu keeps the step finite at a flat start.
-            rate = 1.0 / (1.5 * max(largest_curvature(objective, point), objective.problem.mu, 1e-12))
+            # At the origin the curvature is that of the coupling alone; mu keeps the step finite at
+            # a flat start.
+            rate = 1.0 / (
+                1.5 * max(largest_curvature(objective, point), objective.problem.mu, 1e-12)
+            )
         return State(point, objective.value_and_grad(point), _Memory(rate))
 
     def _direction(self, objective: Objective, x: Point, gradient: Point) -> Point:
@@ -56,10 +63,14 @@ class GradientDescent:
         memory: _Memory = state.memory
         gradient, velocity = state.evaluation.gradient, memory.velocity
         if self.nesterov and velocity is not None:
-            ahead = objective.value_and_grad(objective.move(state.point, velocity, self.momentum)).gradient
+            ahead = objective.value_and_grad(
+                objective.move(state.point, velocity, self.momentum)
+            ).gradient
             gradient = objective.geometry.tangent(state.point, ahead)
         if self.momentum == 0.0:
-            point = objective.move(state.point, self._direction(objective, state.point, gradient), -memory.rate)
+            point = objective.move(
+                state.point, self._direction(objective, state.point, gradient), -memory.rate
+            )
         else:
             velocity = _pushed(velocity, self.momentum, gradient, memory.rate)
             point = objective.move(state.point, velocity)
@@ -72,21 +83,29 @@ class GradientDescent:
         rate = memory.rate
         if self.learning_rate is None and found.value > state.evaluation.value * (1 + 1e-12):
             if rate < 1e-12:
-                return State(state.point, state.evaluation, memory, Outcome.STALLED, "no step lowers the value")
+                return State(
+                    state.point,
+                    state.evaluation,
+                    memory,
+                    Outcome.STALLED,
+                    "no step lowers the value",
+                )
             return State(state.point, state.evaluation, _Memory(rate / 2))
         return State(point, found, _Memory(rate, velocity, None, memory.age + 1))
 
 
 class SteepestDescent(GradientDescent):
-    """x <- x - rate s with s, part by part, the direction of steepest descent in a norm other than Frobenius':
+    """x <- x - rate s with s, part by part, the direction of steepest descent in a norm other than
+    Frobenius':
 
-    ``sign`` has the signs of the gradient G (the largest entry's norm, signSGD of Bernstein et al., arXiv 1802.04434);
-    ``spectral`` the polar factor U V' of G = U S V' (the spectral norm, Muon without momentum; Jordan et al., 2024;
-    Bernstein and Newhouse, arXiv 2409.20325), of a bias G / |G|.
+    ``sign`` has the signs of the gradient G (the largest entry's norm, signSGD of Bernstein et al.,
+    arXiv 1802.04434); ``spectral`` the polar factor U V' of G = U S V' (the spectral norm, Muon
+    without momentum; Jordan et al., 2024; Bernstein and Newhouse, arXiv 2409.20325), of a bias G /
+    |G|.
 
-    A given ``learning_rate`` is that rate. Without one s is multiplied by <G, s> / |s|^2, which makes it the gradient's
-    projection on s, so that the rates of gradient descent, from the largest curvature, hold and it converges as that does.
-    On spheres s is projected on the tangent space.
+    A given ``learning_rate`` is that rate. Without one s is multiplied by <G, s> / |s|^2, which
+    makes it the gradient's projection on s, so that the rates of gradient descent, from the largest
+    curvature, hold and it converges as that does. On spheres s is projected on the tangent space.
     """
 
     def __init__(self, name: str, learning_rate: float | None = None) -> None:
@@ -109,10 +128,12 @@ def _projected(s: Tensor, gradient: Tensor, summed: Callable[[float], float]) ->
 
 
 def polar_factor(G: Tensor) -> Tensor:
-    """U V' of G = U S V', of a vector G / |G|; zero of zero. By products with the smaller Gram matrix alone.
+    """U V' of G = U S V', of a vector G / |G|; zero of zero. By products with the smaller Gram
+    matrix alone.
 
-    Newton-Schulz: ten steps of Muon's quintic raise singular values above 4e-6 |G| to within [0.68, 1.21], six of the cubic
-    take them from there to 1; smaller ones end below 1, and none is divided by.
+    Newton-Schulz: ten steps of Muon's quintic raise singular values above 4e-6 |G| to within [0.68,
+    1.21], six of the cubic take them from there to 1; smaller ones end below 1, and none is divided
+    by.
     """
     X = G[:, None] if G.ndim == 1 else G
     wide = X.shape[0] <= X.shape[1]
@@ -135,18 +156,29 @@ def _pushed(velocity: Point | None, momentum: float, gradient: Point, rate: floa
 
 
 class Adam:
-    """Adam (Kingma and Ba, arXiv 1412.6980) with beta = (0.9, 0.999), eps = 1e-12 and a constant rate (default 0.01)."""
+    """Adam (Kingma and Ba, arXiv 1412.6980) with beta = (0.9, 0.999), eps = 1e-12 and a constant
+    rate (default 0.01).
+    """
 
     name = "adam"
     max_steps = 20000
 
     def __init__(
-        self, learning_rate: float | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12
+        self,
+        learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-12,
     ) -> None:
-        self.rate, self.betas, self.eps = 0.01 if learning_rate is None else learning_rate, betas, eps
+        self.rate, self.betas, self.eps = (
+            0.01 if learning_rate is None else learning_rate,
+            betas,
+            eps,
+        )
 
     def init(self, objective: Objective, point: Point) -> State:
-        return State(point, objective.value_and_grad(point), _Memory(self.rate, point.zeros(), point.zeros()))
+        return State(
+            point, objective.value_and_grad(point), _Memory(self.rate, point.zeros(), point.zeros())
+        )
 
     def step(self, objective: Objective, state: State) -> State:
         memory: _Memory = state.memory

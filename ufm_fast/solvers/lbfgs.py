@@ -25,8 +25,9 @@ class _Memory:
 
 
 class LBFGS:
-    """``history`` pairs of step and gradient change over an initial Hessian model: that of the curvature that serves
-    (``precondition``; `curvature.table`), else a multiple of the identity. The first trial of each search is the full step.
+    """``history`` pairs of step and gradient change over an initial Hessian model: that of the
+    curvature that serves (``precondition``; `curvature.table`), else a multiple of the identity.
+    The first trial of each search is the full step.
     """
 
     name = "lbfgs"
@@ -53,11 +54,19 @@ class LBFGS:
             direction = gradient.scale(-1.0)
             slope = gradient.dot(direction)
         if not slope < 0:
-            return State(state.point, state.evaluation, memory, Outcome.STALLED, "the gradient is zero to rounding")
+            return State(
+                state.point,
+                state.evaluation,
+                memory,
+                Outcome.STALLED,
+                "the gradient is zero to rounding",
+            )
         scaled = bool(memory.pairs) or memory.model is not None
         first = 1.0 if scaled else min(1.0, max(state.point.norm(), 1.0) / (-slope) ** 0.5)
         origin = Trial(0.0, state.evaluation.value, slope, state.point, state.evaluation)
-        found = line_search(objective, origin, direction, first, rounding(objective, state.evaluation.value))
+        found = line_search(
+            objective, origin, direction, first, rounding(objective, state.evaluation.value)
+        )
         if found is None:
             if memory.pairs:  # the model may be stale: once more without it
                 return State(state.point, state.evaluation, replace(memory, pairs=()))
@@ -70,33 +79,50 @@ class LBFGS:
         sy = s.dot(y)
         if sy > 1e-14 * s.norm() * y.norm():
             pairs = (*pairs, (s, y, sy))[-self.history :]
-        progress = memory.progress.update(objective, found.evaluation, found.evaluation.gradient.norm())
+        progress = memory.progress.update(
+            objective, found.evaluation, found.evaluation.gradient.norm()
+        )
         memory = replace(memory, pairs=pairs, age=memory.age + 1, progress=progress)
         if progress.idle > self.patience:
             return State(found.point, found.evaluation, memory, Outcome.STALLED, _LEVEL)
         return State(found.point, found.evaluation, memory)
 
     def _refresh(self, objective: Objective, state: State) -> State:
-        """Bring the preconditioner to the point now and then; early steps change the curvatures most."""
+        """Bring the preconditioner to the point now and then; early steps change the curvatures
+        most.
+        """
         memory: _Memory = state.memory
         built = memory.model is not None
         if memory.curvature is None or not memory.curvature.due(memory.age, built=built):
             return state
         point, found, model = memory.curvature.build(objective, state.point, state.evaluation)
-        pairs = memory.pairs if point is state.point else ()  # pairs of another gauge say nothing here
+        pairs = (
+            memory.pairs if point is state.point else ()
+        )  # pairs of another gauge say nothing here
         return State(point, found, replace(memory, pairs=pairs, model=model))
 
 
 def _carried(
-    objective: Objective, x: Point, direction: Point, found: Trial, gradient: Point, pairs: tuple[Pair, ...]
+    objective: Objective,
+    x: Point,
+    direction: Point,
+    found: Trial,
+    gradient: Point,
+    pairs: tuple[Pair, ...],
 ) -> tuple[tuple[Pair, ...], Point, Point]:
-    """Pairs, step and change of the gradient as tangents at the new point: parallel transport keeps inner products."""
+    """Pairs, step and change of the gradient as tangents at the new point: parallel transport keeps
+    inner products.
+    """
 
     def carry(v: Point) -> Point:
         return objective.carry(x, direction, found.t, v)
 
     carried = tuple((carry(s), carry(y), sy) for s, y, sy in pairs)
-    return carried, carry(direction.scale(found.t)), found.evaluation.gradient.axpy(-1.0, carry(gradient))
+    return (
+        carried,
+        carry(direction.scale(found.t)),
+        found.evaluation.gradient.axpy(-1.0, carry(gradient)),
+    )
 
 
 def _direction(gradient: Point, memory: _Memory) -> Point:
@@ -121,6 +147,8 @@ def _direction(gradient: Point, memory: _Memory) -> Point:
 
 
 def _add(x: Point, factor: float, v: Point) -> None:
-    """x += factor v in place: the recursion runs over the whole history, and copies would double its traffic."""
+    """x += factor v in place: the recursion runs over the whole history, and copies would double
+    its traffic.
+    """
     for left, right in zip(x.parts(), v.parts(), strict=True):
         left.add_(right, alpha=factor)

@@ -1,10 +1,11 @@
-"""Strong Wolfe line search with Hager and Zhang's approximate test where the value's digits run out.
+"""Strong Wolfe line search with Hager and Zhang's approximate test where the value's digits run
+out.
 
 Decisions
 
-2026-11-25. Line searches judge by slopes where values are rounding. Values within 1e-13 |f| say nothing; Hager and
-Zhang's approximate Wolfe test takes over, so the gradient goes on falling to 1e-10 of its scale and the certificate's
-gap, which is linear in it, to 1e-9.
+2026-11-25. Line searches judge by slopes where values are rounding. Values within 1e-13 |f| say
+nothing; Hager and Zhang's approximate Wolfe test takes over, so the gradient goes on falling to
+1e-10 of its scale and the certificate's gap, which is linear in it, to 1e-9.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Trial:
 
 
 def _between(a: Trial, b: Trial, rounding: float) -> float:
-    """Minimiser of the cubic through two values and slopes, kept a tenth away from both ends of the bracket.
+    """Minimiser of the cubic through two values and slopes, kept a tenth away from both ends of the
+    bracket.
 
     Where the values differ by rounding only, the root of the line through the slopes.
     """
@@ -49,13 +51,20 @@ def _between(a: Trial, b: Trial, rounding: float) -> float:
 
 
 def line_search(
-    objective: Objective, origin: Trial, direction: Point, step: float, rounding: float, tries: int = 25
+    objective: Objective,
+    origin: Trial,
+    direction: Point,
+    step: float,
+    rounding: float,
+    tries: int = 25,
 ) -> Trial | None:
-    """A point with strong Wolfe conditions along ``direction`` from ``origin`` (t = 0, slope < 0), or None.
+    """A point with strong Wolfe conditions along ``direction`` from ``origin`` (t = 0, slope < 0),
+    or None.
 
-    ``rounding`` is the size of the value's rounding error: within it values say nothing, and a point is judged by its
-    slope alone, (2 c1 - 1) slope_0 >= slope >= c2 slope_0 (Hager and Zhang, SIAM J. Optim. 16, 2005). Without that a
-    search stalls when the gradient has half the digits of the value.
+    ``rounding`` is the size of the value's rounding error: within it values say nothing, and a
+    point is judged by its slope alone, (2 c1 - 1) slope_0 >= slope >= c2 slope_0 (Hager and Zhang,
+    SIAM J. Optim. 16, 2005). Without that a search stalls when the gradient has half the digits of
+    the value.
     """
 
     def trial(t: float) -> Trial:
@@ -65,7 +74,10 @@ def line_search(
         return Trial(t, found.value, found.gradient.dot(along), point, found)
 
     def good(x: Trial) -> bool:
-        if x.value <= origin.value + _DECREASE * x.t * origin.slope and abs(x.slope) <= -_CURVATURE * origin.slope:
+        if (
+            x.value <= origin.value + _DECREASE * x.t * origin.slope
+            and abs(x.slope) <= -_CURVATURE * origin.slope
+        ):
             return True
         near = x.value <= origin.value + rounding
         return near and (2 * _DECREASE - 1) * origin.slope >= x.slope >= _CURVATURE * origin.slope
@@ -99,6 +111,8 @@ def line_search(
 
 
 def _extrapolate(origin: Trial, x: Trial) -> float:
-    """Where the slope would vanish if it went on as from the origin to x, at most ten times as far."""
+    """Where the slope would vanish if it went on as from the origin to x, at most ten times as
+    far.
+    """
     bend = (x.slope - origin.slope) / x.t
     return min(10.0 * x.t, -origin.slope / bend) if bend > 0 else 4.0 * x.t

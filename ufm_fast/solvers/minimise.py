@@ -2,12 +2,13 @@
 
 Decisions
 
-2026-11-25. Stopping. Converged: |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu) in the solver's variables, tol
-1e-10. A gradient at eps times that scale, or no progress of value (beyond rounding) or gradient (by a tenth) for a
-while, is the outcome `stalled`: a success of its own kind, for the method gets no further in that dtype (Newton-CG,
-judged by the gradient, may still). No progress alone is not enough, for steps of 1e-16 make none either: the best step
-along the gradient, |g|^2 / 2L with L the largest curvature, must be lost in the value's rounding, or the gradient be
-what rounding makes of it, a few L |x| eps.
+2026-11-25. Stopping. Converged: |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu) in the solver's
+variables, tol 1e-10. A gradient at eps times that scale, or no progress of value (beyond rounding)
+or gradient (by a tenth) for a while, is the outcome `stalled`: a success of its own kind, for the
+method gets no further in that dtype (Newton-CG, judged by the gradient, may still). No progress
+alone is not enough, for steps of 1e-16 make none either: the best step along the gradient, |g|^2 /
+2L with L the largest curvature, must be lost in the value's rounding, or the gradient be what
+rounding makes of it, a few L |x| eps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ import torch
 
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
-from ufm_fast.solvers.base import Progress, Solver, State, gradient_floor, largest_curvature, rounding
+from ufm_fast.solvers.base import (
+    Progress,
+    Solver,
+    State,
+    gradient_floor,
+    largest_curvature,
+    rounding,
+)
 from ufm_fast.solvers.solution import Outcome, StepRecord
 
 OnLog = Callable[[StepRecord, Point], None]
@@ -44,7 +52,9 @@ class Run:
 
 
 def log_spaced(first: int = 1, per_decade: int = 20) -> Iterator[int]:
-    """Steps 0, 1, 2, ... then ``per_decade`` a decade, without end: the field's custom for log points."""
+    """Steps 0, 1, 2, ... then ``per_decade`` a decade, without end: the field's custom for log
+    points.
+    """
     last = -1
     exponent = 0
     yield 0
@@ -71,11 +81,13 @@ def minimise(
     first_step: int = 0,
     previous_seconds: float = 0.0,
 ) -> Run:
-    """Step until |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu), in the solver's variables, or until the solver stops.
+    """Step until |grad| <= tol max(lambda_w |W| + lambda_h |H|, mu), in the solver's variables, or
+    until the solver stops.
 
-    ``max_steps`` counts this run's steps; ``first_step`` and ``previous_seconds`` continue an earlier run's numbering.
-    Ctrl-C ends the loop with the last state and the outcome ``interrupted``. ``on_save`` gets the state from time to time, by
-    the clock, and when an error ends the loop; ``on_step`` each step's number, value and gradient norm. ``measure`` gives the
+    ``max_steps`` counts this run's steps; ``first_step`` and ``previous_seconds`` continue an
+    earlier run's numbering. Ctrl-C ends the loop with the last state and the outcome
+    ``interrupted``. ``on_save`` gets the state from time to time, by the clock, and when an error
+    ends the loop; ``on_step`` each step's number, value and gradient norm. ``measure`` gives the
     metrics of the records, of a point and its value.
     """
     limit, watch = solver.max_steps if max_steps is None else max_steps, objective.watch
@@ -85,10 +97,15 @@ def minimise(
     next_log = next(points)
     steps = 0
     progress = Progress()
-    outcome, message = Outcome.MAX_STEPS, f"stopped after max_steps = {limit}; raise max_steps or resume"
+    outcome, message = (
+        Outcome.MAX_STEPS,
+        f"stopped after max_steps = {limit}; raise max_steps or resume",
+    )
 
     def record(current: State) -> StepRecord:
-        return _record(objective, current, first_step + steps, previous_seconds + time.perf_counter() - started)
+        return _record(
+            objective, current, first_step + steps, previous_seconds + time.perf_counter() - started
+        )
 
     def log(current: State) -> None:
         found = record(current)
@@ -126,7 +143,10 @@ def minimise(
             if ended is None and not state.provisional and progress.idle > max(200, steps // 4):
                 progress = Progress()
                 if _at_rounding(objective, state, size):
-                    ended = Outcome.STALLED, "neither value nor gradient fall beyond rounding any more"
+                    ended = (
+                        Outcome.STALLED,
+                        "neither value nor gradient fall beyond rounding any more",
+                    )
             if ended is not None:
                 outcome, message = ended
             if ended is not None or steps >= limit:
@@ -144,32 +164,44 @@ def minimise(
     except KeyboardInterrupt:
         outcome, message = interrupted
     except Exception:
-        if objective.layout is None:  # of several ranks others may be gone, and what was saved last is what there is
+        if (
+            objective.layout is None
+        ):  # of several ranks others may be gone, and what was saved last is what there is
             save(state)  # what was reached is not lost with what went wrong
         raise
     kept = replace(state, memory=None)  # a history of steps is as large as many points
     return Run(kept, steps, time.perf_counter() - started, outcome, message, history)
 
 
-def _verdict(objective: Objective, state: State, size: float, tol: float) -> tuple[Outcome, str] | None:
+def _verdict(
+    objective: Objective, state: State, size: float, tol: float
+) -> tuple[Outcome, str] | None:
     if not math.isfinite(size) or not math.isfinite(state.evaluation.value):
-        return Outcome.DIVERGED, "value or gradient is not finite; lower learning_rate or change the start"
+        return (
+            Outcome.DIVERGED,
+            "value or gradient is not finite; lower learning_rate or change the start",
+        )
     if state.provisional:
         return None
     if size <= tol * objective.gradient_scale(state.point):
         return Outcome.CONVERGED, "the gradient is within tol"
     if size <= gradient_floor(objective, state.point):
-        return Outcome.STALLED, f"the gradient is at the rounding level of {objective.problem.dtype}"
+        return (
+            Outcome.STALLED,
+            f"the gradient is at the rounding level of {objective.problem.dtype}",
+        )
     if state.outcome is not None:
         return state.outcome, state.message
     return None
 
 
 def _at_rounding(objective: Objective, state: State, size: float) -> bool:
-    """Whether even the best step along the gradient, |g|^2 / (2 L) with L the largest curvature, is lost in rounding, or the
-    gradient is no larger than what the roundings of the point and of the products can make of it, a few L |x| eps.
+    """Whether even the best step along the gradient, |g|^2 / (2 L) with L the largest curvature, is
+    lost in rounding, or the gradient is no larger than what the roundings of the point and of the
+    products can make of it, a few L |x| eps.
 
-    Where neither is so, the steps are too small, not the problem finished: such a method goes on to its limit.
+    Where neither is so, the steps are too small, not the problem finished: such a method goes on to
+    its limit.
     """
     curvature = max(largest_curvature(objective, state.point), 1e-300)
     eps = torch.finfo(objective.problem.torch_dtype).eps
@@ -186,5 +218,12 @@ def _record(objective: Objective, state: State, step: int, seconds: float) -> St
         margin = float(margins.min()) if margins.numel() else math.inf
         margin = margin if objective.layout is None else objective.layout.least(margin)
     return StepRecord(
-        step, found.value, found.data_value, found.gradient.norm(), objective.evaluations, seconds, accuracy, margin
+        step,
+        found.value,
+        found.data_value,
+        found.gradient.norm(),
+        objective.evaluations,
+        seconds,
+        accuracy,
+        margin,
     )

@@ -17,7 +17,13 @@ from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import DEFAULT_START, RANDOM_STARTS, STARTS
 
 PAIRWISE = ("auto", "exact", "sampled", "none")
-_CHOICES = {"method": METHODS, "variables": VARIABLES, "start": STARTS, "reduce": REDUCTIONS, "pairwise": PAIRWISE}
+_CHOICES = {
+    "method": METHODS,
+    "variables": VARIABLES,
+    "start": STARTS,
+    "reduce": REDUCTIONS,
+    "pairwise": PAIRWISE,
+}
 _LEAST = {"max_steps": 0, "log_every": 1, "history": 1, "restarts": 1}
 
 
@@ -25,20 +31,27 @@ _LEAST = {"max_steps": 0, "log_every": 1, "history": 1, "restarts": 1}
 class SolveOptions:
     """Options of ``solve``.
 
-    - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its kinks
+    - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its
+    kinks
       rounded ever less; on spheres, through other temperatures), always iterative.
-    - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded'; ``mesh``: its ranks, CxS.
-    - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none' one a sample; 'groups' the
-      numbers of classes of equal count, exact too (`ufm_fast.groups`), which 'auto' takes beyond 4,096 classes where dim holds
-      the minimiser whatever it is.
+    - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded'; ``mesh``:
+    its ranks, CxS.
+    - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none'
+    one a sample; 'groups' the
+      numbers of classes of equal count, exact too (`ufm_fast.groups`), which 'auto' takes beyond
+      4,096 classes where dim holds the minimiser whatever it is.
     - ``variables``: 'balanced' or 'raw' (`Objective`).
     - ``start``: a name of STARTS; ``start_scale`` multiplies it.
-    - ``restarts``: solve from so many seeds, problem.seed and on, and keep the best; needs a random start.
-    - ``tol``: converged when |grad| <= tol max(sum of lambda |part|, mu); on spheres tol |Euclidean gradient|.
-    - ``max_steps``: of this call and each restart (None: the method's). ``log_every``: steps between log points (None:
+    - ``restarts``: solve from so many seeds, problem.seed and on, and keep the best; needs a random
+    start.
+    - ``tol``: converged when |grad| <= tol max(sum of lambda |part|, mu); on spheres tol |Euclidean
+    gradient|.
+    - ``max_steps``: of this call and each restart (None: the method's). ``log_every``: steps
+    between log points (None:
       log-spaced). ``learning_rate``, ``momentum``, ``history``: of the methods that have them.
     - ``log_metrics``: NC1 to NC3 at each log point, in ``history`` (None: where it costs little).
-    - ``certificate``, ``metrics``: whether to make them; ``pairwise``: metrics over pairs of classes.
+    - ``certificate``, ``metrics``: whether to make them; ``pairwise``: metrics over pairs of
+    classes.
     """
 
     method: str = "auto"
@@ -74,7 +87,9 @@ class SolveOptions:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+                raise InputError(
+                    f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
         if not 0 < number(self.tol, "tol") < 1:
             raise InputError(f"tol must lie in (0, 1), got {self.tol}")
         for name, least in _LEAST.items():
@@ -88,27 +103,41 @@ class SolveOptions:
             raise InputError(f"start_scale must be > 0, got {self.start_scale}")
         if self.restarts > 1 and (self.start not in RANDOM_STARTS or self.method == "closed-form"):
             raise InputError(
-                f"restarts = {self.restarts} need a random start; give start {' or '.join(RANDOM_STARTS)}, not {self.start}, "
+                f"restarts = {self.restarts} need a random start; give start "
+                f"{' or '.join(RANDOM_STARTS)}, not {self.start}, "
                 "and an iterative method"
             )
 
     def _check_of_method(self, name: str) -> None:
-        value, methods = getattr(self, name), [method for method, row in METHODS.items() if name in row.options]
+        value, methods = (
+            getattr(self, name),
+            [method for method, row in METHODS.items() if name in row.options],
+        )
         if value is not None and self.method not in methods:
-            raise InputError(f"{name} goes with method {' or '.join(methods)}, not {self.method}; drop it")
+            raise InputError(
+                f"{name} goes with method {' or '.join(methods)}, not {self.method}; drop it"
+            )
         if value is not None and not number(value, name) > 0:
             raise InputError(f"{name} must be > 0, got {value}")
 
     def _check_spread(self, problem: Problem) -> None:
         if not METHODS[self.method].spread:
-            raise InputError(f"method {self.method} takes whole factors, and on several ranks there are none; use auto")
+            raise InputError(
+                f"method {self.method} takes whole factors, and on several ranks there are none; "
+                f"use auto"
+            )
         if self.start not in SHARDED_STARTS:
             starts = ", ".join(SHARDED_STARTS)
-            raise InputError(f"start {self.start} takes whole factors; on several ranks start is {starts}, or a file")
+            raise InputError(
+                f"start {self.start} takes whole factors; on several ranks start is {starts}, or "
+                f"a file"
+            )
         refuse_spread(problem)
 
     def check(self, problem: Problem) -> None:
-        """What contradicts the problem. Errors: InputError naming the option; InputTypeError for something else."""
+        """What contradicts the problem. Errors: InputError naming the option; InputTypeError for
+        something else.
+        """
         if not isinstance(problem, Problem):
             raise InputTypeError(f"problem must be a Problem, got {type(problem).__name__}")
         refusal = METHODS[self.method].refuses(problem)

@@ -54,7 +54,9 @@ class Effort:
 
 @dataclass(frozen=True)
 class Restart:
-    """One of several starts: its seed, where it ended, what it took; ``rank`` of the logits (None: diverged)."""
+    """One of several starts: its seed, where it ended, what it took; ``rank`` of the logits (None:
+    diverged).
+    """
 
     seed: int
     value: float
@@ -66,8 +68,8 @@ class Restart:
 
 @dataclass(frozen=True)
 class Starts:
-    """How far several starts have come: ``done`` has a row for each that has ended, and the point that is saved beside it is
-    of the next one where it is ``pending``, else the best of those.
+    """How far several starts have come: ``done`` has a row for each that has ended, and the point
+    that is saved beside it is of the next one where it is ``pending``, else the best of those.
     """
 
     done: tuple[Restart, ...] = ()
@@ -76,8 +78,9 @@ class Starts:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One log point. ``gradient_norm`` is in the variables that the solver works in; ``evaluations`` are
-    gradient-equivalents (a Hessian product counts as two); ``seconds`` since the solve began, earlier runs included;
+    """One log point. ``gradient_norm`` is in the variables that the solver works in;
+    ``evaluations`` are gradient-equivalents (a Hessian product counts as two); ``seconds`` since
+    the solve began, earlier runs included;
     ``metrics``: NC1 to NC3, with the option log_metrics.
     """
 
@@ -93,7 +96,9 @@ class StepRecord:
 
     def flat(self) -> dict[str, Any]:
         """All numbers by their names, as a line of a log has them."""
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "metrics"}
+        own = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name != "metrics"
+        }
         return {**own, **self.metrics}
 
 
@@ -101,10 +106,12 @@ class StepRecord:
 class Solution:
     """A solved (or interrupted) problem.
 
-    ``point`` holds the model's W (K x d), b, hidden layers, and H with one row for each row of ``reduce`` (a class, or a
-    sample); ``lifted()`` has all N rows. ``restarts``: a row for each of several starts, of which this is the best.
-    ``theory`` and ``certificate`` are None where there is none. ``notes``: what the numbers do not tell, in words.
-    ``structure``: one that is known but not proved to be the minimum, where theory is None and the value is its.
+    ``point`` holds the model's W (K x d), b, hidden layers, and H with one row for each row of
+    ``reduce`` (a class, or a sample); ``lifted()`` has all N rows. ``restarts``: a row for each of
+    several starts, of which this is the best. ``theory`` and ``certificate`` are None where there
+    is none. ``notes``: what the numbers do not tell, in words.
+    ``structure``: one that is known but not proved to be the minimum, where theory is None and the
+    value is its.
     ``phases``: seconds by phase, of a solve with a Stopwatch.
     """
 
@@ -137,16 +144,23 @@ class Solution:
         return self.outcome.success
 
     def lifted(self) -> Point:
-        """W, b and the features of all N samples (N x d), in the order of ``problem.sample_labels`` or target sets."""
+        """W, b and the features of all N samples (N x d), in the order of ``problem.sample_labels``
+        or target sets.
+        """
         if self.reduce == "none":
             return self.point
         if self.point.layout is not None:
-            raise InputError("a point that is spread over ranks has no rows of all samples; load its checkpoint in one process")
+            raise InputError(
+                "a point that is spread over ranks has no rows of all samples; load its "
+                "checkpoint in one process"
+            )
         rows = self.problem.sample_row().to(self.point.H.device)
         return replace(self.point, H=self.point.H.index_select(0, rows))
 
     def summary(self) -> dict[str, Any]:
-        """The scalar results as a JSON-ready dictionary; the command line's ``--json`` prints it."""
+        """The scalar results as a JSON-ready dictionary; the command line's ``--json`` prints
+        it.
+        """
         theory = None
         if self.theory is not None:
             theory = {"value": self.theory.value, "source": self.theory.source}
@@ -165,7 +179,9 @@ class Solution:
             "variables": self.variables,
             "start": self.start,
             "theory": theory,
-            "certificate": _NO_CERTIFICATE if self.certificate is None else self.certificate.summary(),
+            "certificate": _NO_CERTIFICATE
+            if self.certificate is None
+            else self.certificate.summary(),
             "metrics": self.metrics,
             "restarts": [asdict(row) for row in self.restarts],
             "classes": self.problem.num_classes,

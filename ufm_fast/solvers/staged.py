@@ -1,15 +1,19 @@
-"""Continuation: easier objectives first, each started where the one before ended, the objective itself last.
+"""Continuation: easier objectives first, each started where the one before ended, the objective
+itself last.
 
-**ReLU.** Its minimisers lie on its kinks: at deep neural collapse the off-class units stand exactly at zero, where the ReLU has
-no gradient that a line search could use, and L-BFGS on the exact function stops 1e-7 above the minimum. So it runs on
-max(z, 0) rounded by e = 1e-1, 1e-2, .., 1e-8 (`trunks.ReLU`), up to 300 steps each, and last on the exact one. What stationary
-means at a kink: the gradients of the rounded functions are averages of gradients near the point, so one that vanishes at e =
-1e-8 puts zero into the Goldstein subdifferential of that size. A point that passes this, or whose exact gradient vanishes, has
-converged; one where the last stage ended short of it has the outcome ``kink``, which is no success.
+**ReLU.** Its minimisers lie on its kinks: at deep neural collapse the off-class units stand exactly
+at zero, where the ReLU has no gradient that a line search could use, and L-BFGS on the exact
+function stops 1e-7 above the minimum. So it runs on max(z, 0) rounded by e = 1e-1, 1e-2, .., 1e-8
+(`trunks.ReLU`), up to 300 steps each, and last on the exact one. What stationary means at a kink:
+the gradients of the rounded functions are averages of gradients near the point, so one that
+vanishes at e = 1e-8 puts zero into the Goldstein subdifferential of that size. A point that passes
+this, or whose exact gradient vanishes, has converged; one where the last stage ended short of it
+has the outcome ``kink``, which is no success.
 
-**Spheres.** A high temperature makes plateaus, a low one hides how far codes have to be apart. With d >= K - 1 the temperature
-rises, 10, 30, t; with K > d + 1 a start meets the best code most often at 10 to 15, so it begins there and doubles up to t, or
-goes down to it in one step (arXiv 2310.05351 has the model; the schedule is ours).
+**Spheres.** A high temperature makes plateaus, a low one hides how far codes have to be apart. With
+d >= K - 1 the temperature rises, 10, 30, t; with K > d + 1 a start meets the best code most often
+at 10 to 15, so it begins there and doubles up to t, or goes down to it in one step (arXiv
+2310.05351 has the model; the schedule is ours).
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ class _Memory:
 
 
 class Staged:
-    """L-BFGS on each stage, then ``last`` on the objective. The state's evaluation is of the stage that it is in."""
+    """L-BFGS on each stage, then ``last`` on the objective. The state's evaluation is of the stage
+    that it is in.
+    """
 
     def __init__(self, first: LBFGS, last: Solver, tol: float, max_steps: int = 20000) -> None:
         self.first, self.last, self.tol, self.max_steps = first, last, tol, max_steps
@@ -55,7 +61,9 @@ class Staged:
         return self._enter(objective, point, 0, solved=False)
 
     def _enter(self, objective: Objective, point: Point, stage: int, *, solved: bool) -> State:
-        """The beginning of the first stage from there on that is not solved by the point already."""
+        """The beginning of the first stage from there on that is not solved by the point
+        already.
+        """
         stages = self.stages(objective)
         for j in range(stage, len(stages)):
             state = self.first.init(stages[j], point)
@@ -73,13 +81,20 @@ class Staged:
         stages = self.stages(objective)
         if memory.stage == len(stages):
             after = self.last.step(objective, replace(state, memory=memory.inner))
-            return self.judged(objective, replace(after, memory=replace(memory, inner=after.memory, steps=memory.steps + 1)))
+            return self.judged(
+                objective,
+                replace(after, memory=replace(memory, inner=after.memory, steps=memory.steps + 1)),
+            )
         staged = stages[memory.stage]
         after = self.first.step(staged, replace(state, memory=memory.inner))
         solved = self._is_solved(staged, after)
         if solved or after.outcome is not None or memory.steps + 1 >= STAGE_STEPS:
             return self._enter(objective, after.point, memory.stage + 1, solved=solved)
-        return replace(after, memory=replace(memory, inner=after.memory, steps=memory.steps + 1), provisional=True)
+        return replace(
+            after,
+            memory=replace(memory, inner=after.memory, steps=memory.steps + 1),
+            provisional=True,
+        )
 
     def judged(self, objective: Objective, state: State) -> State:
         """A state of the last stage, whose outcome may be another than its solver's."""
@@ -105,7 +120,11 @@ class RoundedReLU(Staged):
         if memory.solved:
             words = f"stationary with the kinks rounded by {ROUNDINGS[-1]:g}"
             return replace(state, outcome=Outcome.CONVERGED, message=words)
-        return replace(state, outcome=Outcome.KINK, message="stopped at a kink of the ReLU; try other seeds (restarts)")
+        return replace(
+            state,
+            outcome=Outcome.KINK,
+            message="stopped at a kink of the ReLU; try other seeds (restarts)",
+        )
 
 
 class Tempered(Staged):
@@ -120,7 +139,9 @@ class Tempered(Staged):
 
 
 def temperatures(problem: Problem) -> list[float]:
-    """Temperatures to solve at before the problem's own t; none where a random start does well at once."""
+    """Temperatures to solve at before the problem's own t; none where a random start does well at
+    once.
+    """
     t = problem.temperature
     if problem.dim >= problem.num_classes - 1:
         return [x for x in (10.0, 30.0) if x < t / 1.5] if t > 15.0 else []

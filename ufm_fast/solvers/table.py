@@ -1,7 +1,9 @@
-"""METHODS: every method by the name that ``method=`` and ``--method`` take. A new one is a file and a row here.
+"""METHODS: every method by the name that ``method=`` and ``--method`` take. A new one is a file and
+a row here.
 
-A row says how the solver is made, which options it takes beside those of all, how many vectors of the size of the parameters
-it holds at its peak (`plan`; measured by bench/memory.py), and which problems it refuses and why.
+A row says how the solver is made, which options it takes beside those of all, how many vectors of
+the size of the parameters it holds at its peak (`plan`; measured by bench/memory.py), and which
+problems it refuses and why.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ def _none(problem: Problem) -> None:
 
 @dataclass(frozen=True)
 class SolverSpec:
-    """A row. ``vectors``: beside the point and its gradient, the next point and its gradient included; of methods with a
-    history 2 a pair more. ``refuses``: what is wrong with a problem, in words that go on after the method's name, or None.
+    """A row. ``vectors``: beside the point and its gradient, the next point and its gradient
+    included; of methods with a history 2 a pair more. ``refuses``: what is wrong with a problem, in
+    words that go on after the method's name, or None.
     ``spread``: whether it runs on several ranks, of which none has whole factors.
     """
 
@@ -46,7 +49,9 @@ class SolverSpec:
 
 
 def _auto(problem: Problem, options: SolveOptions) -> Solver:
-    """L-BFGS with a Newton-CG finish; of the ReLU through ever less rounded kinks, on spheres through other temperatures."""
+    """L-BFGS with a Newton-CG finish; of the ReLU through ever less rounded kinks, on spheres
+    through other temperatures.
+    """
     history = options.history or HISTORY
     if problem.activation == "relu":
         return RoundedReLU(history, options.tol)
@@ -55,7 +60,9 @@ def _auto(problem: Problem, options: SolveOptions) -> Solver:
     return Tempered(history, solver, options.tol) if tempered else solver
 
 
-def _descent(*, momentum: bool = False, nesterov: bool = False) -> Callable[[Problem, SolveOptions], Solver]:
+def _descent(
+    *, momentum: bool = False, nesterov: bool = False
+) -> Callable[[Problem, SolveOptions], Solver]:
     def make(problem: Problem, options: SolveOptions) -> Solver:
         beta = (options.momentum or MOMENTUM) if momentum else 0.0
         return GradientDescent(options.learning_rate, beta, nesterov)
@@ -71,7 +78,11 @@ def _needs_squares(problem: Problem) -> str | None:
     if problem.kind.trunk != "none" or problem.kind.geometry != "none":
         return "goes with one layer and no constraint; use lbfgs"
     squared = isinstance(problem.loss, SquaredError)
-    return None if squared else f"goes with the squared error (mse) only, got {problem.loss.name}; use lbfgs"
+    return (
+        None
+        if squared
+        else f"goes with the squared error (mse) only, got {problem.loss.name}; use lbfgs"
+    )
 
 
 _OF_RATE = ("learning_rate",)
@@ -84,9 +95,15 @@ METHODS: dict[str, SolverSpec] = {
     "sign": SolverSpec(_steepest("sign"), 2, _OF_RATE),
     "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE, spread=False),
     "adam": SolverSpec(lambda problem, options: Adam(options.learning_rate), 7, _OF_RATE),
-    "lbfgs": SolverSpec(lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)),
+    "lbfgs": SolverSpec(
+        lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)
+    ),
     "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 7),
     "newton-cg": SolverSpec(lambda problem, options: NewtonCG(), 5),
-    "alternating": SolverSpec(lambda problem, options: Alternating(), 2, (), _needs_squares, spread=False),
-    "closed-form": SolverSpec(lambda problem, options: NewtonCG(), 1, spread=False),  # evaluates its point only
+    "alternating": SolverSpec(
+        lambda problem, options: Alternating(), 2, (), _needs_squares, spread=False
+    ),
+    "closed-form": SolverSpec(
+        lambda problem, options: NewtonCG(), 1, spread=False
+    ),  # evaluates its point only
 }

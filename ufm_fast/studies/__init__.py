@@ -9,7 +9,7 @@
     library      ``study``, the call from Python;  ready: studies that ship with the package
     show         mean and spread over seeds;  figures: any column against any axis
 
-Everything stands on the run library (`ufm_fast.runs`); nothing here knows of a command line. A cell is a run directory as
-``ufm-fast solve`` makes it, so all that reads one reads a cell. The package is called ``studies`` because ``ufm_fast.study``
-is the function. Importing it imports no torch.
+Everything stands on the run library (`ufm_fast.runs`); nothing here knows of a command line. A cell
+is a run directory as ``ufm-fast solve`` makes it, so all that reads one reads a cell. The package
+is called ``studies`` because ``ufm_fast.study`` is the function. Importing it imports no torch.
 """

@@ -1,8 +1,9 @@
 """The cells of a study: the grid of its axes, each cell with the settings of one solve.
 
-A cell's name is the hash of its settings that are not the default, as the run library resolves them: what is added to the
-settings later changes no name, and a study that grows by values finds the cells that it has. With warm starts cells that differ
-in that axis alone are a chain, in the order of the axis: each starts at the end of the one before.
+A cell's name is the hash of its settings that are not the default, as the run library resolves
+them: what is added to the settings later changes no name, and a study that grows by values finds
+the cells that it has. With warm starts cells that differ in that axis alone are a chain, in the
+order of the axis: each starts at the end of the one before.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ Chain = tuple["Cell", ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """One solve: ``given`` are the settings that the study gives it, ``columns`` the values of axes and derived values."""
+    """One solve: ``given`` are the settings that the study gives it, ``columns`` the values of axes
+    and derived values.
+    """
 
     name: str
     given: Mapping[str, Any]
@@ -45,23 +48,30 @@ class Cell:
 
 
 def chains(study: Study) -> list[Chain]:
-    """All cells in the order of the axes, the last axis fastest; one a chain, or those along the warm axis.
+    """All cells in the order of the axes, the last axis fastest; one a chain, or those along the
+    warm axis.
 
-    Errors: InputError for cells that are equal, or whose settings contradict one another; ``check`` asks the problems.
+    Errors: InputError for cells that are equal, or whose settings contradict one another; ``check``
+    asks the problems.
     """
     cells = [_cell(study, dict(columns)) for columns in _grid(study)]
     seen: dict[str, Cell] = {}
     for cell in cells:
         if cell.name in seen:
             raise InputError(
-                f"study: {cell.words} and {seen[cell.name].words} have the same settings, so they are one cell; drop one"
+                f"study: {cell.words} and {seen[cell.name].words} have the same settings, so they "
+                f"are one cell; drop one"
             )
         seen[cell.name] = cell
     if study.warm is None:
         return [(cell,) for cell in cells]
     found: dict[str, list[Cell]] = {}
     for cell in cells:
-        rest = {name: value for name, value in cell.columns.items() if name != study.warm and name not in study.derived}
+        rest = {
+            name: value
+            for name, value in cell.columns.items()
+            if name != study.warm and name not in study.derived
+        }
         found.setdefault(repr(rest), []).append(cell)
     return [tuple(chain) for chain in found.values()]
 
@@ -75,7 +85,9 @@ def _cell(study: Study, columns: dict[str, Any]) -> Cell:
     known = {**study.solve, **columns}
     derived = evaluate(study.derived, known)
     values = {**known, **derived}
-    given = {name: settings.typed(name, value) for name, value in values.items() if name in SETTINGS}
+    given = {
+        name: settings.typed(name, value) for name, value in values.items() if name in SETTINGS
+    }
     if study.starts is not None:
         given["restarts"] = study.starts
     cell = Cell("", given, {**columns, **derived}, study.warm is not None)
@@ -83,7 +95,9 @@ def _cell(study: Study, columns: dict[str, Any]) -> Cell:
 
 
 def _named(cell: Cell) -> dict[str, Any]:
-    """The settings that make the name: those that are not the default. Errors: InputError naming the cell."""
+    """The settings that make the name: those that are not the default. Errors: InputError naming
+    the cell.
+    """
     try:
         config = settings.resolve(cell.given)
     except InputError as error:
@@ -97,7 +111,8 @@ def in_cell(error: InputError, cell: Cell) -> InputError:
 
 
 def problem_of(cell: Cell) -> tuple[Problem, dict[str, Any]]:
-    """The cell's problem and configuration, with all checked that a solve checks before its first step.
+    """The cell's problem and configuration, with all checked that a solve checks before its first
+    step.
 
     Errors: InputError naming the cell.
     """
@@ -115,7 +130,8 @@ def problem_of(cell: Cell) -> tuple[Problem, dict[str, Any]]:
 
 
 def check(studied: Sequence[Chain]) -> dict[str, float]:
-    """Build every problem and let go of it: refused in words before anything runs. Returns each cell's share of the work.
+    """Build every problem and let go of it: refused in words before anything runs. Returns each
+    cell's share of the work.
 
     The share is the operations of an evaluation, beside what any cell costs.
     Errors: InputError naming the cell; where the points of a chain do not fit one another.
@@ -125,12 +141,23 @@ def check(studied: Sequence[Chain]) -> dict[str, float]:
         shape = None
         for cell in chain:
             problem, config = problem_of(cell)
-            rows = min(problem.num_samples, problem.num_classes) if config["reduce"] != "none" else problem.num_samples
+            rows = (
+                min(problem.num_samples, problem.num_classes)
+                if config["reduce"] != "none"
+                else problem.num_samples
+            )
             work[cell.name] = _OVERHEAD + predict(problem, config).flops
-            found = (problem.num_classes, problem.dim, problem.bias != "none", problem.trunk.widths, rows)
+            found = (
+                problem.num_classes,
+                problem.dim,
+                problem.bias != "none",
+                problem.trunk.widths,
+                rows,
+            )
             if shape is not None and found != shape:
                 raise InputError(
-                    "study: along a warm axis W, H and b must keep their shapes, and they change at "
+                    "study: along a warm axis W, H and b must keep their shapes, and they change "
+                    "at "
                     f"{cell.words}; choose another axis for warm"
                 )
             shape = found

@@ -1,10 +1,12 @@
 """Values that a study derives from others: ``lambda_h = "lambda_w / n"``, ``dim = "K - 1"``.
 
-An expression is Python's arithmetic (also comparisons, ``a if c else b``, lists and f-strings), evaluated by simpleeval, which
-walks the syntax tree and has no access to anything but the names and functions given here.
+An expression is Python's arithmetic (also comparisons, ``a if c else b``, lists and f-strings),
+evaluated by simpleeval, which walks the syntax tree and has no access to anything but the names and
+functions given here.
 
 Names: every setting that has a value, axis and derived value, and the symbols
-K (classes), d (dim), n (per_class), N (samples), M (layers). A derived value may use another; a circle is refused.
+K (classes), d (dim), n (per_class), N (samples), M (layers). A derived value may use another; a
+circle is refused.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ class _Scope:
         if name in self._found:
             return self._found[name]
         if name in self._open:
-            raise InputError(f"derived: {' needs '.join([*self._open, name])}, which is a circle; write one of them out")
+            raise InputError(
+                f"derived: {' needs '.join([*self._open, name])}, which is a circle; write one of "
+                f"them out"
+            )
         self._open.append(name)
         self._found[name] = _checked(name, self._evaluated(name), self.derived[name])
         self._open.pop()
@@ -76,14 +81,16 @@ class _Scope:
         except NameNotDefined as error:
             values = ", ".join(sorted({**self.known, **self.derived}))
             raise InputError(
-                f"derived: {name} = {self.derived[name]!r} uses {error.name!r}, which has no value; "
+                f"derived: {name} = {self.derived[name]!r} uses {error.name!r}, which has no "
+                f"value; "
                 f"the symbols are {', '.join(SYMBOLS)}, and values have {values}"
             ) from error
         except Exception as error:  # whatever arithmetic and syntax can raise
             where = ", ".join(f"{key} = {value}" for key, value in self.known.items())
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"derived: {name} = {self.derived[name]!r} does not evaluate where {where} ({reason}); mend the expression"
+                f"derived: {name} = {self.derived[name]!r} does not evaluate where {where} "
+                f"({reason}); mend the expression"
             ) from error
 
     def _lookup(self, node: ast.Name) -> Any:
@@ -99,7 +106,10 @@ class _Scope:
         if name == "per_class" and not self._has_data():
             return 10
         default = SETTINGS[name].default if name in SETTINGS else None
-        if default is None or name in ("lambda_w", "lambda_h"):  # which are scaled where they are not given
+        if default is None or name in (
+            "lambda_w",
+            "lambda_h",
+        ):  # which are scaled where they are not given
             raise NameNotDefined(node.id, "")
         return default
 
@@ -108,11 +118,17 @@ class _Scope:
         if groups is not None:
             return sum(classes * samples for classes, samples in groups)
         if self._has_data():
-            raise InputError("derived: N is known of per_class, counts and groups only; write the number of samples")
+            raise InputError(
+                "derived: N is known of per_class, counts and groups only; write the number of "
+                "samples"
+            )
         return int(self._lookup(ast.Name("classes")) * self._lookup(ast.Name("per_class")))
 
     def _has_data(self) -> bool:
-        return any(self._given(name) is not None for name in ("counts", "groups", "labels", "targets", "multiplicities"))
+        return any(
+            self._given(name) is not None
+            for name in ("counts", "groups", "labels", "targets", "multiplicities")
+        )
 
     def _given(self, name: str) -> Any:
         return self.value(name) if name in self.derived else self.known.get(name)
@@ -130,16 +146,21 @@ class _Scope:
 
 
 def _checked(name: str, value: Any, expression: str) -> Any:
-    """As the setting's type has it. Errors: InputError for no finite number, word or list, or a fraction for a whole number."""
+    """As the setting's type has it. Errors: InputError for no finite number, word or list, or a
+    fraction for a whole number.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"derived: {name} = {expression!r} is {value}; mend the expression")
     if not isinstance(value, (bool, int, float, str, list, tuple)):
-        raise InputError(f"derived: {name} = {expression!r} is a {type(value).__name__}, no number, word or list")
+        raise InputError(
+            f"derived: {name} = {expression!r} is a {type(value).__name__}, no number, word or list"
+        )
     row = SETTINGS.get(name)
     if row is not None and row.kind is int and isinstance(value, float):
         if not value.is_integer():
             raise InputError(
-                f"derived: {name} = {expression!r} is {value:g}, no whole number; use round(..), floor(..) or ceil(..)"
+                f"derived: {name} = {expression!r} is {value:g}, no whole number; use round(..), "
+                f"floor(..) or ceil(..)"
             )
         return int(value)
     return list(value) if isinstance(value, tuple) else value

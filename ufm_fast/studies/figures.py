@@ -1,12 +1,14 @@
 """Figures of a study: any column against any axis, over seeds, for a column of a paper.
 
-A curve goes through the medians, and its band from least to most of all cells at that place that differ in seed (or in whatever
-axis the figure does not show); a column of true and false is a share, whose band is Wilson's 95 % interval. The legend says
-which. Axes whose numbers are all positive and span more than a factor of three are logarithmic; where both are, a line is
-fitted (`show.slope`) and the legend has its slope with the interval.
+A curve goes through the medians, and its band from least to most of all cells at that place that
+differ in seed (or in whatever axis the figure does not show); a column of true and false is a
+share, whose band is Wilson's 95 % interval. The legend says which. Axes whose numbers are all
+positive and span more than a factor of three are logarithmic; where both are, a line is fitted
+(`show.slope`) and the legend has its slope with the interval.
 
-A quantity has one colour in every figure (`plots.QUANTITY_COLOURS`); curves of one quantity differ in marker, dashes and shade.
-``lines`` makes a curve for each value of an axis, ``across`` a panel. The legend stands below the panels, where nothing is.
+A quantity has one colour in every figure (`plots.QUANTITY_COLOURS`); curves of one quantity differ
+in marker, dashes and shade. ``lines`` makes a curve for each value of an axis, ``across`` a panel.
+The legend stands below the panels, where nothing is.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 _PER_ROW = 3
 _MARKERS, _DASHES = "os^vDPX<>*", ("-", "--", ":", "-.")
 #: What theory says beside a column.
-_LEVELS = {name: {"simplex": "simplex_level", "Welch": "welch_level"} for name in ("max_cosine_classifier", "max_cosine_means")}
+_LEVELS = {
+    name: {"simplex": "simplex_level", "Welch": "welch_level"}
+    for name in ("max_cosine_classifier", "max_cosine_means")
+}
 _LABELS = {
     "classes": "classes K",
     "dim": "dimension d",
@@ -63,7 +68,9 @@ class Fitted:
 
 @dataclass
 class _Legend:
-    """What the figure says below its panels: handles by label, the slopes of each label's curves, panel by panel."""
+    """What the figure says below its panels: handles by label, the slopes of each label's curves,
+    panel by panel.
+    """
 
     entries: dict[str, Any] = field(default_factory=dict)
     slopes: dict[str, list[str]] = field(default_factory=dict)
@@ -80,18 +87,24 @@ class _Legend:
 
 
 def draw_study(folder: StudyFolder, wanted: Sequence[Plot] = ()) -> tuple[list[Path], list[Fitted]]:
-    """Draw figures into the folder's plots/: those wanted, or those of the study, or the usual ones; paths and slopes.
+    """Draw figures into the folder's plots/: those wanted, or those of the study, or the usual
+    ones; paths and slopes.
 
-    Errors: InputError without matplotlib, without a finished cell, and for a column that has no numbers.
+    Errors: InputError without matplotlib, without a finished cell, and for a column that has no
+    numbers.
     """
     rows = read_rows(folder)
     target = folder.path / "plots"
     if target.is_symlink():
-        raise InputError(f"study: {target} is a link to another place, where nothing is written; remove it")
+        raise InputError(
+            f"study: {target} is a link to another place, where nothing is written; remove it"
+        )
     paths, fits = [], []
     with plots.paper_style():
         axes = [name for name in folder.study.varied if name not in folder.study.derived]
-        figures = [(plot, *make_figure(rows, plot, axes)) for plot in wanted or _usual(folder.study, rows)]
+        figures = [
+            (plot, *make_figure(rows, plot, axes)) for plot in wanted or _usual(folder.study, rows)
+        ]
         target.mkdir(exist_ok=True)
         sweep(target)
         for plot, figure, found in figures:
@@ -101,17 +114,25 @@ def draw_study(folder: StudyFolder, wanted: Sequence[Plot] = ()) -> tuple[list[P
 
 
 def _usual(study: Study, rows: Sequence[Row]) -> Sequence[Plot]:
-    """The figures of the file; else time, evaluations and value against the axis with the most numbers, if one has any."""
+    """The figures of the file; else time, evaluations and value against the axis with the most
+    numbers, if one has any.
+    """
     if study.plots:
         return study.plots
-    names = [name for name in study.varied if name != "seed" and all(finite(row[name]) for row in rows)]
+    names = [
+        name for name in study.varied if name != "seed" and all(finite(row[name]) for row in rows)
+    ]
     numeric = {name: len({row[name] for row in rows}) for name in names}
     if not numeric:
         return ()
     against = max(numeric, key=lambda name: numeric[name])
     others = [name for name in study.varied if name not in (against, "seed", *study.derived)]
     lines, across = ([*others, None, None])[:2]
-    found = [name for name in ("seconds_per_evaluation", "evaluations", "value") if _has_numbers(rows, name)]
+    found = [
+        name
+        for name in ("seconds_per_evaluation", "evaluations", "value")
+        if _has_numbers(rows, name)
+    ]
     return [Plot(f"{name}-{against}", name, against, lines, across) for name in found]
 
 
@@ -119,7 +140,9 @@ def _has_numbers(rows: Sequence[Row], column: str) -> bool:
     return any(finite(row.get(column)) for row in finished(rows))
 
 
-def make_figure(rows: Sequence[Row], plot: Plot, axes_of_study: Sequence[str]) -> tuple[Figure, list[Fitted]]:
+def make_figure(
+    rows: Sequence[Row], plot: Plot, axes_of_study: Sequence[str]
+) -> tuple[Figure, list[Fitted]]:
     """One figure and the slopes in it. Errors: InputError for a column without numbers."""
     check_column(rows, plot.column)
     check_column(rows, plot.against)
@@ -129,7 +152,9 @@ def make_figure(rows: Sequence[Row], plot: Plot, axes_of_study: Sequence[str]) -
     lines = math.ceil(len(panels) / columns)
     legend = _Legend()
     width = plots.COLUMN if columns == 1 else plots.PAGE
-    figure = plots.new_figure(width, (0.7 * plots.COLUMN if columns == 1 else 0.85 * width / columns) * lines)
+    figure = plots.new_figure(
+        width, (0.7 * plots.COLUMN if columns == 1 else 0.85 * width / columns) * lines
+    )
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for ax, value in zip(axes.flat, panels, strict=False):
         chosen = [row for row in done if plot.across is None or row.get(plot.across) == value]
@@ -143,7 +168,9 @@ def make_figure(rows: Sequence[Row], plot: Plot, axes_of_study: Sequence[str]) -
     return figure, legend.fits
 
 
-def _panel(ax: Axes, rows: Sequence[Row], plot: Plot, lines: Sequence[Any], legend: _Legend) -> None:
+def _panel(
+    ax: Axes, rows: Sequence[Row], plot: Plot, lines: Sequence[Any], legend: _Legend
+) -> None:
     for number, value in enumerate(lines):
         chosen = [row for row in rows if plot.lines is None or row.get(plot.lines) == value]
         style = _style(plot.column, number, len(lines))
@@ -155,7 +182,9 @@ def _panel(ax: Axes, rows: Sequence[Row], plot: Plot, lines: Sequence[Any], lege
         if bool(np.any(high > low)):
             ax.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
         label = "cells" if plot.lines is None else f"{_name(plot.lines)} = {_word(value)}"
-        found = slope(chosen, plot.column, plot.against) if _logarithmic(rows, plot.column) else None
+        found = (
+            slope(chosen, plot.column, plot.against) if _logarithmic(rows, plot.column) else None
+        )
         if found is not None and _logarithmic(rows, plot.against):
             legend.fits.append(Fitted(plot, label, ax.get_title(), found))
             legend.slopes.setdefault(label, []).append(found.words)
@@ -168,7 +197,9 @@ def _panel(ax: Axes, rows: Sequence[Row], plot: Plot, lines: Sequence[Any], lege
 
 def _levels(ax: Axes, rows: Sequence[Row], plot: Plot, legend: _Legend) -> None:
     """What theory says at each place of a curve."""
-    for (name, column), dashes in zip(_LEVELS.get(plot.column, {}).items(), ("--", ":"), strict=False):
+    for (name, column), dashes in zip(
+        _LEVELS.get(plot.column, {}).items(), ("--", ":"), strict=False
+    ):
         known = [row for row in rows if finite(row.get(column)) and finite(row.get(plot.against))]
         level = sorted({(row[plot.against], row[column]) for row in known})
         (drawn,) = ax.plot(*zip(*level, strict=True), color="0.3", linestyle=dashes, linewidth=1.0)
@@ -212,7 +243,9 @@ def _scales(axes: Any, rows: Sequence[Row], plot: Plot) -> None:
         ax.set_ylabel(_name(plot.column))
 
 
-def _finish(figure: Figure, legend: _Legend, rows: Sequence[Row], plot: Plot, varied: Sequence[str]) -> None:
+def _finish(
+    figure: Figure, legend: _Legend, rows: Sequence[Row], plot: Plot, varied: Sequence[str]
+) -> None:
     """A legend that says what the bands are."""
     shown = (plot.against, plot.lines, plot.across)
     merged = [name for name in varied if name not in shown and len(_values(rows, name)) > 1]
@@ -247,8 +280,16 @@ def _style(column: str, number: int, count: int) -> dict[str, Any]:
 
     base = np.array(to_rgb(plots.QUANTITY_COLOURS.get(column, plots.COLOURS[5])))
     shade = 0.6 * number / max(count - 1, 1) if count > 1 else 0.0
-    style: Mapping[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "linestyle": _DASHES[number % len(_DASHES)]}
-    return {**style, "color": tuple(base + shade * (1.0 - base)), "linewidth": 1.3, "markersize": 3.5}
+    style: Mapping[str, Any] = {
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+    }
+    return {
+        **style,
+        "color": tuple(base + shade * (1.0 - base)),
+        "linewidth": 1.3,
+        "markersize": 3.5,
+    }
 
 
 def _name(column: str) -> str:

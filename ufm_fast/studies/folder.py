@@ -7,10 +7,11 @@
     errors.log    what went wrong in cells, with the traceback
     .lock         held while study.toml or the table is written: shards may share the folder
 
-What is there is known from the run directories alone: a cell is finished when its summary says how it ended, and not that it
-was interrupted. So nothing can contradict them after a kill.
+What is there is known from the run directories alone: a cell is finished when its summary says how
+it ended, and not that it was interrupted. So nothing can contradict them after a kill.
 
-A folder takes the study it has, or one that has grown: all its cells, and more. Any other study is refused.
+A folder takes the study it has, or one that has grown: all its cells, and more. Any other study is
+refused.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class StudyFolder:
     def open(cls, path: Path, name: str = "study") -> StudyFolder:
         """Errors: InputError for a folder without a study."""
         if not is_study(path):
-            raise InputError(f"{name}: {path} is no folder of a study (it has no {FILE}); give one that ufm-fast study wrote")
+            raise InputError(
+                f"{name}: {path} is no folder of a study (it has no {FILE}); give one that "
+                f"ufm-fast study wrote"
+            )
         text = read_text(path / FILE, name)
         return cls(path, make_study(parse(text, str(path / FILE)), path.name))
 
@@ -55,7 +59,8 @@ class StudyFolder:
     def create(cls, path: Path, study: Study, text: str) -> StudyFolder:
         """The folder of a study, made or gone on with. ``text``: of its file.
 
-        Errors: InputError where another study or something else stands there, or it can't be written.
+        Errors: InputError where another study or something else stands there, or it can't be
+        written.
         """
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
@@ -67,17 +72,24 @@ class StudyFolder:
             folder.cells.mkdir(exist_ok=True)
         except OSError as error:
             _take_back(made)
-            raise InputError(f"out: can't write to {path} ({error.strerror or error}); choose another --out") from error
+            raise InputError(
+                f"out: can't write to {path} ({error.strerror or error}); choose another --out"
+            ) from error
         except WriteError:
             _take_back(made)
             raise
         return folder
 
     def _claim(self, text: str) -> None:
-        """Write study.toml, unless it says the same already. Errors: InputError for another study."""
+        """Write study.toml, unless it says the same already. Errors: InputError for another
+        study.
+        """
         sweep(self.path, (FILE, TABLE, PARQUET))
         _refuse_occupied(self.path, self.study)  # again, for another process may have been as quick
-        if not is_study(self.path) or StudyFolder.open(self.path, "out").study.content != self.study.content:
+        if (
+            not is_study(self.path)
+            or StudyFolder.open(self.path, "out").study.content != self.study.content
+        ):
             write_text(self.path / FILE, text)
 
     @property
@@ -89,7 +101,9 @@ class StudyFolder:
         return self.cells / cell.name
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
-        """What a finished cell ended with; None for one that is not. Errors: InputError for a damaged file."""
+        """What a finished cell ended with; None for one that is not. Errors: InputError for a
+        damaged file.
+        """
         path = self.cell(cell)
         if not (path / "summary.json").exists():
             return None
@@ -103,9 +117,13 @@ class StudyFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone among the processes that write study.toml and the table; they hold it for moments."""
+        """Alone among the processes that write study.toml and the table; they hold it for
+        moments.
+        """
         lock = FileLock(self.path / ".lock")
-        with suppress(NotImplementedError):  # a file system without locks: each write is whole all the same
+        with suppress(
+            NotImplementedError
+        ):  # a file system without locks: each write is whole all the same
             lock.acquire()
         try:
             yield
@@ -129,7 +147,10 @@ def _refuse_occupied(path: Path, study: Study) -> None:
         raise InputError(f"out: {path} is a file; choose another --out")
     if is_study(path):
         if not _same(StudyFolder.open(path, "out").study, study):
-            raise InputError(f"out: {path} holds another study; choose another --out (a study may grow by values)")
+            raise InputError(
+                f"out: {path} holds another study; choose another --out (a study may grow by "
+                f"values)"
+            )
     elif path.is_dir() and any(not _ours(entry.name) for entry in path.iterdir()):
         raise InputError(f"out: {path} is not empty and holds no study; choose another --out")
 

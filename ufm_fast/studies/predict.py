@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes at the peak; seconds and floating-point operations of an evaluation (None, 0: solved on groups, in seconds)."""
+    """Bytes at the peak; seconds and floating-point operations of an evaluation (None, 0: solved on
+    groups, in seconds).
+    """
 
     bytes: int
     seconds_per_evaluation: float | None = None

@@ -30,11 +30,16 @@ def load(source: str) -> tuple[Study, str]:
     if not path.is_file() and path.suffix != ".toml":
         if source not in names():
             near = difflib.get_close_matches(source, names(), 2, 0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+            )
             raise InputError(f"study: {source!r} is neither a file nor a ready study; {hint}")
         path = _FOLDER / f"{source}.toml"
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"study: can't read {path} ({getattr(error, 'strerror', None) or error}); give a TOML file") from error
+        raise InputError(
+            f"study: can't read {path} ({getattr(error, 'strerror', None) or error}); give a TOML "
+            f"file"
+        ) from error
     return make_study(parse(text, str(path)), path.stem), text

@@ -1,13 +1,17 @@
-"""Solving the cells of a study: so many at a time, each in a process of its own, until none is left or somebody stops it.
+"""Solving the cells of a study: so many at a time, each in a process of its own, until none is left
+or somebody stops it.
 
-A thread of a pool holds a worker (`worker`) and solves one chain of cells after the other. The main thread waits, writes the
-table and takes signals: SIGINT, SIGTERM, SIGUSR2 and SIGHUP let the cells save and end. What is finished is known from the run
-directories, so the same command goes on after anything.
+A thread of a pool holds a worker (`worker`) and solves one chain of cells after the other. The main
+thread waits, writes the table and takes signals: SIGINT, SIGTERM, SIGUSR2 and SIGHUP let the cells
+save and end. What is finished is known from the run directories, so the same command goes on after
+anything.
 
-Shard i of n takes the chains i, i + n, ... of those in the study's order. Shards may share the folder: no cell is in two, the
-lock of a run directory keeps one process at a cell whoever asks, and a cell that another process has is waited for.
+Shard i of n takes the chains i, i + n, ... of those in the study's order. Shards may share the
+folder: no cell is in two, the lock of a run directory keeps one process at a cell whoever asks, and
+a cell that another process has is waited for.
 
-A cell that fails is said, and the others go on. Where the disk fails, nothing more can be saved, so the study ends there.
+A cell that fails is said, and the others go on. Where the disk fails, nothing more can be saved, so
+the study ends there.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class UnwritableError(InputError):
 
 @dataclass
 class Progress:
-    """How far a study has come: cells of this call by how they ended, and the share of the work that is left."""
+    """How far a study has come: cells of this call by how they ended, and the share of the work
+    that is left.
+    """
 
     cells: int
     finished: int = 0
@@ -51,7 +57,9 @@ class Progress:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that are left if work goes on at the rate so far; None before the first cell has ended."""
+        """Seconds that are left if work goes on at the rate so far; None before the first cell has
+        ended.
+        """
         if not self.work_done:
             return None
         return (time.monotonic() - self.began) * self.work_left / self.work_done
@@ -61,7 +69,9 @@ Report = Callable[[Progress, Cell | None], None]
 
 
 def threads_each(jobs: int) -> int:
-    """Threads of a cell where ``jobs`` run at a time: OMP_NUM_THREADS, or the processors of this process, shared out."""
+    """Threads of a cell where ``jobs`` run at a time: OMP_NUM_THREADS, or the processors of this
+    process, shared out.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if given.isdecimal() and int(given) > 0:
         total = int(given)
@@ -88,7 +98,9 @@ def sharded(studied: Sequence[Chain], shard: tuple[int, int]) -> list[Chain]:
 
 
 class Runner:
-    """One call of a study: the chains that it is to solve, and all cells of the study for its table."""
+    """One call of a study: the chains that it is to solve, and all cells of the study for its
+    table.
+    """
 
     def __init__(
         self,
@@ -99,7 +111,13 @@ class Runner:
         jobs: int,
         report: Report,
     ) -> None:
-        self.folder, self.chains, self.work, self.jobs, self.report = folder, chains, work, jobs, report
+        self.folder, self.chains, self.work, self.jobs, self.report = (
+            folder,
+            chains,
+            work,
+            jobs,
+            report,
+        )
         self.table = Table(folder, cells)
         self.progress = Progress(sum(map(len, chains)))
         self._stopped = threading.Event()
@@ -140,7 +158,9 @@ class Runner:
         try:
             pending = {pool.submit(self._solve_chain, chain) for chain in chains}
             while pending:
-                done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)  # timed: signals are taken everywhere
+                done, pending = wait(
+                    pending, timeout=1.0, return_when=FIRST_COMPLETED
+                )  # timed: signals are taken everywhere
                 rests = [future.result() for future in done]
                 pending |= {pool.submit(self._solve_chain, rest) for rest in rests if rest}
                 self.progress.waiting = len([rest for rest in rests if rest])
@@ -173,7 +193,8 @@ class Runner:
             now = time.monotonic()
             self._table_at = now + max(_TABLE_SECONDS, 20.0 * (now - began))
 
-    # ---- in a thread of the pool -------------------------------------------------------------------------------------
+    # ---- in a thread of the pool
+    # -------------------------------------------------------------------------------------
 
     def _solve_chain(self, chain: Chain) -> Chain:
         """Solve a chain; what is left of it where another process has its next cell."""
@@ -200,7 +221,11 @@ class Runner:
     def _given(self, cell: Cell) -> dict[str, object]:
         """The settings of a cell, with the end of the one before in a chain to start from."""
         before = self._before(cell)
-        return dict(cell.given) if before is None else {**cell.given, "start_from": str(self.folder.cell(before))}
+        return (
+            dict(cell.given)
+            if before is None
+            else {**cell.given, "start_from": str(self.folder.cell(before))}
+        )
 
     def _before(self, cell: Cell) -> Cell | None:
         if not cell.warm:
@@ -218,6 +243,10 @@ class Runner:
             elif not self._stopped.is_set():  # else it was ended by the user
                 self.progress.failed[cell.name] = reply["error"]
                 for other in rest:
-                    self.progress.failed[other.name] = f"it starts at the end of {cell.name}, which failed"
-                self.folder.note_error(f"{cell.name} ({cell.words}): {reply['error']}\n{reply.get('trace', '')}")
+                    self.progress.failed[other.name] = (
+                        f"it starts at the end of {cell.name}, which failed"
+                    )
+                self.folder.note_error(
+                    f"{cell.name} ({cell.words}): {reply['error']}\n{reply.get('trace', '')}"
+                )
             self.report(self.progress, cell)

@@ -1,7 +1,8 @@
-"""What a study says in a few rows: mean and spread over seeds of the best over starts, and slopes on logarithms.
+"""What a study says in a few rows: mean and spread over seeds of the best over starts, and slopes
+on logarithms.
 
-A row of the table is the best of its cell's starts. Cells that differ in their seed alone are a group: its mean and its
-standard deviation (with n - 1) are over them.
+A row of the table is the best of its cell's starts. Cells that differ in their seed alone are a
+group: its mean and its standard deviation (with n - 1) are over them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Group:
-    """Finished cells that differ in their seed alone: their place on the other axes, and their rows."""
+    """Finished cells that differ in their seed alone: their place on the other axes, and their
+    rows.
+    """
 
     place: dict[str, Any]
     rows: list[Row]
@@ -35,7 +38,9 @@ class Group:
         return [float(value) for value in values if isinstance(value, bool) or finite(value)]  # type: ignore[arg-type]
 
     def mean(self, column: str) -> tuple[float, float] | None:
-        """Mean and standard deviation over the seeds (0 of one); None where the column has no numbers."""
+        """Mean and standard deviation over the seeds (0 of one); None where the column has no
+        numbers.
+        """
         found = self.numbers(column)
         if not found:
             return None
@@ -47,8 +52,12 @@ def finished(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["outcome"] != UNFINISHED]
 
 
-def groups(rows: Sequence[Row], varied: Sequence[str], over: Sequence[str] = ("seed",)) -> list[Group]:
-    """The finished rows in groups of equal values of ``varied``, but for ``over``, in the order of the table."""
+def groups(
+    rows: Sequence[Row], varied: Sequence[str], over: Sequence[str] = ("seed",)
+) -> list[Group]:
+    """The finished rows in groups of equal values of ``varied``, but for ``over``, in the order of
+    the table.
+    """
     names = [name for name in varied if name not in over]
     found: dict[str, Group] = {}
     for row in finished(rows):
@@ -61,18 +70,26 @@ def check_column(rows: Sequence[Row], column: str) -> None:
     """Errors: InputError for a column that no finished cell has numbers in."""
     done = finished(rows)
     if not done:
-        raise InputError("study: no cell is finished, so there is nothing to show; run the study first")
+        raise InputError(
+            "study: no cell is finished, so there is nothing to show; run the study first"
+        )
     if not any(finite(row.get(column)) or isinstance(row.get(column), bool) for row in done):
         numeric = sorted({name for row in done for name, value in row.items() if finite(value)})
-        raise InputError(f"column: {column!r} has no numbers in this study; those that have are {', '.join(numeric)}")
+        raise InputError(
+            f"column: {column!r} has no numbers in this study; those that have are "
+            f"{', '.join(numeric)}"
+        )
 
 
-# ---- slopes ----------------------------------------------------------------------------------------------------------
+# ---- slopes
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Slope:
-    """d log y / d log x by least squares; ``low`` and ``high`` hold 95 % of the slopes of resampled seeds (None of one)."""
+    """d log y / d log x by least squares; ``low`` and ``high`` hold 95 % of the slopes of resampled
+    seeds (None of one).
+    """
 
     value: float
     low: float | None = None
@@ -80,13 +97,19 @@ class Slope:
 
     @property
     def words(self) -> str:
-        return f"{self.value:.3g}" if self.low is None else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return (
+            f"{self.value:.3g}"
+            if self.low is None
+            else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        )
 
 
 def slope(rows: Sequence[Row], column: str, against: str, seed: int = 0) -> Slope | None:
-    """The slope of log ``column`` on log ``against`` over all rows; None where fewer than two places have positive numbers.
+    """The slope of log ``column`` on log ``against`` over all rows; None where fewer than two
+    places have positive numbers.
 
-    The interval: all rows of a seed are drawn together, with replacement, a thousand times (a bootstrap over seeds).
+    The interval: all rows of a seed are drawn together, with replacement, a thousand times (a
+    bootstrap over seeds).
     """
     points: dict[Any, list[tuple[float, float]]] = {}
     for row in rows:
@@ -100,7 +123,10 @@ def slope(rows: Sequence[Row], column: str, against: str, seed: int = 0) -> Slop
     if len(curves) < 2:
         return Slope(value)
     random = np.random.default_rng(seed)
-    drawn = (_fit([curves[i] for i in random.integers(len(curves), size=len(curves))]) for _ in range(_RESAMPLES))
+    drawn = (
+        _fit([curves[i] for i in random.integers(len(curves), size=len(curves))])
+        for _ in range(_RESAMPLES)
+    )
     low, high = np.percentile([one for one in drawn if one is not None], [2.5, 97.5])
     return Slope(value, float(low), float(high))
 
@@ -112,4 +138,6 @@ def _fit(curves: Sequence[np.ndarray[Any, Any]]) -> float | None:
     if np.ptp(x) == 0:
         return None
     x = x - x.mean()
-    return float(np.sum(x * y) / np.sum(x * x))  # LAPACK's least squares start threads, a thousand times here
+    return float(
+        np.sum(x * y) / np.sum(x * x)
+    )  # LAPACK's least squares start threads, a thousand times here

@@ -1,12 +1,14 @@
 """The table of a study: a row a cell, with its settings, its results and where they were computed.
 
-Columns, in this order: cell; axes and derived values; the other settings that are not the default in some cell; results; every
-metric by its own name; the environment. A cell that is not finished has the outcome ``unfinished`` and no other result.
+Columns, in this order: cell; axes and derived values; the other settings that are not the default
+in some cell; results; every metric by its own name; the environment. A cell that is not finished
+has the outcome ``unfinished`` and no other result.
 ``symmetric``: of models with layers, whether the value is that of deep neural collapse.
-What theory says of the largest cosine stands beside it: ``simplex_level`` -1/(K-1), which is Welch's bound for K <= d + 1, and
-``welch_level`` sqrt((K-d)/(d(K-1))) beyond.
+What theory says of the largest cosine stands beside it: ``simplex_level`` -1/(K-1), which is
+Welch's bound for K <= d + 1, and ``welch_level`` sqrt((K-d)/(d(K-1))) beyond.
 
-table.csv is plain CSV with all digits; an absent number is an empty field. The Parquet file holds the same columns.
+table.csv is plain CSV with all digits; an absent number is an empty field. The Parquet file holds
+the same columns.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ Row = dict[str, Any]
 
 UNFINISHED = "unfinished"
 #: Columns that two runs of one study differ in.
-MEASURED = ("seconds", "seconds_per_evaluation", "peak_bytes", "peak_extra_bytes", "device_peak_bytes")
+MEASURED = (
+    "seconds",
+    "seconds_per_evaluation",
+    "peak_bytes",
+    "peak_extra_bytes",
+    "device_peak_bytes",
+)
 _ALWAYS = ("loss", "lambda_w", "lambda_h", "dtype", "seed")
 _PLAIN = ("value", "data_value", "outcome", "gradient_norm", "steps", "evaluations", "seconds")
 
@@ -37,10 +45,25 @@ def row_of(folder: StudyFolder, cell: Cell) -> Row:
     if summary is None:
         return {"cell": cell.name, **cell.columns, **cell.given, "outcome": UNFINISHED}
     config = RunDirectory.open(folder.cell(cell), "study").config
-    given = {name: config.get(name, row.default) for name, row in SETTINGS.items() if name not in ("preset", "start_from")}
-    changed = {name: value for name, value in given.items() if name in _ALWAYS or value != SETTINGS[name].default}
-    sizes = {"classes": summary["classes"] if "classes" in summary else config["classes"], "dim": config["dim"]}
-    settings = {**changed, **{name: cell.given[name] for name in cell.given if name != "start_from"}, **sizes}
+    given = {
+        name: config.get(name, row.default)
+        for name, row in SETTINGS.items()
+        if name not in ("preset", "start_from")
+    }
+    changed = {
+        name: value
+        for name, value in given.items()
+        if name in _ALWAYS or value != SETTINGS[name].default
+    }
+    sizes = {
+        "classes": summary["classes"] if "classes" in summary else config["classes"],
+        "dim": config["dim"],
+    }
+    settings = {
+        **changed,
+        **{name: cell.given[name] for name in cell.given if name != "start_from"},
+        **sizes,
+    }
     return {
         "cell": cell.name,
         **cell.columns,
@@ -54,7 +77,9 @@ def row_of(folder: StudyFolder, cell: Cell) -> Row:
 def _results(summary: Mapping[str, Any], layers: int) -> Row:
     from ufm_fast.theory.codes import simplex_level, welch_level
 
-    certificate, theory, structure = (summary.get(name) or {} for name in ("certificate", "theory", "structure"))
+    certificate, theory, structure = (
+        summary.get(name) or {} for name in ("certificate", "theory", "structure")
+    )
     starts = summary.get("restarts") or ()
     evaluations, seconds, best = summary["evaluations"], summary["seconds"], summary["value"]
     found: Row = {name: summary[name] for name in _PLAIN}
@@ -68,10 +93,17 @@ def _results(summary: Mapping[str, Any], layers: int) -> Row:
         "relative_gap": certificate.get("relative_gap"),
         "spectral_ratio": certificate.get("spectral_ratio"),
         "structure": structure.get("name"),
-        "symmetric": "deep neural collapse" in (structure.get("name") or "") if layers > 1 else None,
+        "symmetric": "deep neural collapse" in (structure.get("name") or "")
+        if layers > 1
+        else None,
         "starts": len(starts) or 1,
-        "starts_at_best": sum(abs(start["value"] - best) <= 1e-8 * abs(best) for start in starts) if starts else 1,
-        **{name: summary.get(name) for name in ("peak_bytes", "peak_extra_bytes", "device_peak_bytes", "backend", "method")},
+        "starts_at_best": sum(abs(start["value"] - best) <= 1e-8 * abs(best) for start in starts)
+        if starts
+        else 1,
+        **{
+            name: summary.get(name)
+            for name in ("peak_bytes", "peak_extra_bytes", "device_peak_bytes", "backend", "method")
+        },
     }
     if summary.get("classes", 0) > 1 and "dim" in summary:
         K, d = summary["classes"], summary["dim"]
@@ -110,7 +142,8 @@ class Table:
         return self._finished[cell.name]
 
     def write(self) -> list[Row]:
-        """Write table.csv, and table.parquet where that can be; the rows. Errors: WriteError, InputError for a damaged run.
+        """Write table.csv, and table.parquet where that can be; the rows. Errors: WriteError,
+        InputError for a damaged run.
 
         Under the folder's lock, so that no shard lays an older table over a newer one.
         """
@@ -123,11 +156,17 @@ class Table:
 
 
 def columns(rows: Sequence[Row], varied: Sequence[str]) -> list[str]:
-    """The names of all columns in the order of the table, whatever order the cells were solved in."""
+    """The names of all columns in the order of the table, whatever order the cells were solved
+    in.
+    """
     first = ["cell", *varied]
     settings = [name for name in SETTINGS if name not in first and any(name in row for row in rows)]
     rest = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
-    return [*first, *settings, *(name for name in rest if name not in first and name not in SETTINGS)]
+    return [
+        *first,
+        *settings,
+        *(name for name in rest if name not in first and name not in SETTINGS),
+    ]
 
 
 def csv_text(rows: Sequence[Row], names: Sequence[str]) -> str:

@@ -1,27 +1,31 @@
 """Processes that solve cells: a worker imports the library once, and forks itself for each cell.
 
-So a cell has a process of its own (one that dies, by a signal or for want of memory, takes nothing with it) and does not wait
-seconds for its imports. Where there is no fork a worker solves one cell and ends.
+So a cell has a process of its own (one that dies, by a signal or for want of memory, takes nothing
+with it) and does not wait seconds for its imports. Where there is no fork a worker solves one cell
+and ends.
 
     runner  --request, a line of JSON-->  worker  --fork-->  cell
     runner  <--reply, a line of JSON---   worker  <--pipe--  cell
 
-A request is {"path": run directory, "given": settings}. A reply has a ``state``: done, interrupted (saved), busy (another
-process has the cell), failed (``error`` in one line, ``trace``), unwritable (the disk, ``error``) or died (``error``).
+A request is {"path": run directory, "given": settings}. A reply has a ``state``: done, interrupted
+(saved), busy (another process has the cell), failed (``error`` in one line, ``trace``), unwritable
+(the disk, ``error``) or died (``error``).
 
-Signals: the worker is the leader of a process group and ignores those that stop a study; a cell in it saves and ends, as Ctrl-C
-makes any solve do. A cell that loses its worker, or a worker that loses its runner (a kill), ends at once, without saving more
-than a solve saves every ten seconds: a study that goes on must not find its cells still being solved by nobody's processes.
+Signals: the worker is the leader of a process group and ignores those that stop a study; a cell in
+it saves and ends, as Ctrl-C makes any solve do. A cell that loses its worker, or a worker that
+loses its runner (a kill), ends at once, without saving more than a solve saves every ten seconds: a
+study that goes on must not find its cells still being solved by nobody's processes.
 
-A broken cell goes on from its saved state, by the steps that are left of ``max_steps``. Two begin anew, so that the table is
-that of an undisturbed study: one that has taken less than ten seconds, and one of several restarts, of which a resume would
-begin no other. What a state does not hold (the pairs of L-BFGS, a momentum) is lost to a resume: it may take other steps to
-the same minimum.
+A broken cell goes on from its saved state, by the steps that are left of ``max_steps``. Two begin
+anew, so that the table is that of an undisturbed study: one that has taken less than ten seconds,
+and one of several restarts, of which a resume would begin no other. What a state does not hold (the
+pairs of L-BFGS, a momentum) is lost to a resume: it may take other steps to the same minimum.
 
 Decisions
 
-2026-11-30. No `multiprocessing`, whose forkserver does the same: it runs the caller's main module again in every child, so
-``study`` could not be called from a script without a guard. No pool of processes, in which a death breaks the pool.
+2026-11-30. No `multiprocessing`, whose forkserver does the same: it runs the caller's main module
+again in every child, so ``study`` could not be called from a script without a guard. No pool of
+processes, in which a death breaks the pool.
 """
 
 from __future__ import annotations
@@ -51,13 +55,18 @@ Reply = dict[str, Any]
 #: The command of a worker.
 COMMAND = (sys.executable, "-m", "ufm_fast.studies.worker")
 #: What a scheduler, a terminal and Ctrl-C stop a study with.
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)
+)
 #: A cell that was solved for less begins anew.
 ANEW_SECONDS = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
-# ---- the runner's end ------------------------------------------------------------------------------------------------
+# ---- the runner's end
+# ------------------------------------------------------------------------------------------------
 
 
 class Worker:
@@ -66,9 +75,15 @@ class Worker:
     def __init__(self, threads: int) -> None:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         # A file of the user's folder must not pass for a module (Python 3.11 and later).
-        self._environment = {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONSAFEPATH": "1"}
+        self._environment = {
+            **os.environ,
+            **dict.fromkeys(names, str(threads)),
+            "PYTHONSAFEPATH": "1",
+        }
         here = str(Path(__file__).parents[2])  # a checkout that only the caller's sys.path has
-        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        self._environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [here, os.environ.get("PYTHONPATH")])
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def solve(self, path: Path, given: Mapping[str, Any]) -> Reply:
@@ -129,7 +144,8 @@ def _cause(code: int) -> str:
     return f"{name}, as where memory runs out" if name == "SIGKILL" else name
 
 
-# ---- the worker's end ------------------------------------------------------------------------------------------------
+# ---- the worker's end
+# ------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -172,7 +188,10 @@ def _in_fork(request: Mapping[str, Any]) -> Reply:
     with suppress(ValueError):
         reply: Reply = json.loads(text)
         return reply
-    return {"state": "died", "error": f"its process ended ({_cause(os.waitstatus_to_exitcode(status))})"}
+    return {
+        "state": "died",
+        "error": f"its process ended ({_cause(os.waitstatus_to_exitcode(status))})",
+    }
 
 
 def _as_cell(request: Mapping[str, Any], writing: int, watched: int) -> None:
@@ -201,7 +220,8 @@ def _end_with(*pipes: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# ---- a cell ----------------------------------------------------------------------------------------------------------
+# ---- a cell
+# ----------------------------------------------------------------------------------------------------------
 
 
 def solve_cell(path: Path, given: Mapping[str, Any]) -> Reply:
@@ -212,7 +232,13 @@ def solve_cell(path: Path, given: Mapping[str, Any]) -> Reply:
         return {"state": "interrupted"}
     except BaseException as error:
         ours = isinstance(error, InputError)
-        state = "unwritable" if _of_disk(error) else "busy" if ours and "another process" in str(error) else "failed"
+        state = (
+            "unwritable"
+            if _of_disk(error)
+            else "busy"
+            if ours and "another process" in str(error)
+            else "failed"
+        )
         trace = "" if ours else traceback.format_exc()
         kind = "" if ours else f"{type(error).__name__}: "
         return {"state": state, "error": kind + first_line(error), "trace": trace}  # type: ignore[arg-type]
@@ -233,7 +259,10 @@ def _listen() -> None:
 def _of_disk(error: BaseException) -> bool:
     """Whether the disk, not the cell, is what failed: then no other cell can be saved either."""
     causes = (error, error.__cause__)
-    return any(isinstance(cause, WriteError) or (isinstance(cause, OSError) and cause.errno in _FULL) for cause in causes)
+    return any(
+        isinstance(cause, WriteError) or (isinstance(cause, OSError) and cause.errno in _FULL)
+        for cause in causes
+    )
 
 
 def _solve(path: Path, given: Mapping[str, Any]) -> str:
@@ -277,7 +306,11 @@ def _begins_anew(run: Any) -> bool:
     from ufm_fast.runs.grouped import saved_data
     from ufm_fast.runs.state import load_state
 
-    if not run.state_file.exists() or run.config.get("restarts", 1) > 1 or saved_data(run) is not None:
+    if (
+        not run.state_file.exists()
+        or run.config.get("restarts", 1) > 1
+        or saved_data(run) is not None
+    ):
         return True
     return load_state(run)[1].seconds < ANEW_SECONDS
 

@@ -3,7 +3,12 @@
 from ufm_fast.theory.arguments import NO_BIAS
 from ufm_fast.theory.forms import FORMS, ClosedForm, closed_form
 from ufm_fast.theory.frames import simplex_frame
-from ufm_fast.theory.imbalanced import collapsed_ce, seli_distance, seli_logit_distance, seli_spectrum
+from ufm_fast.theory.imbalanced import (
+    collapsed_ce,
+    seli_distance,
+    seli_logit_distance,
+    seli_spectrum,
+)
 from ufm_fast.theory.multilabel import PickAllMinimum, pick_all_minimum
 from ufm_fast.theory.softmax import (
     angular_ce_minimum,

@@ -1,4 +1,6 @@
-"""Checks of the plain numbers that the closed forms take; an error names argument, value and what is allowed."""
+"""Checks of the plain numbers that the closed forms take; an error names argument, value and what
+is allowed.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,14 @@ def check_counts(counts: Sequence[int] | Tensor) -> Tensor:
     """Samples per class as a float64 vector: at least two classes, at least one sample."""
     values = torch.as_tensor(counts).detach().to("cpu", torch.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise InputError(f"counts of shape {tuple(values.shape)}: expected one number for each of K >= 2 classes")
+        raise InputError(
+            f"counts of shape {tuple(values.shape)}: expected one number for each of K >= 2 classes"
+        )
     whole = bool(torch.isfinite(values).all()) and bool((values == values.round()).all())
     if not whole or float(values.min()) < 0 or float(values.max()) < 1:
-        raise InputError(f"counts={values.tolist()[:10]}: expected integers >= 0, at least one of them positive")
+        raise InputError(
+            f"counts={values.tolist()[:10]}: expected integers >= 0, at least one of them positive"
+        )
     return values
 
 
@@ -61,4 +67,6 @@ def nuclear_coefficient(lambda_w: float, lambda_h: float) -> float:
     min over W H' = Z of lambda_W/2 |W|^2 + lambda_H/2 |H|^2 equals mu |Z|_* when d >= rank Z.
     """
     # Two roots, not the root of the product, which underflows for penalties below 1e-154.
-    return math.sqrt(check_positive("lambda_w", lambda_w)) * math.sqrt(check_positive("lambda_h", lambda_h))
+    return math.sqrt(check_positive("lambda_w", lambda_w)) * math.sqrt(
+        check_positive("lambda_h", lambda_h)
+    )

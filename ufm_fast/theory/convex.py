@@ -1,4 +1,6 @@
-"""Small convex problems solved to rounding: the finite-dimensional oracles that symmetry leaves of a softmax UFM."""
+"""Small convex problems solved to rounding: the finite-dimensional oracles that symmetry leaves of
+a softmax UFM.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-#: Nats, beside its own size, that a Newton step may move a logit gap by: beyond, its curvature says nothing.
+#: Nats, beside its own size, that a Newton step may move a logit gap by: beyond, its curvature says
+#: nothing.
 LARGEST_GAP_CHANGE = 4.0
 
 
@@ -22,10 +25,11 @@ class GapProblem:
     """min over v of  sum_i w_i [log1p(sum_j m_ij exp(-(L_i v)_j)) + e sum_j m_ij (L_i v)_j]
                       + c.|v| + 1/2 v'diag(q)v + mu |diag(r) v|.
 
-    weights w (I,), multiplicity m (I, J), gaps L (I, J, n), price c (n,), quadratic q (n,), norm r (n,); e =
-    `smoothing` / K. The first sum is the data term: row i is a kind of sample, with m_ij competitors at a
-    logit gap (L_i v)_j below the target. The prices are those of singular values, which `minimise` finds
-    positive; the last term is the nuclear norm of the direction that the variables with r > 0 share.
+    weights w (I,), multiplicity m (I, J), gaps L (I, J, n), price c (n,), quadratic q (n,), norm r
+    (n,); e = `smoothing` / K. The first sum is the data term: row i is a kind of sample, with m_ij
+    competitors at a logit gap (L_i v)_j below the target. The prices are those of singular values,
+    which `minimise` finds positive; the last term is the nuclear norm of the direction that the
+    variables with r > 0 share.
     """
 
     weights: Array
@@ -49,15 +53,23 @@ class GapProblem:
             mass = self.multiplicity * np.exp(-(self.gaps @ v))
             total = 1 + mass.sum(1)
             p = mass / total[:, None]
-            value = self.weights @ np.log1p(mass.sum(1)) + self.linear @ v + 0.5 * self.quadratic @ (v * v)
+            value = (
+                self.weights @ np.log1p(mass.sum(1))
+                + self.linear @ v
+                + 0.5 * self.quadratic @ (v * v)
+            )
         pulls = np.einsum("ij,ijn->in", p, self.gaps)
         gradient = -self.weights @ pulls + self.linear + self.quadratic * v
         second = np.einsum("i,ij,ijm,ijn->mn", self.weights, p, self.gaps, self.gaps)
-        hessian = second - np.einsum("i,im,in->mn", self.weights, pulls, pulls) + np.diag(self.quadratic)
+        hessian = (
+            second - np.einsum("i,im,in->mn", self.weights, pulls, pulls) + np.diag(self.quadratic)
+        )
         return float(value), gradient, hessian
 
     def __call__(self, v: Array) -> tuple[float, Array, Array]:
-        """Value, gradient and Hessian of the whole; the norm's derivatives are left out where it is zero."""
+        """Value, gradient and Hessian of the whole; the norm's derivatives are left out where it is
+        zero.
+        """
         value, gradient, hessian = self.smooth(v)
         weighted = self.norm * self.norm * v
         length = float(np.linalg.norm(self.norm * v))
@@ -71,9 +83,9 @@ class GapProblem:
     def minimise(self, free: NDArray[np.bool_]) -> Array:
         """The minimiser, with the variables outside `free` held at zero.
 
-        The norm has a kink at zero, and whether the minimum sits on it is decided first, by the dual norm of the
-        gradient there (exact, as the problem is convex). Off the kink everything is smooth and Newton's method ends
-        at rounding level.
+        The norm has a kink at zero, and whether the minimum sits on it is decided first, by the
+        dual norm of the gradient there (exact, as the problem is convex). Off the kink everything
+        is smooth and Newton's method ends at rounding level.
         """
         shared = free & (self.norm > 0)
         v = self._newton(np.zeros_like(self.linear), free & ~shared)
@@ -90,12 +102,14 @@ class GapProblem:
     def lower_bound(self, v: Array) -> float:
         """A value that no v goes below, by duality, from the probabilities p at v.
 
-        Competitor j of row i has the dual mass q_ij = e m_ij + theta (p_ij - e m_ij), the target the rest:
+        Competitor j of row i has the dual mass q_ij = e m_ij + theta (p_ij - e m_ij), the target
+        the rest:
 
-            f >= sum_i w_i [Entropy(q_i) + sum_j q_ij log m_ij] - theta^2 sum_n a_n^2 / (2 quadratic_n)
+            f >= sum_i w_i [Entropy(q_i) + sum_j q_ij log m_ij] - theta^2 sum_n a_n^2 / (2
+            quadratic_n)
 
-        for the pull a_n = sum_ij w_i (p_ij - e m_ij) L_ijn, as long as theta |a_n| <= c_n and theta |a_n / r_n| <=
-        mu together. A free bias, which costs nothing, must not be pulled: the stronger side gives way.
+        for the pull a_n = sum_ij w_i (p_ij - e m_ij) L_ijn, as long as theta |a_n| <= c_n and theta
+        |a_n / r_n| <= mu together. A free bias, which costs nothing, must not be pulled: the stronger side gives way.
         """
         with np.errstate(over="ignore"):
             mass = self.multiplicity * np.exp(-(self.gaps @ v))
@@ -111,7 +125,9 @@ class GapProblem:
         return float(self.weights @ _entropy(q, self.multiplicity)) - theta**2 * cost
 
     def _balanced(self, moved: Array, gaps: Array) -> Array:
-        """`moved` with the mass on the side that pulls more scaled down until sum_ij w_i moved_ij gaps_ij = 0."""
+        """`moved` with the mass on the side that pulls more scaled down until sum_ij w_i moved_ij
+        gaps_ij = 0.
+        """
         forces = self.weights[:, None] * moved * gaps
         ahead, behind = float(forces[gaps > 0].sum()), -float(forces[gaps < 0].sum())
         level = math.copysign(min(abs(ahead), abs(behind)), ahead) if ahead * behind > 0 else 0.0
@@ -120,7 +136,9 @@ class GapProblem:
         return scaled
 
     def _leave_kink(self, v: Array, direction: Array) -> Array:
-        """A point of lower value along `direction`, so that a monotone method never meets the kink again."""
+        """A point of lower value along `direction`, so that a monotone method never meets the kink
+        again.
+        """
         start = self(v)[0]
         step = LARGEST_GAP_CHANGE / max(float(np.abs(self.gaps @ direction).max()), 1e-300)
         for _ in range(200):
@@ -130,7 +148,9 @@ class GapProblem:
         return v  # the descent is below rounding: the kink is the minimum to working precision
 
     def _newton(self, v: Array, free: NDArray[np.bool_]) -> Array:
-        """Damped Newton on the free variables; the last steps go by the gradient, which the value cannot resolve."""
+        """Damped Newton on the free variables; the last steps go by the gradient, which the value
+        cannot resolve.
+        """
         if not free.any():
             return v
         block = np.ix_(free, free)
@@ -149,7 +169,9 @@ class GapProblem:
                 if endgame or new_value <= value - 1e-4 * length * decrement:
                     break
                 length /= 2
-            before, after = (float(np.linalg.norm(scale * g[free])) for g in (gradient, new_gradient))
+            before, after = (
+                float(np.linalg.norm(scale * g[free])) for g in (gradient, new_gradient)
+            )
             if endgame and not after < before:
                 return v
             v = v + length * step
@@ -158,7 +180,9 @@ class GapProblem:
 
 
 def _entropy(q: Array, multiplicity: Array) -> Array:
-    """Entropy of (1 - sum_j q_ij, q_i) plus sum_j q_ij log m_ij, for each row i; all digits as q -> 0."""
+    """Entropy of (1 - sum_j q_ij, q_i) plus sum_j q_ij log m_ij, for each row i; all digits as q ->
+    0.
+    """
     rest = np.minimum(q.sum(1), 1.0)
     target = np.where(rest < 1, -(1 - rest) * np.log1p(-np.minimum(rest, 1 - 1e-16)), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -180,7 +204,9 @@ def bisect(decreasing: Callable[[float], float], low: float, high: float) -> flo
 
 
 def golden_section(function: Callable[[float], float], low: float, high: float) -> float:
-    """The minimiser in [low, high] of a unimodal function, to the square root of rounding (its value: to rounding)."""
+    """The minimiser in [low, high] of a unimodal function, to the square root of rounding (its
+    value: to rounding).
+    """
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     for _ in range(120):

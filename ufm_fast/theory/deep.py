@@ -1,23 +1,27 @@
 """Minima with layers: P = M + 1 factors (W, the hidden layers, H), linear between them or ReLU.
 
-The least penalty of factors whose product has the singular values s_i (weighted by the square roots of the
-counts) is (P/2) mu sum_i s_i^(2/P), mu the geometric mean of their lambdas. So what is left is a problem in
-singular values, and for the squared error one of numbers: the profile of each singular value of the targets,
+The least penalty of factors whose product has the singular values s_i (weighted by the square roots
+of the counts) is (P/2) mu sum_i s_i^(2/P), mu the geometric mean of their lambdas. So what is left
+is a problem in singular values, and for the squared error one of numbers: the profile of each
+singular value of the targets,
 
     g(t) = min over s >= 0 of (s - t)^2 / 2N + (P/2) mu s^(2/P)                                    (`profile`)
 
-- linear, no bias: the targets have sqrt(n_k); f* = sum of g over the d largest and t^2/2N of the others, d the
+- linear, no bias: the targets have sqrt(n_k); f* = sum of g over the d largest and t^2/2N of the
+others, d the
   least width (arXiv 2202.08087 for M = 2, 2301.00437; any counts and widths);
-- linear, free bias: b = n/N, and t^2 the eigenvalues of diag(n) - n n'/N, for no bias has smaller singular
+- linear, free bias: b = n/N, and t^2 the eigenvalues of diag(n) - n n'/N, for no bias has smaller
+singular
   values and g increases (our derivation; for one layer too);
-- cross-entropy: feasible points only, whose logits are a code's (`deep_code_value`); deep neural collapse is the
-  simplex's. None is proved to be the minimum, and which is lowest depends on depth (arXiv 2410.23169: not the
-  simplex's, from K = 4 on with M >= 3 and from K = 6 on with M = 2).
+- cross-entropy: feasible points only, whose logits are a code's (`deep_code_value`); deep neural
+collapse is the
+  simplex's. None is proved to be the minimum, and which is lowest depends on depth (arXiv
+  2410.23169: not the simplex's, from K = 4 on with M >= 3 and from K = 6 on with M = 2).
 
-With a ReLU the orthogonal frame of the squared error without a bias is non-negative, so its value is
-feasible; for M >= 4 it is not the least (arXiv 2405.14468). For any depth and activation the penalty is at
-least (P/2) mu |Z D^1/2|_*^(2/P), and the chord of that turns the one-layer duals into bounds (`chord`).
-P = 2 is the model with one layer.
+With a ReLU the orthogonal frame of the squared error without a bias is non-negative, so its value
+is feasible; for M >= 4 it is not the least (arXiv 2405.14468). For any depth and activation the
+penalty is at least (P/2) mu |Z D^1/2|_*^(2/P), and the chord of that turns the one-layer duals into
+bounds (`chord`). P = 2 is the model with one layer.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ from ufm_fast.theory.squared_error import BiasedSpectrum
 
 
 def profile(targets: Array, samples: float, mu: float, factors: int) -> tuple[Array, Array]:
-    """(s, g): the best singular value for each of the targets', and its cost; s = 0 where none beats t^2/2N.
+    """(s, g): the best singular value for each of the targets', and its cost; s = 0 where none
+    beats t^2/2N.
 
     s is the larger root of t = s + N mu s^(2/P - 1), by Newton's method from t, which falls to it.
     """
@@ -67,8 +72,8 @@ def profile(targets: Array, samples: float, mu: float, factors: int) -> tuple[Ar
 class LayeredMinimum:
     """`value`; the singular values `sigma` (r,) of the weighted logits; `bias`: (K,) or None.
 
-    `vectors` makes their vectors when a minimiser is asked for, K x r orthonormal: those of the classifier, and
-    those of the class means times sqrt(n_k).
+    `vectors` makes their vectors when a minimiser is asked for, K x r orthonormal: those of the
+    classifier, and those of the class means times sqrt(n_k).
     """
 
     value: float
@@ -76,7 +81,9 @@ class LayeredMinimum:
     bias: Tensor | None
     vectors: Callable[[], tuple[Tensor, Tensor]]
 
-    def factors(self, counts: Tensor, widths: Sequence[int], penalties: Sequence[float]) -> list[Tensor]:
+    def factors(
+        self, counts: Tensor, widths: Sequence[int], penalties: Sequence[float]
+    ) -> list[Tensor]:
         """W (K x d_(M-1)), the class means (K x d_0, zero where a class is empty), W_1 .. W_(M-1).
 
         ``widths``: d_0 .. d_(M-1). ``penalties``: lambda_w, lambda_h, those of W_1 .. W_(M-1).
@@ -100,9 +107,11 @@ class LayeredMinimum:
 def layered_mse(
     counts: Sequence[int] | Tensor, width: int, mu: float, factors: int, *, free_bias: bool = False
 ) -> LayeredMinimum:
-    """Minimum of the squared error with linear layers of least width ``width``, without a bias or with a free one.
+    """Minimum of the squared error with linear layers of least width ``width``, without a bias or
+    with a free one.
 
-    ``factors``: P = layers + 1; ``mu``: the geometric mean of their penalties. Source: the module's docstring.
+    ``factors``: P = layers + 1; ``mu``: the geometric mean of their penalties. Source: the module's
+    docstring.
     """
     n = check_counts(counts)
     check_integer("factors", factors, 2)
@@ -134,8 +143,9 @@ def _plain(n: Tensor) -> tuple[Array, Vectors]:
 
 
 def _centred(n: Tensor) -> tuple[Array, Vectors]:
-    """Singular values of (I - n 1'/N) diag(sqrt(n_k)): sqrt(n_g) on zero-sum vectors of groups of equal counts, and a
-    few of the vectors that are constant on groups. Empty classes take part in nothing.
+    """Singular values of (I - n 1'/N) diag(sqrt(n_k)): sqrt(n_g) on zero-sum vectors of groups of
+    equal counts, and a few of the vectors that are constant on groups. Empty classes take part in
+    nothing.
     """
     values, group, sizes = torch.unique(n, return_inverse=True, return_counts=True)
     first = int(values[0] == 0)
@@ -150,24 +160,30 @@ def _centred(n: Tensor) -> tuple[Array, Vectors]:
         left = torch.zeros(len(n), len(chosen), dtype=torch.float64)
         right = torch.zeros_like(left)
         common = np.flatnonzero(chosen >= len(owner))
-        whose = np.where(chosen < len(owner), np.append(owner, -1)[np.minimum(chosen, len(owner))], -1)
+        whose = np.where(
+            chosen < len(owner), np.append(owner, -1)[np.minimum(chosen, len(owner))], -1
+        )
         for g, rows in enumerate(members):
             columns = torch.from_numpy(np.flatnonzero(whose == g))
             left[rows[:, None], columns] = simplex_frame(len(rows), len(columns))[:, : len(columns)]
             right[rows[:, None], columns] = left[rows[:, None], columns]
             for part, of_groups in ((left, found.left), (right, found.right)):
-                unit = torch.from_numpy(of_groups[g, chosen[common] - len(owner)]) / math.sqrt(len(rows))
+                unit = torch.from_numpy(of_groups[g, chosen[common] - len(owner)]) / math.sqrt(
+                    len(rows)
+                )
                 part[rows[:, None], torch.from_numpy(common)] = unit.expand(len(rows), -1)
         return left, right
 
     return np.concatenate([inside, shared]), vectors
 
 
-# ---- cross-entropy: codes ------------------------------------------------------------------------------------------------
+# ---- cross-entropy: codes
+# ------------------------------------------------------------------------------------------------
 
 
 def deep_code_value(code: Code, per_class: int, mu: float, factors: int) -> float:
-    """Cross-entropy of the best logits a <u_k, u_l> of a code with linear layers of width >= r; balanced, no bias needed.
+    """Cross-entropy of the best logits a <u_k, u_l> of a code with linear layers of width >= r;
+    balanced, no bias needed.
 
     min over a >= 0 of log(1 + sum_j m_j exp(-a (1 - c_j))) + (P/2) mu r (a sqrt(n) K/r)^(2/P)
     """
@@ -177,22 +193,32 @@ def deep_code_value(code: Code, per_class: int, mu: float, factors: int) -> floa
     scale = math.sqrt(check_integer("per_class", per_class, 1)) * K / r
 
     def value(a: float) -> float:
-        return math.log1p(float(numbers @ np.exp(-a * gaps))) + factors / 2 * mu * r * math.pow(a * scale, 2.0 / factors)
+        return math.log1p(float(numbers @ np.exp(-a * gaps))) + factors / 2 * mu * r * math.pow(
+            a * scale, 2.0 / factors
+        )
 
     return _least(value)
 
 
 def ce_bound(classes: int, per_class: int, mu: float, factors: int) -> float:
-    """Lower bound for balanced cross-entropy without a bias, any depth and activation: the penalty of |Z D^1/2|_* alone.
+    """Lower bound for balanced cross-entropy without a bias, any depth and activation: the penalty
+    of |Z D^1/2|_* alone.
 
     min over a >= 0 of log(1 + (K-1) exp(-a)) + (P/2) mu ((K-1) sqrt(n) a)^(2/P)
     """
     scale = (classes - 1) * math.sqrt(per_class)
-    return _least(lambda a: math.log1p((classes - 1) * math.exp(-a)) + factors / 2 * mu * math.pow(scale * a, 2.0 / factors))
+    return _least(
+        lambda a: (
+            math.log1p((classes - 1) * math.exp(-a))
+            + factors / 2 * mu * math.pow(scale * a, 2.0 / factors)
+        )
+    )
 
 
 def mse_bound(classes: int, per_class: int, mu: float, factors: int) -> float:
-    """The same for the balanced squared error: min over s in [0, 1] of (1 - s)^2/2 + (P/2) mu (K sqrt(n) s)^(2/P)."""
+    """The same for the balanced squared error: min over s in [0, 1] of (1 - s)^2/2 + (P/2) mu (K
+    sqrt(n) s)^(2/P).
+    """
     scale = classes * math.sqrt(per_class)
     cost = factors / 2 * mu * scale ** (2.0 / factors)
     # In s^(1/P) = x the cost is cost x^2: a profile of t = 1 and one sample with price 2 cost / P.
@@ -200,10 +226,12 @@ def mse_bound(classes: int, per_class: int, mu: float, factors: int) -> float:
 
 
 def chord(value: float, mu: float, factors: int) -> float:
-    """nu with (P/2) mu x^(2/P) >= nu x for all x that a penalty of at most ``value`` allows: x <= (2 value / P mu)^(P/2).
+    """nu with (P/2) mu x^(2/P) >= nu x for all x that a penalty of at most ``value`` allows: x <=
+    (2 value / P mu)^(P/2).
 
-    The penalty is at least (P/2) mu |Z D^1/2|_*^(2/P), whatever depth and activation, and concave: with nu in the place of
-    the one-layer mu every dual bound of one layer bounds the minimum with layers.
+    The penalty is at least (P/2) mu |Z D^1/2|_*^(2/P), whatever depth and activation, and concave:
+    with nu in the place of the one-layer mu every dual bound of one layer bounds the minimum with
+    layers.
     """
     c = factors / 2 * mu
     return c * math.pow(value / c, 1.0 - factors / 2.0)

@@ -1,7 +1,9 @@
-"""The focal loss as a function phi(u) of the logarithm u of the off-target mass, and its conjugate on a half-line.
+"""The focal loss as a function phi(u) of the logarithm u of the off-target mass, and its conjugate
+on a half-line.
 
-phi(u) = p^gamma l with p = sigmoid(u), l = softplus(u). Its slope phi' rises from 0 to one peak above 1 and falls to 1
-beyond it, so phi is convex up to the peak and concave from there on. (Our derivation; the loss: arXiv 1708.02002.)
+phi(u) = p^gamma l with p = sigmoid(u), l = softplus(u). Its slope phi' rises from 0 to one peak
+above 1 and falls to 1 beyond it, so phi is convex up to the peak and concave from there on. (Our
+derivation; the loss: arXiv 1708.02002.)
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class Rise:
         self.loss = loss
         grid = torch.arange(_LOWEST, 40.0, _CELL, dtype=torch.float64)
         values = slope(loss, grid)
-        reached = torch.nonzero(values >= level).reshape(-1) if level is not None else values.argmax().reshape(1)
+        reached = (
+            torch.nonzero(values >= level).reshape(-1)
+            if level is not None
+            else values.argmax().reshape(1)
+        )
         last = int(reached[0]) if reached.numel() else grid.numel() - 1
         self.grid, self.logs = grid[: last + 1], values[: last + 1].log()
         self.end = float(grid[last])
@@ -48,7 +54,8 @@ class Rise:
     def invert(self, wanted: Tensor) -> Tensor:
         """u with phi'(u) = ``wanted`` > 0, or the end where that is not reached.
 
-        A table and Newton steps that may not leave its cell; the conjugate's error is second order in that of u.
+        A table and Newton steps that may not leave its cell; the conjugate's error is second order
+        in that of u.
         """
         self.grid, self.logs = self.grid.to(wanted.device), self.logs.to(wanted.device)
         target = wanted.log()
@@ -63,7 +70,8 @@ class Rise:
         return torch.where(share < 0.0, (target - math.log(order)) / order, u)
 
     def below(self, pull: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """phi(u) + ``pull`` (end - u) where phi' = ``pull`` rising if that comes before ``end``, and at the end, elementwise.
+        """phi(u) + ``pull`` (end - u) where phi' = ``pull`` rising if that comes before ``end``,
+        and at the end, elementwise.
 
         The lower of the two is the minimum over u <= ``end``.
         """

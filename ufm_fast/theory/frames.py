@@ -1,9 +1,10 @@
 """Minimisers as points: classifier and class means built from the spectrum of their logits.
 
-With balanced variables A (a row per class mean) and B (K x d), the class means are (lambda_W/lambda_H)^(1/4)
-A_k/sqrt(n_k), the classifier is (lambda_H/lambda_W)^(1/4) B, and a minimiser has B A' = the weighted logits with
-A'A = B'B: a singular value decomposition L diag(sigma) R' gives B = L sqrt(sigma), A = R sqrt(sigma).
-Nothing here is K x K unless d >= K-1, and nothing costs more than O(K d^2).
+With balanced variables A (a row per class mean) and B (K x d), the class means are
+(lambda_W/lambda_H)^(1/4) A_k/sqrt(n_k), the classifier is (lambda_H/lambda_W)^(1/4) B, and a
+minimiser has B A' = the weighted logits with A'A = B'B: a singular value decomposition L
+diag(sigma) R' gives B = L sqrt(sigma), A = R sqrt(sigma). Nothing here is K x K unless d >= K-1,
+and nothing costs more than O(K d^2).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def simplex_frame(classes: int, dim: int) -> Tensor:
     frame = torch.zeros(classes, dim, dtype=torch.float64)
     if columns == 0:
         return frame
-    # The reflection that carries the last axis to 1/sqrt(K): its other columns span the complement of 1.
+    # The reflection that carries the last axis to 1/sqrt(K): its other columns span the complement
+    # of 1.
     mirror = torch.full((classes,), -1 / math.sqrt(classes), dtype=torch.float64)
     mirror[-1] += 1
     frame[:, :columns] = (mirror / (math.sqrt(classes) - 1))[:, None]
@@ -62,10 +64,12 @@ class Logits:
 
 @dataclass(frozen=True, eq=False)
 class GroupedLogits(Logits):
-    """Weighted logits of classes that come in groups of equal counts (G groups, in ascending order of count).
+    """Weighted logits of classes that come in groups of equal counts (G groups, in ascending order
+    of count).
 
-    `within`: the singular value of each group's zero-sum vectors; `shared`: r more singular values, whose vectors
-    `left` and `right` (G x r) are coefficients on the groups' unit vectors; `bias`: one number a group, or None.
+    `within`: the singular value of each group's zero-sum vectors; `shared`: r more singular values,
+    whose vectors `left` and `right` (G x r) are coefficients on the groups' unit vectors; `bias`:
+    one number a group, or None.
     """
 
     dim: int
@@ -100,7 +104,9 @@ class GroupedLogits(Logits):
 
 @dataclass(frozen=True, eq=False)
 class OrthogonalFrame(Logits):
-    """Weighted logits `sigma[j]` at the classes `kept[j]` and zero elsewhere: an axis for each class that is kept."""
+    """Weighted logits `sigma[j]` at the classes `kept[j]` and zero elsewhere: an axis for each
+    class that is kept.
+    """
 
     dim: int
     counts: Tensor
@@ -118,7 +124,9 @@ class OrthogonalFrame(Logits):
 
 @dataclass(frozen=True, eq=False)
 class TagAverages(Logits):
-    """Logits slopes[m] (1_S - m/K) of a label set S of size m, in compressed rows; `sigma`: their singular value."""
+    """Logits slopes[m] (1_S - m/K) of a label set S of size m, in compressed rows; `sigma`: their
+    singular value.
+    """
 
     classes: int
     dim: int
@@ -145,7 +153,9 @@ class TagAverages(Logits):
 
 @dataclass(frozen=True, eq=False)
 class RowsOfClasses(Logits):
-    """A row of features for each target set of one label, taken from the class means of `logits`."""
+    """A row of features for each target set of one label, taken from the class means of
+    `logits`.
+    """
 
     logits: Logits
     classes: Tensor
@@ -157,7 +167,9 @@ class RowsOfClasses(Logits):
 
 @dataclass(frozen=True, eq=False)
 class UnitSimplex(Logits):
-    """W a simplex of unit rows; each class mean along its row, tilted out of their span until the logit gap is ``gap``."""
+    """W a simplex of unit rows; each class mean along its row, tilted out of their span until the
+    logit gap is ``gap``.
+    """
 
     classes: int
     dim: int

@@ -1,4 +1,6 @@
-"""Cross-entropy with any class counts, where theory still reaches: the collapsed solution, the limit of no penalty."""
+"""Cross-entropy with any class counts, where theory still reaches: the collapsed solution, the
+limit of no penalty.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ from ufm_fast.theory.convex import Array
 def collapsed_ce(
     counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float, lambda_b: float = NO_BIAS
 ) -> tuple[float, Tensor | None] | None:
-    """(minimum, bias) where W = H = 0 is the minimiser of cross-entropy, None where it is not. Any counts, any d.
+    """(minimum, bias) where W = H = 0 is the minimiser of cross-entropy, None where it is not. Any
+    counts, any d.
 
-    Zero logits are optimal iff mu >= |G|_op, G the K x K matrix of columns sqrt(n_k)/N (p - e_k) with p the softmax of
-    the bias alone: p = 1/K without a bias, n/N with a free one (which needs samples in every class), and the root of
-    p_k - n_k/N + lambda_b b_k = 0 with a penalised one (None where it is not found to 1e-10). Our derivation.
+    Zero logits are optimal iff mu >= |G|_op, G the K x K matrix of columns sqrt(n_k)/N (p - e_k)
+    with p the softmax of the bias alone: p = 1/K without a bias, n/N with a free one (which needs
+    samples in every class), and the root of p_k - n_k/N + lambda_b b_k = 0 with a penalised one
+    (None where it is not found to 1e-10). Our derivation.
     """
-    values, group, sizes = torch.unique(check_counts(counts), return_inverse=True, return_counts=True)
+    values, group, sizes = torch.unique(
+        check_counts(counts), return_inverse=True, return_counts=True
+    )
     n, size = values.numpy(), sizes.to(torch.float64).numpy()
     total = float(n @ size)
     check_bias_penalty(lambda_b)
@@ -30,11 +36,17 @@ def collapsed_ce(
         return None
     p, bias = _bias_alone(n / total, size, lambda_b)
     mu = nuclear_coefficient(lambda_w, lambda_h)
-    inside = float(np.sqrt(n[size > 1]).max(initial=0.0)) / total  # G on zero-sum vectors of each group
+    inside = (
+        float(np.sqrt(n[size > 1]).max(initial=0.0)) / total
+    )  # G on zero-sum vectors of each group
     if mu < inside or mu < _shared_norm(np.sqrt(n), np.sqrt(size), p) / total:
         return None
-    value = float((size * n / total) @ -np.log(p)) + (0.0 if bias is None else _ridge(lambda_b, size, bias))
-    if bias is not None and lambda_b > 0:  # found by iteration: by strong convexity no further above than this
+    value = float((size * n / total) @ -np.log(p)) + (
+        0.0 if bias is None else _ridge(lambda_b, size, bias)
+    )
+    if (
+        bias is not None and lambda_b > 0
+    ):  # found by iteration: by strong convexity no further above than this
         rest = p - n / total + lambda_b * bias
         if float(size @ (rest * rest)) / (2 * lambda_b) > 1e-10 * value:
             return None
@@ -51,7 +63,9 @@ def _ridge(lambda_b: float, size: Array, bias: Array) -> float:
 
 
 def _bias_alone(share: Array, size: Array, lambda_b: float) -> tuple[Array, Array | None]:
-    """Probabilities and bias, a number a group, that minimise sum_k share_k (lse(b) - b_k) + lambda_b/2 |b|^2."""
+    """Probabilities and bias, a number a group, that minimise sum_k share_k (lse(b) - b_k) +
+    lambda_b/2 |b|^2.
+    """
     if lambda_b == NO_BIAS:
         return np.full(len(size), 1 / float(size.sum())), None
     if lambda_b == 0:
@@ -62,7 +76,9 @@ def _bias_alone(share: Array, size: Array, lambda_b: float) -> tuple[Array, Arra
     def softmax(b: Array) -> tuple[Array, float]:
         weight = np.exp(b - b.max())
         scale = float(size @ weight)
-        return weight / scale, math.log(scale) + float(b.max()) - float((size * share) @ b) + _ridge(lambda_b, size, b)
+        return weight / scale, math.log(scale) + float(b.max()) - float(
+            (size * share) @ b
+        ) + _ridge(lambda_b, size, b)
 
     p, value = softmax(bias)
     for _ in range(200):
@@ -71,7 +87,9 @@ def _bias_alone(share: Array, size: Array, lambda_b: float) -> tuple[Array, Arra
         step = -np.linalg.solve(hessian, gradient)
         decrement, length = float(-(size * gradient) @ step), 1.0
         while (
-            decrement > 1e-10 * value and length > 1e-9 and softmax(bias + length * step)[1] > value - 1e-4 * length * decrement
+            decrement > 1e-10 * value
+            and length > 1e-9
+            and softmax(bias + length * step)[1] > value - 1e-4 * length * decrement
         ):
             length /= 2
         bias = bias + length * step
@@ -82,11 +100,13 @@ def _bias_alone(share: Array, size: Array, lambda_b: float) -> tuple[Array, Arra
 
 
 def seli_spectrum(counts: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions that W and H approach as the penalties vanish: the SVD V diag(s) U' of (I - J/K) diag(sqrt(n_k)).
+    """Directions that W and H approach as the penalties vanish: the SVD V diag(s) U' of (I - J/K)
+    diag(sqrt(n_k)).
 
-    W W' tends to a multiple of V diag(s) V', and the class means' Gram, weighted by sqrt(n_k n_l), to one of
-    U diag(s) U'; the zero singular value is left out. The approach is logarithmic in the penalty: at any usable penalty
-    compare with `two_group_ce`, not with this limit. Setting: arXiv 2208.05512.
+    W W' tends to a multiple of V diag(s) V', and the class means' Gram, weighted by sqrt(n_k n_l),
+    to one of U diag(s) U'; the zero singular value is left out. The approach is logarithmic in the
+    penalty: at any usable penalty compare with `two_group_ce`, not with this limit. Setting: arXiv
+    2208.05512.
     """
     roots = check_counts(counts).sqrt()
     classes = len(roots)
@@ -96,7 +116,8 @@ def seli_spectrum(counts: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tenso
 
 @torch.no_grad()
 def seli_distance(weight: Tensor, counts: Tensor) -> float:
-    """| W W'/|W W'| - L/|L| | to the limit L = V diag(s) V' of no penalty (`seli_spectrum`); K x K matrices.
+    """| W W'/|W W'| - L/|L| | to the limit L = V diag(s) V' of no penalty (`seli_spectrum`); K x K
+    matrices.
 
     nan for W = 0.
     """
@@ -108,14 +129,18 @@ def seli_distance(weight: Tensor, counts: Tensor) -> float:
 
 @torch.no_grad()
 def seli_logit_distance(weight: Tensor, features: Tensor, labels: Tensor, counts: Tensor) -> float:
-    """| X/|X| - S/|S| | of the logits X = D^1/2 H W' of rows that stand for ``counts`` samples each, D = diag(counts), and of
-    the simplex-encoded labels S_r = sqrt(n_r) (e_y - 1/K), which they tend to. O((N + K) d min(K, d)); nan for
-    zero logits.
+    """| X/|X| - S/|S| | of the logits X = D^1/2 H W' of rows that stand for ``counts`` samples
+    each, D = diag(counts), and of the simplex-encoded labels S_r = sqrt(n_r) (e_y - 1/K), which
+    they tend to. O((N + K) d min(K, d)); nan for zero logits.
     """
     W, H, n = weight.double(), features.double(), counts.double()
     weighted = H * n.sqrt()[:, None]
     if len(W) < W.shape[1]:
-        size = torch.stack([(part @ W.T).square().sum() for part in torch.split(weighted, 1024)]).sum().sqrt()
+        size = (
+            torch.stack([(part @ W.T).square().sum() for part in torch.split(weighted, 1024)])
+            .sum()
+            .sqrt()
+        )
     else:
         size = ((weighted.T @ weighted) * (W.T @ W)).sum().clamp_min(0.0).sqrt()
     inner = (weighted * (n.sqrt()[:, None] * (W - W.mean(0))[labels])).sum()

@@ -1,8 +1,10 @@
-"""What theory says before a solve: whether the penalties let the classes separate, and which frame they form.
+"""What theory says before a solve: whether the penalties let the classes separate, and which frame
+they form.
 
-A class of n_k samples loses its own logits once mu = sqrt(lambda_W lambda_H) >= (1 - smoothing) sqrt(n_k)/N
-(`thresholds.collapse_penalty`); where that holds for all, W = H = 0 is the minimum, and a solve returns
-rounding. Nothing in the numbers shows that, so it is said, with the lambda_W that would separate the classes.
+A class of n_k samples loses its own logits once mu = sqrt(lambda_W lambda_H) >= (1 - smoothing)
+sqrt(n_k)/N (`thresholds.collapse_penalty`); where that holds for all, W = H = 0 is the minimum, and
+a solve returns rounding. Nothing in the numbers shows that, so it is said, with the lambda_W that
+would separate the classes.
 """
 
 from __future__ import annotations
@@ -31,12 +33,13 @@ _apart = plain("mse", bias=("none",))
 
 
 def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
-    """In words, which classes the penalties hold together, and up to which lambda_w they would not; '' if none.
+    """In words, which classes the penalties hold together, and up to which lambda_w they would not;
+    '' if none.
 
     ``form``: the problem's closed form where it is at hand.
 
-    Exact where it speaks: all classes, by the closed form; else classes of equal count, for cross-entropy with
-    d >= K - 1 and the squared error.
+    Exact where it speaks: all classes, by the closed form; else classes of equal count, for
+    cross-entropy with d >= K - 1 and the squared error.
     """
     if problem.samples.occupied < 2 and not problem.dense:
         return ""
@@ -55,7 +58,8 @@ def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
     limit = (1.0 - problem.loss.smoothing) * math.sqrt(int(counts.min())) / problem.num_samples
     most = int(counts.max())
     return (
-        f"{counts.numel():,} of {problem.num_classes:,} classes, those of at most {most:,} sample{'s' * (most > 1)}, "
+        f"{counts.numel():,} of {problem.num_classes:,} classes, those of at most {most:,} "
+        f"sample{'s' * (most > 1)}, "
         "are held together by the penalties; "
         f"lambda_w <= {_below(limit * limit / problem.lambda_h)} would separate all classes"
     )
@@ -63,7 +67,10 @@ def held_together(problem: Problem, form: ClosedForm | None = None) -> str:
 
 def _held_counts(problem: Problem) -> Tensor:
     """Counts of the classes with samples that can't be told from others of their count."""
-    kind, counts = problem.kind, problem.counts[problem.counts > 0]  # of 2^28 classes few may have samples
+    kind, counts = (
+        problem.kind,
+        problem.counts[problem.counts > 0],
+    )  # of 2^28 classes few may have samples
     nothing = counts[:0]
     if not _grouped(kind) or (problem.dim < problem.num_classes - 1 and kind.loss != "mse"):
         return nothing
@@ -96,5 +103,7 @@ def _below(value: float) -> str:
 
 
 def predicted_frame(kind: Kind) -> str:
-    """The frame that theory predicts of balanced classes: 'simplex', 'orthogonal', or '' where it says nothing."""
+    """The frame that theory predicts of balanced classes: 'simplex', 'orthogonal', or '' where it
+    says nothing.
+    """
     return next((frame for serves, frame in FRAMES if serves(kind)), "")

@@ -1,9 +1,10 @@
-"""Minima of softmax losses with balanced classes (and the few that need no balance), as explicit formulas.
+"""Minima of softmax losses with balanced classes (and the few that need no balance), as explicit
+formulas.
 
-Every formula is for f = (1/N) sum_i l_i + lambda_W/2 |W|^2 + lambda_H/2 |H|^2, natural logarithms, n samples for each
-of K classes. A bias changes nothing (0 is its minimiser), except for the focal loss: `focal_minimum` says where. The
-minimisers are simplex equiangular tight frames: logits a (I - J/K) with a the *gap* between the target's logit and the
-others'. They need dimension d >= K-1.
+Every formula is for f = (1/N) sum_i l_i + lambda_W/2 |W|^2 + lambda_H/2 |H|^2, natural logarithms,
+n samples for each of K classes. A bias changes nothing (0 is its minimiser), except for the focal
+loss: `focal_minimum` says where. The minimisers are simplex equiangular tight frames: logits a (I -
+J/K) with a the *gap* between the target's logit and the others'. They need dimension d >= K-1.
 Notation: mu = sqrt(lambda_W lambda_H), s = sqrt(n) mu, c = K s.
 """
 
@@ -28,19 +29,30 @@ from ufm_fast.theory.convex import bisect, golden_section
 
 
 def class_price(classes: int, per_class: int, lambda_w: float, lambda_h: float) -> float:
-    """s = sqrt(n lambda_W lambda_H): what one unit of gap costs, for each of the K-1 directions of the simplex."""
+    """s = sqrt(n lambda_W lambda_H): what one unit of gap costs, for each of the K-1 directions of
+    the simplex.
+    """
     check_integer("classes", classes, 2)
-    return math.sqrt(check_integer("per_class", per_class, 1)) * nuclear_coefficient(lambda_w, lambda_h)
+    return math.sqrt(check_integer("per_class", per_class, 1)) * nuclear_coefficient(
+        lambda_w, lambda_h
+    )
 
 
 def spread_entropy(classes: int, off: float) -> float:
     """Entropy in nats of (1 - (K-1) p, p, ..., p), relatively exact as p -> 0."""
     rest = (classes - 1) * off
-    return -(1 - rest) * math.log1p(-rest) - rest * math.log(off) if rest < 1 else -rest * math.log(off)
+    return (
+        -(1 - rest) * math.log1p(-rest) - rest * math.log(off)
+        if rest < 1
+        else -rest * math.log(off)
+    )
 
 
-def ce_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, smoothing: float = 0.0) -> float:
-    """Logit gap at the minimum of balanced cross-entropy: a = log(1/p - K + 1), p = s + smoothing/K; 0 once p >= 1/K.
+def ce_gap(
+    classes: int, per_class: int, lambda_w: float, lambda_h: float, smoothing: float = 0.0
+) -> float:
+    """Logit gap at the minimum of balanced cross-entropy: a = log(1/p - K + 1), p = s +
+    smoothing/K; 0 once p >= 1/K.
 
     p is each wrong class's probability at the minimum. Source: see `ce_minimum`.
     """
@@ -48,12 +60,16 @@ def ce_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, smoot
     return math.log1p((1 - classes * off) / off) if classes * off < 1 else 0.0
 
 
-def ce_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float, smoothing: float = 0.0) -> float:
-    """Minimum of balanced cross-entropy, with or without label smoothing: Entropy(1 - (K-1) p, p, ..., p).
+def ce_minimum(
+    classes: int, per_class: int, lambda_w: float, lambda_h: float, smoothing: float = 0.0
+) -> float:
+    """Minimum of balanced cross-entropy, with or without label smoothing: Entropy(1 - (K-1) p, p,
+    ..., p).
 
-    p = s + smoothing/K, for targets (1 - smoothing) e_y + smoothing/K. At c = K s >= 1 - smoothing the minimiser is
-    W = H = 0 and the minimum log K. Holds for d >= K-1.
-    Geometry: arXiv 2105.02375 (cross-entropy), arXiv 2210.02192 (smoothing); the explicit value is our derivation.
+    p = s + smoothing/K, for targets (1 - smoothing) e_y + smoothing/K. At c = K s >= 1 - smoothing
+    the minimiser is W = H = 0 and the minimum log K. Holds for d >= K-1.
+    Geometry: arXiv 2105.02375 (cross-entropy), arXiv 2210.02192 (smoothing); the explicit value is
+    our derivation.
     """
     off = class_price(classes, per_class, lambda_w, lambda_h) + check_smoothing(smoothing) / classes
     return spread_entropy(classes, off) if classes * off < 1 else math.log(classes)
@@ -66,19 +82,25 @@ def focal_loss(classes: int, gap: float, gamma: float) -> float:
 
 
 def focal_pull(classes: int, gap: float, gamma: float) -> float:
-    """Minus the derivative of `focal_loss` in the gap: q^gamma (gamma (1-q) (-log(1-q)) + q), q = 1-p."""
+    """Minus the derivative of `focal_loss` in the gap: q^gamma (gamma (1-q) (-log(1-q)) + q), q =
+    1-p.
+    """
     off = (classes - 1) * math.exp(-gap)
     q = off / (1 + off)
     return math.pow(q, gamma) * (gamma * math.log1p(off) / (1 + off) + q)
 
 
-def focal_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float) -> float:
-    """Logit gap of the best simplex for balanced focal loss: the minimiser over a >= 0 of `focal_loss` + (K-1) s a."""
+def focal_gap(
+    classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float
+) -> float:
+    """Logit gap of the best simplex for balanced focal loss: the minimiser over a >= 0 of
+    `focal_loss` + (K-1) s a.
+    """
     price = (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h)
     if not (gamma >= 0 and math.isfinite(gamma)):
         raise InputError(f"gamma={gamma!r}: expected a finite number >= 0")
-    # The pull rises to one peak, before log(K-1) whatever gamma is, and then falls for ever, so the only inner minimum is the
-    # root beyond the peak.
+    # The pull rises to one peak, before log(K-1) whatever gamma is, and then falls for ever, so the
+    # only inner minimum is the root beyond the peak.
     high = max(1.0, math.log(classes - 1))
     while focal_pull(classes, high, gamma) >= price:
         high *= 2
@@ -86,31 +108,44 @@ def focal_gap(classes: int, per_class: int, lambda_w: float, lambda_h: float, ga
     if focal_pull(classes, peak, gamma) <= price:
         return 0.0
     gap = bisect(lambda a: focal_pull(classes, a, gamma) - price, peak, high)
-    return gap if focal_loss(classes, gap, gamma) + price * gap < focal_loss(classes, 0.0, gamma) else 0.0
+    return (
+        gap
+        if focal_loss(classes, gap, gamma) + price * gap < focal_loss(classes, 0.0, gamma)
+        else 0.0
+    )
 
 
-def focal_minimum(classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float) -> float:
-    """Minimum of balanced focal loss: min over a >= 0 of (1-p)^gamma (-log p) + (K-1) s a. Holds for d >= K-1.
+def focal_minimum(
+    classes: int, per_class: int, lambda_w: float, lambda_h: float, gamma: float
+) -> float:
+    """Minimum of balanced focal loss: min over a >= 0 of (1-p)^gamma (-log p) + (K-1) s a. Holds
+    for d >= K-1.
 
-    Focal loss is not convex in the logits. Without a bias the value is proved all the same, by the duality bound whose
-    rows may change their signs (`certificate`). With a bias it is proved where `focal_pull` at the minimiser is at most
-    1, by the convex envelope, and where `following.balanced_bound` meets it, which is everywhere but close to the penalty
-    at which the gap jumps to zero. There it can be wrong: classes that have collapsed and classes that have not, told
-    apart by their bias, lie below every simplex (K = 30, gamma = 3, s = 0.0412288: 3.07223 against 3.07229). Geometry:
-    arXiv 2210.02192; the rest is our derivation.
+    Focal loss is not convex in the logits. Without a bias the value is proved all the same, by the
+    duality bound whose rows may change their signs (`certificate`). With a bias it is proved where
+    `focal_pull` at the minimiser is at most 1, by the convex envelope, and where
+    `following.balanced_bound` meets it, which is everywhere but close to the penalty at which the
+    gap jumps to zero. There it can be wrong: classes that have collapsed and classes that have not,
+    told apart by their bias, lie below every simplex (K = 30, gamma = 3, s = 0.0412288: 3.07223
+    against 3.07229). Geometry: arXiv 2210.02192; the rest is our derivation.
     """
     gap = focal_gap(classes, per_class, lambda_w, lambda_h, gamma)
-    return focal_loss(classes, gap, gamma) + (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h) * gap
+    return (
+        focal_loss(classes, gap, gamma)
+        + (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h) * gap
+    )
 
 
 def contrastive_minimum(
     phi: Callable[[float], float], classes: int, per_class: int, lambda_w: float, lambda_h: float
 ) -> tuple[float, float]:
-    """Minimum and gap for any loss with the contrastive property: min over a in [0, 1e6] of phi(a) + (K-1) s a.
+    """Minimum and gap for any loss with the contrastive property: min over a in [0, 1e6] of phi(a)
+    + (K-1) s a.
 
     `phi(a)` is the loss of a sample whose target logit stands `a` above all the others.
-    The property (a bound by a function of sum_j (z_j - z_y), tight for equal z_j): arXiv 2210.02192; the form in the
-    gap is our derivation. The bracket is found on a grid, so phi may be non-convex as long as it is not wild.
+    The property (a bound by a function of sum_j (z_j - z_y), tight for equal z_j): arXiv
+    2210.02192; the form in the gap is our derivation. The bracket is found on a grid, so phi may be
+    non-convex as long as it is not wild.
     """
     price = (classes - 1) * class_price(classes, per_class, lambda_w, lambda_h)
 
@@ -124,7 +159,9 @@ def contrastive_minimum(
     return value(gap), gap
 
 
-def nonnegative_ce_minimum(counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float) -> float:
+def nonnegative_ce_minimum(
+    counts: Sequence[int] | Tensor, lambda_w: float, lambda_h: float
+) -> float:
     """Minimum of cross-entropy over H >= 0 (features after a ReLU), no bias, any counts, d >= K.
 
     f* = sum_k (n_k/N) Entropy(1 - (K-1) p_k, p_k, ..., p_k),  p_k = N mu / sqrt(n_k K (K-1)), capped at 1/K.
@@ -136,35 +173,46 @@ def nonnegative_ce_minimum(counts: Sequence[int] | Tensor, lambda_w: float, lamb
     total = float(n.sum())
     off = total * nuclear_coefficient(lambda_w, lambda_h) / torch.sqrt(n * classes * (classes - 1))
     terms = [spread_entropy(classes, min(p, 1 / classes)) for p in off.tolist()]
-    return math.fsum(weight * term for weight, term in zip((n / total).tolist(), terms, strict=True))
+    return math.fsum(
+        weight * term for weight, term in zip((n / total).tolist(), terms, strict=True)
+    )
 
 
 def layer_peeled_ce_minimum(classes: int, energy_w: float, energy_h: float) -> float:
-    """Minimum of balanced cross-entropy under (1/K) sum_k |w_k|^2 <= E_W and (1/N) sum_i |h_i|^2 <= E_H, d >= K-1.
+    """Minimum of balanced cross-entropy under (1/K) sum_k |w_k|^2 <= E_W and (1/N) sum_i |h_i|^2 <=
+    E_H, d >= K-1.
 
     f* = log(1 + (K-1) exp(-K/(K-1) sqrt(E_W E_H))). Setting: arXiv 2101.12699 (the
     layer-peeled model); the value is our derivation.
     """
     check_integer("classes", classes, 2)
-    energy = math.sqrt(check_positive("energy_w", energy_w)) * math.sqrt(check_positive("energy_h", energy_h))
+    energy = math.sqrt(check_positive("energy_w", energy_w)) * math.sqrt(
+        check_positive("energy_h", energy_h)
+    )
     return math.log1p((classes - 1) * math.exp(-classes / (classes - 1) * energy))
 
 
-def normalised_ce_minimum(classes: int, scale: float, dim: int, smoothing: float = 0.0, margin: float = 0.0) -> float | None:
-    """Minimum of cross-entropy with unit-norm features and classifier rows, logits scale <w_k, h_i>, no penalty.
+def normalised_ce_minimum(
+    classes: int, scale: float, dim: int, smoothing: float = 0.0, margin: float = 0.0
+) -> float | None:
+    """Minimum of cross-entropy with unit-norm features and classifier rows, logits scale <w_k,
+    h_i>, no penalty.
 
-    f* = log(1 + (K-1) exp(-a)) + smoothing (K-1) a / K with the gap a = min(scale K/(K-1), log(K/smoothing - K + 1)).
-    `scale` is the factor on the logits: tau in arXiv 2209.09211, the inverse temperature 1/tau in arXiv 2310.05351.
-    None where the formula does not apply: d < K-1, or d = K-1 when smoothing stops the gap short of its largest value
-    (an extra dimension is then needed to tilt the features). ``margin`` is taken off each target's cosine (CosFace, arXiv
-    1801.09414), which leaves a - scale margin in the exponent; not with smoothing (None). Geometry: arXiv 2209.09211; the
-    values are our derivation.
+    f* = log(1 + (K-1) exp(-a)) + smoothing (K-1) a / K with the gap a = min(scale K/(K-1),
+    log(K/smoothing - K + 1)). `scale` is the factor on the logits: tau in arXiv 2209.09211, the
+    inverse temperature 1/tau in arXiv 2310.05351. None where the formula does not apply: d < K-1,
+    or d = K-1 when smoothing stops the gap short of its largest value (an extra dimension is then
+    needed to tilt the features). ``margin`` is taken off each target's cosine (CosFace, arXiv
+    1801.09414), which leaves a - scale margin in the exponent; not with smoothing (None). Geometry:
+    arXiv 2209.09211; the values are our derivation.
     """
     if margin and smoothing:
         return None
     check_integer("classes", classes, 2)
     widest = check_positive("scale", scale) * classes / (classes - 1)
-    wanted = math.log1p(classes * (1 / smoothing - 1)) if check_smoothing(smoothing) > 0 else math.inf
+    wanted = (
+        math.log1p(classes * (1 / smoothing - 1)) if check_smoothing(smoothing) > 0 else math.inf
+    )
     if check_integer("dim", dim, 1) < classes - (wanted >= widest):
         return None
     gap = min(widest, wanted)
@@ -175,16 +223,22 @@ def normalised_ce_minimum(classes: int, scale: float, dim: int, smoothing: float
 
 
 def angular_ce_minimum(classes: int, scale: float, dim: int, margin: float) -> float | None:
-    """Minimum of the same with margins in the angle (ArcFace, arXiv 1801.07698): target logits scale cos(theta + margin).
+    """Minimum of the same with margins in the angle (ArcFace, arXiv 1801.07698): target logits
+    scale cos(theta + margin).
 
-    f* = log(1 + (K-1) exp(-scale (cos(margin) + 1/(K-1)))), at the simplex with features along their own rows. For
-    cos(theta + m) = x cos m - sin m sqrt(1 - x^2) <= x cos m, x = cos(theta), and with x cos m in its place the loss is convex,
-    the mean of its exponents being scale sum_jk M_jk <w_j, h_k>, |K M| = cos m + 1/(K-1) while that is at least 1 - cos m.
-    None where it does not apply: d < K-1, or cos(margin) < (K-2)/(2K-2). Our derivation. Beyond theta + m = pi the target's
-    logit may be whatever is at most scale x cos m, as -scale is.
+    f* = log(1 + (K-1) exp(-scale (cos(margin) + 1/(K-1)))), at the simplex with features along
+    their own rows. For cos(theta + m) = x cos m - sin m sqrt(1 - x^2) <= x cos m, x = cos(theta),
+    and with x cos m in its place the loss is convex, the mean of its exponents being scale sum_jk
+    M_jk <w_j, h_k>, |K M| = cos m + 1/(K-1) while that is at least 1 - cos m. None where it does
+    not apply: d < K-1, or cos(margin) < (K-2)/(2K-2). Our derivation. Beyond theta + m = pi the
+    target's logit may be whatever is at most scale x cos m, as -scale is.
     """
     check_integer("classes", classes, 2)
     level = math.cos(margin) + 1 / (classes - 1)
-    if check_integer("dim", dim, 1) < classes - 1 or not 0 <= margin < math.pi or level < 1 - math.cos(margin):
+    if (
+        check_integer("dim", dim, 1) < classes - 1
+        or not 0 <= margin < math.pi
+        or level < 1 - math.cos(margin)
+    ):
         return None
     return math.log1p((classes - 1) * math.exp(-check_positive("scale", scale) * level))

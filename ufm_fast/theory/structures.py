@@ -1,8 +1,10 @@
-"""Structures of the papers that are feasible but not proved to be minima, recognised by their values.
+"""Structures of the papers that are feasible but not proved to be minima, recognised by their
+values.
 
-A run whose value agrees with one to 1e-8 has very probably found it: deep neural collapse, the cross-polytope and
-other tight codes of cross-entropy (`deep.deep_code_value`), with layers, or with one layer where K > d + 1; and deep neural
-collapse of the squared error behind ReLUs, whose frame is orthogonal and non-negative.
+A run whose value agrees with one to 1e-8 has very probably found it: deep neural collapse, the
+cross-polytope and other tight codes of cross-entropy (`deep.deep_code_value`), with layers, or with
+one layer where K > d + 1; and deep neural collapse of the squared error behind ReLUs, whose frame
+is orthogonal and non-negative.
 """
 
 from __future__ import annotations
@@ -34,8 +36,15 @@ def _codes(problem: Problem) -> list[Structure]:
     assert isinstance(problem.loss, CrossEntropy)
     if n == 0 or not bool((counts == n).all()) or problem.loss.smoothing:
         return []
-    codes = [code for code in (*codes_of(problem.num_classes), polygon(problem.num_classes)) if code.rank <= width]
-    return [Structure(code.name, deep_code_value(code, n, problem.mu, 1 + problem.layers)) for code in codes]
+    codes = [
+        code
+        for code in (*codes_of(problem.num_classes), polygon(problem.num_classes))
+        if code.rank <= width
+    ]
+    return [
+        Structure(code.name, deep_code_value(code, n, problem.mu, 1 + problem.layers))
+        for code in codes
+    ]
 
 
 def _behind_relus(problem: Problem) -> list[Structure]:
@@ -59,4 +68,11 @@ def structures(problem: Problem) -> list[Structure]:
 
 def recognise(problem: Problem, value: float) -> Structure | None:
     """The structure whose value this is, to 1e-8; None for none."""
-    return next((found for found in structures(problem) if abs(found.value - value) <= AGREEMENT * found.value), None)
+    return next(
+        (
+            found
+            for found in structures(problem)
+            if abs(found.value - value) <= AGREEMENT * found.value
+        ),
+        None,
+    )

@@ -1,8 +1,9 @@
-"""Tables that fail closed: rows (serves(kind), row), looked up by ``Problem.kind``; no row means none.
+"""Tables that fail closed: rows (serves(kind), row), looked up by ``Problem.kind``; no row means
+none.
 
-What holds for one model is wrong for the next, which differs from it by a field of the kind. So nothing is
-taken for "the usual one": a row names what it serves, and a kind that no row names (a loss of a user's own,
-a new trunk) has no theory.
+What holds for one model is wrong for the next, which differs from it by a field of the kind. So
+nothing is taken for "the usual one": a row names what it serves, and a kind that no row names (a
+loss of a user's own, a new trunk) has no theory.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ Serves = Callable[[Kind], bool]
 Row = TypeVar("Row")
 
 
-def plain(*losses: str, bias: Sequence[str] = BIASES, frozen: Sequence[str | None] = (None,)) -> Serves:
-    """Serves the one-layer model without constraints, for the losses, biases and frozen factors named."""
+def plain(
+    *losses: str, bias: Sequence[str] = BIASES, frozen: Sequence[str | None] = (None,)
+) -> Serves:
+    """Serves the one-layer model without constraints, for the losses, biases and frozen factors
+    named.
+    """
 
     def serves(kind: Kind) -> bool:
         same = kind.trunk == "none" and kind.geometry == "none"
@@ -26,8 +31,12 @@ def plain(*losses: str, bias: Sequence[str] = BIASES, frozen: Sequence[str | Non
     return serves
 
 
-def layered(*losses: str, trunks: Sequence[str] = ("linear",), bias: Sequence[str] = BIASES) -> Serves:
-    """Serves the model with hidden layers of the trunks named, without constraints and with nothing frozen."""
+def layered(
+    *losses: str, trunks: Sequence[str] = ("linear",), bias: Sequence[str] = BIASES
+) -> Serves:
+    """Serves the model with hidden layers of the trunks named, without constraints and with nothing
+    frozen.
+    """
 
     def serves(kind: Kind) -> bool:
         same = kind.trunk in trunks and kind.geometry == "none" and kind.frozen is None
@@ -43,16 +52,22 @@ def sphere(kind: Kind) -> bool:
 
 def adjusted_sphere(kind: Kind) -> bool:
     """Serves the same with adjusted logits."""
-    return kind._replace(loss="ce") == Kind("none", "sphere", "ce", "none", None) and kind.loss in adjusted("ce")
+    return kind._replace(loss="ce") == Kind(
+        "none", "sphere", "ce", "none", None
+    ) and kind.loss in adjusted("ce")
 
 
 def adjusted(*losses: str) -> tuple[str, ...]:
-    """The names of these losses with offsets or margins, and with scales or penalties of each class (`adjustments`)."""
+    """The names of these losses with offsets or margins, and with scales or penalties of each class
+    (`adjustments`).
+    """
     return tuple(f"{loss} {how}" for loss in losses for how in ("shifted", "scaled"))
 
 
 def lookup(table: Sequence[tuple[Serves, Row]], kind: Kind) -> Row | None:
-    """The row that serves ``kind``, or None. Rows of one table serve different kinds (`tests/test_tables.py`)."""
+    """The row that serves ``kind``, or None. Rows of one table serve different kinds
+    (`tests/test_tables.py`).
+    """
     return next((row for serves, row in table if serves(kind)), None)
 
 

@@ -16,7 +16,9 @@ class Model(Protocol):
 
 
 class Built(NamedTuple):
-    """A model, or None where rounding leaves nothing to invert, at the point that it is best built at, and its evaluation."""
+    """A model, or None where rounding leaves nothing to invert, at the point that it is best built
+    at, and its evaluation.
+    """
 
     point: Point
     evaluation: Evaluation
@@ -36,7 +38,9 @@ class Curvature(Protocol):
         """What a model holds, and building it takes, beside points and gradients."""
 
     def work(self, objective: Objective) -> tuple[float, float]:
-        """Numbers that using it passes over, and floating-point operations of building it, of one step."""
+        """Numbers that using it passes over, and floating-point operations of building it, of one
+        step.
+        """
 
     def begin(self, objective: Objective, point: Point) -> Built:
         """Where L-BFGS begins, with a model or without one yet."""
@@ -44,5 +48,9 @@ class Curvature(Protocol):
     def due(self, age: int, *, built: bool) -> bool:
         """Whether L-BFGS builds at this step; ``built``: there is a model already."""
 
-    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
-        """The model near a point. With ``lower`` it may be moved only to where the value falls by more than its rounding."""
+    def build(
+        self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False
+    ) -> Built:
+        """The model near a point. With ``lower`` it may be moved only to where the value falls by
+        more than its rounding.
+        """

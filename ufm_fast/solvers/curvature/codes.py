@@ -1,14 +1,15 @@
-"""A preconditioner for cross-entropy with more classes than dimensions can keep apart, K > d + 1: a d x d block each.
+"""A preconditioner for cross-entropy with more classes than dimensions can keep apart, K > d + 1: a
+d x d block each.
 
-There the landscape is that of a code: every class has its own neighbours, and curvatures differ from row to row. With f_r the
-features of row r in the units of its logits, s_r that unit, w_r its weight and p_r its softmax, the Gauss-Newton matrix has the
-diagonal blocks
+There the landscape is that of a code: every class has its own neighbours, and curvatures differ
+from row to row. With f_r the features of row r in the units of its logits, s_r that unit, w_r its
+weight and p_r its softmax, the Gauss-Newton matrix has the diagonal blocks
 
     class k   sum_r w_r p_rk (1 - p_rk) f_r f_r' + mu I,        row r   w_r s_r^2 (B' diag(p_r) B - (B'p_r)(B'p_r)') + mu I,
 
-which are inverted one by one (batched Cholesky); the coupling between classes and rows is left to the pairs of L-BFGS. Built
-every 60 steps at the price of a few gradients of d columns: R K d^2 operations. Used where the (K + R) d^2 numbers fit.
-(Our derivation; measured in bench/codes.py.)
+which are inverted one by one (batched Cholesky); the coupling between classes and rows is left to
+the pairs of L-BFGS. Built every 60 steps at the price of a few gradients of d columns: R K d^2
+operations. Used where the (K + R) d^2 numbers fit. (Our derivation; measured in bench/codes.py.)
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _BLOCK = 1 << 24  # numbers of a block of outer products
 class CodePreconditioner:
     """Inverses of the blocks, (K, d, d) and (R, d, d), and the bias's curvature (K,) or None.
 
-    Inverses, for a product with each is a pass over memory, where a pair of triangular solves is a call a block.
+    Inverses, for a product with each is a pass over memory, where a pair of triangular solves is a
+    call a block.
     """
 
     classes: Tensor
@@ -42,7 +44,11 @@ class CodePreconditioner:
     @classmethod
     def build(cls, objective: Objective, x: Point) -> CodePreconditioner | None:
         """At a point in the solver's variables; None where rounding leaves nothing to invert."""
-        head, mu, weight = objective.head_input(x), objective.problem.mu, objective.row_weight[:, None]
+        head, mu, weight = (
+            objective.head_input(x),
+            objective.problem.mu,
+            objective.row_weight[:, None],
+        )
         F, B = head.features.double(), head.weight.double()
         z = F @ B.T if head.bias is None else F @ B.T + head.bias.double()
         p = torch.softmax(z, 1)
@@ -50,17 +56,29 @@ class CodePreconditioner:
         of_rows = _second_moments(p, B) - _outer(p @ B)
         unit = (weight * objective.logit_scale.double().square())[:, :, None]
         eye = mu * torch.eye(B.shape[1], dtype=torch.float64, device=B.device)
-        factors = [torch.linalg.cholesky_ex(blocks + eye) for blocks in (_second_moments(curving.T, F), unit * of_rows)]
+        factors = [
+            torch.linalg.cholesky_ex(blocks + eye)
+            for blocks in (_second_moments(curving.T, F), unit * of_rows)
+        ]
         if any(int(failed.max()) for _, failed in factors):
             return None
-        bias = None if x.b is None else curving.sum(0) * objective.bias_scale**2 + max(objective.penalties.bias, 1e-2 * mu)
+        bias = (
+            None
+            if x.b is None
+            else curving.sum(0) * objective.bias_scale**2 + max(objective.penalties.bias, 1e-2 * mu)
+        )
         classes, rows = (torch.cholesky_inverse(factor).to(x.W.dtype) for factor, _ in factors)
         return cls(classes, rows, bias)
 
     def apply(self, g: Point) -> Point:
         # Not bmm, which is a call a block too.
-        W, H = ((inverse * part[:, None, :]).sum(2) for part, inverse in ((g.W, self.classes), (g.H, self.rows)))
-        return Point(W, H, None if g.b is None or self.bias is None else g.b / self.bias.to(g.b.dtype))
+        W, H = (
+            (inverse * part[:, None, :]).sum(2)
+            for part, inverse in ((g.W, self.classes), (g.H, self.rows))
+        )
+        return Point(
+            W, H, None if g.b is None or self.bias is None else g.b / self.bias.to(g.b.dtype)
+        )
 
 
 def _outer(X: Tensor) -> Tensor:
@@ -68,7 +86,9 @@ def _outer(X: Tensor) -> Tensor:
 
 
 def _second_moments(weights: Tensor, X: Tensor) -> Tensor:
-    """sum_i weights_ji x_i x_i' of each row j of ``weights`` (J x I), by blocks of rows of X (I x d): (J, d, d)."""
+    """sum_i weights_ji x_i x_i' of each row j of ``weights`` (J x I), by blocks of rows of X (I x
+    d): (J, d, d).
+    """
     d = X.shape[1]
     total = X.new_zeros(weights.shape[0], d * d)
     for start in range(0, X.shape[0], size := max(1, _BLOCK // (d * d))):
@@ -78,7 +98,9 @@ def _second_moments(weights: Tensor, X: Tensor) -> Tensor:
 
 
 def bytes_of(classes: int, rows: int, dim: int) -> int:
-    """What building it holds: blocks and factors of classes and rows, the softmax, and a block of outer products."""
+    """What building it holds: blocks and factors of classes and rows, the softmax, and a block of
+    outer products.
+    """
     block = min(max(_BLOCK, dim * dim), max(classes, rows) * dim * dim)
     return 8 * (3 * (classes + rows) * dim * dim + 4 * rows * classes + block)
 
@@ -90,7 +112,9 @@ class Codes:
     newton = False
 
     def serves(self, objective: Objective) -> bool:
-        """Cross-entropy (with smoothing), K > d + 1, one layer, balanced variables, both penalties, nothing frozen."""
+        """Cross-entropy (with smoothing), K > d + 1, one layer, balanced variables, both penalties,
+        nothing frozen.
+        """
         problem = objective.problem
         K, d = problem.num_classes, problem.dim
         balanced = objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
@@ -112,5 +136,7 @@ class Codes:
         """Often at first, when all curvatures change."""
         return age in (5, 10, 20, 40) or (age > 0 and age % _EVERY == 0)
 
-    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
+    def build(
+        self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False
+    ) -> Built:
         return Built(point, evaluation, CodePreconditioner.build(objective, point))

@@ -1,9 +1,12 @@
-"""A preconditioner and a gauge for softmax losses with one row for each class and d >= K: L-BFGS in tens of steps.
+"""A preconditioner and a gauge for softmax losses with one row for each class and d >= K: L-BFGS in
+tens of steps.
 
-In the balanced variables the penalty's curvature mu and the logit gradient's coupling -mu between A and B cancel along
-"A and B move together", so that direction is as flat as the data term there, a few thousand times less than mu when K is
-large: that is what makes the problem slow. With the right basis of R^d (the gauge, free because f(AQ, BQ) = f(A, B)) both
-factors are nearly diagonal, A ~ B ~ diag(s), the logit gradient is nearly -mu I, and the Hessian falls apart into 2 x 2
+In the balanced variables the penalty's curvature mu and the logit gradient's coupling -mu between A
+and B cancel along "A and B move together", so that direction is as flat as the data term there, a
+few thousand times less than mu when K is
+large: that is what makes the problem slow. With the right basis of R^d (the gauge, free because
+f(AQ, BQ) = f(A, B)) both factors are nearly diagonal, A ~ B ~ diag(s), the logit gradient is nearly
+-mu I, and the Hessian falls apart into 2 x 2
 blocks. For i != j let  x1 = (A_ij, B_ji),  x2 = (B_ij, A_ji),  v = (s_j, s_i),  q = |v|^2, and let h_i be the curvature of
 row i's loss in one off-target logit. Then the block is
 
@@ -14,11 +17,12 @@ The inverse costs O(K^2): nothing beside a gradient. (Our derivation; measured b
 
 Decisions
 
-2026-11-25. L-BFGS gets a paired preconditioner in a fixed gauge (`solvers/curvature/pairs.py`). Where every class has a
-row, d >= K and no class is near its collapse threshold, the Hessian of a softmax loss nearly splits into 4 x 4 blocks
-once R^d is rotated so that A + B is symmetric positive semidefinite. Its inverse costs O(K^2). Evaluations on
-cross-entropy with counts log-spaced 1..500, K = 200, d = 256, to a relative gradient of 3e-10
-(`bench/preconditioner.py`, results beside it; the identity's vary by a few with the number of threads):
+2026-11-25. L-BFGS gets a paired preconditioner in a fixed gauge (`solvers/curvature/pairs.py`).
+Where every class has a row, d >= K and no class is near its collapse threshold, the Hessian of a
+softmax loss nearly splits into 4 x 4 blocks once R^d is rotated so that A + B is symmetric positive
+semidefinite. Its inverse costs O(K^2). Evaluations on cross-entropy with counts log-spaced 1..500,
+K = 200, d = 256, to a relative gradient of 3e-10 (`bench/preconditioner.py`, results beside it; the
+identity's vary by a few with the number of threads):
 
 | Hessian model, pairs | spectral start | random start |
 | --- | --- | --- |
@@ -28,15 +32,17 @@ cross-entropy with counts log-spaced 1..500, K = 200, d = 256, to a relative gra
 | paired, 10 (the default) | 50 | 58 |
 | paired, 20 | 51 | 58 |
 
-Tried and dropped: the same blocks with the gauge direction left near zero instead of mu/2, and blocks in the singular
-bases of Z instead of the class basis (where the targets' own curvature is not diagonal), both slower than no model; a
-model with the coupling of collapsed classes put in, which below the threshold needs four times the identity's steps. So
-`applicable` asks for sqrt(n_k)/N >= 2 mu.
+Tried and dropped: the same blocks with the gauge direction left near zero instead of mu/2, and
+blocks in the singular bases of Z instead of the class basis (where the targets' own curvature is
+not diagonal), both slower than no model; a model with the coupling of collapsed classes put in,
+which below the threshold needs four times the identity's steps. So `applicable` asks for
+sqrt(n_k)/N >= 2 mu.
 
-2026-11-25. From a random start, one proximal gradient step on the convex problem in Z = A B' comes first
-(`pairs.lifted_step`), while some class is not yet separated; then each class's rows are scaled to the logit gap of its
-count. Without that scaling the levels of the classes, not their directions, are what the solver spends its steps on;
-more proximal steps or a second gauge were tried in its place and saved less.
+2026-11-25. From a random start, one proximal gradient step on the convex problem in Z = A B' comes
+first (`pairs.lifted_step`), while some class is not yet separated; then each class's rows are
+scaled to the logit gap of its count. Without that scaling the levels of the classes, not their
+directions, are what the solver spends its steps on; more proximal steps or a second gauge were
+tried in its place and saved less.
 """
 
 from __future__ import annotations
@@ -55,9 +61,11 @@ from ufm_fast.starts import levels
 
 
 def fix_gauge(x: Point) -> Point:
-    """Rotate R^d so that the first K columns of A + B are symmetric positive semidefinite (its polar factor).
+    """Rotate R^d so that the first K columns of A + B are symmetric positive semidefinite (its
+    polar factor).
 
-    A and B span at most 2 K dimensions. Where d is larger they are taken into those first, which no d x d matrix is needed for.
+    A and B span at most 2 K dimensions. Where d is larger they are taken into those first, which no
+    d x d matrix is needed for.
     """
     K, d = x.W.shape
     if d > 2 * K:
@@ -71,12 +79,14 @@ def fix_gauge(x: Point) -> Point:
 
 
 def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[Point, Evaluation]:
-    """One proximal gradient step on the convex problem in Z = A B', from the best point on the ray towards zero.
+    """One proximal gradient step on the convex problem in Z = A B', from the best point on the ray
+    towards zero.
 
-    Z <- shrink(Z - eta G, eta mu): singular values are shrunk towards zero, which is what the penalty is in Z; then the
-    balanced factors. From a random point that one step finds the subspaces that descent in (A, B) spends most of its steps
-    on. Then each class's rows are scaled to the logit gap that its count has at a minimum, which its neighbours hardly
-    disturb. A move that does not lower the value is not made.
+    Z <- shrink(Z - eta G, eta mu): singular values are shrunk towards zero, which is what the
+    penalty is in Z; then the balanced factors. From a random point that one step finds the
+    subspaces that descent in (A, B) spends most of its steps on. Then each class's rows are scaled
+    to the logit gap that its count has at a minimum, which its neighbours hardly disturb. A move
+    that does not lower the value is not made.
     """
     best, found = _shortest(objective, x, evaluation)
     K, N, mu = x.W.shape[0], objective.problem.num_samples, objective.problem.mu
@@ -96,7 +106,9 @@ def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple
     return _better(objective, best, found, Point(best.W * scale, best.H * scale, best.b))
 
 
-def _better(objective: Objective, x: Point, found: Evaluation, candidate: Point) -> tuple[Point, Evaluation]:
+def _better(
+    objective: Objective, x: Point, found: Evaluation, candidate: Point
+) -> tuple[Point, Evaluation]:
     at_candidate = objective.value_and_grad(candidate, statistics=True)
     return (candidate, at_candidate) if at_candidate.value < found.value else (x, found)
 
@@ -114,7 +126,9 @@ def _shortest(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[P
 
 @dataclass(frozen=True)
 class PairPreconditioner:
-    """Inverse of the block model. ``s``, ``h`` (K,): diagonal of the factors, curvature of an off-target logit by row."""
+    """Inverse of the block model. ``s``, ``h`` (K,): diagonal of the factors, curvature of an
+    off-target logit by row.
+    """
 
     s: Tensor
     h: Tensor
@@ -123,22 +137,32 @@ class PairPreconditioner:
 
     @classmethod
     def build(cls, objective: Objective, x: Point, evaluation: Evaluation) -> PairPreconditioner:
-        """From the row statistics of ``evaluation`` at ``x`` (a point in the gauge of ``fix_gauge``)."""
+        """From the row statistics of ``evaluation`` at ``x`` (a point in the gauge of
+        ``fix_gauge``).
+        """
         problem = objective.problem
         assert isinstance(problem.loss, SoftmaxLoss)
         assert evaluation.statistics is not None
         K = problem.num_classes
         u = evaluation.statistics.log_off_target_mass
         l, p = torch.nn.functional.softplus(u), torch.sigmoid(u)
-        slope = objective.row_weight * (problem.loss.weight(l, p).abs() * p + problem.loss.smoothing)
+        slope = objective.row_weight * (
+            problem.loss.weight(l, p).abs() * p + problem.loss.smoothing
+        )
         h = slope / (K - 1) * objective.logit_scale[:, 0].double().square()
         s = 0.5 * (x.W[:, :K].diagonal() + x.H[:, :K].diagonal()).double()
         floor = 1e-2 * s.abs().max().clamp_min(1e-12)
-        bias = None if x.b is None else (slope + slope.sum() / K) * objective.bias_scale**2 + objective.penalties.bias
+        bias = (
+            None
+            if x.b is None
+            else (slope + slope.sum() / K) * objective.bias_scale**2 + objective.penalties.bias
+        )
         return cls(s.clamp_min(float(floor)), h, problem.mu, bias)
 
     def apply(self, g: Point) -> Point:
-        """Preconditioner times a gradient, a block of rows at a time: the dozen passes over a block stay in the cache."""
+        """Preconditioner times a gradient, a block of rows at a time: the dozen passes over a block
+        stay in the cache.
+        """
         K = self.s.numel()
         a, b = g.H[:, :K], g.W[:, :K]
         H, W = g.H / (2 * self.mu), g.W / (2 * self.mu)
@@ -146,12 +170,16 @@ class PairPreconditioner:
         height = max(1, (1 << 16) // K)
         for start in range(0, K, height):
             rows = slice(start, start + height)
-            H[rows, :K], W[rows, :K] = self._block(a[rows], b[:, rows].T, b[rows], a[:, rows].T, s, h, rows)
+            H[rows, :K], W[rows, :K] = self._block(
+                a[rows], b[:, rows].T, b[rows], a[:, rows].T, s, h, rows
+            )
         self._diagonal(H[:, :K], W[:, :K], a.diagonal(), b.diagonal())
         bias = None if g.b is None or self.bias is None else g.b / self.bias.to(g.b.dtype)
         return Point(W, H, bias)
 
-    def _block(self, a: Tensor, bT: Tensor, b: Tensor, aT: Tensor, s: Tensor, h: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def _block(
+        self, a: Tensor, bT: Tensor, b: Tensor, aT: Tensor, s: Tensor, h: Tensor, rows: slice
+    ) -> tuple[Tensor, Tensor]:
         """Rows of the result for A and B: a = A_ij, bT = B_ji, b = B_ij, aT = A_ji."""
         mu, sj, si = self.mu, s[None, :], s[rows, None]
         q = si.square() + sj.square()
@@ -166,7 +194,9 @@ class PairPreconditioner:
         return sj * out1 + si * back1, sj * out2 + si * back2
 
     def _diagonal(self, H: Tensor, W: Tensor, a: Tensor, b: Tensor) -> None:
-        """The target's logit: its curvature is that of K - 1 off-target ones together, and A_ii, B_ii pair up."""
+        """The target's logit: its curvature is that of K - 1 off-target ones together, and A_ii,
+        B_ii pair up.
+        """
         target = ((self.s.numel() - 1) * self.h * self.s.square()).to(H.dtype) + 1e-4 * self.mu
         mean, half = (a + b) / (4 * target), (a - b) / (4 * self.mu)
         H.diagonal().copy_(mean + half)
@@ -175,19 +205,24 @@ class PairPreconditioner:
 
 def _separating(objective: Objective) -> bool:
     problem = objective.problem
-    least = (1.0 - problem.loss.smoothing) * float(objective.row_weight.min() / problem.num_samples) ** 0.5
+    least = (1.0 - problem.loss.smoothing) * float(
+        objective.row_weight.min() / problem.num_samples
+    ) ** 0.5
     return bool(least >= 2.0 * problem.mu)
 
 
 class Pairs:
-    """The row of `table`: L-BFGS begins in the gauge, after a proximal step where some class is not yet separated."""
+    """The row of `table`: L-BFGS begins in the gauge, after a proximal step where some class is not
+    yet separated.
+    """
 
     name = "pairs"
     newton = False
 
     def serves(self, objective: Objective) -> bool:
-        """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced variables, nothing frozen;
-        and every class well above the collapse threshold sqrt(n_k)/N > mu, below which its factors vanish and G is not -mu I.
+        """One row for each of the K classes in order, d >= K, a single-label softmax loss, balanced
+        variables, nothing frozen; and every class well above the collapse threshold sqrt(n_k)/N >
+        mu, below which its factors vanish and G is not -mu I.
         """
         problem, targets = objective.problem, objective.targets
         K = problem.num_classes
@@ -200,7 +235,8 @@ class Pairs:
             and problem.freeze is None
             and objective.variables == "balanced"
             and bool((targets.indices == torch.arange(K, device=targets.indices.device)).all())
-            and (1.0 - problem.loss.smoothing) * float(objective.row_weight.min() / problem.num_samples) ** 0.5
+            and (1.0 - problem.loss.smoothing)
+            * float(objective.row_weight.min() / problem.num_samples) ** 0.5
             >= 2.0 * problem.mu
         )
 
@@ -214,7 +250,9 @@ class Pairs:
     def begin(self, objective: Objective, point: Point) -> Built:
         found = objective.value_and_grad(point, statistics=True)
         assert found.statistics is not None
-        if bool((found.statistics.margin <= 0).any()):  # not yet separating: look for the subspaces first
+        if bool(
+            (found.statistics.margin <= 0).any()
+        ):  # not yet separating: look for the subspaces first
             point, found = lifted_step(objective, point, found)
         point = fix_gauge(point)
         return self.build(objective, point, objective.value_and_grad(point, statistics=True))
@@ -222,7 +260,9 @@ class Pairs:
     def due(self, age: int, *, built: bool) -> bool:
         return built and age in (5, 15, 40, 100, 200, 400)
 
-    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
+    def build(
+        self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False
+    ) -> Built:
         if evaluation.statistics is None:
             evaluation = objective.value_and_grad(point, statistics=True)
         return Built(point, evaluation, PairPreconditioner.build(objective, point, evaluation))

@@ -1,28 +1,33 @@
-"""The Gauss-Newton matrix of the squared error, inverted exactly: a preconditioner by two eigendecompositions.
+"""The Gauss-Newton matrix of the squared error, inverted exactly: a preconditioner by two
+eigendecompositions.
 
 In balanced variables the residuals E = D^1/2 (H W' + 1 b' - Y) change by  dE = alpha (dA B' + A dB') + beta d dc'  with
-alpha = N^(-1/2), d_r = sqrt(n_r / N) and beta the bias's scale. With J that map, A~ = [alpha A, beta d] and C~ = [C, c],
-J J' E = alpha^2 E B B' + A~ A~' E, which is diagonal in the eigenvectors U of alpha^2 B B' and V of A~ A~', values a and v:
+alpha = N^(-1/2), d_r = sqrt(n_r / N) and beta the bias's scale. With J that map, A~ = [alpha A,
+beta d] and C~ = [C, c], J J' E = alpha^2 E B B' + A~ A~' E, which is diagonal in the eigenvectors U
+of alpha^2 B B' and V of A~ A~', values a and v:
 
     (mu + J'J)^-1 = (1 - J' (mu + J J')^-1 J) / mu,      V'(mu + J J')^-1 E U = (V'E U)_ij / (mu + v_i + a_j),
 
-and 1 / (mu + a_j) or 1 / (mu + v_i) where only one side lies in a span. Residuals and their products are never formed: with
-Q = alpha U'B and P = V'A~ all of it is products with d or min(K, d) columns, O((K + R) d^2). Without it the condition of the
-problem is of the order of 1 / (mu N). What it leaves is the directions that keep all logits, along A T, B T^-T: curved, so
-that straight steps along them are short. Their best point is known (`balance`), and the factors are moved there whenever the
-matrix is built. Small penalties take about a hundred evaluations then, where they took thousands (`bench/squared_model.py`).
-(Our derivation.)
+and 1 / (mu + a_j) or 1 / (mu + v_i) where only one side lies in a span. Residuals and their
+products are never formed: with Q = alpha U'B and P = V'A~ all of it is products with d or min(K, d)
+columns, O((K + R) d^2). Without it the condition of the problem is of the order of 1 / (mu N). What
+it leaves is the directions that keep all logits, along A T, B T^-T: curved, so that straight steps
+along them are short. Their best point is known (`balance`), and the factors are moved there
+whenever the matrix is built. Small penalties take about a hundred evaluations then, where they took
+thousands (`bench/squared_model.py`). (Our derivation.)
 
 Decisions
 
-2026-11-26. The squared error has a preconditioner of its own (`solvers/curvature/squares.py`): 2 mu + J'J with J the
-whole differential of the residuals, inverted in two eigenbases at the price of a few gradients, and factors moved to
-the balanced ones of the same product, the best point of the directions that keep all logits. Twelve classes of 1 to 100
-samples, lambda of 1e-5 to 1e-8, a random start: 48 to 197 evaluations instead of 400 to 18,401 for d >= K - 1, and 91
-to 546 instead of 3,229 to 21,217 at d = 5 (`bench/squared_model.py`, counts only). L-BFGS builds it at step 30: sooner,
-a full step could put out a direction that the minimum needs, and random starts ended at saddles
-(`tests/solvers/test_methods.py`). Penalties of 1e-10 still take many thousands. Tried and dropped: balanced factors every few
-steps of softmax losses, which cost more evaluations than they saved. Its vectors are planned (`bench/memory.py`).
+2026-11-26. The squared error has a preconditioner of its own (`solvers/curvature/squares.py`): 2 mu
++ J'J with J the whole differential of the residuals, inverted in two eigenbases at the price of a
+few gradients, and factors moved to the balanced ones of the same product, the best point of the
+directions that keep all logits. Twelve classes of 1 to 100 samples, lambda of 1e-5 to 1e-8, a
+random start: 48 to 197 evaluations instead of 400 to 18,401 for d >= K - 1, and 91 to 546 instead
+of 3,229 to 21,217 at d = 5 (`bench/squared_model.py`, counts only). L-BFGS builds it at step 30:
+sooner, a full step could put out a direction that the minimum needs, and random starts ended at
+saddles (`tests/solvers/test_methods.py`). Penalties of 1e-10 still take many thousands. Tried and
+dropped: balanced factors every few steps of softmax losses, which cost more evaluations than they
+saved. Its vectors are planned (`bench/memory.py`).
 """
 
 from __future__ import annotations
@@ -39,32 +44,46 @@ from ufm_fast.point import Point
 from ufm_fast.solvers.base import rounding
 from ufm_fast.solvers.curvature.base import Built
 
-#: The step of L-BFGS that builds it. Sooner, a full step can put out a direction that is wanted, and end at a saddle.
+#: The step of L-BFGS that builds it. Sooner, a full step can put out a direction that is wanted,
+#: and end at a saddle.
 FIRST = 30
 _EVERY = 20  # steps between two builds
 
 
 def balance(x: Point) -> Point:
-    """The factors of the same product A B' with A'A = B'B, whose squares have the least sum: twice its nuclear norm."""
+    """The factors of the same product A B' with A'A = B'B, whose squares have the least sum: twice
+    its nuclear norm.
+    """
     A, B = (torch.linalg.qr(part.double()) for part in (x.H, x.W))
     U, s, Vh = torch.linalg.svd(A.R @ B.R.T, full_matrices=False)
     root, pad = s.sqrt(), (0, x.W.shape[1] - len(s))
-    factors = (torch.nn.functional.pad(part, pad) for part in (B.Q @ (Vh.T * root), A.Q @ (U * root)))
+    factors = (
+        torch.nn.functional.pad(part, pad) for part in (B.Q @ (Vh.T * root), A.Q @ (U * root))
+    )
     W, H = (part.to(x.W.dtype) for part in factors)
     return Point(W, H, x.b)
 
 
-def move(objective: Objective, x: Point, evaluation: Evaluation, *, lower: bool) -> tuple[Point, Evaluation]:
-    """To the balanced factors, unless the value rises; with ``lower`` only where it falls (beyond rounding)."""
+def move(
+    objective: Objective, x: Point, evaluation: Evaluation, *, lower: bool
+) -> tuple[Point, Evaluation]:
+    """To the balanced factors, unless the value rises; with ``lower`` only where it falls (beyond
+    rounding).
+    """
     point = balance(x)
     found = objective.value_and_grad(point)
     noise = rounding(objective, found.value)
-    return (point, found) if found.value <= evaluation.value + (-noise if lower else noise) else (x, evaluation)
+    return (
+        (point, found)
+        if found.value <= evaluation.value + (-noise if lower else noise)
+        else (x, evaluation)
+    )
 
 
 @dataclass(frozen=True)
 class _Span:
-    """An orthonormal basis of the columns of alpha X (rows x d): X T, or T itself where the rows are at most d.
+    """An orthonormal basis of the columns of alpha X (rows x d): X T, or T itself where the rows
+    are at most d.
 
     ``values`` (k,): eigenvalues of alpha^2 X X'. ``products`` (k x d): alpha basis' X.
     """
@@ -96,7 +115,9 @@ class _Span:
 
 @dataclass(frozen=True)
 class SquaredPreconditioner:
-    """Inverse of 2 mu + J'J at a point: on the directions that keep all logits the residuals curve f by up to mu themselves."""
+    """Inverse of 2 mu + J'J at a point: on the directions that keep all logits the residuals curve
+    f by up to mu themselves.
+    """
 
     classes: _Span  # of alpha B
     features: _Span  # of A~
@@ -115,11 +136,17 @@ class SquaredPreconditioner:
         """(2 mu + J'J)^-1 g, a new point."""
         weight = g.W if g.b is None else torch.cat([g.W, g.b[:, None]], 1)
         of_features, of_classes = g.H @ self.classes.products.T, weight @ self.features.products.T
-        row, column = self.features.inside(of_features), self.classes.inside(of_classes)  # v x a, a x v
+        row, column = (
+            self.features.inside(of_features),
+            self.classes.inside(of_classes),
+        )  # v x a, a x v
         a, v = self.shift + self.classes.values, self.shift + self.features.values
         both = (row + column.T) / (v[:, None] + self.classes.values)
         H = g.H - (self.features.outside(both - row / a) + of_features / a) @ self.classes.products
-        weight = weight - (self.classes.outside(both.T - column / v) + of_classes / v) @ self.features.products
+        weight = (
+            weight
+            - (self.classes.outside(both.T - column / v) + of_classes / v) @ self.features.products
+        )
         W, b = (weight, None) if g.b is None else (weight[:, :-1], weight[:, -1])
         return Point(W, H, b).scale(1.0 / self.shift)
 
@@ -131,13 +158,17 @@ class Squares:
     newton = True
 
     def serves(self, objective: Objective) -> bool:
-        """Squared error of one layer in balanced variables with both penalties and nothing frozen."""
+        """Squared error of one layer in balanced variables with both penalties and nothing
+        frozen.
+        """
         problem = objective.problem
         balanced = objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
         return objective.plain and isinstance(problem.loss, SquaredError) and balanced
 
     def bytes_of(self, objective: Objective) -> int:
-        """Two spans and what the balanced factors take: three vectors of the size of the parameters."""
+        """Two spans and what the balanced factors take: three vectors of the size of the
+        parameters.
+        """
         problem = objective.problem
         return 3 * problem.entries(objective.rows.number) * objective.dtype.itemsize
 
@@ -155,6 +186,8 @@ class Squares:
             return since == 0
         return since in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) or (since > 0 and since % _EVERY == 0)
 
-    def build(self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False) -> Built:
+    def build(
+        self, objective: Objective, point: Point, evaluation: Evaluation, *, lower: bool = False
+    ) -> Built:
         point, evaluation = move(objective, point, evaluation, lower=lower)
         return Built(point, evaluation, SquaredPreconditioner.build(objective, point))

@@ -1,4 +1,6 @@
-"""The table of curvatures: the first that serves an objective is its own; none is the multiple of the identity."""
+"""The table of curvatures: the first that serves an objective is its own; none is the multiple of
+the identity.
+"""
 
 from __future__ import annotations
 

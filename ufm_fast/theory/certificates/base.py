@@ -1,4 +1,6 @@
-"""What all certifiers share: the point that is certified, what they prove of it, and the verdict."""
+"""What all certifiers share: the point that is certified, what they prove of it, and the
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,21 @@ from ufm_fast.theory.deep import chord
 EXACT_CLASSES = 4096
 #: A relative gap up to this counts as certified.
 TOLERANCE = 1e-6
-#: Value and bound are sums in float64 of terms that may cancel: by this much, relatively, a bound may lie above the value.
+#: Value and bound are sums in float64 of terms that may cancel: by this much, relatively, a bound
+#: may lie above the value.
 ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """``lower_bound`` <= min f: always ('exact'), or but for ``failure_probability`` ('probabilistic'); 'none': no bound.
+    """``lower_bound`` <= min f: always ('exact'), or but for ``failure_probability``
+    ('probabilistic'); 'none': no bound.
 
-    ``relative_gap`` = (value - lower_bound) / value, value in float64 at the certified point; ``spectral_ratio`` = |G|/mu,
-    1 at a non-trivial global minimum and below 1 where everything has collapsed to zero. ``certified``: the gap is at most
-    ``tolerance``. ``reason``: why there is no bound. For d < K - 1 (squared error: below the rank of the minimum) the bound
-    holds but is not tight.
+    ``relative_gap`` = (value - lower_bound) / value, value in float64 at the certified point;
+    ``spectral_ratio`` = |G|/mu, 1 at a non-trivial global minimum and below 1 where everything has
+    collapsed to zero. ``certified``: the gap is at most ``tolerance``. ``reason``: why there is no
+    bound. For d < K - 1 (squared error: below the rank of the minimum) the bound holds but is not
+    tight.
     """
 
     kind: str
@@ -75,8 +80,9 @@ class Dual(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model point in float64, one row of H for each of ``rows``, whose value is to be proved close to the minimum. On several
-    ranks both are this one's, and the ``head`` is of these rows and all classes (`spread`).
+    """A model point in float64, one row of H for each of ``rows``, whose value is to be proved
+    close to the minimum. On several ranks both are this one's, and the ``head`` is of these rows
+    and all classes (`spread`).
     """
 
     problem: Problem
@@ -101,7 +107,9 @@ class Candidate:
 
     @cached_property
     def root(self) -> Tensor:
-        """The scale of each row of the dual, sqrt(n_r)/N, where it weighs more in the penalty than in the loss the less."""
+        """The scale of each row of the dual, sqrt(n_r)/N, where it weighs more in the penalty than
+        in the loss the less.
+        """
         roots = self.weights.sqrt()
         own = roots if self.problem.feature_factors is None else self.counts / roots
         return own / self.problem.num_samples
@@ -119,7 +127,10 @@ class Candidate:
     @cached_property
     def value(self) -> float:
         """The objective at the point."""
-        return self.spread.number(float(self.head.row_weight @ TiledBackend().losses(self.head))) + self.penalty
+        return (
+            self.spread.number(float(self.head.row_weight @ TiledBackend().losses(self.head)))
+            + self.penalty
+        )
 
     @property
     def penalty(self) -> float:
@@ -127,9 +138,13 @@ class Candidate:
 
     @cached_property
     def mu(self) -> float:
-        """The price of the nuclear norm of D^1/2 Z: of one layer mu, with layers the least that it can be (`deep.chord`)."""
+        """The price of the nuclear norm of D^1/2 Z: of one layer mu, with layers the least that it
+        can be (`deep.chord`).
+        """
         problem = self.problem
-        return problem.mu if problem.layers == 1 else chord(self.value, problem.mu, 1 + problem.layers)
+        return (
+            problem.mu if problem.layers == 1 else chord(self.value, problem.mu, 1 + problem.layers)
+        )
 
     def proof(self, bound: float, norm: NormBound) -> Proof:
         """The proof of a bound from dual rows of this norm."""
@@ -139,11 +154,14 @@ class Candidate:
     def norm(self, dual: Dual, spans: tuple[Tensor, Tensor] | None = None) -> NormBound:
         """An upper bound on |G|: exact for few classes, else but for a stated probability.
 
-        ``spans`` (K x d, R x d): what its leading singular vectors lie in at a minimum; W and D^1/2 H where not given.
+        ``spans`` (K x d, R x d): what its leading singular vectors lie in at a minimum; W and D^1/2
+        H where not given.
         """
         classes, spread = self.problem.num_classes, self.spread
         if classes <= self.exact_classes:
-            blocks = chain([self.root.new_zeros(0, classes)], dual.blocks())  # a rank may have no rows
+            blocks = chain(
+                [self.root.new_zeros(0, classes)], dual.blocks()
+            )  # a rank may have no rows
             found = dense_norm(blocks, classes, spread)
         else:
             left, right = spans or (self.point.W, self.head.features * self.weights.sqrt()[:, None])
@@ -153,7 +171,9 @@ class Candidate:
         return NormBound(*spread.first(numbers).tolist())
 
     def bias_drop(self, column_sum: Tensor) -> float:
-        """What a penalised bias takes off the bound at theta = 1; ``column_sum`` = sum_r n_r g_r / N, (K,)."""
+        """What a penalised bias takes off the bound at theta = 1; ``column_sum`` = sum_r n_r g_r /
+        N, (K,).
+        """
         if self.problem.bias != "penalised":
             return 0.0
         return float(column_sum.square().sum()) / (2 * self.problem.lambda_b)
@@ -186,7 +206,9 @@ def without(reason: str, value: float = math.nan, ratio: float | None = None) ->
 
 
 def _basis(X: Tensor, spread: Spread) -> Tensor:
-    """Orthonormal basis of the column span of X (float64), by the eigenvectors of its Gram matrix and a clean-up QR."""
+    """Orthonormal basis of the column span of X (float64), by the eigenvectors of its Gram matrix
+    and a clean-up QR.
+    """
     values, vectors = map(spread.first, torch.linalg.eigh(spread.total(X.T @ X)))
     keep = values > 1e-20 * values[-1].clamp_min(1e-300)
     if float(values[-1]) == 0.0:

@@ -3,9 +3,10 @@
     with a bias                LB = sum_r (n_r/N) [theta c_r Entropy(E_r/s_r) - phi*(theta c_r)]
 
 where phi is made convex beyond the point at which its slope c reaches 1; with up to 1,024 classes
-also, without that envelope, by rows that follow the bias (`focal_with_bias`). Without a bias the rows
-of G may change their signs, since |G| does not. Then no envelope is needed, for <-S theta G, Z> <=
-mu |Z|_* with signs S leaves each row its own global minimum over one number, and theta may exceed 1:
+also, without that envelope, by rows that follow the bias (`focal_with_bias`). Without a bias the
+rows of G may change their signs, since |G| does not. Then no envelope is needed, for <-S theta G,
+Z> <= mu |Z|_* with signs S leaves each row its own global minimum over one number, and theta may
+exceed 1:
 
     bias none                  LB = sum_r (n_r/N) min_{u <= h_r} [phi(u) + theta c_r (h_r - u)],   h_r = Entropy(E_r/s_r)
 
@@ -23,7 +24,11 @@ from torch import Tensor
 from ufm_fast.backends.sweep import Chunk
 from ufm_fast.losses import Focal
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
-from ufm_fast.theory.certificates.focal_with_bias import MOST_CLASSES, balanced_bound, following_bound
+from ufm_fast.theory.certificates.focal_with_bias import (
+    MOST_CLASSES,
+    balanced_bound,
+    following_bound,
+)
 from ufm_fast.theory.certificates.softmax import SoftmaxDual
 from ufm_fast.theory.focal import Rise, phi
 
@@ -39,14 +44,18 @@ def unbiased_focal(candidate: Candidate) -> Proof:
 
 
 def biased_focal(candidate: Candidate) -> Proof:
-    """The bound with a bias: the better of the convex envelope's and of the rows that follow the bias."""
+    """The bound with a bias: the better of the convex envelope's and of the rows that follow the
+    bias.
+    """
     problem, proof = candidate.problem, enveloped_focal(candidate)
     assert isinstance(problem.loss, Focal)
     bound, counts = max(0.0, proof.bound), problem.counts
     if bool((counts == counts[0]).all()):
         bound = max(bound, balanced_bound(problem.loss, len(counts), int(counts[0]), problem.mu))
     if len(counts) <= MOST_CLASSES and candidate.point.layout is None:  # it takes whole factors
-        bound = following_bound(problem, candidate.rows, candidate.point, candidate.value, known=bound)
+        bound = following_bound(
+            problem, candidate.rows, candidate.point, candidate.value, known=bound
+        )
     return replace(proof, bound=bound)
 
 
@@ -104,5 +113,6 @@ class SignedDual(_FocalRows):
 
     def _row_bounds(self, c: Chunk, G: Tensor, theta: float) -> Tensor:
         flow, entropy = self._shared(c, G)
-        # phi(u) - slope u falls, rises from its stationary point on, and may fall again up to the end u = entropy.
+        # phi(u) - slope u falls, rises from its stationary point on, and may fall again up to the
+        # end u = entropy.
         return torch.minimum(*self.rise.below((theta * flow).clamp_min(1e-300), entropy))

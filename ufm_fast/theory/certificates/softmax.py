@@ -1,10 +1,12 @@
-"""Certificates of cross-entropy, with smoothing, and of the pick-all loss: entropies of dual probabilities.
+"""Certificates of cross-entropy, with smoothing, and of the pick-all loss: entropies of dual
+probabilities.
 
     cross-entropy, smoothing   LB = sum_r (n_r/N) Entropy(q_r),               q_r = t_r + theta g_r
     pick-all                   LB = sum_r (n_r/N) M_r Entropy(q_r),           q_r = (1_S + theta g_r) / M_r
 
-A free bias needs sum_r n_r g_r = 0 exactly, which a rank-one flow from the classes with too much mass to those with too little
-restores. Where the logits have an offset or a margin, a_r in all, the conjugate of the loss changes by the linear term
+A free bias needs sum_r n_r g_r = 0 exactly, which a rank-one flow from the classes with too much
+mass to those with too little restores. Where the logits have an offset or a margin, a_r in all, the
+conjugate of the loss changes by the linear term
 -<g_r, a_r>, so that the bound gains  theta sum_r (n_r/N) <g_r, a_r>. Scales S of the classes change the norm alone, that of
 G S then (`adjustments`).
 """
@@ -32,21 +34,32 @@ def softmax(candidate: Candidate) -> Proof:
 
 
 class SoftmaxDual:
-    """The scaled gradient of a softmax loss, and the bound that its rows prove where g(l) = l (the entropies)."""
+    """The scaled gradient of a softmax loss, and the bound that its rows prove where g(l) = l (the
+    entropies).
+    """
 
     limit = 1.0  # of theta
 
     def __init__(self, candidate: Candidate) -> None:
         problem, head = candidate.problem, candidate.head
         assert isinstance(problem.loss, SoftmaxLoss)
-        self.problem, self.head, self.loss, self.swept = problem, head, problem.loss, TiledSoftmaxHead()
+        self.problem, self.head, self.loss, self.swept = (
+            problem,
+            head,
+            problem.loss,
+            TiledSoftmaxHead(),
+        )
         self.adjustment = problem.adjustment.to(head.weight.device)
         self.N, self.spread = problem.num_samples, candidate.spread
         self.root, self.scale = candidate.root, self.adjustment.scale
         K = head.weight.shape[0]
         self.column_sum = torch.zeros(K, dtype=torch.float64, device=head.weight.device)
-        self.out_flow = torch.zeros_like(self.column_sum)  # taken from each target entry of a class, per sample
-        self.in_flow = torch.zeros_like(self.column_sum)  # and shared out over the classes by these shares
+        self.out_flow = torch.zeros_like(
+            self.column_sum
+        )  # taken from each target entry of a class, per sample
+        self.in_flow = torch.zeros_like(
+            self.column_sum
+        )  # and shared out over the classes by these shares
         self.level_flow = torch.zeros_like(self.column_sum)  # taken from each row alike
         if problem.bias != "none":
             for c, G in self._gradients():
@@ -61,13 +74,17 @@ class SoftmaxDual:
         if float(surplus.sum()) == 0.0:
             return
         counts = self.problem.counts.to(surplus.device)
-        # An empty class has no target entries; smoothing has put eps / K everywhere, so every row gives the same.
+        # An empty class has no target entries; smoothing has put eps / K everywhere, so every row
+        # gives the same.
         self.level_flow = torch.where(counts == 0, surplus, 0.0)
-        # sum_r n_r g_r / N must vanish; the two sides differ by rounding, so the shares are of the surplus itself.
+        # sum_r n_r g_r / N must vanish; the two sides differ by rounding, so the shares are of the
+        # surplus itself.
         self.out_flow = torch.where(counts == 0, 0.0, surplus * self.N / counts.clamp_min(1))
         # Rounding may leave every sum positive at an optimum: then any shares do.
         short = float(deficit.sum()) > 0.0
-        self.in_flow = deficit / deficit.sum() if short else torch.full_like(deficit, 1.0 / deficit.numel())
+        self.in_flow = (
+            deficit / deficit.sum() if short else torch.full_like(deficit, 1.0 / deficit.numel())
+        )
         for c, G in self._gradients():
             self._limit_theta(c, G)
             if bool(self.level_flow.any()):
@@ -76,7 +93,9 @@ class SoftmaxDual:
         self.limit = self.spread.least(self.limit)
 
     def _limit_theta(self, c: Chunk, G: Tensor) -> None:
-        """theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets, ``level`` being 1_S."""
+        """theta may not push a target's probability below zero: 1_S + theta g >= 0 on targets,
+        ``level`` being 1_S.
+        """
         level = 1.0 - self.loss.smoothing * (G.shape[1] - 1) / G.shape[1]
         worst = float((-G[c.entry_row, c.entry_class]).max())
         self.limit = min(self.limit, level / max(worst, level))
@@ -95,26 +114,35 @@ class SoftmaxDual:
                 G -= self.loss.smoothing / K
             entry = -flow[c.entry_row] + self.loss.smoothing * (K - 1) / K
             if self.loss.multi_label:
-                # (1 - p) M share - 1, whose two parts keep their digits where one target has nearly all the mass
+                # (1 - p) M share - 1, whose two parts keep their digits where one target has nearly
+                # all the mass
                 whole = c.M[c.entry_row] * c.entry_share
                 entry = (whole - 1.0) - c.p[c.entry_row] * whole
             taken = self.out_flow[c.entry_class]
             G[c.entry_row, c.entry_class] = entry - taken
             if self.problem.bias == "free":
                 G -= self.level_flow
-                total = torch.zeros_like(c.p).index_add_(0, c.entry_row, taken).add_(self.level_flow.sum())
+                total = (
+                    torch.zeros_like(c.p)
+                    .index_add_(0, c.entry_row, taken)
+                    .add_(self.level_flow.sum())
+                )
                 G.addr_(total, self.in_flow)
             yield c, G
 
     def blocks(self) -> Iterator[Tensor]:
-        """Blocks of the scaled gradient, of rows n_r / (N sqrt(w_r)) g_r S; w_r is what the row weighs in the penalty."""
+        """Blocks of the scaled gradient, of rows n_r / (N sqrt(w_r)) g_r S; w_r is what the row
+        weighs in the penalty.
+        """
         for c, G in self._gradients():
             block = G * self.root[c.start : c.stop, None]
             yield block if self.scale is None else block * self.scale
 
     @cached_property
     def _held(self) -> Tensor | None:
-        """The scaled gradient (R x K) where there is room for it: more than a hundred products with it follow."""
+        """The scaled gradient (R x K) where there is room for it: more than a hundred products with
+        it follow.
+        """
         R, K = self.root.numel(), self.head.weight.shape[0]
         if not held_bytes(R, K, available_bytes(self.root.device)):
             return None
@@ -177,6 +205,8 @@ class SoftmaxDual:
 
 
 def held_bytes(rows: int, classes: int, free_bytes: int) -> int:
-    """Bytes of the scaled gradient that a probabilistic certificate holds: up to a quarter of the free memory, else none."""
+    """Bytes of the scaled gradient that a probabilistic certificate holds: up to a quarter of the
+    free memory, else none.
+    """
     size = 8 * rows * classes
     return size if size <= free_bytes // 4 else 0

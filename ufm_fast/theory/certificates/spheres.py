@@ -1,13 +1,16 @@
-"""The certificate on spheres: a bound on sum_r (n_r/N) l(t W h_r, y_r) over all unit rows of W and H, in any dimension.
+"""The certificate on spheres: a bound on sum_r (n_r/N) l(t W h_r, y_r) over all unit rows of W and
+H, in any dimension.
 
-The loss is convex in the logits Z = t H W', so with G its gradient there, fit(Z') >= fit(Z) + <G, Z' - Z>. For any positive
-a_k and c_r, unit rows give <G, t H' W''> >= -t |C^-1/2 G A^-1/2| |C^1/2 H'|_F |A^1/2 W'|_F, hence
+The loss is convex in the logits Z = t H W', so with G its gradient there, fit(Z') >= fit(Z) + <G,
+Z' - Z>. For any positive a_k and c_r, unit rows give <G, t H' W''> >= -t |C^-1/2 G A^-1/2| |C^1/2
+H'|_F |A^1/2 W'|_F, hence
 
     LB = fit - <G, Z> - t |C^-1/2 G A^-1/2| sqrt(sum_k a_k  sum_r c_r).
 
-It is tight at a minimum with a_k = -<w_k, dfit/dw_k> and c_r = -<h_r, dfit/dh_r>, what holds the rows at their length, for
-then a_k w_k = -t (G'H)_k; these are positive at minima. Where one is not, all are taken equal. Offsets and margins are
-constants, and with scales S of the classes G S takes the place of G in the norm (`adjustments`). (Our derivation.)
+It is tight at a minimum with a_k = -<w_k, dfit/dw_k> and c_r = -<h_r, dfit/dh_r>, what holds the
+rows at their length, for then a_k w_k = -t (G'H)_k; these are positive at minima. Where one is not,
+all are taken equal. Offsets and margins are constants, and with scales S of the classes G S takes
+the place of G in the norm (`adjustments`). (Our derivation.)
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ def spheres(candidate: Candidate) -> Proof:
     best, ratio, failure = -math.inf, None, 0.0
     for a, c in dual.multipliers():
         dual.scale(a, c)
-        # Where a and c hold the rows, G A^-1/2 and its transpose take A^1/2 W and C^1/2 H to one another.
+        # Where a and c hold the rows, G A^-1/2 and its transpose take A^1/2 W and C^1/2 H to one
+        # another.
         spans = candidate.point.W * a.sqrt()[:, None], candidate.point.H * c.sqrt()[:, None]
         norm: NormBound = candidate.norm(dual, spans)
         reach = norm.value * math.sqrt(float(a.sum()) * float(c.sum()))

@@ -1,13 +1,16 @@
-"""Dual rows that are spread over ranks: what each of them holds of a certificate, and how their sums come together.
+"""Dual rows that are spread over ranks: what each of them holds of a certificate, and how their
+sums come together.
 
-A rank has its own rows of H, and all of W and b: K (d + 1) numbers in float64 beside its blocks. So the dual rows of its
-samples are here in full, a chunk at a time, as in one process; only what is summed over rows, or is the least of them, is told
-to the others: class sums, the K x K Gram matrix of an exact norm, or the K x r products of a probabilistic one. Every rank has
-all such sums, and the norm and the decisions are the first one's: all have the same certificate whatever their rounding.
+A rank has its own rows of H, and all of W and b: K (d + 1) numbers in float64 beside its blocks. So
+the dual rows of its samples are here in full, a chunk at a time, as in one process; only what is
+summed over rows, or is the least of them, is told to the others: class sums, the K x K Gram matrix
+of an exact norm, or the K x r products of a probabilistic one. Every rank has all such sums, and
+the norm and the decisions are the first one's: all have the same certificate whatever their
+rounding.
 
-2026-11-30. Shares of the classes too (`backends.sharded`) would spare the copy of W, but a bound needs entropies of whole dual
-rows after the flow that balances a free bias, and an exact norm their K x K Gram matrix, which has more entries than W
-wherever K > d.
+2026-11-30. Shares of the classes too (`backends.sharded`) would spare the copy of W, but a bound
+needs entropies of whole dual rows after the flow that balances a free bias, and an exact norm their
+K x K Gram matrix, which has more entries than W wherever K > d.
 """
 
 from __future__ import annotations
@@ -53,14 +56,22 @@ class Spread:
 
     def once(self, whole: Tensor) -> Tensor:
         """What every rank has, as a part of a sum over them."""
-        return whole if self.layout is None or self.layout.mesh.rank == 0 else torch.zeros_like(whole)
+        return (
+            whole if self.layout is None or self.layout.mesh.rank == 0 else torch.zeros_like(whole)
+        )
 
     def whole(self, classes: Tensor) -> Tensor:
         """All rows of W, or entries of b, from those here."""
-        return classes if self.layout is None else torch.cat(gathered(self.layout.mesh.world, classes, _WHAT))
+        return (
+            classes
+            if self.layout is None
+            else torch.cat(gathered(self.layout.mesh.world, classes, _WHAT))
+        )
 
     def orthonormal(self, rows: Tensor) -> Tensor:
-        """Q of the QR decomposition of a matrix of which these are the rows here: of theirs, and of all triangular factors."""
+        """Q of the QR decomposition of a matrix of which these are the rows here: of theirs, and of
+        all triangular factors.
+        """
         Q, R = cast("tuple[Tensor, Tensor]", torch.linalg.qr(rows))
         if self.layout is None:
             return Q

@@ -1,9 +1,11 @@
-"""Certificates of the squared error, from the gradient of a point and from the best dual rows of all, which are known.
+"""Certificates of the squared error, from the gradient of a point and from the best dual rows of
+all, which are known.
 
     LB = -theta <G, Y> - (N/2) theta^2 |G|_F^2     (G with rows g_r / N, a row a sample)
 
-or, where that is not tight, `squared_error.mse_bound`, which no rounding of a point is in. To target vectors without a bias or
-with a free one the minimum itself is known in any dimension (`forms.dense`).
+or, where that is not tight, `squared_error.mse_bound`, which no rounding of a point is in. To
+target vectors without a bias or with a free one the minimum itself is known in any dimension
+(`forms.dense`).
 """
 
 from __future__ import annotations
@@ -33,25 +35,35 @@ def squares(candidate: Candidate) -> Proof:
     norm = candidate.norm(dual)
     bound = dual.lower_bound(theta(norm, problem.mu))
     if candidate.value - bound > _TIGHT * candidate.value and _rank_fits(problem):
-        bound = max(bound, mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem)))
+        bound = max(
+            bound,
+            mse_bound(problem.counts, problem.lambda_w, problem.lambda_h, bias_penalty(problem)),
+        )
     return candidate.proof(bound, norm)
 
 
 def vector_squares(candidate: Candidate) -> Proof:
     """The bound of the squared error to target vectors, any bias."""
     proof = chord_squares(candidate)
-    if candidate.problem.bias == "penalised" or candidate.value - proof.bound <= _TIGHT * candidate.value:
+    if (
+        candidate.problem.bias == "penalised"
+        or candidate.value - proof.bound <= _TIGHT * candidate.value
+    ):
         return proof
     return replace(proof, bound=max(proof.bound, known_vectors(candidate).bound))
 
 
 def known_vectors(candidate: Candidate) -> Proof:
-    """The minimum of the squared error to target vectors, which is known without a bias or with a free one, linear layers."""
+    """The minimum of the squared error to target vectors, which is known without a bias or with a
+    free one, linear layers.
+    """
     return Proof(target_vectors(candidate.problem).value * (1.0 - ROUNDING))
 
 
 def layered_squares(candidate: Candidate) -> Proof:
-    """The bound with linear layers and no bias or a free one: the minimum itself, which is known."""
+    """The bound with linear layers and no bias or a free one: the minimum itself, which is
+    known.
+    """
     form = spectral_mse(candidate.problem)
     return chord_squares(candidate) if form is None else Proof(form.value * (1.0 - ROUNDING))
 
@@ -64,23 +76,31 @@ def chord_squares(candidate: Candidate) -> Proof:
 
 
 def _rank_fits(problem: Problem) -> bool:
-    """Whether the dimensions may hold the squared error's minimiser, or its bound costs nothing: it has no bias."""
+    """Whether the dimensions may hold the squared error's minimiser, or its bound costs nothing: it
+    has no bias.
+    """
     return problem.bias == "none" or problem.dim >= int((problem.counts > 0).sum()) - 1
 
 
 class SquaredDual:
-    """g_r = W h_r + b - e_y; with a free bias, which no bound depends on, b is the one that makes their mean vanish."""
+    """g_r = W h_r + b - e_y; with a free bias, which no bound depends on, b is the one that makes
+    their mean vanish.
+    """
 
     def __init__(self, candidate: Candidate) -> None:
         problem, head, self.spread = candidate.problem, candidate.head, candidate.spread
         if problem.bias == "free":
             for _ in range(2):  # the second takes what rounding left of the first
                 assert head.bias is not None
-                head = replace(head, bias=head.bias - self.spread.total(squared_error.residual_sum(head)))
+                head = replace(
+                    head, bias=head.bias - self.spread.total(squared_error.residual_sum(head))
+                )
         self.head, self.backend = head, TiledBackend()
         self.root = candidate.root
         self.column_sum = self.spread.total(squared_error.residual_sum(head))
-        self.shift = self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
+        self.shift = (
+            self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
+        )
         self.drop = candidate.bias_drop(self.column_sum)
 
     def blocks(self) -> Iterator[Tensor]:
@@ -99,7 +119,9 @@ class SquaredDual:
         return replace(self.head, row_weight=self.root)
 
     def lower_bound(self, theta: float) -> float:
-        along = self.spread.number(float(squared_error.along_targets(self.head, self.shift)))  # <G, Y>
+        along = self.spread.number(
+            float(squared_error.along_targets(self.head, self.shift))
+        )  # <G, Y>
         squares = self.spread.number(float(self.head.row_weight @ self.backend.losses(self.head)))
         squares -= 0.5 * float(self.shift.square().sum())
         quadratic = squares + self.drop

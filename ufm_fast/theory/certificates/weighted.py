@@ -1,4 +1,5 @@
-"""Certificates of the pick-all loss of weighted sets, any bias: distributions q_r over a few classes, of sum Q_r.
+"""Certificates of the pick-all loss of weighted sets, any bias: distributions q_r over a few
+classes, of sum Q_r.
 
     LB = sum_r (n_r/N) Q_r Entropy((q_r + theta g_r) / Q_r),      g_r = Q_r p_r - q_r
 
@@ -46,14 +47,19 @@ class _WeightedDual(SoftmaxDual):
     def _gradients(self) -> Iterator[tuple[Chunk, Tensor]]:
         for c in self.swept.sweep(self.plain):
             G = c.E.T * (c.p / c.mass)[:, None]
-            G[c.entry_row, c.entry_class] = -c.p  # p - e_y, with the digits of a row that is nearly sure
+            G[
+                c.entry_row, c.entry_class
+            ] = -c.p  # p - e_y, with the digits of a row that is nearly sure
             G *= self.sums[c.start : c.stop, None]
             rows, classes, part = self._entries(c)
             taken = self.out_flow[classes]
             G.index_put_((rows, classes), self.pull[part] - taken, accumulate=True)
             if self.problem.bias == "free":
                 G -= self.level_flow
-                G.addr_(torch.zeros_like(c.p).index_add_(0, rows, taken).add_(self.level_flow.sum()), self.in_flow)
+                G.addr_(
+                    torch.zeros_like(c.p).index_add_(0, rows, taken).add_(self.level_flow.sum()),
+                    self.in_flow,
+                )
             yield c, G
 
     def _limit_theta(self, c: Chunk, G: Tensor) -> None:

@@ -15,7 +15,8 @@ from ufm_fast.theory.frames import GroupedLogits, Logits, Parameters
 class ClosedForm:
     """The minimum of f, where it comes from, and how to build a minimiser.
 
-    `collapsed`: W = H = 0 is the minimiser (a bias may remain). `logits`: the spectrum that `point` is built from.
+    `collapsed`: W = H = 0 is the minimiser (a bias may remain). `logits`: the spectrum that `point`
+    is built from.
     """
 
     value: float
@@ -26,7 +27,8 @@ class ClosedForm:
     def point(self) -> Parameters:
         """A minimiser (W of K x d, class means of K x d, b or None), float64 on the CPU.
 
-        Empty classes have zero rows. For pick-all the second item has a row for each distinct target set instead.
+        Empty classes have zero rows. For pick-all the second item has a row for each distinct
+        target set instead.
         """
         return self.logits.point()
 
@@ -40,7 +42,9 @@ PROVED = 1e-10
 
 
 def proved(value: float, shortfall: float) -> bool:
-    """Whether a value found by iteration is the minimum: ``shortfall``, by duality, is what it may lie above it."""
+    """Whether a value found by iteration is the minimum: ``shortfall``, by duality, is what it may
+    lie above it.
+    """
     return shortfall <= PROVED * value
 
 

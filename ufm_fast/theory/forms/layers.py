@@ -1,4 +1,6 @@
-"""Closed forms with linear layers, and of one layer with a free bias: spectra of the targets (`deep`)."""
+"""Closed forms with linear layers, and of one layer with a free bias: spectra of the targets
+(`deep`).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class LayeredLogits(Logits):
 
 
 def spectral_mse(problem: Problem) -> ClosedForm | None:
-    """Squared error, no bias or a free one (up to 1,024 distinct counts), one layer or linear ones of any widths."""
+    """Squared error, no bias or a free one (up to 1,024 distinct counts), one layer or linear ones
+    of any widths.
+    """
     counts, widths, free = class_counts(problem), problem.trunk.widths, problem.bias == "free"
     if free and len(torch.unique(counts)) > MOST_GROUPS:
         return None  # its spectral problem has that order

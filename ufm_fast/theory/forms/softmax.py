@@ -24,11 +24,15 @@ def _simplex(problem: Problem, gap: float, n: int) -> GroupedLogits:
     """Balanced logits gap (I - J/K), with a zero bias where there is one."""
     nothing = torch.zeros(1, 0, dtype=torch.float64)
     bias = None if problem.bias == "none" else [0.0]
-    return grouped(problem, within=[math.sqrt(n) * gap], shared=[], left=nothing, right=nothing, bias=bias)
+    return grouped(
+        problem, within=[math.sqrt(n) * gap], shared=[], left=nothing, right=nothing, bias=bias
+    )
 
 
 def cross_entropy(problem: Problem) -> ClosedForm | None:
-    """Balanced classes, two distinct counts, and any counts where all collapses; d >= K-1 or no less than the rank."""
+    """Balanced classes, two distinct counts, and any counts where all collapses; d >= K-1 or no
+    less than the rank.
+    """
     values, sizes = problem.samples.distinct_counts
     if len(values) == 1:
         return _balanced_ce(problem, int(values[0]))
@@ -46,7 +50,9 @@ def _balanced_ce(problem: Problem, n: int) -> ClosedForm | None:
         return None
     paper = "label smoothing: arXiv 2210.02192" if smoothing else "arXiv 2105.02375"
     source = f"balanced cross-entropy, explicit entropy formula (simplex of {paper})"
-    return ClosedForm(ce_minimum(classes, n, *penalties), source, gap == 0, _simplex(problem, gap, n))
+    return ClosedForm(
+        ce_minimum(classes, n, *penalties), source, gap == 0, _simplex(problem, gap, n)
+    )
 
 
 def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> ClosedForm | None:
@@ -54,7 +60,9 @@ def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> Clos
     if lambda_b == 0 and counts[0] == 0 and smoothing == 0:
         return None  # the empty classes' bias runs away to minus infinity
     classes = (sizes[0], sizes[1])
-    best = two_group_ce(classes, (counts[0], counts[1]), problem.lambda_w, problem.lambda_h, lambda_b, smoothing)
+    best = two_group_ce(
+        classes, (counts[0], counts[1]), problem.lambda_w, problem.lambda_h, lambda_b, smoothing
+    )
     if best.rank > problem.dim or not proved(best.value, best.shortfall):
         return None
     logits = grouped(
@@ -84,10 +92,18 @@ def _collapsed_ce(problem: Problem) -> ClosedForm | None:
     if found is None:
         return None
     value, bias = found
-    per_group = None if bias is None else torch.zeros(len(groups), dtype=torch.float64).scatter(0, index, bias).tolist()
+    per_group = (
+        None
+        if bias is None
+        else torch.zeros(len(groups), dtype=torch.float64).scatter(0, index, bias).tolist()
+    )
     nothing = torch.zeros(len(groups), 0, dtype=torch.float64)
-    logits = grouped(problem, within=[0.0] * len(groups), shared=[], left=nothing, right=nothing, bias=per_group)
-    return ClosedForm(value, "collapsed cross-entropy: zero features, bias alone (our derivation)", True, logits)
+    logits = grouped(
+        problem, within=[0.0] * len(groups), shared=[], left=nothing, right=nothing, bias=per_group
+    )
+    return ClosedForm(
+        value, "collapsed cross-entropy: zero features, bias alone (our derivation)", True, logits
+    )
 
 
 def focal(problem: Problem) -> ClosedForm | None:
@@ -114,7 +130,9 @@ def pick_all(problem: Problem) -> ClosedForm | None:
     if bool((sizes == 1).all()):  # one label a sample: cross-entropy
         form = cross_entropy(problem)
         rows = sets.indices.long()
-        return form and ClosedForm(form.value, form.source, form.collapsed, RowsOfClasses(form.logits, rows))
+        return form and ClosedForm(
+            form.value, form.source, form.collapsed, RowsOfClasses(form.logits, rows)
+        )
     classes = len(problem.counts)
     per_set = _equally_frequent_sets(classes, sizes, sets.counts)
     if per_set is None:
@@ -123,13 +141,24 @@ def pick_all(problem: Problem) -> ClosedForm | None:
     if (best.sigma > 0 and problem.dim < classes - 1) or not proved(best.value, best.shortfall):
         return None
     with_bias, penalties = problem.bias != "none", (problem.lambda_w, problem.lambda_h)
-    logits = TagAverages(classes, problem.dim, sets.indptr, sets.indices, best.slopes, best.sigma, with_bias, *penalties)
+    logits = TagAverages(
+        classes,
+        problem.dim,
+        sets.indptr,
+        sets.indices,
+        best.slopes,
+        best.sigma,
+        with_bias,
+        *penalties,
+    )
     source = "pick-all cross-entropy, convex reduction (tag-wise average of arXiv 2310.15903)"
     return ClosedForm(best.value, source, best.sigma == 0, logits)
 
 
 def _equally_frequent_sets(classes: int, sizes: Tensor, counts: Tensor) -> Mapping[int, int] | None:
-    """Samples per set by set size, if for every size that occurs all C(K, m) sets do and equally often."""
+    """Samples per set by set size, if for every size that occurs all C(K, m) sets do and equally
+    often.
+    """
     per_set = {}
     for size in torch.unique(sizes).tolist():
         of_size = counts[sizes == size]

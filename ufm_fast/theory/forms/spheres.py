@@ -11,17 +11,22 @@ from ufm_fast.theory.softmax import normalised_ce_minimum
 
 
 def sphere_ce(problem: Problem) -> ClosedForm | None:
-    """f* = log(1 + (K-1) e^-a) + smoothing (K-1) a / K, a the largest gap t K/(K-1) or the one that smoothing wants; with one
-    margin m for all classes (CosFace) and no smoothing a - t m takes its place.
+    """f* = log(1 + (K-1) e^-a) + smoothing (K-1) a / K, a the largest gap t K/(K-1) or the one that
+    smoothing wants; with one margin m for all classes (CosFace) and no smoothing a - t m takes its
+    place.
     """
     counts, K = problem.counts, problem.num_classes
     if not bool((counts == counts[0]).all()):
         return None
     smoothing, t, adjustment = problem.loss.smoothing, problem.temperature, problem.adjustment
     margin = 0.0 if adjustment.margin is None else float(adjustment.margin[0]) / t
-    if adjustment and (adjustment.offset is not None or adjustment.scale is not None or adjustment.margin is None):
+    if adjustment and (
+        adjustment.offset is not None or adjustment.scale is not None or adjustment.margin is None
+    ):
         return None
-    if adjustment.margin is not None and not bool((adjustment.margin == adjustment.margin[0]).all()):
+    if adjustment.margin is not None and not bool(
+        (adjustment.margin == adjustment.margin[0]).all()
+    ):
         return None
     value = normalised_ce_minimum(K, t, problem.dim, smoothing, margin)
     if value is None:

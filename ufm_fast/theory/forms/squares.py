@@ -47,7 +47,11 @@ def biased_mse(problem: Problem) -> ClosedForm | None:
 
 
 def _balanced_mse(problem: Problem, n: int) -> ClosedForm:
-    classes, lambda_b, penalties = len(problem.counts), bias_penalty(problem), (problem.lambda_w, problem.lambda_h)
+    classes, lambda_b, penalties = (
+        len(problem.counts),
+        bias_penalty(problem),
+        (problem.lambda_w, problem.lambda_h),
+    )
     leak, root = bias_leak(lambda_b), math.sqrt(n)
     c = classes * root * nuclear_coefficient(*penalties)
     tilted = problem.dim >= classes and c < leak
@@ -71,7 +75,10 @@ def _imbalanced_mse(problem: Problem, values: Tensor, sizes: Tensor) -> ClosedFo
     n, size = values.to(torch.float64).numpy(), sizes.to(torch.float64).numpy()
     first = int(n[0] == 0)  # empty classes take part in nothing: zero row, zero bias
     found = BiasedSpectrum(
-        n[first:], size[first:], nuclear_coefficient(problem.lambda_w, problem.lambda_h), bias_penalty(problem)
+        n[first:],
+        size[first:],
+        nuclear_coefficient(problem.lambda_w, problem.lambda_h),
+        bias_penalty(problem),
     )
     kept = found.sigma > found.tau
     within = np.maximum(np.sqrt(n) - found.tau, 0)
