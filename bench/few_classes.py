@@ -22,8 +22,10 @@ from ufm_fast.backends import Gradients, HeadInput, TiledBackend, tiled
 from ufm_fast.losses import make_loss
 from ufm_fast.targets import Targets
 
-SHAPES = ((4096, 100, 512), (2048, 512, 1024), (2048, 1000, 2048), (2048, 2048, 1024), (4096, 1000, 256), (2048, 4096, 1024),
-          (1024, 4096, 512), (2048, 8192, 512), (4096, 4096, 256), (8192, 8192, 128))  # fmt: skip
+SHAPES = (
+    (4096, 100, 512), (2048, 512, 1024), (2048, 1000, 2048), (2048, 2048, 1024), (4096, 1000, 256),
+    (2048, 4096, 1024), (1024, 4096, 512), (2048, 8192, 512), (4096, 4096, 256), (8192, 8192, 128),
+)  # fmt: skip
 WAYS = {"added": 0.0, "in E": float("inf")}
 
 

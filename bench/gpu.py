@@ -1,7 +1,8 @@
 """Check every kernel against float64 on the device, then time the heads against their peers.
 
     python bench/gpu.py [--minutes 9] [--quick] [--skip-tests] [--out bench/results/gpu]
-    python bench/gpu.py --rehearse            on a CPU, at tiny shapes under triton's interpreter: no figures
+    python bench/gpu.py --rehearse            on a CPU, at tiny shapes under triton's interpreter:
+    no figures
 
 Protocol: variants are interleaved launch by launch, in random order; medians, 20th and 80th
 percentile; the same data for all rivals, never zeros, at four stages of collapse; buffers rotate so

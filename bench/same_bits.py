@@ -2,7 +2,8 @@
 of the house must not change.
 
     python bench/same_bits.py --out before.json        # in the old checkout
-    python bench/same_bits.py --against before.json    # in the new one, on the same machine: exits 1 where a bit differs
+    python bench/same_bits.py --against before.json    # in the new one, on the same machine: exits
+                                                       1 where a bit differs
 
 The same solves' values are held to 1e-12 by tests/test_plain.py, on any machine.
 """

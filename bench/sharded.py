@@ -1,8 +1,10 @@
 """Ranks against one process: peak memory, bytes and seconds of an evaluation; and what many GPUs
 would take, computed.
 
-    python bench/sharded.py --out bench/results/sharded_cpu.csv     # two ranks of one thread, one process of two
-    python bench/sharded.py --computed                              # the table of docs/howto/distributed.md
+    python bench/sharded.py --out bench/results/sharded_cpu.csv     # two ranks of one thread, one
+                                                                    process of two
+    python bench/sharded.py --computed                              # the table of
+                                                                    docs/howto/distributed.md
 
 Cross-entropy, float32. Each contender is a process of its own; its memory is the peak above what
 importing took. The bytes that ranks count are compared with `backends.cost`. Computed times take

@@ -53,13 +53,17 @@ def measured(classes: int, dim: int, steps: int) -> list[dict[str, object]]:
         peak = peak_rss_bytes() - before
         bound = VECTORS * vector + BESIDE
         return {
-            "K": classes, "d": dim, "what": what, "seconds": round(seconds, 1), "peak_MB": round(peak / 1e6),
-            "vectors": round(peak / vector, 1), "bound_MB": round(bound / 1e6), "within": peak <= bound,
+            "K": classes, "d": dim, "what": what, "seconds": round(seconds, 1),
+            "peak_MB": round(peak / 1e6), "vectors": round(peak / vector, 1),
+            "bound_MB": round(bound / 1e6), "within": peak <= bound,
         }  # fmt: skip
 
     began = time.perf_counter()
     solution = solution_of(classes, dim, steps)
-    name = f"L-BFGS, {solution.steps} step{'s' * (solution.steps > 1)}, {solution.evaluations:g} evaluations"
+    name = (
+        f"L-BFGS, {solution.steps} step{'s' * (solution.steps > 1)}, {solution.evaluations:g} "
+        f"evaluations"
+    )
     rows = [row(name, time.perf_counter() - began)]
     began = time.perf_counter()
     collect(

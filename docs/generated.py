@@ -51,10 +51,11 @@ def write(folder: Path) -> None:
 METRICS_HEAD = """\
 # Metrics
 
-K is the number of classes, mu_k a class mean, mu_G the sample mean, mu_C the mean of class means, E the normalised simplex
-ETF (I - 1 1'/K)/sqrt(K-1), |.| the Frobenius norm. Sigma_W is averaged over samples, Sigma_B over classes. `ufm-fast metrics
-RUN` gives all that the inputs allow, and `ufm_fast.metrics.collect` does from Python; none needs an N x K or K x K array. NC1
-is zero by itself where one row stands for a class: solve with `--reduce none` to see it fall.
+K is the number of classes, mu_k a class mean, mu_G the sample mean, mu_C the mean of class means, E
+the normalised simplex ETF (I - 1 1'/K)/sqrt(K-1), |.| the Frobenius norm. Sigma_W is averaged over
+samples, Sigma_B over classes. `ufm-fast metrics RUN` gives all that the inputs allow, and
+`ufm_fast.metrics.collect` does from Python; none needs an N x K or K x K array. NC1 is zero by
+itself where one row stands for a class: solve with `--reduce none` to see it fall.
 
 | name | what it is | formula | source |
 | --- | --- | --- | --- |
@@ -63,8 +64,8 @@ is zero by itself where one row stands for a class: solve with `--reduce none` t
 GALLERY_HEAD = """\
 # Gallery of claims
 
-One command regenerates each figure, with a CSV of what it shows and a verdict beside it. The pictures are the output of
-`ufm-fast reproduce all --quick`, copied here by `docs/figures.py`.
+One command regenerates each figure, with a CSV of what it shows and a verdict beside it. The
+pictures are the output of `ufm-fast reproduce all --quick`, copied here by `docs/figures.py`.
 """
 
 

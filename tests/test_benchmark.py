@@ -69,7 +69,10 @@ def test_a_solve_is_certified_with_both():
 
 def test_the_peak_of_dense_autograd_is_that_of_its_logits():
     """4 MiB of gradients, and logits, softmax and their gradient of 16 MiB each."""
-    code = "from ufm_fast.benchmark.claims import peak_of; print(peak_of('autograd', (2048, 2048, 256)))"
+    code = (
+        "from ufm_fast.benchmark.claims import peak_of; print(peak_of('autograd', (2048, 2048, "
+        "256)))"
+    )
     assert claims.number_of(code) > 2 * 4 * 2048 * 2048
 
 

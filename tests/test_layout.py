@@ -90,12 +90,18 @@ def test_runs_need_no_command_line():
         f"ufm_fast.runs.{path.stem}"
         for path in sorted((ROOT / "ufm_fast" / "runs").glob("[a-z]*.py"))
     )
-    code = f"import sys, {modules}; sys.exit(bool({{'typer', 'rich', 'ufm_fast.cli', 'matplotlib'}} & set(sys.modules)))"
+    code = (
+        f"import sys, {modules}; sys.exit(bool({{'typer', 'rich', 'ufm_fast.cli', 'matplotlib'}} "
+        f"& set(sys.modules)))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_importing_everything_does_not_import_triton():
-    code = "import sys, ufm_fast.solving, ufm_fast.functional, ufm_fast.nn; sys.exit('triton' in sys.modules)"
+    code = (
+        "import sys, ufm_fast.solving, ufm_fast.functional, ufm_fast.nn; sys.exit('triton' in "
+        "sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -187,7 +187,10 @@ def test_figures_are_saved_twice_and_alike(tmp_path: Path) -> None:
 def test_no_pyplot_is_loaded_by_a_figure() -> None:
     import subprocess
 
-    code = "import sys; from ufm_fast import plots; plots.new_figure().subplots()\nassert 'matplotlib.pyplot' not in sys.modules"
+    code = (
+        "import sys; from ufm_fast import plots; plots.new_figure().subplots()\nassert "
+        "'matplotlib.pyplot' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
@@ -368,5 +371,8 @@ def test_a_backend_of_another_environment_is_no_obstacle() -> None:
         "MPLBACKEND": "module://a_notebook_of.another_environment",
         "PYTHONPATH": str(ROOT),
     }
-    code = "import os; from ufm_fast import plots; plots.new_figure(); assert os.environ['MPLBACKEND'].startswith('module')"
+    code = (
+        "import os; from ufm_fast import plots; plots.new_figure(); assert "
+        "os.environ['MPLBACKEND'].startswith('module')"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

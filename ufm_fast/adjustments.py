@@ -1,7 +1,8 @@
 """Adjusted logits: what losses for imbalanced classes change in them, an offset, a margin and a
 scale for each class.
 
-    logits that the loss sees of a row with target y:   scale_k <w_k, h> + b_k + offset_k - margin_y [k = y]
+    logits that the loss sees of a row with target y:
+    scale_k <w_k, h> + b_k + offset_k - margin_y [k = y]
 
 - Offsets tau log(n_k / N): logit adjustment (Menon et al., arXiv 2007.07314).
 - Margins C n_y^(-1/4): LDAM (Cao et al., arXiv 1906.07413). The same for all classes and on unit
@@ -13,10 +14,10 @@ offsets the
 
 An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so
 neither needs anything else of a backend. A scale is a factor on the rows of W; penalties lambda_k
-|w_k|^2 of each class are the scales sqrt(lambda / lambda_k) under one lambda, in other variables. Penalties of the features of each class are factors kappa_k on
-lambda_h (`feature_factors`), which are none of the logits: a row weighs n_r kappa_y in the penalty
-and n_r in the loss. Nothing here is given where it would change nothing: then the numbers are those
-of the loss alone, bit for bit.
+|w_k|^2 of each class are the scales sqrt(lambda / lambda_k) under one lambda, in other variables.
+Penalties of the features of each class are factors kappa_k on lambda_h (`feature_factors`), which
+are none of the logits: a row weighs n_r kappa_y in the penalty and n_r in the loss. Nothing here is
+given where it would change nothing: then the numbers are those of the loss alone, bit for bit.
 
 Certificates. With S the diagonal of the scales and kappa_r the factor of a row, the least penalty
 of the logits Z S, Z = H W', is mu |D^1/2 Z|_*, D = diag(n_r kappa_r), so the convex form carries

@@ -4,7 +4,8 @@ kept.
 A step's time is taken for a sum of terms, each with a rate of its own:
 
     1                     what Python and torch take for their calls
-    flops                 of the head's products, of hidden layers, and of building a model of the Hessian now and then
+    flops                 of the head's products, of hidden layers, and of building a model of the
+                          Hessian now and then
     passes                over R x K exponentials of softmax losses
     rows                  vectors of a number a row
     model                 passes over that model
@@ -52,8 +53,9 @@ VERSION = 1  # of the terms: rates of others are not read
 #: each. In raw variables there is no model of the Hessian; the others have that of softmax losses
 #: with d >= K, of codes, or of squared errors.
 _SHAPES = (
-    (10, 1, 8, "raw"), (300, 1, 16, "raw"), (800, 1, 8, "raw"), (30, 1, 600, "raw"), (20, 1, 4000, "raw"),
-    (300, 1, 300, "raw"), (700, 1, 300, "raw"), (10, 1500, 10, "raw"), (20, 100, 200, "raw"),
+    (10, 1, 8, "raw"), (300, 1, 16, "raw"), (800, 1, 8, "raw"),
+    (30, 1, 600, "raw"), (20, 1, 4000, "raw"), (300, 1, 300, "raw"),
+    (700, 1, 300, "raw"), (10, 1500, 10, "raw"), (20, 100, 200, "raw"),
     (200, 1, 220, "balanced"), (300, 1, 12, "balanced"), (100, 1, 24, "balanced"),
 )  # fmt: skip
 _STEPS, _HISTORY = 12, 4

@@ -103,7 +103,8 @@ def least_squares_head(
     With p_k = n_k/N, mu = mean h, C = (1/N) sum_i y_i h_i' and M = (1/N) sum_i h_i h_i':
 
         none       W = C (M + lam I)^-1
-        penalised  + lam/2 |b|^2:  W = (C - c p mu')(M - c mu mu' + lam I)^-1,  b = c (p - W mu),  c = 1/(1 + lam)
+        penalised  + lam/2 |b|^2:  W = (C - c p mu')(M - c mu mu' + lam I)^-1,  b = c (p - W mu),
+                   c = 1/(1 + lam)
         free       W = (C - p mu')(M - mu mu' + lam I)^-1,  b = p - W mu
 
     Errors: InputError for classes without samples, lam < 0, lam = 0 where the second moment is

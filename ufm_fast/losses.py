@@ -1,9 +1,9 @@
 """The losses: softmax losses as functions of the target's log-loss, and squared error.
 
-For a row with target y let  s = sum_{k != y} exp(z_k - z_y)  (the off-target mass),  p = s / (1 + s) = 1 - p_y  and
-l = log1p(s) = -log p_y.  Each softmax loss here is g(l): a backend computes l and p to full relative accuracy even when
-both are 1e-35, and the loss adds three elementwise functions of them. Nothing else about a loss
-needs device code.
+For a row with target y let  s = sum_{k != y} exp(z_k - z_y)  (the off-target mass),
+p = s / (1 + s) = 1 - p_y  and l = log1p(s) = -log p_y.  Each softmax loss here is g(l): a backend
+computes l and p to full relative accuracy even when both are 1e-35, and the loss adds three
+elementwise functions of them. Nothing else about a loss needs device code.
 
 Decisions
 
@@ -72,8 +72,8 @@ class SoftmaxLoss:
 class CrossEntropy(SoftmaxLoss):
     """Cross-entropy with label smoothing eps: target distribution (1 - eps) e_y + eps / K.
 
-    l_i = log1p(s) + eps (z_y - mean_k z_k).  Equivalent: ``F.cross_entropy(z, y, label_smoothing=eps)``.
-    Errors: InputError unless 0 <= smoothing < 1.
+    l_i = log1p(s) + eps (z_y - mean_k z_k).  Equivalent: ``F.cross_entropy(z, y,
+    label_smoothing=eps)``. Errors: InputError unless 0 <= smoothing < 1.
     """
 
     name: ClassVar[str] = "ce"
@@ -140,8 +140,8 @@ class PickAll(SoftmaxLoss):
     """Pick-all-label loss of Li et al. (arXiv 2310.15903): sum over the row's targets of the
     cross-entropy.
 
-    l_i = sum_{k in S} (logsumexp(z) - z_k).  With one target a row it is the cross-entropy. Weighted sets (`weighted_targets`)
-    have q_k times each term.
+    l_i = sum_{k in S} (logsumexp(z) - z_k).  With one target a row it is the cross-entropy.
+    Weighted sets (`weighted_targets`) have q_k times each term.
     """
 
     name: ClassVar[str] = "pick-all"

@@ -195,7 +195,10 @@ class UFM(nn.Module):
     def extra_repr(self) -> str:
         rows, dim = self.H.shape
         layers = f", layers={1 + len(self.hidden)}" if len(self.hidden) else ""
-        return f"classes={self.W.shape[0]}, dim={dim}, rows={rows}, loss={self._loss}, reduce={self.reduce}{layers}"
+        return (
+            f"classes={self.W.shape[0]}, dim={dim}, rows={rows}, loss={self._loss}, "
+            f"reduce={self.reduce}{layers}"
+        )
 
 
 class LinearCrossEntropyLoss(nn.Module):

@@ -60,9 +60,10 @@ def _exact(method: _Method) -> _Method:
 class Objective:
     """f and its derivatives over the rows of a problem.
 
-    Solver variables x = (B, A, c, V_1 ..) relate to the model's by  W = s_W B,  h_r = row_scale_r a_r,  b = bias_scale c,
-    W_j = s_j V_j.  With ``variables='balanced'`` the s of `penalties.balancing_scales`,  row_scale_r = s_H / sqrt(n_r)  and
-    bias_scale = (1 + lambda_b/mu)^(-1/2),  so that with one layer
+    Solver variables x = (B, A, c, V_1 ..) relate to the model's by  W = s_W B,
+    h_r = row_scale_r a_r,  b = bias_scale c, W_j = s_j V_j.  With ``variables='balanced'`` the s of
+    `penalties.balancing_scales`, row_scale_r = s_H / sqrt(n_r)  and bias_scale = (1 +
+    lambda_b/mu)^(-1/2),  so that with one layer
 
         f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + mu lambda_b / (mu +
         lambda_b) |c|^2 / 2

@@ -3,13 +3,14 @@ measured (`calibration`).
 
 With R rows (classes, or samples), (K + R) d parameters and one evaluation = value and gradient:
 
-    softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk of rows at a time
-    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where at most P = d classes,
-                       d + 1 with a bias, have rows; 6 R t d (residuals) to target vectors, R x t
-                       themselves
-    hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a tape) is R x d_j for
-                       each layer, with a ReLU also its slopes and bends, and the tape of the last
-                       point stays
+    softmax losses     6 R K d floating-point operations (three products), the exponentials a chunk
+                       of rows at a time
+    squared error      8 (R + K) d^2 (Gram matrices), nothing of size R K; 6 R P d (residuals) where
+                       at most P = d classes, d + 1 with a bias, have rows; 6 R t d (residuals) to
+                       target vectors, R x t themselves
+    hidden layers      6 R d_(j-1) d_j each; d is then the last width. What a forward pass leaves (a
+                       tape) is R x d_j for each layer, with a ReLU also its slopes and bends, and
+                       the tape of the last point stays
 
 A solve has three phases, and its peak is the largest of theirs: the steps; the certificate and the
 metrics, beside which the solver's point, its gradient and the model's point stay (3 times the

@@ -72,7 +72,8 @@ class Problem:
 
     with logits z_i = W h_i + b, or with M = ``layers`` > 1
 
-        z_i = W s(W_(M-1) ... s(W_1 h_i)) + b,      s(z) = z (``activation`` 'linear') or max(z, 0) ('relu').
+        z_i = W s(W_(M-1) ... s(W_1 h_i)) + b,
+        s(z) = z (``activation`` 'linear') or max(z, 0) ('relu').
 
     H is N x d_0 (a row per sample), W_j is d_j x d_(j-1), W is K x d_(M-1), b is (K,). Data are
     given by exactly one of

@@ -1,4 +1,5 @@
-"""What stands between the free features H and the head: nothing, or layers  A = s(... s(H W_1') ... W_(M-1)').
+"""What stands between the free features H and the head: nothing, or layers
+A = s(... s(H W_1') ... W_(M-1)').
 
 The head never knows: it is given A. One forward pass is a Tape, which pushes directions through and
 pulls gradients back. Both activations are positively homogeneous, s(c z) = c s(z) for c > 0, so

@@ -78,7 +78,10 @@ def contradiction(objective: Objective, theory: ClosedForm | None, value: float)
         or value >= theory.value * (1 - AGREEMENT) - slack
     ):
         return ""
-    words = f"the value lies below the closed form {theory.value:.15g}, which is wrong here: please report it"
+    words = (
+        f"the value lies below the closed form {theory.value:.15g}, which is wrong here: please "
+        f"report it"
+    )
     warnings.warn(words, Contradiction, stacklevel=3)
     return words
 
@@ -113,7 +116,10 @@ def _empty_classes(problem: Problem) -> str:
     if not empty:
         return ""
     if empty == [0]:
-        return "class 0 has no samples and every other class has: labels that begin at 1 must be numbered from 0"
+        return (
+            "class 0 has no samples and every other class has: labels that begin at 1 must be "
+            "numbered from 0"
+        )
     some = ", ".join(map(str, empty[:5])) + (", .." if len(empty) > 5 else "")
     return f"{len(empty):,} of {problem.num_classes:,} classes have no samples: {some}"
 
@@ -129,7 +135,10 @@ def _never_alone(problem: Problem) -> str:
     if missing.numel() == 0:
         return ""
     some = ", ".join(map(str, missing[:5].tolist())) + (", .." if missing.numel() > 5 else "")
-    return f"{missing.numel():,} labels never stand alone: {some}; tag averages of sets with them are nan"
+    return (
+        f"{missing.numel():,} labels never stand alone: {some}; tag averages of sets with them "
+        f"are nan"
+    )
 
 
 def _not_proved(problem: Problem, certificate: Certificate) -> str:
@@ -138,7 +147,10 @@ def _not_proved(problem: Problem, certificate: Certificate) -> str:
     )
     narrow = problem.dim < least
     if problem.layers == 1 and problem.loss.convex and not narrow:
-        return f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself above it; lower tol, or go on"
+        return (
+            f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself "
+            f"above it; lower tol, or go on"
+        )
     why = (
         "several layers"
         if problem.layers > 1

@@ -1,7 +1,8 @@
 """Weighted sparse targets: rows whose target is a distribution over a few classes, of distillation
 or of next tokens.
 
-    l_r = sum_k q_rk (logsumexp(z_r) - z_rk),      q_rk > 0 on the row's entries, whose sum Q_r need not be 1
+    l_r = sum_k q_rk (logsumexp(z_r) - z_rk),      q_rk > 0 on the row's entries, whose sum Q_r need
+    not be 1
 
 They are the target sets of the pick-all loss with a weight for each entry (all ones: the loss
 itself, bit for bit), and the problem's kind is 'pick-all weighted', which no form of equally

@@ -118,7 +118,8 @@ def test_distributed_tensors_are_refused_in_words() -> None:
     spread = W.as_subclass(Distributed)
     with pytest.raises(
         InputTypeError,
-        match=r"linear_weight must be a plain tensor, got a DTensor; pass linear_weight.full_tensor",
+        match=r"linear_weight must be a plain tensor, got a DTensor; pass "
+        r"linear_weight.full_tensor",
     ):
         fused.linear_focal_loss(H, spread, Y)
     with pytest.raises(InputTypeError, match="input must be a DTensor where linear_weight is one"):

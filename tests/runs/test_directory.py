@@ -29,7 +29,7 @@ def make(path: Path, digest: str = "digest") -> RunDirectory:
 
 
 # ---- writing
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -160,7 +160,10 @@ def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
     held = (
         "import sys\nfrom pathlib import Path\nfrom ufm_fast.runs.directory import RunDirectory\n"
     )
-    held += "with RunDirectory.open(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    held += (
+        "with RunDirectory.open(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    "
+        "sys.stdin.read()\n"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", held, str(run.path)],
         stdin=subprocess.PIPE,
@@ -205,7 +208,7 @@ def test_a_run_that_another_process_has_gone_on_with_is_not_overwritten(tmp_path
 
 
 # ---- the log
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_last_line_cut_short_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_truncating_keeps_the_steps_that_the_state_has_seen(tmp_path: Path) -> N
 
 
 # ---- damaged files
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_steps_and_numbers_that_no_float_holds_are_no_log(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_line_of_the_log_is_written_whole_or_not(monkeypatch: pytest.MonkeyPat
 
 
 # ---- folders
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_what_a_killed_start_left_is_swept_and_foreign_files_are_not(
@@ -219,7 +219,7 @@ def test_links_do_not_lead_elsewhere(capsys: pytest.CaptureFixture[str]) -> None
 
 
 # ---- several writers
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_writer_stops_where_another_has_gone_on() -> None:
@@ -248,7 +248,7 @@ def test_a_late_process_hears_of_the_other(capsys: pytest.CaptureFixture[str]) -
 
 
 # ---- figures
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_what_keeps_a_figure_from_being_drawn_is_said_in_a_line(

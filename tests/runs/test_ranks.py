@@ -81,7 +81,10 @@ def test_all_is_said_before_a_rank_waits_for_others_to_leave(monkeypatch):
 
 
 def test_a_rank_ends_without_the_interpreters_shutdown():
-    code = "import atexit, os, runpy, sys; atexit.register(print, 'shut down'); sys.argv = ['ufm-fast', '--version']; "
+    code = (
+        "import atexit, os, runpy, sys; atexit.register(print, 'shut down'); sys.argv = "
+        "['ufm-fast', '--version']; "
+    )
     run = "runpy.run_module('ufm_fast', run_name='__main__')"
     path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -238,7 +238,7 @@ def test_a_cell_that_another_process_has_is_waited_for(monkeypatch: pytest.Monke
 
 
 # ---- signals
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda number: number.name)
@@ -270,7 +270,7 @@ def test_a_signal_saves_the_cells_and_the_same_command_goes_on(number: signal.Si
 
 
 # ---- before it runs
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_prints_the_cells_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,10 @@ def test_a_stalled_run_far_from_the_minimum_is_not_green():
 @pytest.mark.parametrize(("bias", "frame"), [("none", "orthogonal"), ("free", "simplex")])
 def test_the_frame_that_theory_predicts_is_shown(bias, frame, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = f"--loss mse --classes 4 --dim 20 --per-class 5 --lambda-w 5e-3 --lambda-h 5e-3 --bias {bias} --start normal"
+    flags = (
+        f"--loss mse --classes 4 --dim 20 --per-class 5 --lambda-w 5e-3 --lambda-h 5e-3 --bias "
+        f"{bias} --start normal"
+    )
     assert main(["solve", *flags.split(), "--out", "r"]) == 0
     screen = capsys.readouterr().out
     suffix = "_frame" if frame == "orthogonal" else ""

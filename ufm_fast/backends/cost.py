@@ -5,10 +5,14 @@ With P = C S ranks, blocks of h_R = ceil(R/P) rows and h_K = ceil(K/P) classes, 
 chunks of q rows a rank and b bytes a number, a rank sends for one value and gradient of a softmax
 loss
 
-    features    2 (C - 1) T q d b          rows to the ranks with the other classes, and their gradients back
-    classes     2 (S - 1) h_K d b          the weight from the ranks with the other rows, and its gradient back
-    row sums    2 (C - 1) T q (1 + m) 8    a sum a row, and m = 2 numbers a target (3 with smoothing)
-    sums        2 (C - 1)/C d 8 + 4 (P - 1)/P 16      the mean row of W (twice with smoothing), and data term and penalty
+    features    2 (C - 1) T q d b          rows to the ranks with the other classes, and their
+                gradients back
+    classes     2 (S - 1) h_K d b          the weight from the ranks with the other rows, and its
+                gradient back
+    row sums    2 (C - 1) T q (1 + m) 8    a sum a row, and m = 2 numbers a target (3 with
+                smoothing)
+    sums        2 (C - 1)/C d 8 + 4 (P - 1)/P 16      the mean row of W (twice with smoothing), and
+                data term and penalty
 
 by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A
 Hessian product has three times the features' and classes' bytes in place of two. A bias adds its

@@ -3,7 +3,8 @@ rank of the target.
 
 With p_k = (p / s') E_k off the target, p = 1 - p_y and l = -log p_y, all of one label a row:
 
-    entropy = (1 - p) l - p log p + p (log s' - sum_k E_k log E_k / s')                        every term >= 0
+    entropy = (1 - p) l - p log p + p (log s' - sum_k E_k log E_k / s')
+    every term >= 0
     its gradient in the logits: -p_k (log p_k + entropy), at the target -(1 - p) (entropy - l)
 """
 

@@ -1,8 +1,9 @@
 """Squared error by its residuals E = H W' + b - Y, in blocks of rows: for few classes, for target
 vectors, and where no digit may be lost.
 
-With weights o_r and D = diag(o):  fit = 1/2 sum_r o_r |E_r|^2,  grad_W = E'D H,  grad_H = D E W,  grad_b = E'o,  and a
-direction changes E by  dE = dH W' + H dW' + 1 db'.  Everything runs in float64, whatever the dtype of the data.
+With weights o_r and D = diag(o):  fit = 1/2 sum_r o_r |E_r|^2,  grad_W = E'D H,  grad_H = D E W,
+grad_b = E'o,  and a direction changes E by  dE = dH W' + H dW' + 1 db'.  Everything runs in
+float64, whatever the dtype of the data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Cross-entropy of capped logits  q = cap tanh(z / cap),  on any device: chunks of rows, exponentials off the target.
+"""Cross-entropy of capped logits  q = cap tanh(z / cap),  on any device: chunks of rows,
+exponentials off the target.
 
 With J = 1 - (q / cap)^2 and G the gradient in q, the gradient in z is G J, and along a direction dz
 it changes by J (H J dz) - (2 q / cap^2) J G dz, H the Hessian of the cross-entropy in q. The cap

@@ -4,7 +4,8 @@ each row.
 For row i let o be an offset near the off-target logits, E_k = exp(z_k - o) off target and 0 on
 target, s' = sum E_k. Then
 
-    u = log s' + o - z_y = log(off-target mass),   l = softplus(u) = -log p_y,   p = sigmoid(u) = 1 - p_y,
+    u = log s' + o - z_y = log(off-target mass),   l = softplus(u) = -log p_y,
+    p = sigmoid(u) = 1 - p_y,
 
 are vectors of length R, taken in float64 whatever the dtype of the products. With several targets
 z_y is their mean, and log T = log sum exp(z_k - z_y) over them is taken off u.

@@ -3,7 +3,8 @@
 E = exp(z - z_y) off the targets exists for a bounded chunk of rows at a time, in the precision that
 the dtype asks for:
 
-    bfloat16  bf16, one pass      float16  fp16, products in tf32      float32  tf32x3, which keeps 1e-5 at any margin
+    bfloat16  bf16, one pass      float16  fp16, products in tf32
+    float32   tf32x3, which keeps 1e-5 at any margin
 
 float64 has no kernel and is refused. Losses are summed in float64 over float32 rows. What a kernel
 would not do better goes to the heads of ``TiledBackend``, which run on any device: squared error

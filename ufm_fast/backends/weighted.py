@@ -2,8 +2,9 @@
 head's cross-entropy of one label a row and a sparse term linear in the logits (`weighted_targets`),
 O(entries d) beside its sweep.
 
-With C the R x K matrix of the c and D = diag(o):  value + sum_r o_r <c_r, z_r>,  dH + D C W,  dW + C' D H,  db + C' o, and the
-Hessian's product the same of a direction. Sums run in float64 by blocks of entries.
+With C the R x K matrix of the c and D = diag(o):  value + sum_r o_r <c_r, z_r>,  dH + D C W,
+dW + C' D H,  db + C' o, and the Hessian's product the same of a direction. Sums run in float64 by
+blocks of entries.
 """
 
 from __future__ import annotations

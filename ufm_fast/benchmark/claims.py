@@ -1,9 +1,10 @@
 """The claims, measured: a head against the three products and torch's own losses, a solve, and
 digits near collapse.
 
-heads       seconds, percent of the rate of the three products, peak bytes beyond inputs and gradients (CPU: of a process of its
-            own; CUDA: of the allocator)
-solves      seconds and evaluations to a certified relative gap of 1e-6, against torch.optim.LBFGS on dense autograd
+heads       seconds, percent of the rate of the three products, peak bytes beyond inputs and
+            gradients (CPU: of a process of its own; CUDA: of the allocator)
+solves      seconds and evaluations to a certified relative gap of 1e-6, against torch.optim.LBFGS
+            on dense autograd
 digits      relative error of a row's float32 loss at margins that grow, of the median row
 """
 

@@ -40,7 +40,7 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only")]
 ConfigFile = Annotated[
     Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags override it")
-]  # noqa: UP045
+]
 Pairwise = Annotated[
     str, typer.Option(help="Metrics over pairs of classes: auto | exact | sampled | none")
 ]
@@ -52,8 +52,8 @@ def solve(
     config: ConfigFile = None,
     out: Annotated[
         Optional[Path], typer.Option(help="Run directory (default runs/LOSS-K-d-HASH)")
-    ] = None,  # noqa: UP045
-    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run directory")] = None,  # noqa: UP045
+    ] = None,
+    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run directory")] = None,
     json: Json = False,
     quiet: Quiet = False,
     plots: Annotated[
@@ -126,16 +126,16 @@ def plot(
     ] = None,
     column: Annotated[
         Optional[str], typer.Option(help="Of a study: the column to draw (default: its figures)")
-    ] = None,  # noqa: UP045
+    ] = None,
     against: Annotated[
         Optional[str], typer.Option(help="Of a study: the axis to draw it against")
-    ] = None,  # noqa: UP045
+    ] = None,
     lines: Annotated[
         Optional[str], typer.Option(help="Of a study: the axis with a curve for each value")
-    ] = None,  # noqa: UP045
+    ] = None,
     across: Annotated[
         Optional[str], typer.Option(help="Of a study: the axis with a panel for each value")
-    ] = None,  # noqa: UP045
+    ] = None,
 ) -> None:
     """Draw the figures of runs into RUN/plots, as PNG and PDF, or all of them in one figure; or
     those of a study.
@@ -154,7 +154,7 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="One shape and few rounds: under a minute")
     ] = False,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for bench.json and bench.png")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Folder for bench.json and bench.png")] = None,
     json: Json = False,
 ) -> None:
     """The claims of the README on this machine: heads, memory, solves and digits beside torch's
@@ -179,7 +179,7 @@ def export(
     format: Annotated[str, typer.Option("--format", help="npz | csv | parquet")] = "npz",
     out: Annotated[
         Optional[Path], typer.Option(help="Folder to write to (default RUN/export)")
-    ] = None,  # noqa: UP045
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's state and log in another format."""

@@ -195,7 +195,10 @@ def _resuming(run: RunDirectory) -> str:
 
 def _how_to_go_on(solution: Solution, method: str, run: RunDirectory) -> str:
     if solution.outcome.value == "kink":
-        return "stopped at a kink of the ReLU, short of a stationary point: solve from other seeds into another --out (--restarts)"
+        return (
+            "stopped at a kink of the ReLU, short of a stationary point: solve from other seeds "
+            "into another --out (--restarts)"
+        )
     if solution.outcome.value != "diverged":
         return f"not converged; go on with: {_resuming(run)} --max-steps N"
     if solution.steps > 0 and method in ("gd", "momentum", "nesterov", "adam"):

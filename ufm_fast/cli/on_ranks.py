@@ -84,4 +84,7 @@ def _lost(run: Path | None) -> str:
     if run is None or not (run / "state.safetensors").exists():
         return "another rank has ended, so this one ends too; nothing was saved yet"
     again = f"torchrun .. -m ufm_fast solve --resume {quoted(run)}"
-    return f"another rank has ended, so this one ends too; what was saved last goes on, with any number of ranks, by: {again}"
+    return (
+        f"another rank has ended, so this one ends too; what was saved last goes on, with any "
+        f"number of ranks, by: {again}"
+    )

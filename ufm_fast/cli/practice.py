@@ -56,8 +56,8 @@ def register(app: typer.Typer) -> None:
 def train(
     out: Annotated[
         Optional[Path], typer.Option(help="Run directory (default runs/DATA-MODEL-LOSS-HASH)")
-    ] = None,  # noqa: UP045
-    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run directory")] = None,  # noqa: UP045
+    ] = None,
+    resume: Annotated[Optional[Path], typer.Option(help="Go on with this run directory")] = None,
     json: Json = False,
     quiet: Quiet = False,
     **given: Any,
@@ -82,7 +82,7 @@ def overlay(
     ] = 1000,
     out: Annotated[
         Optional[Path], typer.Option(help="Folder of the figure (default RUN/plots of the first)")
-    ] = None,  # noqa: UP045
+    ] = None,
     json: Json = False,
 ) -> None:
     """Model against network: the extended model beside the last two layers, predicted and measured
@@ -101,7 +101,7 @@ def continual(
         float, typer.Option(help="lambda of lambda/2 |.|^2 on every parameter")
     ] = 5e-4,
     lam: Annotated[
-        Optional[float],  # noqa: UP045
+        Optional[float],
         typer.Option(
             help="lambda of the least-squares head (default: the weight decay; the paper's code "
             "has .05)"

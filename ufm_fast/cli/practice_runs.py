@@ -115,7 +115,10 @@ def overlay(paths: list[Path], out: Path | None, model_steps: int, *, json: bool
         )
         return
     by_balance, by_gap = (report.number(found.table[0][name], 4) for name in MATCHINGS)
-    title = f"lambda_H = {by_balance} by balance, {by_gap} by gap; measured against the minimum of the extended model"
+    title = (
+        f"lambda_H = {by_balance} by balance, {by_gap} by gap; measured against the minimum of "
+        f"the extended model"
+    )
     table = Table(title=title, title_justify="left")
     for header in ("", "measured", "by balance", "ratio", "by gap", "ratio"):
         table.add_column(header, no_wrap=True)

@@ -43,9 +43,9 @@ def run(
     ],
     out: Annotated[
         Optional[Path], typer.Option(help="Folder of the study (default studies/NAME)")
-    ] = None,  # noqa: UP045
+    ] = None,
     jobs: Annotated[
-        Optional[int],  # noqa: UP045
+        Optional[int],
         typer.Option(
             help="Cells at a time, each in a process of its own (default: what the study says, "
             "else 1)"
@@ -53,7 +53,7 @@ def run(
     ] = None,
     shard: Annotated[
         Optional[str], typer.Option(metavar="i/n", help="The i-th of n parts, for job arrays")
-    ] = None,  # noqa: UP045
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells with predicted memory and time only")
     ] = False,
@@ -76,7 +76,7 @@ def run(
 @group.command()
 def show(
     folder: Annotated[Path, typer.Argument(help="Folder of a study")],
-    columns: Annotated[Optional[str], typer.Option(help="Columns of the table: a,b,c")] = None,  # noqa: UP045
+    columns: Annotated[Optional[str], typer.Option(help="Columns of the table: a,b,c")] = None,
     json: Json = False,
 ) -> None:
     """Mean and standard deviation over seeds, of the best over starts."""

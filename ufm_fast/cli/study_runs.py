@@ -116,7 +116,7 @@ def _say_end(progress: Progress, folder: Path) -> None:
 
 
 # ---- while it runs
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -160,7 +160,10 @@ def _lines(progress: Progress, cell: Cell | None) -> None:
 
 
 def _failure(progress: Progress, cell: Cell) -> str:
-    return f"cell {cell.name} ({_short(cell.words, 50)}) failed: {printable(progress.failed[cell.name])}"
+    return (
+        f"cell {cell.name} ({_short(cell.words, 50)}) failed: "
+        f"{printable(progress.failed[cell.name])}"
+    )
 
 
 def _ended(progress: Progress) -> int:

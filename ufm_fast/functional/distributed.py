@@ -44,7 +44,10 @@ from ufm_fast.layout import Axis, Layout, Mesh, block
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.targets import Targets
 
-_TWICE = "second derivatives of a head that is sharded by class are not available; gather it with linear_weight.full_tensor()"
+_TWICE = (
+    "second derivatives of a head that is sharded by class are not available; gather it with "
+    "linear_weight.full_tensor()"
+)
 #: What ranks must have been asked alike.
 _ALIKE = (
     "rows of input",
@@ -153,7 +156,7 @@ def _head(group: Any, ranks: int, rank: int, device: torch.device) -> ShardedSof
 
 
 # ---- checks
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _checked(
@@ -276,7 +279,7 @@ def _agreed(
 
 
 # ---- values
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _whole(part: _Part, reduction: str, count: float) -> Tensor:

@@ -170,7 +170,8 @@ def linear_focal_loss(
     logit_scale: float | Tensor | None = None,
     adjustment: Adjustment | None = None,
 ) -> Tensor:
-    """Focal loss  w_y (1 - p_y)^gamma (-log p_y)  of a linear classifier, without holding the logits.
+    """Focal loss  w_y (1 - p_y)^gamma (-log p_y)  of a linear classifier, without holding the
+    logits.
 
     Shapes and class indices as in ``linear_cross_entropy`` with one head: input (d) or (N, d),
     linear_weight (K, d), target () or (N). 'mean' divides by sum w_y over the rows that are not
@@ -212,7 +213,8 @@ def linear_squared_error(
     sample_weight: Tensor | None = None,
     divisor: float | Tensor | None = None,
 ) -> Tensor:
-    """Half squared error  w_y/2 |z - e_y|^2  of linear outputs z to the one-hot target, in O((N + K) d^2).
+    """Half squared error  w_y/2 |z - e_y|^2  of linear outputs z to the one-hot target, in O((N +
+    K) d^2).
 
     Gram matrices give value and gradients: no N x K work at all. Shapes, ``weight`` (by the
     target's class), ignored rows, ``sample_weight``, ``divisor`` and 'mean' (over rows, not over
@@ -237,7 +239,8 @@ def linear_pick_all(
     divisor: float | Tensor | None = None,
     logit_scale: float | Tensor | None = None,
 ) -> Tensor:
-    """Pick-all-label loss  sum_{k in S} (logsumexp(z) - z_k)  of a linear classifier, S the set of a row's targets.
+    """Pick-all-label loss  sum_{k in S} (logsumexp(z) - z_k)
+    of a linear classifier, S the set of a row's targets.
 
     Shapes: input (N, d), linear_weight (K, d), linear_bias (K,). ``target`` is one of
 

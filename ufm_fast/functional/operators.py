@@ -1,16 +1,18 @@
 """The head as torch operators: one sweep for value and gradients, differentiable twice, traceable,
 never R x K.
 
-    head           (value, gradients) of  sum_r row_weight_r l_r;  its own derivative is head_product and head_losses
+    head           (value, gradients) of  sum_r row_weight_r l_r;
+                   its own derivative is head_product and head_losses
     head_losses    l_r;  its derivative is head with row_weight = the incoming gradient
     head_product   Hessian of the sum times a direction
-    head_slopes    derivative of every l_r along a direction: what row_weight's gradient needs in a double backward
+    head_slopes    derivative of every l_r along a direction: what row_weight's gradient needs in a
+                   double backward
 
 ``head`` returns its gradients as *outputs* that are differentiable themselves, so first and second
 order share one
-formula:  d(value) = g . gradient  and  d(gradient . v) = Hessian v.  A third order is refused in words.
-All take the loss as its name and its one parameter (the first that its row of LOSSES names:
-smoothing of ce, gamma of focal): operators take no objects.
+formula:  d(value) = g . gradient  and  d(gradient . v) = Hessian v.
+A third order is refused in words. All take the loss as its name and its one parameter (the first
+that its row of LOSSES names: smoothing of ce, gamma of focal): operators take no objects.
 Class weights come with a smoothed cross-entropy only, where they are more than a weight of its
 rows; and a loss whose name ends in MARGINS has the margins of the classes in their place.
 Library users want the functions of ``ufm_fast.functional``; these names are not part of the public
@@ -51,7 +53,10 @@ from ufm_fast.losses import LOSSES, Loss, make_loss, registered_name
 from ufm_fast.targets import Targets
 
 TILED = TiledBackend()
-HEAD = "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? class_weight"
+HEAD = (
+    "Tensor features, Tensor weight, Tensor? bias, Tensor indices, Tensor? indptr, Tensor? "
+    "class_weight"
+)
 _LOSS = "str loss, float parameter"
 MARGINS = " with margins"  # after the name of a loss of one label a row
 # The cross-entropy of capped logits, with the cap for its parameter: no loss of the solver's table.
@@ -201,7 +206,7 @@ def fake_gradients(
 
 
 # ---- labels
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @operator("(Tensor labels, SymInt classes, int ignore_index) -> (Tensor, Tensor)")
@@ -551,8 +556,8 @@ def head_slopes(
     loss: str,
     parameter: float,
 ) -> Tensor:
-    """Slope of each row's loss along the direction (R,):  v_h . G W + h . G v_W + G v_b  with G the logit
-    gradient.
+    """Slope of each row's loss along the direction (R,):  v_h . G W + h . G v_W + G v_b
+    with G the logit gradient.
     """
     backend, x = head_input(
         features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter

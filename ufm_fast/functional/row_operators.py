@@ -2,7 +2,8 @@
 torch.
 
     head_details    (value, its gradients, -log p_y, entropy, largest class, rank of the target)
-    head_entropy    gradient of  sum_r row_weight_r l_r + entropy_weight_r entropy_r,  the backward of the third and fourth
+    head_entropy    gradient of  sum_r row_weight_r l_r + entropy_weight_r entropy_r,
+                    the backward of the third and fourth
 
 They run by ``TiledBackend`` on every device: the kernels' tables know no entropy and no largest
 class.

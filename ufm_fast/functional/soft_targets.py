@@ -3,7 +3,8 @@ in CSR form or (N, k).
 
 For a row with weights q over its targets, Q their sum and y the target of largest weight,
 
-    sum_k q_k (logsumexp(z) - z_k)  =  Q (logsumexp(z) - z_y)  +  h . (Q w_y - sum_k q_k w_k)  (+ the same of the bias).
+    sum_k q_k (logsumexp(z) - z_k)  =  Q (logsumexp(z) - z_y)  +  h . (Q w_y - sum_k q_k w_k)
+    (+ the same of the bias).
 
 So it is Q times the fused cross-entropy of the label y, and a sparse product with the classes,
 O(nnz d): no second pass over N x K, no dense targets, and every mode of autograd that the

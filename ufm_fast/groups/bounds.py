@@ -4,7 +4,8 @@ exact at any K.
 With g = p - t the gradient of a sample's loss in its logits, the scaled gradient of the whole
 problem has the singular values
 
-    sqrt(n_g)/N |g_target - g_own|, K_g - 1 times each,  and those of  R_gh = sqrt(n_g K_g / K_h)/N (g's total over group h),
+    sqrt(n_g)/N |g_target - g_own|, K_g - 1 times each,  and those of
+    R_gh = sqrt(n_g K_g / K_h)/N (g's total over group h),
 
 and with theta times the largest at most mu, no (W, H, b) goes below sum_g w_g Entropy(t + theta g),
 less what a penalised bias costs; a free bias needs sum_g w_g g = 0, which a flow between groups

@@ -1,8 +1,9 @@
 """Cross-entropy of grouped classes: value, gradient and curvature in the numbers of the groups.
 
-A sample of group g has the logits  x_gh + b_h  at each class of another group h,  x_gg + b_g - a_g/K_g  at the other
-classes of its own, and a_g more at its target (so x_gh is the mean logit of group h, and a_g the
-gap within its own). With weights w_g = n_g K_g / N and smoothing eps,
+A sample of group g has the logits  x_gh + b_h  at each class of another group h,
+x_gg + b_g - a_g/K_g  at the other classes of its own, and a_g more at its target (so x_gh is the
+mean logit of group h, and a_g the gap within its own). With weights w_g = n_g K_g / N and smoothing
+eps,
 
     F = (1/mu) { sum_g w_g [log-loss_g + eps (target's logit - mean logit)] + lambda_b/2 sum_g K_g
     b_g^2 }.
@@ -12,8 +13,9 @@ own group; the target's is what is left. Near collapse these have all their digi
 curvature below is a sum of terms of one sign or a difference that rounding cannot spoil: with r =
 sum_h pi_h, E = cov-weight and V = variance of the gap's coefficient, eliminating a_g leaves
 
-    row of the Hessian times y:  w pi_h (d_h - kappa D) at h != g,  -w eta D at g,  d_h = y_h - y_g,  D = sum_h pi_h d_h,
-    kappa = 1 + E^2/V,  eta = 1 - r kappa = p_target q / V   (kappa = 1, eta = 1 - r where a_g is held at zero).
+    row of the Hessian times y:  w pi_h (d_h - kappa D) at h != g,  -w eta D at g,
+    d_h = y_h - y_g,  D = sum_h pi_h d_h, kappa = 1 + E^2/V,  eta = 1 - r kappa = p_target q / V
+    (kappa = 1, eta = 1 - r where a_g is held at zero).
 
 Our derivation.
 """

@@ -57,7 +57,10 @@ class Landscape:
         """What is to be said of kinks, empty where there are none."""
         if not self.kinks:
             return ""
-        said = f"{self.kinks:,} inputs of ReLUs are zero: the curvature is that of the active piece, on which they rest"
+        said = (
+            f"{self.kinks:,} inputs of ReLUs are zero: the curvature is that of the active piece, "
+            f"on which they rest"
+        )
         if self.classification == STRICT_SADDLE:
             return f"{said}; the value falls along its vector"
         if (

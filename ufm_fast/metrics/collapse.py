@@ -69,11 +69,11 @@ def _trace_with_pinv(statistics: ClassMoments, centre: Centre) -> float:
 def nc2(matrix: View, *, frame: bool = False) -> float:
     """Distance of a normalised Gram matrix to the simplex ETF, or to an orthogonal frame.
 
-    NC2 = |X/|X| - E| with X = A A' and E = (I - 1 1'/K)/sqrt(K-1);  frame=True: E = I/sqrt(K). Norms are Frobenius.
-    matrix: A (K x d) about the origin that the convention asks for: W as it stands (Zhu et al.,
-    arXiv 2105.02375) or with its mean row subtracted (Zhou et al., arXiv 2210.02192). A frame: Dang
-    et al., arXiv 2301.00437 (no bias). 0 at collapse, at least sqrt((K-1-d)/(K-1)) for d < K-1, nan
-    for a zero matrix.
+    NC2 = |X/|X| - E| with X = A A' and E = (I - 1 1'/K)/sqrt(K-1);
+    frame=True: E = I/sqrt(K). Norms are Frobenius. matrix: A (K x d) about the origin that the
+    convention asks for: W as it stands (Zhu et al., arXiv 2105.02375) or with its mean row
+    subtracted (Zhou et al., arXiv 2210.02192). A frame: Dang et al., arXiv 2301.00437 (no bias). 0
+    at collapse, at least sqrt((K-1-d)/(K-1)) for d < K-1, nan for a zero matrix.
     """
     return _deviation(matrix, matrix, frame)
 

@@ -60,9 +60,8 @@ def spread_metrics(
     names = [
         name for name, metric in METRICS.items() if name in SUMS and metric.needs <= inputs.given
     ]
-    found = torch.tensor(
-        [float(METRICS[name].compute(inputs)) for name in names], dtype=torch.float64
-    )  # type: ignore[arg-type]
+    values = [float(METRICS[name].compute(inputs)) for name in names]  # type: ignore[arg-type]
+    found = torch.tensor(values, dtype=torch.float64)
     return dict(zip(names, layout.mesh.shared(found.to(weight.device)).tolist(), strict=True))
 
 

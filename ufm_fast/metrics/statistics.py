@@ -110,8 +110,9 @@ class ClassStatistics(ClassMoments):
     """Class means, global means, within- and between-class covariance of features H (N x d) with
     labels y.
 
-    mu_k = mean of the rows of class k;  mu_G = sample mean, or mean of the class means (centre="samples" or "classes")
-    Sigma_W = (1/N) sum_i (h_i - mu_{y_i})(h_i - mu_{y_i})'       Sigma_B = (1/K) sum_k (mu_k - mu_G)(mu_k - mu_G)'
+    mu_k = mean of the rows of class k;  mu_G = sample mean, or mean of the class means
+    (centre="samples" or "classes") Sigma_W = (1/N) sum_i (h_i - mu_{y_i})(h_i - mu_{y_i})'
+    Sigma_B = (1/K) sum_k (mu_k - mu_G)(mu_k - mu_G)'
 
     features: (N, d), any floating dtype; sums are float64. labels: (N,), integers in [0, classes).
     classes: the number of classes, by default the largest label plus one. counts: (N,), row r

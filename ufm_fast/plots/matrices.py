@@ -107,14 +107,13 @@ def cosine_histogram(
     margin = max(0.05 * (high - low), 0.02 * abs(ideal), 1e-6)
     bins = np.linspace(low - margin, high + margin, 61)
     for index, (label, values) in enumerate(found.items()):
-        filled = (
+        filled: dict[str, Any] = (
             {"histtype": "stepfilled", "alpha": 0.35}
             if index == 0
             else {"histtype": "step", "linewidth": 1.6}
         )
-        ax.hist(
-            values, bins=bins, color=quantity_style(label, index)["color"], label=label, **filled
-        )  # type: ignore[arg-type]
+        color = quantity_style(label, index)["color"]
+        ax.hist(values, bins=bins.tolist(), color=color, label=label, **filled)
     for (label, place), style in zip(lines.items(), ("--", ":"), strict=False):
         ax.axvline(place, color="0.2", linestyle=style, linewidth=1.2, label=label)
     ax.set_xlabel("cosine of a pair of classes" + ", centred" * centred)

@@ -100,7 +100,8 @@ ROWS = (
     Claim(
         "glyphs-large-k",
         "ours",
-        "A small network of hundreds of classes moves towards collapse as it fits its training set.",
+        "A small network of hundreds of classes moves towards collapse as it fits its training "
+        "set.",
         "none",
         "898 characters that 14 fonts draw, look-alikes left out, CNN with 1024 features, batch "
         "64, Adam 1e-3, decay 1e-5, "

@@ -125,7 +125,8 @@ ROWS = (
     Claim(
         "jiang2023-100in10",
         PAPER,
-        "A hundred classes in ten dimensions can be further apart than what was printed as optimal.",
+        "A hundred classes in ten dimensions can be further apart than what was printed as "
+        "optimal.",
         "one-vs-rest .61416, by subgradient steps on the worst pair",
         "cross-entropy at t = 5, 10, .. 320, each from the last point",
         (Quantity("one-vs-rest margin", 0.63, 0.0, "at least"),),

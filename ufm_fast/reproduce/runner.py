@@ -3,7 +3,8 @@ folder of its own.
 
     OUT/NAME/NAME.png, NAME.pdf    the figure
     OUT/NAME/NAME.csv              what it shows
-    OUT/NAME/verdict.json          measured, theory, deviation, state; written last, so a row that has one is finished
+    OUT/NAME/verdict.json          measured, theory, deviation, state; written last, so a row that
+                                   has one is finished
 
 A second call skips finished rows of the same setting and version, and takes their verdicts from the
 file; one that failed is measured anew.
@@ -58,7 +59,10 @@ class Verdict:
             return f"{self.name}: {self.error}, {FAIL}"
         of = f" ({self.quantity})" if self.quantity != "value" else ""
         numbers = (_digits(self.measured, 12), _digits(self.theory, 12), _digits(self.deviation, 2))
-        return f"{self.name}: measured {numbers[0]}{of}, theory {numbers[1]}, deviation {numbers[2]}, {self.state}"
+        return (
+            f"{self.name}: measured {numbers[0]}{of}, theory {numbers[1]}, deviation "
+            f"{numbers[2]}, {self.state}"
+        )
 
 
 def chosen(names: Sequence[str]) -> list[Claim]:

@@ -1,10 +1,12 @@
 """A run's folder: configuration, environment, log, state and summary, each written whole or not at
 all.
 
-    config.json        what was solved and how, with a hash; its ``format`` is how a run directory is recognised
+    config.json        what was solved and how, with a hash; its ``format`` is how a run directory
+                       is recognised
     environment.json   versions and device
     metrics.jsonl      one flat object a log point, appended
-    state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume, measure and export
+    state.safetensors  W, H, b and the data (class counts, labels or target sets): enough to resume,
+                       measure and export
     shards-N/          W, H and b in its place where several ranks wrote them (`shards`)
     summary.json       the result of the last solve that ended, and its tol; absent until one has
     plots/             figures
@@ -312,7 +314,7 @@ class RunDirectory:
             write_text(self.path / LOG, "".join(kept))
 
     # ---- state
-    # -----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def state_file(self) -> Path:

@@ -84,7 +84,7 @@ class Job:
 
 
 # ---- a new run
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def prepare(given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:
@@ -346,7 +346,10 @@ def _of_starts(job: Job) -> str:
         return f"goes on with start {len(starts.done) + 1} of {number}"
     begun = len(_ended_starts(job))
     some = f"{begun} of {number} starts" if begun else f"some of {number} starts"
-    return f"goes on from the best point of {some}, and begins no other; solve into another --out for more"
+    return (
+        f"goes on from the best point of {some}, and begins no other; solve into another --out "
+        f"for more"
+    )
 
 
 def _ended_starts(job: Job) -> Sequence[Any]:
@@ -427,7 +430,7 @@ def _changed(config: Config, given: Mapping[str, Any], file: Path | None) -> Con
 
 
 # ---- running
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def execute(job: Job, report: Callable[[StepRecord], None], **told: Any) -> Solution:

@@ -22,8 +22,8 @@ class Alternating:
 
     With weights o_r = n_r / N of the rows and lambda_r = lambda_h of row r (both in the solver's
     variables):
-    h_r = (o_r W'W + lambda_r I)^-1 o_r W'(e_y - b);  (W, b) solves the ridge regression of the one-hot targets on (H, 1).
-    Rows with different o_r share one eigendecomposition of W'W.
+    h_r = (o_r W'W + lambda_r I)^-1 o_r W'(e_y - b);  (W, b) solves the ridge regression of the
+    one-hot targets on (H, 1). Rows with different o_r share one eigendecomposition of W'W.
     """
 
     name = "alternating"

@@ -2,7 +2,8 @@
 
     spec         the study file, read and checked: [solve], [axes], [derived], [study], [plots]
     expressions  derived values: lambda or d as an expression of K, n, N
-    cells        the cells of a study, each named by the hash of its settings that are not the default
+    cells        the cells of a study, each named by the hash of its settings that are not the
+                 default
     folder       DIR: study.toml, cells/NAME (a run directory each), table.csv;  table: its rows
     worker       a process that forks one for each cell;  runner: jobs, shards, signals, restarts
     predict      memory and time of a cell before it runs

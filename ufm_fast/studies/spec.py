@@ -1,13 +1,15 @@
 """The study file, read and checked: what stands in it, and which words are refused.
 
     [solve]    any setting of ``solve``, the same in all cells
-    [axes]     a list, {log = [first, last, number]} or {range = [start, stop, step]} for each setting that varies; their grid
-               is the study. zip = {classes = [10, 100], dim = [16, 128]} varies several together, a
-               list of such tables more
+    [axes]     a list, {log = [first, last, number]} or {range = [start, stop, step]} for each
+               setting that varies; their grid is the study. zip = {classes = [10, 100], dim = [16,
+               128]} varies several together, a list of such tables more
     [derived]  name = "expression" of the others (`expressions`)
-    [study]    jobs (cells at a time), starts (restarts of each cell, of which the best is its result), warm (an axis along
-               which each cell starts at the end of the one before), version (of this format)
-    [plots]    name = {column = .., against = .., lines = .., across = ..}: the figures that are drawn at the end
+    [study]    jobs (cells at a time), starts (restarts of each cell, of which the best is its
+               result), warm (an axis along which each cell starts at the end of the one before),
+               version (of this format)
+    [plots]    name = {column = .., against = .., lines = .., across = ..}: the figures that are
+               drawn at the end
 
 An axis or derived value that is no setting is a variable: it serves expressions, and is a column of
 the table. So that a misspelt setting is not taken for one, a variable of [axes] must be used, and
@@ -163,7 +165,7 @@ def _setting(key: str) -> str:
 
 
 # ---- axes
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _axes(section: Mapping[str, Any]) -> Iterator[Axis]:
@@ -336,7 +338,7 @@ def _check_warm(study: Study) -> None:
 
 
 # ---- figures
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _plots(section: Mapping[str, Any]) -> Iterator[Plot]:

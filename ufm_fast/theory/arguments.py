@@ -14,7 +14,8 @@ from ufm_fast.errors import InputError
 from ufm_fast.problem import Problem
 
 NO_BIAS = math.inf
-"""An infinite bias penalty is the same problem as no bias at all: `lambda_b=NO_BIAS`. A free bias is `lambda_b=0`."""
+"""An infinite bias penalty is the same problem as no bias at all: `lambda_b=NO_BIAS`. A
+free bias is `lambda_b=0`."""
 
 
 def check_integer(name: str, value: int, least: int) -> int:

@@ -109,7 +109,8 @@ class GapProblem:
             quadratic_n)
 
         for the pull a_n = sum_ij w_i (p_ij - e m_ij) L_ijn, as long as theta |a_n| <= c_n and theta
-        |a_n / r_n| <= mu together. A free bias, which costs nothing, must not be pulled: the stronger side gives way.
+        |a_n / r_n| <= mu together. A free bias, which costs nothing, must not be pulled: the
+        stronger side gives way.
         """
         with np.errstate(over="ignore"):
             mass = self.multiplicity * np.exp(-(self.gaps @ v))

@@ -5,7 +5,8 @@ of the counts) is (P/2) mu sum_i s_i^(2/P), mu the geometric mean of their lambd
 is a problem in singular values, and for the squared error one of numbers: the profile of each
 singular value of the targets,
 
-    g(t) = min over s >= 0 of (s - t)^2 / 2N + (P/2) mu s^(2/P)                                    (`profile`)
+    g(t) = min over s >= 0 of (s - t)^2 / 2N + (P/2) mu s^(2/P)
+    (`profile`)
 
 - linear, no bias: the targets have sqrt(n_k); f* = sum of g over the d largest and t^2/2N of the
 others, d the

@@ -164,9 +164,10 @@ def nonnegative_ce_minimum(
 ) -> float:
     """Minimum of cross-entropy over H >= 0 (features after a ReLU), no bias, any counts, d >= K.
 
-    f* = sum_k (n_k/N) Entropy(1 - (K-1) p_k, p_k, ..., p_k),  p_k = N mu / sqrt(n_k K (K-1)), capped at 1/K.
-    The classes decouple: h_k is along its own axis. Setting: Dang et al., 2024 (cross-entropy with
-    features after a ReLU); the explicit value is our derivation.
+    f* = sum_k (n_k/N) Entropy(1 - (K-1) p_k, p_k, ..., p_k),
+    p_k = N mu / sqrt(n_k K (K-1)), capped at 1/K. The classes decouple: h_k is along its own axis.
+    Setting: Dang et al., 2024 (cross-entropy with features after a ReLU); the explicit value is our
+    derivation.
     """
     n = check_counts(counts)
     n, classes = n[n > 0], len(n)

@@ -76,8 +76,8 @@ def balanced_mse_minimum(
     math.inf none.
 
     With kappa = (1 + lambda_b)/lambda_b and r = min(d, K-1):
-    f* = (r/K)(c - c^2/2) + (K-1-r)/(2K) + g,  where g = (c - kappa c^2/2)/K if d >= K and kappa c < 1, else
-    1/(2 K kappa). The means are a centred simplex unless the first case of g holds.
+    f* = (r/K)(c - c^2/2) + (K-1-r)/(2K) + g,  where g = (c - kappa c^2/2)/K if d >= K and kappa c <
+    1, else 1/(2 K kappa). The means are a centred simplex unless the first case of g holds.
     Source: arXiv 2202.08087 (free bias) and 2203.01238 (penalised); d < K is our derivation.
     """
     c = min(classes * class_price(classes, per_class, lambda_w, lambda_h), 1.0)
@@ -119,10 +119,11 @@ def mse_bound(
 
     The dual rows are those of the minimiser itself, with no rounding of a point in them: G = -U
     min(sigma, N mu) V'/N, so
-    |G| <= mu, of the targets' U sigma V' = (I - b 1') diag(sqrt(n_k)). Without a bias their value is ``mse_minimum``, and with
-    a free one, b = n/N, F(b) of ``biased_mse_minimum``; F has curvature lambda_b at least, so a
-    penalised one takes
-    |grad F|^2 / (2 lambda_b) off it. An allowance for rounding is subtracted. lambda_b = 0: free, ``NO_BIAS``: none.
+    |G| <= mu, of the targets' U sigma V' = (I - b 1') diag(sqrt(n_k)). Without a bias their value
+    is ``mse_minimum``, and with a free one, b = n/N, F(b) of ``biased_mse_minimum``; F has
+    curvature lambda_b at least, so a penalised one takes
+    |grad F|^2 / (2 lambda_b) off it. An allowance for rounding is subtracted. lambda_b = 0: free,
+    ``NO_BIAS``: none.
     """
     n = check_counts(counts)
     mu = nuclear_coefficient(lambda_w, lambda_h)
@@ -240,9 +241,9 @@ def rescaled_mse_minimum(
     balanced, no bias, d >= K.
 
     f* = min over alpha, beta of (1/K)[k (alpha + beta - M)^2 + (K-1) beta^2] + s [(K-1)|alpha| +
-    |alpha + K beta|], with k = `target_weight` and M = `target` (defaults: those of the paper's code). The objective is a piecewise
-    quadratic, whose minimum is the best stationary point of its nine pieces.
-    Loss: arXiv 2210.02192; the reduction is our derivation.
+    |alpha + K beta|], with k = `target_weight` and M = `target` (defaults: those of the paper's
+    code). The objective is a piecewise quadratic, whose minimum is the best stationary point of its
+    nine pieces. Loss: arXiv 2210.02192; the reduction is our derivation.
     """
     s = class_price(classes, per_class, lambda_w, lambda_h)
     k, m = check_positive("target_weight", target_weight), check_positive("target", target)

@@ -5,7 +5,8 @@ There the landscape is that of a code: every class has its own neighbours, and c
 from row to row. With f_r the features of row r in the units of its logits, s_r that unit, w_r its
 weight and p_r its softmax, the Gauss-Newton matrix has the diagonal blocks
 
-    class k   sum_r w_r p_rk (1 - p_rk) f_r f_r' + mu I,        row r   w_r s_r^2 (B' diag(p_r) B - (B'p_r)(B'p_r)') + mu I,
+    class k   sum_r w_r p_rk (1 - p_rk) f_r f_r' + mu I,        row r
+    w_r s_r^2 (B' diag(p_r) B - (B'p_r)(B'p_r)') + mu I,
 
 which are inverted one by one (batched Cholesky); the coupling between classes and rows is left to
 the pairs of L-BFGS. Built every 60 steps at the price of a few gradients of d columns: R K d^2

@@ -6,7 +6,8 @@ the targets of a row share its softmax. With f_r the features of row r in the un
 s_r that unit, w_r its weight, M_r its number of targets and p_e the softmax of its targets among
 themselves, that part of the Gauss-Newton matrix is J'J,
 
-    (J v)_e = sqrt(w_r M_r p_e) (dz_e - sum of p dz over the row's targets),     dz_e = f_r.dB_k + s_r B_k.dA_r + beta db_k
+    (J v)_e = sqrt(w_r M_r p_e) (dz_e - sum of p dz over the row's targets),
+    dz_e = f_r.dB_k + s_r B_k.dA_r + beta db_k
 
 with eigenvalues up to w |f|^2, a million mu and more. Its rank is below the number E of (row,
 target) entries, so mu + J'J is inverted by Woodbury's formula through the E x E matrix mu + J J',

@@ -1,12 +1,13 @@
 """The Gauss-Newton matrix of the squared error, inverted exactly: a preconditioner by two
 eigendecompositions.
 
-In balanced variables the residuals E = D^1/2 (H W' + 1 b' - Y) change by  dE = alpha (dA B' + A dB') + beta d dc'  with
-alpha = N^(-1/2), d_r = sqrt(n_r / N) and beta the bias's scale. With J that map, A~ = [alpha A,
-beta d] and C~ = [C, c], J J' E = alpha^2 E B B' + A~ A~' E, which is diagonal in the eigenvectors U
-of alpha^2 B B' and V of A~ A~', values a and v:
+In balanced variables the residuals E = D^1/2 (H W' + 1 b' - Y) change by
+dE = alpha (dA B' + A dB') + beta d dc'  with alpha = N^(-1/2), d_r = sqrt(n_r / N) and beta the
+bias's scale. With J that map, A~ = [alpha A, beta d] and C~ = [C, c], J J' E = alpha^2 E B B' + A~
+A~' E, which is diagonal in the eigenvectors U of alpha^2 B B' and V of A~ A~', values a and v:
 
-    (mu + J'J)^-1 = (1 - J' (mu + J J')^-1 J) / mu,      V'(mu + J J')^-1 E U = (V'E U)_ij / (mu + v_i + a_j),
+    (mu + J'J)^-1 = (1 - J' (mu + J J')^-1 J) / mu,      V'(mu + J J')^-1 E U = (V'E U)_ij / (mu +
+    v_i + a_j),
 
 and 1 / (mu + a_j) or 1 / (mu + v_i) where only one side lies in a span. Residuals and their
 products are never formed: with Q = alpha U'B and P = V'A~ all of it is products with d or min(K, d)

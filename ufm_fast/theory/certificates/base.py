@@ -191,7 +191,10 @@ def judge(value: float, proof: Proof) -> Certificate:
     if not math.isfinite(proof.bound):
         return without("the dual rows of this point prove nothing", value, proof.ratio)
     if bound > value * (1.0 + ROUNDING):
-        reason = f"the bound {bound:.15g} came out above the value {value:.15g}: one of them is wrong, please report it"
+        reason = (
+            f"the bound {bound:.15g} came out above the value {value:.15g}: one of them is wrong, "
+            f"please report it"
+        )
         warnings.warn(reason, Contradiction, stacklevel=2)
         return without(reason, value, proof.ratio)
     bound = min(bound, value)  # rounding

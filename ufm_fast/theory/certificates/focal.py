@@ -8,7 +8,8 @@ rows of G may change their signs, since |G| does not. Then no envelope is needed
 Z> <= mu |Z|_* with signs S leaves each row its own global minimum over one number, and theta may
 exceed 1:
 
-    bias none                  LB = sum_r (n_r/N) min_{u <= h_r} [phi(u) + theta c_r (h_r - u)],   h_r = Entropy(E_r/s_r)
+    bias none                  LB = sum_r (n_r/N) min_{u <= h_r} [phi(u) + theta c_r (h_r - u)],
+    h_r = Entropy(E_r/s_r)
 
 (u_r >= h_r + sum_k (E_rk/s_r)(z_k - z_y) by Gibbs' inequality, and phi rises.)
 """

@@ -5,15 +5,15 @@ For any minimiser let m be the mean of the features, h_r = m + h'_r, and b' = b 
 all classes feel, with p = softmax(b'). Three facts about the global minimum (some minimiser has
 equal features within each class):
 
-    penalty      mu |D^1/2 Z|_* >= -sum_r w_r <g_r, z_r> for rows g_r with |G| <= mu, G = (sqrt(n_r) / N) g_r, w_r = n_r / N.
-                 As sum_r w_r h'_r = 0, a vector s(p) common to all rows may be added to g_r in the
-                 part of h'.
-    a bias       lambda_b/2 |b|^2 >= <a, b> - |a|^2 / (2 lambda_b); with a = -sum_r w_r g_r the cost of b and of W m is the
-                 same, <a, b'>. A free bias costs nothing: m = 0, and only G less its mean row need
-                 obey |G| <= mu.
-    no row       does better with the features m of another: phi(u_r) <= phi(v(p_r)) + T, with v(p) = log((1 - p) / p) and
-                 T = N lambda_H/2 |m|^2: 0 for a free bias, else at most f less a bound for the same
-                 problem with a free bias.
+    penalty      mu |D^1/2 Z|_* >= -sum_r w_r <g_r, z_r> for rows g_r with |G| <= mu, G = (sqrt(n_r)
+                 / N) g_r, w_r = n_r / N. As sum_r w_r h'_r = 0, a vector s(p) common to all rows
+                 may be added to g_r in the part of h'.
+    a bias       lambda_b/2 |b|^2 >= <a, b> - |a|^2 / (2 lambda_b); with a = -sum_r w_r g_r the cost
+                 of b and of W m is the same, <a, b'>. A free bias costs nothing: m = 0, and only G
+                 less its mean row need obey |G| <= mu.
+    no row       does better with the features m of another: phi(u_r) <= phi(v(p_r)) + T, with v(p)
+                 = log((1 - p) / p) and T = N lambda_H/2 |m|^2: 0 for a free bias, else at most f
+                 less a bound for the same problem with a free bias.
 
 With s(p) = level (p - p*) the rows are g_r = pi_r - c_r e_y, pi_rk = pi*_rk + level (p_k - p*_k) >=
 0, c_r = c*_r + level (p*_y - p_y), and the least of each row's loss is known (Gibbs' inequality).
@@ -22,10 +22,10 @@ What is left is a sum over single classes,
     F_k(p_k) = sum_{y_r = k} w_r [c_r log(c_r / p_k) + min_{u <= v_T(p_k)} (phi(u) - c_r u)]
                + sum_{y_r != k} w_r pi_rk log(p_k / pi_rk) + a_k log p_k,
 
-over the simplex, and for any nu  min f >= nu + sum_k min_p [F_k(p) - nu p] - |a|^2 / (2 lambda_b). At a minimum the sum
-is stationary in p at p*, which gives nu. The rows are those of the point's gradient; rows beyond
-the peak of phi', which have collapsed, need a steeper c_r, and |G| leaves room for it. Balanced
-classes: `balanced_bound`. (Our derivation.)
+over the simplex, and for any nu  min f >= nu + sum_k min_p [F_k(p) - nu p] - |a|^2 / (2 lambda_b).
+At a minimum the sum is stationary in p at p*, which gives nu. The rows are those of the point's
+gradient; rows beyond the peak of phi', which have collapsed, need a steeper c_r, and |G| leaves
+room for it. Balanced classes: `balanced_bound`. (Our derivation.)
 
 Decisions
 

@@ -2,13 +2,14 @@
 probabilities.
 
     cross-entropy, smoothing   LB = sum_r (n_r/N) Entropy(q_r),               q_r = t_r + theta g_r
-    pick-all                   LB = sum_r (n_r/N) M_r Entropy(q_r),           q_r = (1_S + theta g_r) / M_r
+    pick-all                   LB = sum_r (n_r/N) M_r Entropy(q_r),
+                               q_r = (1_S + theta g_r) / M_r
 
 A free bias needs sum_r n_r g_r = 0 exactly, which a rank-one flow from the classes with too much
 mass to those with too little restores. Where the logits have an offset or a margin, a_r in all, the
 conjugate of the loss changes by the linear term
--<g_r, a_r>, so that the bound gains  theta sum_r (n_r/N) <g_r, a_r>. Scales S of the classes change the norm alone, that of
-G S then (`adjustments`).
+-<g_r, a_r>, so that the bound gains  theta sum_r (n_r/N) <g_r, a_r>. Scales S of the classes change
+the norm alone, that of G S then (`adjustments`).
 """
 
 from __future__ import annotations

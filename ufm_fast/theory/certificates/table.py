@@ -8,8 +8,9 @@ with theta |G| <= mu, G having rows (sqrt(n_r)/N) g_r, gives a bound; each loss 
 (`softmax`, `focal`, `squares`). A penalised bias takes theta^2 |sum_r n_r g_r / N|^2 / (2 lambda_b)
 off it; a free one needs sum_r n_r g_r = 0 exactly. With a frozen factor the problem in the other is
 strongly convex (`frozen`). Weak duality; Zhu et al., arXiv 2105.02375, for the spectral criterion
-|G| <= mu; the rest is our derivation. Always in float64. With layers the squared error's minimum is known, and other bounds take the price that any layers leave to
-the nuclear norm (`deep.chord`): they hold for every depth and activation, and are not tight.
+|G| <= mu; the rest is our derivation. Always in float64. With layers the squared error's minimum is
+known, and other bounds take the price that any layers leave to the nuclear norm (`deep.chord`):
+they hold for every depth and activation, and are not tight.
 
 A certifier proves nothing of a kind of problem that it was not derived for: cross-entropy's bound
 of another softmax loss can lie above that loss's value. So CERTIFIERS is looked up by the problem's

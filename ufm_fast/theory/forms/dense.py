@@ -4,7 +4,8 @@ targets themselves.
 With s_j the singular values of Y (N x t), of Y - 1 mean' where the bias is free, and r =
 min(widths),
 
-    f* = sum_(j <= r) g(s_j) + sum_(j > r) s_j^2 / 2N,      g(s) = min over x >= 0 of (x - s)^2 / 2N + (P/2) mu x^(2/P)
+    f* = sum_(j <= r) g(s_j) + sum_(j > r) s_j^2 / 2N,      g(s) = min over x >= 0 of (x - s)^2 / 2N
+    + (P/2) mu x^(2/P)
 
 (`deep.profile`); of one layer, P = 2, g(s) = (tau s - tau^2/2)/N above tau = N mu and s^2/2N below.
 A free bias is the mean: taking it off lowers no singular value's price otherwise (as for labels,
@@ -27,7 +28,10 @@ from ufm_fast.theory.deep import LayeredMinimum, profile
 from ufm_fast.theory.forms.base import ClosedForm
 from ufm_fast.theory.forms.layers import LayeredLogits
 
-_SOURCE = "squared error to target vectors, singular values of the {}targets (arXiv 2505.09308; any d, depth: our derivation)"
+_SOURCE = (
+    "squared error to target vectors, singular values of the {}targets (arXiv 2505.09308; any d, "
+    "depth: our derivation)"
+)
 
 
 def target_vectors(problem: Problem) -> ClosedForm:

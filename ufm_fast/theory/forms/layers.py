@@ -16,7 +16,10 @@ from ufm_fast.theory.forms.base import ClosedForm, class_counts
 from ufm_fast.theory.frames import Logits, Parameters
 from ufm_fast.theory.squared_error import MOST_GROUPS
 
-_PAPERS = "squared error with linear layers (arXiv 2202.08087, 2301.00437; any counts and widths: our derivation)"
+_PAPERS = (
+    "squared error with linear layers (arXiv 2202.08087, 2301.00437; any counts and widths: our "
+    "derivation)"
+)
 _FREE = "squared error with a free bias, b = n/N, any counts and widths (our derivation)"
 
 

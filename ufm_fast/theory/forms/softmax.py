@@ -73,7 +73,10 @@ def _two_group_ce(problem: Problem, counts: list[int], sizes: list[int]) -> Clos
         right=torch.tensor(best.right, dtype=torch.float64)[:, None],
         bias=best.bias,
     )
-    source = "cross-entropy with two class sizes, convex reduction (setting of arXiv 2101.12699 and 2309.09725)"
+    source = (
+        "cross-entropy with two class sizes, convex reduction (setting of arXiv 2101.12699 and "
+        "2309.09725)"
+    )
     return ClosedForm(best.value, source, best.rank == 0, logits)
 
 

@@ -94,5 +94,8 @@ def _imbalanced_mse(problem: Problem, values: Tensor, sizes: Tensor) -> ClosedFo
         right=torch.from_numpy(np.pad(found.right[:, kept], pad)),
         bias=np.pad(found.bias, (first, 0)).tolist(),
     )
-    source = "squared error with bias and imbalanced classes, convex problem in the bias (our derivation)"
+    source = (
+        "squared error with bias and imbalanced classes, convex problem in the bias (our "
+        "derivation)"
+    )
     return ClosedForm(found.value, source, rank == 0, logits)
