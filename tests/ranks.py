@@ -13,8 +13,8 @@ TESTS = Path(__file__).parent
 
 
 def run_ranks(script: str, number: int, folder: Path, *arguments: str) -> None:
-    """Run ``script RANK FOLDER ..`` of tests/ on so many ranks; it fails where one of them does,
-    with what they said.
+    """Run ``script RANK FOLDER ..`` of tests/ on so many ranks, kernels under triton's interpreter;
+    it fails where one of them does, with what they said.
     """
     path = os.pathsep.join(
         str(TESTS.parent / name) for name in (".", "tests", "kernels", "examples")
@@ -22,7 +22,12 @@ def run_ranks(script: str, number: int, folder: Path, *arguments: str) -> None:
     ranks = [
         subprocess.Popen(
             [sys.executable, TESTS / script, str(rank), folder, *arguments],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": "1",
+                "TRITON_INTERPRET": "1",
+            },
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from strategies import BIAS_CASES, LOSS_CASES, random_point
 
 from ufm_fast import point
-from ufm_fast.backends import ShardedBackend, TiledBackend, sharded
+from ufm_fast.backends import ShardedBackend, TiledBackend, has_triton, sharded_sweep
 from ufm_fast.backends.cost import Cost
 from ufm_fast.layout import STOP, Mesh, gathered
 from ufm_fast.measure import collapse_metrics, measure
@@ -156,6 +157,51 @@ def heads(mesh: Mesh, scale: float = 1.0, reduce: str = "auto", every: int = 1) 
             )
         losses = torch.cat(gathered(world, many.backend.losses(many.head_input(at)), "test"))
         yield f"{name} losses", relative(losses, one.backend.losses(one.head_input(x))), 1e-11
+
+
+#: What the kernels are run on, under their interpreter: a label a row, several, smoothing, a wrong
+#: class far ahead, and more targets a row than kernels take.
+KERNELS: list[tuple[dict[str, Any], float]] = [
+    ({"counts": [3, 1, 2, 5, 4], "bias": "free", "smoothing": 0.1}, 1.0),
+    ({"counts": [3, 1, 2, 5, 4], "loss": "focal"}, 1.0),
+    ({"counts": [3, 1, 2, 5, 4]}, 60.0),
+    ({"classes": 5, "multiplicities": "1:1,2:1", "loss": "pick-all"}, 1.0),
+    (
+        {
+            "target_sets": TargetSets.create([0, 150, 151], [*range(150), 3], 160),
+            "loss": "pick-all",
+            "classes": 160,
+        },
+        1.0,
+    ),
+]
+
+
+ON_KERNELS = {2: (0, 2), 3: (1,), 4: (3, 4)}  # cases by numbers of ranks
+
+
+def kernels(mesh: Mesh, *some: int) -> Iterator[Check]:
+    """`triton` on each rank, in float32, against `tiled` in one process in float64."""
+    for number in some:
+        given, scale = KERNELS[number]
+        case = f"kernels {number}"
+        problem = Problem(**given, dim=20, lambda_w=0.02, lambda_h=0.01)
+        one = Objective(problem, backend=TiledBackend(), reduce="classes")
+        backend = ShardedBackend(mesh, chunk=4 * mesh.ranks, inner="triton")
+        many = Objective(replace(problem, dtype="float32"), backend=backend, reduce="classes")
+        x = random_point(one, 1, scale).to(dtype=torch.float32).to(dtype=torch.float64)
+        at = cut(many.layout, x.to(dtype=torch.float32))
+        expected, found = (o.value_and_grad(p, statistics=True) for o, p in ((one, x), (many, at)))
+        yield f"{case} value", abs(found.value / expected.value - 1), 1e-6
+        for name, part in whole(found.gradient).named().items():
+            of_one = expected.gradient.named()[name]
+            yield f"{case} gradient in {name}", relative(part.double(), of_one), 5e-6
+        margins = torch.cat(gathered(mesh.world, found.statistics.margin, "test"))
+        yield f"{case} margins", relative(margins, expected.statistics.margin), 1e-5
+        exact, G = (o.backend.logit_gradient(o.head_input(p)) for o, p in ((one, x), (many, at)))
+        left = exact.transposed_times(x.H[:, :2])
+        product = torch.cat(gathered(mesh.world, G.transposed_times(at.H[:, :2]), "test"))
+        yield f"{case} G' product", relative(product.double(), left), 1e-5
 
 
 def starts(mesh: Mesh, folder: Path) -> Iterator[Check]:
@@ -335,7 +381,7 @@ def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
         mock.patch.object(
             time, "perf_counter", side_effect=lambda: 7.0 * rank + 0.1 * (1 + rank) * next(clock)
         ),
-        mock.patch.object(sharded, "chunk_rows", return_value=1 + 2 * rank),
+        mock.patch.object(sharded_sweep, "chunk_rows", return_value=1 + 2 * rank),
         mock.patch.object(
             point, "inner", lambda a, b, exact=point.inner: exact(a, b) * (1.0 + 3e-16 * rank)
         ),
@@ -380,6 +426,8 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
         yield from metrics(Mesh.of_world())
     if ranks == 2:
         yield from solves(*range(len(SOLVES)))
+    if ranks in ON_KERNELS and has_triton():
+        yield from kernels(Mesh.of_world(), *ON_KERNELS[ranks])
     if ranks > 1:
         yield from counted(Mesh.of_world())
         yield from counted(Mesh.of_world(f"1x{ranks}"))

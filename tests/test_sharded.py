@@ -10,8 +10,9 @@ import pytest
 import torch
 from ranks import run_ranks
 from sharded_worker import RANKS
+from strategies import random_point
 
-from ufm_fast import Problem, solve
+from ufm_fast import Problem, backends, solve
 from ufm_fast.backends import ShardedBackend
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Mesh, block, mesh_shape
@@ -57,6 +58,27 @@ def test_without_ranks_sharded_is_refused():
         solve(Problem(classes=3, dim=4), backend="sharded")
     with pytest.raises(InputError, match="mesh = 2x2 goes with backend sharded"):
         solve(Problem(classes=3, dim=4), mesh="2x2")
+
+
+def test_ranks_on_cuda_multiply_by_kernels(monkeypatch):
+    monkeypatch.setattr(Mesh, "of_world", lambda words, device: Mesh((1, 1), 0, device))
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
+    pytest.importorskip("triton")
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    names = [
+        backends.make_backend("sharded", device, dtype).name
+        for device, dtype in ((cuda, torch.float32), (cuda, torch.float64), (cpu, torch.float32))
+    ]
+    assert names == ["sharded-triton", "sharded-tiled", "sharded-tiled"]
+    assert backends.make_backend("sharded-tiled", cuda, mesh="1x1").name == "sharded-tiled"
+    with pytest.raises(InputError, match="backend triton needs device cuda"):
+        backends.make_backend("sharded-triton", cpu)
+    with pytest.raises(InputError, match="no float64 kernels"):
+        backends.make_backend("sharded-triton", cuda, torch.float64)
+    kernels = ShardedBackend(Mesh((1, 1), 0, cpu), inner="triton")
+    objective = Objective(Problem(classes=3, dim=4), backend=kernels)
+    with pytest.raises(InputError, match="sharded-triton has no float64 kernels"):
+        objective.value_and_grad(random_point(objective, 1))
 
 
 UNKNOWN = [

@@ -79,7 +79,8 @@ def backends() -> dict[str, str]:
     """Each backend and 'available', or why it is not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {}
-    for name in [name for name in BACKENDS if name != "auto"]:
+    chosen = [name for name in BACKENDS if name not in ("auto", "sharded-tiled", "sharded-triton")]
+    for name in chosen:
         try:
             make_backend(name, device)
             found[name] = "available"

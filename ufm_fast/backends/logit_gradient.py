@@ -45,8 +45,8 @@ class ChunkGradient:
     everywhere.
     """
 
-    def __init__(self, loss: SoftmaxLoss, chunk: Chunk) -> None:
-        self.chunk, dtype, c = chunk, chunk.E.dtype, chunk
+    def __init__(self, loss: SoftmaxLoss, chunk: Chunk, dtype: torch.dtype | None = None) -> None:
+        self.chunk, dtype, c = chunk, dtype or chunk.E.dtype, chunk
         self.slope = _slope(loss, c)
         self.factor = (self.slope * c.p / c.mass).to(dtype)
         self.exact = _entries(loss, c, self.slope)
@@ -71,10 +71,15 @@ class ChunkGradient:
 
     def add_class_sums(self, out: Tensor) -> None:
         """out += G'1, float64 (K,), the even part left out; before ``store`` or by it."""
+        E = self.chunk.E
+        out.add_(E.sum(1) if self.stored else sums_along(E, self.factor))
+        self.add_entry_sums(out)
+
+    def add_entry_sums(self, out: Tensor) -> None:
+        """The target entries' part of ``add_class_sums``."""
         c = self.chunk
-        out.add_(c.E.sum(1) if self.stored else sums_along(c.E, self.factor))
         pull = self.exact if self.even is None else c.of_entries(-self.slope * c.p)
-        out.add_(class_totals(c.E.shape[0], c.entry_class, pull))
+        out.add_(class_totals(out.shape[0], c.entry_class, pull))
 
     def add_times(self, right: Tensor, out: Tensor, *, fresh: bool = False) -> None:
         """out += G right for the chunk's rows of it, or = with ``fresh``."""
@@ -84,13 +89,22 @@ class ChunkGradient:
         else:
             product = torch.mm(c.E.T, right, out=out) if fresh else c.E.T @ right
             product.mul_(self.factor[:, None])
-            rows = right.index_select(0, c.entry_class)
-            if c.single:
-                product.addcmul_(rows, self.entry[:, None])
-            else:
-                product.index_add_(0, c.entry_row, rows.mul_(self.entry[:, None]))
+            self.add_entry_times(right, product)
             if not fresh:
                 out.add_(product)
+        self.add_even_times(right, out)
+
+    def add_entry_times(self, right: Tensor, out: Tensor) -> None:
+        """The target entries' part of ``add_times``."""
+        c = self.chunk
+        rows = right.index_select(0, c.entry_class)
+        if c.single:
+            out.addcmul_(rows, self.entry[:, None])
+        else:
+            out.index_add_(0, c.entry_row, rows.mul_(self.entry[:, None]))
+
+    def add_even_times(self, right: Tensor, out: Tensor) -> None:
+        """The even part of ``add_times``."""
         if self.even is not None:
             out.add_(torch.outer(self.even, right.sum(0)))
 
@@ -99,12 +113,17 @@ class ChunkGradient:
         c = self.chunk
         add_product(out, c.E, left if self.stored else left * self.factor[:, None], fresh=fresh)
         if not self.stored:
-            add_class_sums(
-                out,
-                c.entry_class,
-                left if c.single else left.index_select(0, c.entry_row),
-                self.exact,
-            )
+            self.add_entry_transposed(left, out)
+        self.add_even_transposed(left, out)
+
+    def add_entry_transposed(self, left: Tensor, out: Tensor) -> None:
+        """The target entries' part of ``add_transposed_times``."""
+        c = self.chunk
+        rows = left if c.single else left.index_select(0, c.entry_row)
+        add_class_sums(out, c.entry_class, rows, self.exact)
+
+    def add_even_transposed(self, left: Tensor, out: Tensor) -> None:
+        """The even part of ``add_transposed_times``."""
         if self.even is not None:
             out.add_(weighted_sum(left, self.even))
 

@@ -1,5 +1,5 @@
-"""The data term over the ranks of a mesh: `tiled` on each rank's block of classes and rows, and
-plain collectives between.
+"""The data term over the ranks of a mesh: `tiled`, or `triton` on CUDA devices, on each rank's
+block of classes and rows, and plain collectives between.
 
 Softmax losses. In an evaluation the rank at places (i, j) of the mesh multiplies the classes of
 place i with the rows of place j. Rows go round: chunk by chunk the ranks of one column give their
@@ -26,6 +26,7 @@ Sums have a fixed order on a fixed mesh, so results repeat to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -45,7 +46,6 @@ from ufm_fast.backends.base import (
     in_sums_dtype,
     weighed,
 )
-from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exchange import Exchange
 from ufm_fast.backends.logit_gradient import ChunkGradient, add_change
 from ufm_fast.backends.sharded_sweep import (
@@ -56,32 +56,49 @@ from ufm_fast.backends.sharded_sweep import (
     uneven_here,
 )
 from ufm_fast.backends.squared_head import SquaredErrorHead
-from ufm_fast.backends.tiled import TiledSoftmaxHead, spends
 from ufm_fast.layout import Layout, Mesh, share
 from ufm_fast.losses import SoftmaxLoss, SquaredError
 
 
 class ShardedBackend(HeadByLoss):
     """The backend of inputs with a layout, on the ranks of ``mesh``. ``chunk``: rows of a chunk on
-    all ranks together.
+    all ranks together. ``inner``: who multiplies on each rank, 'tiled' or 'triton'
+    (`triton_sharded`).
     """
 
-    name = "sharded"
-
-    def __init__(self, mesh: Mesh, chunk: int | None = None) -> None:
-        self.mesh = mesh
+    def __init__(self, mesh: Mesh, chunk: int | None = None, inner: str = "tiled") -> None:
+        self.mesh, self.name = mesh, f"sharded-{inner}"
         super().__init__(
-            (SoftmaxLoss, ShardedSoftmaxHead(mesh, chunk)),
+            (SoftmaxLoss, ShardedSoftmaxHead(mesh, chunk, _SWEEPS[inner]())),
             (SquaredError, ShardedSquaredErrorHead(mesh)),
         )
 
 
-class ShardedSoftmaxHead:
-    """Every softmax loss, by chunks of rows that go round."""
+def _by_kernels() -> type[ShardedSweep]:
+    from ufm_fast.backends.triton_sharded import KernelSweep  # needs triton
 
-    def __init__(self, mesh: Mesh, chunk: int | None = None) -> None:
-        self.mesh, self.chunk = mesh, chunk
-        self.heights: dict[tuple[int, ...], int] = {}
+    return KernelSweep
+
+
+_SWEEPS: dict[str, Callable[[], type[ShardedSweep]]] = {
+    "tiled": lambda: ShardedSweep,
+    "triton": _by_kernels,
+}
+
+
+class ShardedSoftmaxHead:
+    """Every softmax loss, by chunks of rows that go round. ``first_order``: the sweeps of all but
+    Hessian products.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        chunk: int | None = None,
+        first_order: type[ShardedSweep] = ShardedSweep,
+    ) -> None:
+        self.mesh, self.chunk, self.first_order = mesh, chunk, first_order
+        self.heights: dict[tuple[object, ...], int] = {}
 
     def value_and_grad(
         self, x: HeadInput, out: Gradients, *, statistics: bool = False
@@ -95,8 +112,8 @@ class ShardedSoftmaxHead:
             if c.margin is not None:
                 margins.append(sweep.own(c.margin, part))
                 masses.append(sweep.own(c.log_mass, part))
-            G, forward = ChunkGradient(sweep.loss, c), sums.forward(h)
-            if spends(sweep.W, out):
+            G, forward = sweep.gradient(c), sums.forward(h)
+            if sweep.spends(out):
                 G.store(sums.bias)
             elif sums.bias is not None:
                 G.add_class_sums(sums.bias)
@@ -121,7 +138,7 @@ class ShardedSoftmaxHead:
             if db is not None:
                 dz.add_(db[:, None])
             forward = sums.forward(h)
-            _add_products(ChunkGradient(sweep.loss, c), dW, forward, dh, sums.weight)
+            _add_products(sweep.gradient(c), dW, forward, dh, sums.weight)
             add_change(sweep.loss, c, W, dz, Gradients(forward, sums.weight, sums.bias))
             sums.send(forward, part)
         sums.settle()
@@ -137,27 +154,26 @@ class ShardedSoftmaxHead:
     def plan(self, shape: HeadShape) -> HeadPlan:
         C, S = self.mesh.shape
         here = replace(shape, rows=share(shape.rows, S), classes=share(shape.classes, C))
-        return TiledSoftmaxHead(self.chunk).plan(here)
+        return self.first_order.plan(here, self.chunk)
 
     def sweep(self, x: HeadInput, buffers: int = 1) -> ShardedSweep:
-        """The chunks of an input, and what is known before the first of them."""
+        """The chunks of an input, and what is known before the first of them. A Hessian product
+        has two buffers.
+        """
         layout, dtype = layout_of(x), compute_dtype(x.weight.dtype)
-        height = self._height(layout, dtype, buffers)
+        kind = self.first_order if buffers == 1 else ShardedSweep
+        height = self._height(x, layout, buffers, kind)
         W = gathered_classes(layout, x.weight.to(dtype))
         bias = None if x.bias is None else gathered_classes(layout, x.bias.double())
-        rows = self.mesh.shape[0] * height
-        buffer = torch.empty(W.shape[0], stride(rows), dtype=dtype, device=W.device)[:, :rows]
-        return ShardedSweep(x, layout, W, bias, height, buffer)
+        return kind(x, layout, W, bias, height)
 
-    def _height(self, layout: Layout, dtype: torch.dtype, buffers: int) -> int:
+    def _height(self, x: HeadInput, layout: Layout, buffers: int, kind: type[ShardedSweep]) -> int:
         """Rows of a rank in a chunk: what suits the rank with the least memory, on all of them."""
         C, S = self.mesh.shape
-        key = layout.classes, layout.rows, dtype.itemsize, buffers
+        key = layout.classes, layout.rows, x.weight.dtype, buffers
         if key not in self.heights:
             rows, classes = C * layout.row_height, max(1, S * layout.class_height)
-            most = self.chunk or chunk_rows(
-                rows, classes, dtype.itemsize, self.mesh.device, buffers
-            )
+            most = self.chunk or kind.rows_of_chunk(x, rows, classes, buffers)
             number = share(layout.row_height, max(1, int(self.mesh.least(most)) // C))
             self.heights[key] = share(layout.row_height, number)
         return self.heights[key]
@@ -211,7 +227,7 @@ class _Gradient:
         of_classes = sweep.group(right)
         for part, c, (h,) in sweep.chunks(self.x.features):
             forward = sums.forward(h)
-            _add_products(ChunkGradient(sweep.loss, c), of_classes, forward, h, None)
+            _add_products(sweep.gradient(c), of_classes, forward, h, None)
             sums.send(forward, part)
         sums.settle()
         return product
@@ -223,7 +239,7 @@ class _Gradient:
             Sums.of(self.head.mesh, self.x, Gradients(None, product, None)),
         )
         for _, c, (_, own) in sweep.chunks(self.x.features, left):
-            _add_products(ChunkGradient(sweep.loss, c), None, None, own, sums.weight)
+            _add_products(sweep.gradient(c), None, None, own, sums.weight)
         sums.settle()
         return product
 

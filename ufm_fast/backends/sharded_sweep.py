@@ -12,11 +12,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import Gradients, HeadInput, softmax_loss
+from ufm_fast.backends.base import (
+    Gradients,
+    HeadInput,
+    HeadPlan,
+    HeadShape,
+    compute_dtype,
+    softmax_loss,
+)
+from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exponentials import Exponentials, exponentials, target_logits
-from ufm_fast.backends.logit_gradient import centred
+from ufm_fast.backends.logit_gradient import ChunkGradient, centred
 from ufm_fast.backends.sums import class_totals
 from ufm_fast.backends.sweep import Chunk, Entries, Sweep, Told, finished
+from ufm_fast.backends.tiled import TiledSoftmaxHead, spends
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Coming, Layout, Mesh, gathered, padded
 from ufm_fast.targets import Rows, Targets
@@ -118,30 +127,44 @@ def _targets(
 
 
 class ShardedSweep(Sweep):
-    """One pass over all chunks of a place's classes with its rows. ``W`` and ``bias`` are those of
-    the place.
+    """One pass over all chunks of a place's classes with its rows, whose exponentials torch makes
+    and multiplies (`exponentials`). ``W`` and ``bias`` are those of the place; ``height``: rows of
+    a rank in a chunk.
     """
 
     def __init__(
-        self,
-        x: HeadInput,
-        layout: Layout,
-        W: Tensor,
-        bias: Tensor | None,
-        height: int,
-        buffer: Tensor,
+        self, x: HeadInput, layout: Layout, W: Tensor, bias: Tensor | None, height: int
     ) -> None:
-        self.x, self.loss, self.layout, self.buffer, self.height = (
-            x,
-            softmax_loss(x),
-            layout,
-            buffer,
-            height,
-        )
+        self.x, self.loss, self.layout, self.height = x, softmax_loss(x), layout, height
         self.W, self.bias = W, bias
+        self.buffer = self._empty(layout.mesh.shape[0] * height)
         self.mean, self.exact, self.mean_bias = _means(layout, W, bias, self.loss.smoothing)
         self.targets, self.row_weight = _known(x, layout, height)
         self.first = layout.group_classes().start
+
+    @staticmethod
+    def rows_of_chunk(x: HeadInput, rows: int, classes: int, buffers: int) -> int:
+        """Rows of a chunk that suit this rank; ``buffers``: how many of its size a pass holds."""
+        return chunk_rows(
+            rows, classes, compute_dtype(x.weight.dtype).itemsize, x.weight.device, buffers
+        )
+
+    @staticmethod
+    def plan(shape: HeadShape, chunk: int | None) -> HeadPlan:
+        """What this rank takes for a head of its classes and all rows of its place."""
+        return TiledSoftmaxHead(chunk).plan(shape)
+
+    def _empty(self, rows: int) -> Tensor:
+        """Room for the exponentials of a chunk."""
+        return self.W.new_empty(self.W.shape[0], stride(rows))[:, :rows]
+
+    def gradient(self, c: Chunk) -> ChunkGradient:
+        """The gradient in the logits of the chunk that was made last."""
+        return ChunkGradient(self.loss, c)
+
+    def spends(self, out: Gradients) -> bool:
+        """Whether the gradient takes the place of its exponentials (`tiled.spends`)."""
+        return spends(self.W, out)
 
     def group(self, x: Tensor) -> Tensor:
         """The rows of x of all classes of the place."""
@@ -219,9 +242,7 @@ class ShardedSweep(Sweep):
         if self.bias is not None and self.mean_bias is not None:
             guess, z = guess + self.mean_bias, z + self.bias[mine.classes]
             tilt = None if tilt is None else tilt + (self.bias[mine.classes] - self.mean_bias)
-        mass, offset, top, rounded = _exponentials(
-            h, W, self.bias, guess, mine, self.buffer, self.statistics
-        )
+        mass, offset, top, rounded = self._exponentials(h, guess, mine, z)
         # One message: a sum of exponentials a row, and two or three numbers a target from the rank
         # that has its class.
         told = [part for part in (z, rounded, tilt) if part is not None]
@@ -247,17 +268,17 @@ class ShardedSweep(Sweep):
             top,
         ), offset
 
-
-def _exponentials(
-    h: Tensor, W: Tensor, bias: Tensor | None, guess: Tensor, mine: Entries, E: Tensor, top: bool
-) -> Exponentials:
-    """`exponentials.exponentials`, also of no classes."""
-    if W.shape[0] == 0:
-        least = torch.full_like(guess, -math.inf) if top else None
-        return Exponentials(torch.zeros_like(guess), guess, least, guess.new_zeros(0))
-    return exponentials(
-        h, W, None if bias is None else bias.to(W.dtype), guess, mine.rows, mine.classes, E, top=top
-    )
+    def _exponentials(self, h: Tensor, guess: Tensor, mine: Entries, z: Tensor) -> Exponentials:
+        """`exponentials.exponentials` of the classes here, also of none. ``z``: the exact logits of
+        the entries.
+        """
+        W, bias = self.W, self.bias
+        if W.shape[0] == 0:
+            least = torch.full_like(guess, -math.inf) if self.statistics else None
+            return Exponentials(torch.zeros_like(guess), guess, least, guess.new_zeros(0))
+        of_logits = None if bias is None else bias.to(W.dtype)
+        rows, classes, top = mine.rows, mine.classes, self.statistics
+        return exponentials(h, W, of_logits, guess, rows, classes, self.buffer, top=top)
 
 
 def _by_the_largest(axis: Axis, mass: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:

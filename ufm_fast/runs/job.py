@@ -123,11 +123,16 @@ def _of_ranks(config: Config) -> dict[str, Any]:
     """What ``solve`` is asked for on several ranks; the configuration is then that of any number of
     them.
     """
-    if config["backend"] not in ("auto", "sharded"):
+    from ufm_fast.backends import SHARDED
+
+    name = config["backend"]
+    spread = {"auto": "sharded", "tiled": "sharded-tiled", "triton": "sharded-triton"}
+    if name not in (*spread, *SHARDED):
         raise InputError(
-            f"backend {config['backend']} is for one process, and torchrun starts several; drop it"
+            f"backend {name} is for one process, and torchrun starts several; drop it, or choose "
+            f"{' or '.join(list(spread)[1:])} for each of them"
         )
-    asked = {"backend": "sharded", "mesh": config["mesh"]}
+    asked = {"backend": spread.get(name, name), "mesh": config["mesh"]}
     config |= {"backend": "auto", "mesh": None}
     return asked
 
@@ -403,7 +408,7 @@ def _unproved(run: RunDirectory, config: Mapping[str, Any]) -> bool:
     proof = summary.get("certificate") or {}
     return bool(
         config["certificate"]
-        and summary.get("backend") == "sharded"
+        and str(summary.get("backend")).startswith("sharded")
         and proof.get("kind") == "none"
     )
 

@@ -183,7 +183,8 @@ _ROWS = (
         "backend",
         str,
         "auto",
-        "auto | reference | tiled | triton | sharded (under torchrun)",
+        "auto | reference | tiled | triton; under torchrun sharded | sharded-tiled | "
+        "sharded-triton",
         "solve",
         resume=True,
     ),

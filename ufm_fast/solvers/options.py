@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ufm_fast.arguments import number, whole
-from ufm_fast.backends import make_backend
+from ufm_fast.backends import SHARDED, make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.objective import VARIABLES, refuse_spread
@@ -34,8 +34,8 @@ class SolveOptions:
     - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its
     kinks
       rounded ever less; on spheres, through other temperatures), always iterative.
-    - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded'; ``mesh``:
-    its ranks, CxS.
+    - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded',
+    'sharded-tiled', 'sharded-triton'; ``mesh``: its ranks, CxS.
     - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none'
     one a sample; 'groups' the
       numbers of classes of equal count, exact too (`ufm_fast.groups`), which 'auto' takes beyond
@@ -143,7 +143,7 @@ class SolveOptions:
         refusal = METHODS[self.method].refuses(problem)
         if refusal:
             raise InputError(f"method {self.method} {refusal}")
-        if self.backend == "sharded":
+        if self.backend in SHARDED:
             self._check_spread(problem)
         problem.reduction(self.reduce)
         make_backend(self.backend, problem.device, problem.torch_dtype, self.mesh)
