@@ -183,8 +183,8 @@ _ROWS = (
         "backend",
         str,
         "auto",
-        "auto | reference | tiled | triton; under torchrun sharded | sharded-tiled | "
-        "sharded-triton",
+        "auto | reference | tiled | triton | sharded | sharded-tiled | sharded-triton (under "
+        "torchrun)",
         "solve",
         resume=True,
     ),
