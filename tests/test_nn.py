@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch.nn import functional as F  # noqa: N812
 
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.functional import linear_cross_entropy, operators
+from ufm_fast.functional import head_inputs, linear_cross_entropy
 from ufm_fast.losses import LOSSES
 from ufm_fast.nn import UFM, LinearCrossEntropyLoss
 from ufm_fast.objective import Objective
@@ -189,7 +189,7 @@ def test_steps_share_one_view_of_the_labels(loss: str, monkeypatch: pytest.Monke
         made.append(Targets(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(operators, "Targets", create)
+    monkeypatch.setattr(head_inputs, "Targets", create)
     model = UFM(problem(loss=loss))
     for _ in range(5):
         model.closure()

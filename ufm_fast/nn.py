@@ -22,7 +22,8 @@ from ufm_fast.functional.checks import (
     check_smoothing,
     check_weight_alone,
 )
-from ufm_fast.functional.operators import loss_arguments, value_and_gradients
+from ufm_fast.functional.head_inputs import loss_arguments
+from ufm_fast.functional.rules import value_and_gradients
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem

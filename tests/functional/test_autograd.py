@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ufm_fast import functional as fused
 from ufm_fast.errors import InputError
-from ufm_fast.functional import operators, target_sets
+from ufm_fast.functional import head_inputs, labels, operators, rules, target_sets
 from ufm_fast.losses import make_loss
 from ufm_fast.targets import Targets
 
@@ -106,7 +106,7 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     fixed = [x.detach() for x in (h, W, b)]
     direction = [x.detach() for x in (leaf(5, N, D), leaf(6, K, D), leaf(7, K))]
     calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "labels": (operators.checked_labels, (LABELS, K, -100)),
+        "labels": (labels.checked_labels, (LABELS, K, -100)),
         "sets": (target_sets.checked_csr, (SETS.indptr, SETS.indices, K)),
     }
     weighted = {"weighted": WEIGHT}
@@ -330,7 +330,7 @@ def test_gradcheck_in_forward_mode(name: str) -> None:
     rows = ROWS.clone().requires_grad_()
 
     def value(h: Tensor, W: Tensor, b: Tensor, rows: Tensor) -> Tensor:
-        result: Tensor = operators.value_and_gradients(
+        result: Tensor = rules.value_and_gradients(
             h, W, b, CLEAN, None, None, rows, name, 0.0, [True] * 3
         )[0]
         return result
@@ -508,14 +508,14 @@ def test_a_kept_graph_gives_the_same_gradient_again(factor: float) -> None:
 
 def test_gradients_are_handed_over_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     handed = []
-    scaled = operators._scaled
+    scaled = rules._scaled
 
     def spy(upstream: Tensor, gradient: Tensor, own: bool) -> Tensor:
         result = scaled(upstream, gradient, own)
         handed.append((gradient.data_ptr(), result.data_ptr()))
         return result
 
-    monkeypatch.setattr(operators, "_scaled", spy)
+    monkeypatch.setattr(rules, "_scaled", spy)
     for factor in (1.0, 3.0):
         h, W, b = parts()
         (CASES["ce-mean"](h, W, b) * factor).backward()
@@ -607,7 +607,7 @@ def test_hooks_on_saved_tensors_keep_what_they_saw() -> None:
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, ...]] = []
-    backend = operators.backend_for("cpu", torch.float64)
+    backend = head_inputs.backend_for("cpu", torch.float64)
     head = backend.head
     monkeypatch.setattr(
         backend,
@@ -630,7 +630,7 @@ def test_a_frozen_input_costs_no_product(frozen: int, monkeypatch: pytest.Monkey
 
 def test_one_sweep_forward_and_none_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     sweeps = []
-    backend = operators.backend_for("cpu", torch.float64)
+    backend = head_inputs.backend_for("cpu", torch.float64)
     for name in ("head", "losses", "head_hvp", "logit_gradient"):
         method = getattr(backend, name)
         monkeypatch.setattr(

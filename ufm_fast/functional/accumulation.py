@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.functional.operators import value_and_gradients
 from ufm_fast.functional.registration import operator
+from ufm_fast.functional.rules import value_and_gradients
 
 _TWICE = "second derivatives in a parameter with main_grad are not available; leave main_grad out"
 

@@ -26,7 +26,7 @@ from ufm_fast.backends import BACKENDS, Backend, Gradients, HeadInput, RowStatis
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import backend_for
+from ufm_fast.functional.head_inputs import backend_for
 from ufm_fast.functional.rows import over_rows, rows_of, rows_with_weight
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.losses import Loss, make_loss

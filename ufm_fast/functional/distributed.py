@@ -38,8 +38,11 @@ from ufm_fast.backends.base import Gradients, HeadInput
 from ufm_fast.backends.sharded import ShardedSoftmaxHead
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import checked_labels, zeros_for
-from ufm_fast.functional.reductions import NAMES, Reduction, dtypes_of, over_heads, without_ignored
+from ufm_fast.functional.labels import checked_labels
+from ufm_fast.functional.operators import zeros_for
+from ufm_fast.functional.precision import NAMES, dtypes_of
+from ufm_fast.functional.reductions import over_heads
+from ufm_fast.functional.row_weights import Reduction, without_ignored
 from ufm_fast.layout import Axis, Layout, Mesh, block
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.targets import Targets

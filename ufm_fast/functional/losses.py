@@ -16,15 +16,10 @@ from ufm_fast.adjustments import Adjustment
 from ufm_fast.errors import InputError
 from ufm_fast.functional import checks
 from ufm_fast.functional.accumulation import checked_buffers
-from ufm_fast.functional.operators import checked_labels
-from ufm_fast.functional.reductions import (
-    Reduction,
-    of_probabilities,
-    of_rows,
-    over_heads,
-    prepared,
-    single_label,
-)
+from ufm_fast.functional.labels import checked_labels
+from ufm_fast.functional.precision import prepared
+from ufm_fast.functional.reductions import of_probabilities, of_rows, over_heads, single_label
+from ufm_fast.functional.row_weights import Reduction
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
 

@@ -1,16 +1,11 @@
-"""How the losses of rows become a result: weights of classes and samples, ignored rows, mean, sum,
-divisor, and many heads.
-
-A row's weight is kept_r w_(y_r) with kept its sample weight over the divisor, 0 where it is
-ignored. A mean divides by the sum of these weights; with a divisor there is a sum only. All of it
-is decided before the sweep, in vectors of length N.
+"""How the losses of rows become a result: of one label a row, of many heads, of class
+probabilities.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,135 +14,19 @@ from torch import Tensor
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.accumulation import MainGrad, accumulating_value
-from ufm_fast.functional.operators import (
-    MARGINS,
-    SOFTCAP,
-    checked_labels,
-    row_losses,
-    value_and_gradients,
+from ufm_fast.functional.accumulation import accumulating_value
+from ufm_fast.functional.head_inputs import MARGINS, SOFTCAP
+from ufm_fast.functional.labels import checked_labels
+from ufm_fast.functional.precision import prepared
+from ufm_fast.functional.row_weights import (
+    Reduction,
+    Weights,
+    counted,
+    defined,
+    normalised,
+    without_ignored,
 )
-from ufm_fast.functional.registration import blind, forward_mode
-
-# Asked once: torch 2.11 can't trace the question.
-_AUTOCAST = frozenset(
-    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
-)
-NAMES = ("input", "linear_weight", "linear_bias")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What each row counts, (N,) or (N, heads) float64: kept without and factor with the class
-    weights; how they are reduced.
-
-    ``total``: the factors whose sum a mean divides by, those of all heads. ``uneven``: some weight
-    may differ from 0 and 1.
-    """
-
-    kept: Tensor
-    factor: Tensor
-    total: Tensor
-    uneven: bool
-    reduction: str
-    into: MainGrad | None = None
-
-    def view(self, *shape: int) -> Weights:
-        return replace(self, kept=self.kept.reshape(shape), factor=self.factor.reshape(shape))
-
-    def head(self, j: int) -> Weights:
-        return replace(self, kept=self.kept[:, j], factor=self.factor[:, j])
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """What the caller asked for, checked: 'none', 'sum' or 'mean', and the weights."""
-
-    how: str
-    class_weight: Tensor | None = None
-    sample_weight: Tensor | None = None
-    divisor: float | Tensor | None = None
-    into: MainGrad | None = None
-
-    @classmethod
-    def checked(
-        cls,
-        reduction: str,
-        matrix: Tensor,
-        shape: tuple[int, ...],
-        class_weight: Tensor | None,
-        sample_weight: Tensor | None,
-        divisor: object,
-    ) -> Reduction:
-        """``shape``: that of the row losses."""
-        checks.check_reduction(reduction)
-        checks.check_class_weight(class_weight, matrix)
-        checks.check_sample_weight(sample_weight, matrix, shape)
-        return cls(
-            reduction,
-            class_weight,
-            sample_weight,
-            checks.check_divisor(divisor, reduction, matrix.device),
-        )
-
-    def weights(self, kept: Tensor, labels: Tensor | None = None) -> Weights:
-        """``kept``: 1, 0 where a row is ignored, or NaN."""
-        how, class_weight = self.how, self.class_weight
-        if self.sample_weight is not None:
-            kept = counted(kept, kept * self.sample_weight.double().reshape(kept.shape))
-        if self.divisor is not None:
-            kept, how = kept / self.divisor, "sum"
-        factor = kept
-        if class_weight is not None and labels is not None:
-            # An ignored row's label stands for no class; one without rows may weigh anything.
-            factor = counted(kept, kept * class_weight.double()[labels])
-        return Weights(
-            kept,
-            factor,
-            factor,
-            class_weight is not None or self.sample_weight is not None,
-            how,
-            self.into,
-        )
-
-
-def prepared(
-    tensors: dict[str, Any], logit_scale: object = None
-) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
-    """Checked (features, matrix, bias) in the dtype of the products, times the scale, and the dtype
-    of the result.
-    """
-    features, matrix, bias = tensors.values()
-    dtype, products = dtypes_of(tensors)
-    checks.check_shapes(features, matrix, bias, NAMES)
-    if (
-        logit_scale is not None
-    ):  # a pass over N x d, before the one rounding to the dtype of the products
-        scale = checks.check_logit_scale(logit_scale, features.device)
-        wide = compute_dtype(features.dtype)
-        features, bias = features.to(wide) * scale, None if bias is None else bias.to(wide) * scale
-    return (
-        features.to(products),
-        matrix.to(products),
-        None if bias is None else bias.to(products),
-        dtype,
-    )
-
-
-def dtypes_of(tensors: dict[str, Any]) -> tuple[torch.dtype, torch.dtype]:
-    """Of the result and of the products, of checked features, matrix and bias.
-
-    Under autocast as torch's ``linear`` and ``cross_entropy``: products in autocast's dtype, the
-    loss in float32.
-    """
-    features = checks.check_tensor(tensors["input"], "input")
-    device = features.device.type
-    cast = device in _AUTOCAST and torch.is_autocast_enabled(device)
-    checks.check_floats(tensors, one_dtype=not cast)
-    if cast and not any(x is not None and x.dtype == torch.float64 for x in tensors.values()):
-        return torch.float32, torch.get_autocast_dtype(device)
-    checks.check_floats(tensors, one_dtype=True)
-    return features.dtype, features.dtype
+from ufm_fast.functional.rules import row_losses, value_and_gradients
 
 
 def single_label(
@@ -314,34 +193,6 @@ def _one_head(
     return reduced(features, matrix, bias, labels, None, rows, "ce", smoothing, class_weight)
 
 
-def counted(kept: Tensor, values: Tensor) -> Tensor:
-    """The values of rows that count, and 0 for those that are ignored: 0 times infinity is NaN.
-    ``kept`` may be NaN itself.
-    """
-    return torch.where(kept == 0, 0.0, values)
-
-
-def without_ignored(features: Tensor, kept: Tensor) -> Tensor:
-    """The features with zeros for ignored rows, which may hold anything: 0 times NaN is NaN. A copy
-    where there is one.
-    """
-    if not _unseen(kept) and not bool((kept == 0).any()):
-        return features
-    return torch.where((kept != 0)[:, None], features, 0.0)
-
-
-def _unseen(x: Tensor) -> bool:
-    """Whether nothing may be read from ``x`` now: in a tracer, a transform, without data, or while
-    a CUDA graph is captured.
-    """
-    return (
-        blind()
-        or type(x) is not Tensor
-        or x.is_meta
-        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
-
-
 def reduced(
     features: Tensor,
     matrix: Tensor,
@@ -367,36 +218,6 @@ def reduced(
         return accumulating_value(inputs, row_weight, loss, parameter, need, weights.into)
     value: Tensor = value_and_gradients(*inputs, row_weight, loss, parameter, need)[0]
     return value
-
-
-def normalised(factor: Tensor, weights: Weights) -> Tensor:
-    """factor over the sum of all. Where weights that are uneven sum to 0, rows that count are
-    NaN.
-    """
-    if weights.reduction != "mean":
-        return factor
-    total = weights.total.sum()
-    shares = factor / torch.where(total == 0, 1, total)
-    return (
-        torch.where((total == 0) & (weights.kept != 0), math.nan, shares)
-        if weights.uneven
-        else shares
-    )
-
-
-def defined(mean: Tensor, weights: Weights, divided: Callable[[Tensor], Tensor]) -> Tensor:
-    """The mean, NaN where its divisor is zero. Over no rows the gradients stay zero, as in torch.
-
-    With weights that sum to 0 the gradients are NaN, by their row weights, and torch's value is the
-    sum over 0, ``divided(0)``: infinite where weights have both signs.
-    """
-    total = weights.total.sum()
-    hidden = total.is_cuda or _unseen(total) or forward_mode()  # a look would wait for the device
-    if not weights.uneven or hidden or not bool((total == 0) & (weights.kept != 0).any()):
-        return mean + torch.where(total == 0, math.nan, 0.0)
-    with torch.no_grad():
-        value = divided(total).to(mean.dtype)
-    return torch.where(total == 0, value, mean)  # 0 times the mean's gradient, NaN, is NaN
 
 
 def of_probabilities(

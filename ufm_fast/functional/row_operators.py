@@ -20,21 +20,17 @@ from torch import Tensor
 from ufm_fast.backends import Gradients
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.details import add_row_gradients, head_with_details
-from ufm_fast.functional.operators import (
-    HEAD,
-    TILED,
-    fake_gradients,
-    filled,
-    head_input,
+from ufm_fast.functional.head_inputs import TILED, head_input
+from ufm_fast.functional.operators import HEAD, fake_gradients, filled, zeros_for
+from ufm_fast.functional.registration import differentiable, hooks_are_set, keep, operator
+from ufm_fast.functional.rules import (
     head_rule,
     head_tangents,
     in_sums,
     row_slopes,
     summed,
     value_and_gradients,
-    zeros_for,
 )
-from ufm_fast.functional.registration import differentiable, hooks_are_set, keep, operator
 
 _SECOND = "second derivatives of the entropy are not available; take them of the dense expression"
 

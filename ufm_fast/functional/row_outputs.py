@@ -11,16 +11,10 @@ from torch import Tensor
 
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.operators import checked_labels
-from ufm_fast.functional.reductions import (
-    Reduction,
-    counted,
-    defined,
-    normalised,
-    prepared,
-    without_ignored,
-)
+from ufm_fast.functional.labels import checked_labels
+from ufm_fast.functional.precision import prepared
 from ufm_fast.functional.row_operators import detailed_head
+from ufm_fast.functional.row_weights import Reduction, counted, defined, normalised, without_ignored
 
 
 class RowOutputs(NamedTuple):

@@ -24,15 +24,10 @@ from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.sums import add_class_sums
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
-from ufm_fast.functional.reductions import (
-    Reduction,
-    counted,
-    normalised,
-    prepared,
-    reduced,
-    without_ignored,
-)
+from ufm_fast.functional.precision import prepared
+from ufm_fast.functional.reductions import reduced
 from ufm_fast.functional.registration import differentiable, one_by_one, operator
+from ufm_fast.functional.row_weights import Reduction, counted, normalised, without_ignored
 from ufm_fast.targets import check_labels
 
 _BLOCK = 1 << 21  # numbers of a block of gathered rows
