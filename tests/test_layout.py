@@ -15,8 +15,8 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 #: Modules by height; one may import those below it and its own.
 _FLOORS = (
     "errors version",
-    "arguments stopwatch targets dense_targets weighted_targets losses adjustments layout point "
-    "trunks datasets lanczos memory",
+    "arguments stopwatch targets dense_targets weighted_targets losses adjustments "
+    "angular_margins layout point trunks datasets lanczos memory",
     "class_groups geometries penalties samples problem",
     "backends metrics",
     "objective deep_starts sharded_starts",

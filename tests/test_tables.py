@@ -78,8 +78,9 @@ def test_rows_serve_different_kinds_that_they_were_derived_for(name):
         "mse scaled",
     )
     changed += ("pick-all weighted",)
+    angular = ("ce angular",)
     for loss, bias, frozen in product(
-        ("", "tilted", "mse dense", *changed, *LOSSES), BIASES, FREEZES
+        ("", "tilted", "mse dense", *angular, *changed, *LOSSES), BIASES, FREEZES
     ):
         for trunk, geometry in product(("none", "linear", "relu"), ("none", "sphere")):
             rows = [
@@ -102,7 +103,7 @@ def test_rows_serve_different_kinds_that_they_were_derived_for(name):
                 and loss in (*LOSSES, "mse dense", *changed)
                 and frozen is None
             )
-            on_spheres = ("ce", "ce shifted", "ce scaled")
+            on_spheres = ("ce", "ce shifted", "ce scaled", *angular)
             unit = (trunk, geometry, bias, frozen) == (
                 "none",
                 "sphere",

@@ -25,11 +25,7 @@ over, with layers too: dual rows g_r of the loss prove the same bound (`certific
 `.squares`, `.focal` without a bias, and with one by the convex envelope alone), where the norm is
 that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S. On unit rows the bound of `certificates.spheres`
 needs the gradient in Z alone, and offsets, margins and scales are constants there. With a frozen
-factor scales have none. Margins in the angle (ArcFace, arXiv 1801.07698) are another thing:
-cos(theta + m) is convex in cos(theta), and the loss falls in it, so that the loss is not convex in
-the logits; and it has a kink at theta = 0, where features lie along their own rows at the minimum:
-no method here ends on one but by rounding it, so they are not solved. Their balanced minimum is
-known (`theory.angular_ce_minimum`).
+factor scales have none. Margins in the angle (ArcFace) are another thing: `angular_margins`.
 """
 
 from __future__ import annotations
@@ -170,6 +166,13 @@ def make_adjustment(
     if scale is not None and not bool((scale > 0).all()):
         raise InputError(f"class_scales must be > 0, got {float(scale.min())}")
     return Adjustment(offset, None if least is None else temperature * least, scale)
+
+
+def for_each_class(name: str, given: Any, counts: Tensor) -> Tensor | None:
+    """One number for all classes or K numbers, float64 (K,); None where all are zero, or nothing is
+    given.
+    """
+    return _each(name, given, counts, lambda one: torch.full_like(counts, one), 0.0)
 
 
 def _each(

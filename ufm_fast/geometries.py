@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ufm_fast.angular_margins import together
 from ufm_fast.point import Point
 
 
@@ -49,6 +50,10 @@ class Flat:
     def project(self, x: Point) -> Point:
         """The point of the space that is nearest to x."""
         return x
+
+    def held(self, x: Point) -> int:
+        """How many dimensions the tangents at x have less than there are numbers."""
+        return 0
 
 
 class Spheres(Flat):
@@ -88,6 +93,54 @@ class Spheres(Flat):
 
     def project(self, x: Point) -> Point:
         return _rows(_unit, x, rest=x)
+
+    def held(self, x: Point) -> int:
+        return x.W.shape[0] + x.H.shape[0]
+
+
+class TiedSpheres(Spheres):
+    """Spheres on which rows of H that lie on their class's row of W stay there: the two move as one
+    (`angular_margins`).
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def tied(self, x: Point, v: Point, reach: Tensor | None = None) -> Point:
+        """A tangent v with equal rows where rows of x are tied: their mean, the nearest. What they
+        differ from it by is left out up to ``reach`` (R,), without it whole.
+        """
+        rows = torch.nonzero(together(x.W, x.H, self.labels)).reshape(-1)
+        if rows.numel() == 0:
+            return v
+        labels, W, H = self.labels[rows], v.W.clone(), v.H.clone()
+        one = torch.ones_like(rows, dtype=W.dtype)
+        number = torch.ones_like(W[:, 0]).index_add_(0, labels, one)
+        mean = (W.index_add_(0, labels, H[rows]) / number[:, None])[labels]
+        rest = torch.zeros_like(mean)
+        if reach is not None:
+            off = H[rows] - mean
+            size = _length(off)
+            rest = off * (1.0 - reach[rows, None].to(size) / size.clamp_min(1e-300)).clamp_min(0.0)
+        H[rows] = mean + rest
+        W[labels] = mean
+        return Point(W.index_add_(0, labels, -rest), H, v.b, v.hidden)
+
+    def together(self, x: Point) -> int:
+        """How many rows of H are tied."""
+        return int(together(x.W, x.H, self.labels).sum())
+
+    def held(self, x: Point) -> int:
+        return super().held(x) + self.together(x) * (x.H.shape[1] - 1)
+
+    def tangent(self, x: Point, v: Point) -> Point:
+        return self.tied(x, super().tangent(x, v))
+
+    def move(self, x: Point, direction: Point, t: float) -> Point:
+        moved, labels = super().move(x, direction, t), self.labels
+        off = _length(direction.H - direction.W[labels])
+        stay = together(x.W, x.H, labels)[:, None] & (off <= 1e-8 * _length(direction.H))
+        return Point(moved.W, torch.where(stay, moved.W[labels], moved.H), moved.b, moved.hidden)
 
 
 def _rows(function: Callable[..., Tensor], *points: Point, rest: Point) -> Point:

@@ -20,7 +20,7 @@ from ufm_fast.backends.sharded import ShardedBackend
 from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.geometries import GEOMETRIES, Flat
+from ufm_fast.geometries import GEOMETRIES, Flat, Spheres, TiedSpheres
 from ufm_fast.layout import Layout
 from ufm_fast.losses import SquaredError
 from ufm_fast.penalties import Penalties, balancing_scales
@@ -108,6 +108,9 @@ class Objective:
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
         self.targets = here.targets.to(device)
+        self.angular = problem.angular
+        if self.angular is not None:
+            self.geometry = TiedSpheres(self.targets.indices)
         counts = here.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
         self._set_scales(problem.penalty_weights(here))
@@ -251,6 +254,7 @@ class Objective:
             self.targets,
             self.row_weight,
             layout=self.layout,
+            angular=self.angular,
         )
         if adjustment:
             head = adjustment.apply_scale(head) if direction else adjustment.apply(head)
@@ -277,6 +281,8 @@ class Objective:
         gradient, normal = self.geometry.split(x, gradient)
         if pulled is not None or normal is not None:
             self._last = _Pass(x, tape, pulled, normal)
+        if isinstance(self.geometry, TiedSpheres):
+            gradient = self.geometry.tied(x, gradient, result.reach)
         data = float(result.value)
         return Evaluation(data + self.penalty(x), data, gradient, result.statistics)
 
@@ -316,9 +322,17 @@ class Objective:
 
     def rounded(self, e: float) -> Objective:
         """The same objective with the kinks of its ReLU rounded by e, in the solver's units
-        (`trunks.ReLU`).
+        (`trunks.ReLU`), or those of its angular margins (`angular_margins`).
         """
-        return self._activated(ReLU(e))
+        if self.angular is None:
+            return self._activated(ReLU(e))
+        other = copy.copy(self)
+        other.angular, other.geometry, other._last = (
+            replace(self.angular, rounding=e),
+            Spheres(),
+            None,
+        )
+        return other
 
     def resting(self, part: float) -> Objective:
         """The same objective, with derivatives of the piece on which inputs of its ReLU up to that
@@ -337,6 +351,8 @@ class Objective:
         other = copy.copy(self)
         other.problem = replace(self.problem, temperature=temperature)
         other.logit_scale = self.logit_scale * (temperature / self.problem.temperature)
+        if self.angular is not None:
+            other.angular = replace(self.angular, temperature=temperature)
         other._logit_even = bool((other.logit_scale == 1).all())
         other._last = None
         return other
@@ -430,7 +446,7 @@ def refuse_spread(problem: Problem) -> None:
     clashes = (
         (problem.layers > 1, f"layers = {problem.layers}"),
         (problem.constraint != "none", f"constraint {problem.constraint}"),
-        (bool(problem.adjustment), "adjusted logits"),
+        (bool(problem.adjustment) or problem.angular is not None, "adjusted logits"),
         (problem.dense, "target vectors"),
         (problem.weighted, "weighted target sets"),
         (problem.feature_factors is not None, "feature_penalties"),

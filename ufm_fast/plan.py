@@ -340,6 +340,7 @@ def _heads(problem: Problem, R: int, device: torch.device) -> dict[str, HeadPlan
         problem.torch_dtype,
         device,
         problem.dense,
+        problem.angular is not None,
     )
     for name in BACKENDS:
         try:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.adjustments import Adjustment, feature_factors, make_adjustment
+from ufm_fast.angular_margins import AngularMargin, make_angular
 from ufm_fast.arguments import cpu_by_default, number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
@@ -51,7 +52,8 @@ class Kind(NamedTuple):
 
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
     for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales,
-    or with penalties of each class, as 'NAME scaled', the squared error to target vectors as 'mse
+    or with penalties of each class, as 'NAME scaled', with margins in the angle, whatever else, as
+    'NAME angular', the squared error to target vectors as 'mse
     dense', and the pick-all loss of weighted sets as 'pick-all weighted'. A kind that no row of a
     table names has nothing there.
     """
@@ -111,7 +113,8 @@ class Problem:
 
     Adjusted logits (`adjustments`), of softmax losses: ``logit_adjustment`` tau or K offsets,
     ``margin`` m or K numbers, m (n_min/n_k)^``margin_power`` (on spheres times the temperature),
-    ``class_scales`` gamma or K factors on the rows of W.
+    ``class_scales`` gamma or K factors on the rows of W. ``angular_margin``, on spheres: a target's
+    logit is temperature cos(theta + m), m in radians or K of them (`angular_margins`).
     ``feature_penalties``: gamma or K factors kappa_k on lambda_h, so that a sample of class k has
     lambda_h kappa_k/2 |h|^2. One number gamma is the rule (n_k/n_max)^gamma; -1 is the mean over
     each class in the place of the sum over samples.
@@ -142,6 +145,7 @@ class Problem:
     margin: Any
     margin_power: float
     class_scales: Any
+    angular_margin: Any
     feature_penalties: Any
     dtype: str
     device: str
@@ -179,6 +183,7 @@ class Problem:
         margin: float | Sequence[float] | None = None,
         margin_power: float = 0.0,
         class_scales: float | Sequence[float] | None = None,
+        angular_margin: float | Sequence[float] | None = None,
         feature_penalties: float | Sequence[float] | None = None,
         dtype: str = "float64",
         device: str = "cpu",
@@ -425,6 +430,7 @@ class Problem:
                 "logit_adjustment, margin and class_scales go with softmax losses, not mse; drop "
                 "them, or choose ce"
             )
+        self._check_angular()
         if self.multi_label and adjustment.margin is not None:
             raise InputError(
                 f"margin goes with one label a sample, not with the loss {self.loss.name}; drop "
@@ -444,6 +450,27 @@ class Problem:
                 f"feature_penalties go with one label a sample and penalties, not with {what}; "
                 f"drop them"
             )
+
+    def _check_angular(self) -> None:
+        """What goes with margins in the angle."""
+        if self.angular is None:
+            return
+        for clash, given, wanted in (
+            (self.constraint != "sphere", f"constraint {self.constraint}", "constraint sphere"),
+            (self.loss.smoothing != 0, f"smoothing = {self.loss.smoothing}", "no smoothing"),
+            (self.adjustment.scale is not None, "class_scales", "rows without scales"),
+            (self.dtype == "bfloat16", "dtype bfloat16", "dtype float64 or float32"),
+        ):
+            if clash:
+                raise InputError(
+                    f"angular_margin is of the angle between unit rows and takes {wanted}, not "
+                    f"{given}"
+                )
+
+    @cached_property
+    def angular(self) -> AngularMargin | None:
+        """The margins in the angle, on the device; None where there are none."""
+        return make_angular(self.counts, self.angular_margin, self.temperature, self.device)
 
     @cached_property
     def adjustment(self) -> Adjustment:
@@ -480,7 +507,9 @@ class Problem:
         trunk, loss = "none" if self.layers == 1 else self.activation, registered_name(self.loss)
         if loss and (self.dense or self.weighted):
             loss += " dense" if self.dense else " weighted"
-        if loss and (self.adjustment.scale is not None or self.feature_factors is not None):
+        if loss and self.angular is not None:
+            loss += " angular"
+        elif loss and (self.adjustment.scale is not None or self.feature_factors is not None):
             loss += " scaled"
         elif loss and self.adjustment:
             loss += " shifted"

@@ -146,7 +146,7 @@ def _not_proved(problem: Problem, certificate: Certificate) -> str:
         (problem.num_classes, "t") if problem.dense else (problem.num_classes - 1, "K - 1")
     )
     narrow = problem.dim < least
-    if problem.layers == 1 and problem.loss.convex and not narrow:
+    if problem.layers == 1 and problem.loss.convex and not narrow and problem.angular is None:
         return (
             f"no proven minimum: the value lies up to {certificate.relative_gap:.1e} of itself "
             f"above it; lower tol, or go on"
@@ -154,6 +154,8 @@ def _not_proved(problem: Problem, certificate: Certificate) -> str:
     why = (
         "several layers"
         if problem.layers > 1
+        else "margins in the angle"
+        if problem.angular is not None
         else f"d < {rank}"
         if narrow
         else f"the loss {problem.loss.name} is not convex"

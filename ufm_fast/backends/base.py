@@ -23,6 +23,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from ufm_fast.angular_margins import AngularMargin
+from ufm_fast.backends.angular import AngularHead
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Layout
 from ufm_fast.losses import Loss, SoftmaxLoss
@@ -35,7 +37,8 @@ class HeadInput:
     row_weight_r l_r.
 
     ``margin`` (R,), of single labels, is taken off each row's target logit before the loss, not
-    before the statistics. With a ``layout`` (`sharded`) features, targets and row_weight are those
+    before the statistics, and so are margins in the angle, ``angular``, which heads are not given
+    (`HeadByLoss`). With a ``layout`` (`sharded`) features, targets and row_weight are those
     of this rank's rows, weight and bias those of its classes; targets name classes by their numbers
     among all.
     """
@@ -48,6 +51,7 @@ class HeadInput:
     row_weight: Tensor
     margin: Tensor | None = None
     layout: Layout | None = None
+    angular: AngularMargin | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ class RowStatistics:
 @dataclass(frozen=True)
 class HeadResult:
     """Data term (float64 scalar tensor) and row statistics (None for squared error, which makes no
-    N x K pass).
+    N x K pass). ``reach`` (R,): the gradient that a row withstands at the kink of its angular
+    margin.
     """
 
     value: Tensor
     statistics: RowStatistics | None
+    reach: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class HeadShape:
     """What a plan needs to know of a head: R ``rows``, K ``classes`` of which ``occupied`` have
     rows, ``dim`` columns.
 
-    ``dense``: rows have target vectors.
+    ``dense``: rows have target vectors; ``angular``: margins in the angle.
     """
 
     loss: Loss
@@ -112,6 +118,7 @@ class HeadShape:
     dtype: torch.dtype
     device: torch.device
     dense: bool = False
+    angular: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -193,7 +200,8 @@ class Backend(Protocol):
 
 
 class HeadByLoss:
-    """A backend made of one head for each kind of loss. No other place asks which kind a loss is.
+    """A backend made of one head for each kind of loss, around which goes that of angular margins.
+    No other place asks which kind a loss is.
 
     ``heads``: (class of losses, head) rows. Errors: InputError for a loss of no row's class.
     """
@@ -213,19 +221,24 @@ class HeadByLoss:
         )
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
-        return self.of(x.loss).value_and_grad(x, out, statistics=statistics)
+        return self._for(x).value_and_grad(x, out, statistics=statistics)
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
-        self.of(x.loss).hvp(x, v, out)
+        self._for(x).hvp(x, v, out)
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
-        return self.of(x.loss).logit_gradient(x)
+        return self._for(x).logit_gradient(x)
 
     def losses(self, x: HeadInput) -> Tensor:
-        return self.of(x.loss).losses(x)
+        return self._for(x).losses(x)
 
     def plan(self, shape: HeadShape) -> HeadPlan:
-        return self.of(shape.loss).plan(shape)
+        head = self.of(shape.loss)
+        return AngularHead(head).plan(shape) if shape.angular else head.plan(shape)
+
+    def _for(self, x: HeadInput) -> Head:
+        head = self.of(x.loss)
+        return head if x.angular is None else AngularHead(head)
 
 
 def weighed(row_weight: Tensor, losses: Tensor) -> Tensor:

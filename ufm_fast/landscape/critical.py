@@ -11,6 +11,7 @@ import torch
 
 from ufm_fast.arguments import number
 from ufm_fast.errors import InputError
+from ufm_fast.geometries import TiedSpheres
 from ufm_fast.landscape.curvature import Curvature, curvature_unit, rounding, smallest_curvature
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -38,7 +39,8 @@ class Landscape:
     - 'no negative curvature found': none below ``curvature.lower_bound``, but for its failure
     probability.
 
-    ``kinks``: inputs of ReLUs that are zero; ``note`` says what that means here. ``certificate`` is
+    ``kinks``: inputs of ReLUs that are zero, ``tied``: rows at the kink of their margin in the
+    angle; ``note`` says what that means here. ``certificate`` is
     None at a point that is not critical. Of one layer it has a ``spectral_ratio`` S, and mu (1 - S)
     is the eigenvalue to expect of a point of rank below d.
     """
@@ -51,10 +53,16 @@ class Landscape:
     threshold: float
     kinks: int
     certificate: Certificate | None
+    tied: int = 0
 
     @property
     def note(self) -> str:
         """What is to be said of kinks, empty where there are none."""
+        if self.tied:
+            return (
+                f"{self.tied:,} rows lie on their class's, at the kink of their angle: the "
+                f"curvature is along what keeps them there"
+            )
         if not self.kinks:
             return ""
         said = (
@@ -128,7 +136,10 @@ def classify(
         verdict = STRICT_SADDLE
     else:
         verdict = GLOBAL_MINIMUM if certified else NO_NEGATIVE_CURVATURE
-    return Landscape(verdict, found, at.value, gradient, relative, threshold, kinks, certificate)
+    tied = objective.geometry.together(x) if isinstance(objective.geometry, TiedSpheres) else 0
+    return Landscape(
+        verdict, found, at.value, gradient, relative, threshold, kinks, certificate, tied
+    )
 
 
 def kinks_at(objective: Objective, x: Point) -> int:

@@ -54,8 +54,7 @@ class _Tangents:
         self.shapes = [part.shape for part in x.parts()]
         self.size = sum(shape.numel() for shape in self.shapes)
         frozen = {"w": x.W.numel(), "h": x.H.numel(), None: 0}[objective.problem.freeze]
-        held = x.W.shape[0] + x.H.shape[0] if objective.geometry.curved else 0
-        self.dimension = self.size - frozen - held
+        self.dimension = self.size - frozen - objective.geometry.held(x)
 
     def flat(self, v: Point) -> Tensor:
         return torch.cat([part.reshape(-1) for part in v.parts()]).double()

@@ -155,6 +155,13 @@ _ROWS = (
         several=True,
     ),
     Setting(
+        "angular_margin",
+        float,
+        None,
+        "Margin in the angle (ArcFace), radians, one or K; with constraint sphere",
+        several=True,
+    ),
+    Setting(
         "feature_penalties",
         float,
         None,

@@ -10,6 +10,11 @@ vanishes at e = 1e-8 puts zero into the Goldstein subdifferential of that size. 
 this, or whose exact gradient vanishes, has converged; one where the last stage ended short of it
 has the outcome ``kink``, which is no success.
 
+**Angles.** Margins in the angle have a kink where minima lie, too (`angular_margins`). Their
+rounding goes down to e = 1e-5 only, for its curvature, 1/e, is that by which the rounding of a
+point makes a gradient wrong. Then rows within 100 e of their class's row are put on it, where they
+are held together, and the exact loss, smooth along that, is solved to the same tolerance as any.
+
 **Spheres.** A high temperature makes plateaus, a low one hides how far codes have to be apart. With
 d >= K - 1 the temperature rises, 10, 30, t; with K > d + 1 a start meets the best code most often
 at 10 to 15, so it begins there and doubles up to t, or goes down to it in one step (arXiv
@@ -22,6 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -31,6 +38,9 @@ from ufm_fast.solvers.solution import Outcome
 
 #: Rounding of each stage of a ReLU, in the solver's units, before the exact one.
 ROUNDINGS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+#: Those of the kinks of angular margins, and how many times the last rows are apart that belong
+#: together.
+ANGLES, NEAR = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), 100.0
 STAGE_STEPS = 300
 #: Temperature at which a code is looked for.
 CODE_TEMPERATURE = 12.0
@@ -70,8 +80,12 @@ class Staged:
             if not self._is_solved(stages[j], state):
                 return replace(state, memory=_Memory(j, state.memory, 0, solved), provisional=True)
             solved = True
-        state = self.last.init(objective, point)
+        state = self.last.init(objective, self.entered(objective, point))
         return replace(state, memory=_Memory(len(stages), state.memory, 0, solved))
+
+    def entered(self, objective: Objective, point: Point) -> Point:
+        """Where the last stage begins, from the point that the stage before ended at."""
+        return point
 
     def _is_solved(self, objective: Objective, state: State) -> bool:
         return state.evaluation.gradient.norm() <= self.tol * objective.gradient_scale(state.point)
@@ -101,30 +115,49 @@ class Staged:
         return state
 
 
-class RoundedReLU(Staged):
-    """Stages of ever less rounded kinks; the exact one gets as many steps as each."""
+class RoundedKinks(Staged):
+    """Stages of ever less rounded kinks; the exact one gets ``last_steps``."""
 
-    def __init__(self, history: int, tol: float) -> None:
-        super().__init__(LBFGS(history), LBFGS(history), tol)
-        self.name = "rounded relu: lbfgs"
+    kinks: Sequence[float] = ROUNDINGS
+    of, last_steps = "the ReLU", STAGE_STEPS
+
+    def __init__(self, history: int, last: Solver, tol: float) -> None:
+        super().__init__(LBFGS(history), last, tol)
+        self.name = f"rounded {self.of.split()[-1].lower()}: {last.name}"
 
     def stages(self, objective: Objective) -> Sequence[Objective]:
-        return [objective.rounded(e) for e in ROUNDINGS]
+        return [objective.rounded(e) for e in self.kinks]
 
     def judged(self, objective: Objective, state: State) -> State:
         memory: _Memory = state.memory
-        if state.outcome is None and memory.steps < STAGE_STEPS:
+        if state.outcome is None and memory.steps < self.last_steps:
             return state
         if self._is_solved(objective, state):
             return replace(state, outcome=None)
         if memory.solved:
-            words = f"stationary with the kinks rounded by {ROUNDINGS[-1]:g}"
+            words = f"stationary with the kinks rounded by {self.kinks[-1]:g}"
             return replace(state, outcome=Outcome.CONVERGED, message=words)
         return replace(
             state,
             outcome=Outcome.KINK,
-            message="stopped at a kink of the ReLU; try other seeds (restarts)",
+            message=f"stopped at a kink of {self.of}; try other seeds (restarts)",
         )
+
+
+class RoundedAngles(RoundedKinks):
+    """Before the angles' stages those of other temperatures, as much rounded as the first."""
+
+    kinks: Sequence[float] = ANGLES
+    of, last_steps = "the angles", 20 * STAGE_STEPS
+
+    def stages(self, objective: Objective) -> Sequence[Objective]:
+        warm = [objective.tempered(t).rounded(ANGLES[0]) for t in temperatures(objective.problem)]
+        return [*warm, *super().stages(objective)]
+
+    def entered(self, objective: Objective, point: Point) -> Point:
+        own = point.W[objective.targets.indices]
+        apart = torch.linalg.vector_norm(point.H - own, dim=1, keepdim=True)
+        return replace(point, H=torch.where(apart <= NEAR * ANGLES[-1], own, point.H))
 
 
 class Tempered(Staged):

@@ -21,7 +21,7 @@ from ufm_fast.solvers.conjugate_gradient import ConjugateGradient
 from ufm_fast.solvers.first_order import Adam, GradientDescent, SteepestDescent
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.newton_cg import NewtonCG
-from ufm_fast.solvers.staged import RoundedReLU, Tempered, temperatures
+from ufm_fast.solvers.staged import RoundedAngles, RoundedKinks, Tempered, temperatures
 
 if TYPE_CHECKING:
     from ufm_fast.solvers.options import SolveOptions
@@ -49,13 +49,15 @@ class SolverSpec:
 
 
 def _auto(problem: Problem, options: SolveOptions) -> Solver:
-    """L-BFGS with a Newton-CG finish; of the ReLU through ever less rounded kinks, on spheres
-    through other temperatures.
+    """L-BFGS with a Newton-CG finish; of the ReLU, and of margins in the angle, through ever less
+    rounded kinks, on spheres through other temperatures.
     """
     history = options.history or HISTORY
     if problem.activation == "relu":
-        return RoundedReLU(history, options.tol)
+        return RoundedKinks(history, LBFGS(history), options.tol)
     solver = LBFGSThenNewton(history)
+    if problem.angular is not None:
+        return RoundedAngles(history, solver, options.tol)
     tempered = problem.constraint == "sphere" and temperatures(problem)
     return Tempered(history, solver, options.tol) if tempered else solver
 

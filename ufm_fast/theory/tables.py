@@ -57,6 +57,11 @@ def adjusted_sphere(kind: Kind) -> bool:
     ) and kind.loss in adjusted("ce")
 
 
+def angular_sphere(kind: Kind) -> bool:
+    """Serves the same with margins in the angle."""
+    return kind == Kind("none", "sphere", "ce angular", "none", None)
+
+
 def adjusted(*losses: str) -> tuple[str, ...]:
     """The names of these losses with offsets or margins, and with scales or penalties of each class
     (`adjustments`).

@@ -120,8 +120,9 @@ class Candidate:
         W, b = self.spread.whole(x.W), None if x.b is None else self.spread.whole(x.b)
         weight = self.counts / self.problem.num_samples
         targets = self.rows.targets.to(x.W.device)
+        features, angular = self.problem.features(x), self.problem.angular
         return self.problem.adjustment.to(x.W.device).apply(
-            HeadInput(self.problem.loss, self.problem.features(x), W, b, targets, weight)
+            HeadInput(self.problem.loss, features, W, b, targets, weight, angular=angular)
         )
 
     @cached_property

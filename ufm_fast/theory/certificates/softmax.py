@@ -40,6 +40,7 @@ class SoftmaxDual:
     """
 
     limit = 1.0  # of theta
+    of_targets: Tensor | None = None  # factors on the target entries, (R,), of single labels
 
     def __init__(self, candidate: Candidate) -> None:
         problem, head = candidate.problem, candidate.head
@@ -136,6 +137,8 @@ class SoftmaxDual:
         weighs in the penalty.
         """
         for c, G in self._gradients():
+            if self.of_targets is not None:
+                G[c.entry_row, c.entry_class] *= self.of_targets[c.start : c.stop]
             block = G * self.root[c.start : c.stop, None]
             yield block if self.scale is None else block * self.scale
 

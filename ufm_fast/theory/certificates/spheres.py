@@ -11,24 +11,62 @@ It is tight at a minimum with a_k = -<w_k, dfit/dw_k> and c_r = -<h_r, dfit/dh_r
 rows at their length, for then a_k w_k = -t (G'H)_k; these are positive at minima. Where one is not,
 all are taken equal. Offsets and margins are constants, and with scales S of the classes G S takes
 the place of G in the norm (`adjustments`). (Our derivation.)
+
+Margins in the angle leave nothing convex, but cos(theta + m) <= x cos m, x = cos(theta), with
+equality at theta = 0 (`angular_margins`). With t x cos m as the target's logit the loss is no
+greater anywhere and convex in Z, its gradient having cos m times the target's entry: the bound of
+that loss is one of this. It is tight where all rows lie on their class's row and are not pulled at
+sideways, as they are at the simplex; elsewhere it is true and no more.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ufm_fast.backends.base import HeadInput
 from ufm_fast.theory.certificates.base import Candidate, Proof
 from ufm_fast.theory.certificates.operator_norm import NormBound
 from ufm_fast.theory.certificates.softmax import SoftmaxDual
 
 
+class _Straight(Candidate):
+    """The point with its angular margins' loss from below: target logits t x cos m."""
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        """cos m of each row."""
+        angular = self.problem.angular
+        assert angular is not None
+        return angular.angles.to(self.point.W.device).cos()[self.rows.targets.indices]
+
+    @cached_property
+    def head(self) -> HeadInput:
+        head = super().head
+        own = (head.features * head.weight[head.targets.indices]).sum(1)
+        margin = own * (1.0 - self.cosines)
+        return replace(
+            head, angular=None, margin=margin if head.margin is None else margin + head.margin
+        )
+
+
+def angular_spheres(candidate: Candidate) -> Proof:
+    """The bound with margins in the angle."""
+    straight = _Straight(*(getattr(candidate, field.name) for field in fields(candidate)))
+    return _bound(straight, _SphereDual(straight, straight.cosines))
+
+
 def spheres(candidate: Candidate) -> Proof:
     """The bound at a point of unit rows; its ratio is the norm's, 1 at a minimum."""
-    dual = _SphereDual(candidate)
+    return _bound(candidate, _SphereDual(candidate))
+
+
+def _bound(candidate: Candidate, dual: _SphereDual) -> Proof:
     fit, product = candidate.value, dual.inner_product
     best, ratio, failure = -math.inf, None, 0.0
     for a, c in dual.multipliers():
@@ -45,10 +83,13 @@ def spheres(candidate: Candidate) -> Proof:
 
 
 class _SphereDual:
-    """C^-1/2 G A^-1/2 for the row-weighted logit gradient G; t is in its features."""
+    """C^-1/2 G A^-1/2 for the row-weighted logit gradient G, with factors ``of_targets`` (R,) on
+    the targets' entries; t is in its features.
+    """
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, of_targets: Tensor | None = None) -> None:
         inner = SoftmaxDual(candidate)
+        inner.of_targets = of_targets
         inner.root, inner.scale = candidate.head.row_weight, None  # G itself: rows (n_r / N) g_r
         self.of_classes = 1.0 if inner.adjustment.scale is None else inner.adjustment.scale
         self.inner, self.head = inner, candidate.head

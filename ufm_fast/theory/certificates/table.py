@@ -40,7 +40,7 @@ from ufm_fast.theory.certificates.base import (
 from ufm_fast.theory.certificates.focal import biased_focal, enveloped_focal, unbiased_focal
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
-from ufm_fast.theory.certificates.spheres import spheres
+from ufm_fast.theory.certificates.spheres import angular_spheres, spheres
 from ufm_fast.theory.certificates.spread import Spread
 from ufm_fast.theory.certificates.squares import (
     chord_squares,
@@ -54,6 +54,7 @@ from ufm_fast.theory.tables import (
     Serves,
     adjusted,
     adjusted_sphere,
+    angular_sphere,
     in_words,
     layered,
     lookup,
@@ -85,6 +86,7 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (plain("mse scaled"), chord_squares),
     (sphere, spheres),
     (adjusted_sphere, spheres),
+    (angular_sphere, angular_spheres),
     (plain(*CONVEX, bias=("none", "penalised"), frozen=("w", "h")), frozen),
     (layered("mse", bias=("none", "free")), layered_squares),
     (layered("mse dense", bias=("none", "free")), known_vectors),

@@ -11,9 +11,17 @@ from ufm_fast.theory.forms.base import ClosedForm
 from ufm_fast.theory.forms.dense import target_vectors
 from ufm_fast.theory.forms.layers import spectral_mse
 from ufm_fast.theory.forms.softmax import cross_entropy, focal, pick_all
-from ufm_fast.theory.forms.spheres import sphere_ce
+from ufm_fast.theory.forms.spheres import angular_ce, sphere_ce
 from ufm_fast.theory.forms.squares import bias_free_mse, biased_mse
-from ufm_fast.theory.tables import Serves, adjusted_sphere, layered, lookup, plain, sphere
+from ufm_fast.theory.tables import (
+    Serves,
+    adjusted_sphere,
+    angular_sphere,
+    layered,
+    lookup,
+    plain,
+    sphere,
+)
 
 #: Which formula serves which kind of problem. A form may still know only some counts and
 #: dimensions: then it is None.
@@ -28,6 +36,7 @@ FORMS: list[tuple[Serves, Callable[[Problem], ClosedForm | None]]] = [
     (layered("mse dense", bias=("none", "free")), target_vectors),
     (sphere, sphere_ce),
     (adjusted_sphere, sphere_ce),
+    (angular_sphere, angular_ce),
 ]
 
 
@@ -35,7 +44,8 @@ def closed_form(problem: Problem) -> ClosedForm | None:
     """The minimum of `problem` if a formula covers it, else None.
 
     Covered: cross-entropy (with smoothing) for balanced classes, two distinct counts, and any
-    counts where all collapses, and balanced on spheres (one margin for all too); focal loss for
+    counts where all collapses, and balanced on spheres (one margin for all too, in the cosine or
+    in the angle); focal loss for
     balanced classes (with a bias, where that is
     proved: `focal_minimum`); squared error without a bias or with a free one always, also with
     linear layers, with a penalised one for balanced classes or where d is no less than the
