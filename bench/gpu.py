@@ -275,7 +275,7 @@ def squared_floor(N: int, K: int, d: int, mode: str) -> float:
     """Milliseconds: bytes of parameters and gradients at the rate of a copy, or flops at the rates
     of library products.
     """
-    from ufm_kernels.head import tensor_float32
+    from ufm_kernels.library import tensor_float32
 
     block = torch.randn(min(N, 1 << 18), d, device=DEVICE)
     moved = statistics.median([milliseconds(block.clone) for _ in range(7)]) / (2 * block.numel())

@@ -17,15 +17,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from ufm_kernels import head
+from ufm_kernels.library import tensor_float32
 from ufm_kernels.segments import Segments
 
 Contender = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 PRODUCTS = "library products"
 OURS = "ufm_kernels"
+BLOCK = 24 << 20  # bytes of E that an L2 cache of 50 MB holds beside what else passes through it
 
 
-def ours(mode: str, chunk_rows: int, products: str | None = None) -> Contender:
-    """The chunked driver of this repository; products: as its table says, or all of one kind."""
+def ours(
+    mode: str, chunk_rows: int, products: str | None = None, block_bytes: int | None = None
+) -> Contender:
+    """The chunked driver of this repository; products: as its table says, or all of one kind.
+
+    block_bytes: of E, after which dH follows.
+    """
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gradients = (
@@ -45,6 +52,7 @@ def ours(mode: str, chunk_rows: int, products: str | None = None) -> Contender:
             mode=mode,
             products=products,
             fresh=True,
+            block_bytes=block_bytes,
         )
         return result.losses.mean(), *gradients
 
@@ -136,7 +144,7 @@ def library_products(chunk_rows: int) -> Contender:
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         grad_features, grad_weight = torch.empty_like(features), torch.empty_like(weight)
-        with head.tensor_float32():
+        with tensor_float32():
             for start in range(0, len(features), chunk_rows):
                 part = slice(start, start + chunk_rows)
                 logits = features[part] @ weight.T
@@ -261,6 +269,8 @@ def contenders(
             found[f"{OURS} {mode}, library products"] = ours(mode, chunk_rows, "library")
         if dim <= head.NARROW:
             found[f"{OURS} {mode}, one pass"] = one_pass(mode)
+        if dim <= head.NARROW and mode == "bf16":
+            found[f"{OURS} {mode}, blocks"] = ours(mode, chunk_rows, "library", BLOCK)
     if "bf16" in modes:
         found[f"{OURS} fp8"] = fp8(chunk_rows)
     makers: dict[str, Callable[[], Contender]] = {

@@ -189,7 +189,7 @@ class Case:
 
     def library(self) -> torch.Tensor:
         """The same product by the library: bare logits, or a gradient with its epilogue."""
-        from ufm_kernels.head import library_product
+        from ufm_kernels.library import library_product
         from ufm_kernels.products import add_finished
         from ufm_kernels.squared_error import library_gram
 

@@ -8,7 +8,9 @@ From the simplest to the cleverest:
     prepare.py        the kernel that rounds, splits, pads and turns them
     segments.py       sums of rows that share a class, and one dot product per row and target
     off_target.py     E = exp(z - z_y) off the targets, with its row sums
+    library.py        products by torch's library, in the kernels' precision
     products.py       the two products of E with the parameters, epilogues fused
+    blocks.py         E a block of classes at a time, each multiplied while the cache holds it
     fp8.py            E and both products in e4m3, with a scale a row and 128 terms
     one_pass.py       loss and both gradients with E never stored, for narrow features
     matvec.py         products with the logit gradient and its transpose

@@ -81,12 +81,13 @@ def off_target_builds(architecture: int) -> Iterator[Build]:
         size = 4 if stored == "fp32" else 2
         depths = (64, DEEP) if mode == "bf16" else (64,)
         single = [
-            (1, bias, flag, depth)
+            (1, bias, flag, depth, False)
             for bias in (False, True)
             for flag in (False, True)
             for depth in depths
         ]
-        for targets, bias, flag, depth in (*single, (32, True, False, 64)):
+        parts = [(1, bias, False, 64, True) for bias in (False, True) if mode == "bf16"]
+        for targets, bias, flag, depth, part in (*single, *parts, (32, True, False, 64, False)):
             tile = tile_of(
                 kernel_name(passes, targets, size, depth, bias), operand, architecture, passes
             )
@@ -96,12 +97,13 @@ def off_target_builds(architecture: int) -> Iterator[Build]:
                 "E": described(stored, tile, (tile.rows, tile.columns // tile.split)),
                 **typed("*fp32", "bias offset statistics"),
                 **typed("*i32", "labels flag"),
-                **typed("i32", "rows classes depth stride"),
+                **typed("i32", "rows classes depth stride first count"),
             }
             constants = {
                 "TARGETS": targets,
                 "BIAS": bias,
                 "FLAG": flag,
+                "PART": part,
                 "SINGLE": stored == "fp32",
                 "PASSES": passes,
                 "FLATTEN": tile.flatten,
@@ -110,7 +112,12 @@ def off_target_builds(architecture: int) -> Iterator[Build]:
             }
             options = "".join(
                 f"/{name}"
-                for name, on in (("bias", bias), ("flag", flag), ("deep", depth == DEEP))
+                for name, on in (
+                    ("bias", bias),
+                    ("flag", flag),
+                    ("deep", depth == DEEP),
+                    ("part", part),
+                )
                 if on
             )
             name = f"off_target/{mode}/targets={targets}{options}"
@@ -130,9 +137,10 @@ def product_builds(architecture: int) -> Iterator[Build]:
         if mode in ("fp16", "fp16x3"):  # their products are those of tf32 and of bf16x3
             continue
         usual = stored != "fp32"
-        flagged: tuple[tuple[int, ...], ...] = ()
-        if mode == "bf16" and architecture == 90:  # of mode fp8
+        flagged: tuple[tuple[bool, int, bool, bool, bool], ...] = ()
+        if mode == "bf16":  # of `blocks`, the second of mode fp8
             flagged = ((False, 0, usual, False, True), (True, 0, usual, False, True))
+            flagged = flagged if architecture == 90 else flagged[:1]
         for transposed, targets, down, exact, flag in (
             (False, 1, usual, False, False),
             (False, 32, usual, False, False),

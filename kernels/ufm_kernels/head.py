@@ -48,14 +48,14 @@ classes, for a program whose class has no row costs its launch all the same (1 m
 65536, 4096)). The bench's ceiling, the three products, writes in its first chunk, too.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from .blocks import block_classes, sweep_by_blocks
 from .launch import on_device
+from .library import library_product
 from .off_target import off_target
 from .one_pass import forward, transposed
 from .operands import Mode, empty_chunk, logit_operands, mode_named, operand, product_operand
@@ -73,45 +73,6 @@ from .squared_error import block_rows, weighted_sum
 from .tiles import products_for
 
 NARROW = 128  # columns of features that the one-pass kernels hold
-
-
-@contextmanager
-def tensor_float32() -> Iterator[None]:
-    """Library products of float32 matrices in tf32, as the kernels take them: a setting of the
-    whole process meanwhile.
-    """
-    setting = torch.backends.cuda.matmul
-    before = setting.fp32_precision
-    if before == "tf32":
-        yield
-        return
-    setting.fp32_precision = "tf32"
-    try:
-        yield
-    # It reads as what it inherits, and would stay that for good if written so: "none" inherits
-    # again.
-    finally:
-        setting.fp32_precision = "none"
-        if setting.fp32_precision != before:
-            setting.fp32_precision = before
-
-
-def library_product(
-    a: Tensor, b: Tensor, out: Tensor | None = None, *, fresh: bool = False
-) -> Tensor:
-    """a @ b by the library in fp32, from operands as the mode has rounded them; added to `out` if
-    given, or written there.
-    """
-    if not a.is_cuda:
-        product = a.float() @ b.float()
-        return product if out is None else out.copy_(product) if fresh else out.add_(product)
-    beta = 0 if fresh else 1  # with 0 the library reads nothing of `out`
-    if a.dtype == torch.float32:
-        with tensor_float32(), torch.autocast("cuda", enabled=False):
-            return torch.mm(a, b) if out is None else torch.addmm(out, a, b, beta=beta, out=out)
-    if out is None:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.addmm(out, a, b, beta=beta, out_dtype=torch.float32, out=out)
 
 
 @torch.no_grad()
@@ -136,6 +97,7 @@ def softmax_value_and_grad(
     segments: Segments | None = None,
     products: str | None = None,
     fresh: bool = False,
+    block_bytes: int | None = None,
 ) -> HeadResult:
     """Losses of every row; adds row_weight_i d loss_i to the gradient buffers, which the caller has
     pre-filled.
@@ -157,6 +119,8 @@ def softmax_value_and_grad(
         products: 'triton', or 'library' for torch.mm and a separate epilogue (single-pass modes
             only); None: as the table in `tiles` says for the device, 'triton' without one.
         fresh: the gradient buffers hold nothing yet, not even zeros: they are written.
+        block_bytes: of a block of E that is multiplied while the cache holds it, see `blocks`; 0
+            for none; None: as the table in `tiles` says.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
@@ -192,13 +156,18 @@ def softmax_value_and_grad(
         features_of(features, H, chosen), features_of(weight, W, chosen), bias, labels
     )
     E = empty_chunk(min(chunk_rows, len(H)), classes, chosen, features.device)
-    every = Rows.of(z, labels, row_weight)
+    every, block = Rows.of(z, labels, row_weight), 0
+    if grad_features is not None:
+        block = block_classes(block_bytes, mode, len(E), features.shape[1], of_features)
     for start in range(0, len(H), chunk_rows):
         part = slice(start, start + chunk_rows)
         rows, e = every.part(part), E[: len(H[part])]
-        settled(rows, H[part], W, bias, e, chosen, weight_fn)
+        blockwise = (V, features.shape[1], block) if block else None
+        swept = settled(rows, H[part], W, bias, e, chosen, weight_fn, blockwise=blockwise)
         if grad_features is not None:
-            add_features(grad_features[part], e, V, turned, rows, smoothing, chosen, fresh=write)
+            sums = swept[1] if block else None
+            out = grad_features[part]
+            add_features(out, e, V, turned, rows, smoothing, chosen, sums=sums, fresh=write)
         if grad_weight is not None:
             add_weight(
                 grad_weight,
@@ -323,14 +292,20 @@ def settled(
     weight_fn,
     *,
     rounded: bool = True,
-) -> None:
-    """Fill E and the vectors of a chunk of rows, from operands of the logits; rounded: E is what
-    the products will read.
+    blockwise: tuple | None = None,
+):
+    """Fill E and the vectors of a chunk of rows, from operands of the logits; what the sweep
+    returned.
+
+    rounded: E is what the products will read. blockwise: the last arguments of `sweep_by_blocks`,
+    which then sweeps.
     """
-    sweep = partial(
-        off_target, H, W, bias, rows.offset, rows.labels, E, passes=mode.passes, classes=len(W)
-    )
-    rows.settle(sweep, weight_fn, rounded=rounded, band=band_of(H, mode))
+    operands = H, W, bias, rows.offset, rows.labels, E
+    if blockwise is not None:
+        sweep = partial(sweep_by_blocks, *operands, *blockwise)
+    else:
+        sweep = partial(off_target, *operands, passes=mode.passes, classes=len(W))
+    return rows.settle(sweep, weight_fn, rounded=rounded, band=band_of(H, mode))
 
 
 def band_of(H: Tensor, mode: Mode) -> float:
@@ -435,11 +410,12 @@ def features_of(x: Tensor, prepared: Tensor, mode: Mode) -> Tensor:
     return prepared if mode.passes == 1 else x
 
 
-def add_features(out, E, V, turned, rows, smoothing, mode, *, fresh=False):
+def add_features(out, E, V, turned, rows, smoothing, mode, *, sums=None, fresh=False):
     """out += factor * (E V) - sum_t coefficient_t v_(y_t), by the library if `turned`, V as
     `product_operand`, is None.
 
-    fresh: the library writes into out what else is added to it.
+    sums: E V, where it is there already. fresh: the library writes into out what else is added to
+    it.
     """
     coefficient = coefficients(rows, smoothing)
     if turned is not None:
@@ -457,10 +433,11 @@ def add_features(out, E, V, turned, rows, smoothing, mode, *, fresh=False):
             points=V,
         )
         return
-    product = library_product(
-        E[:, : len(V)], V[:, : out.shape[1]], out if fresh else None, fresh=fresh
-    )
-    add_finished(out, product, rows.factor, coefficient, rows.labels, V, add=not fresh)
+    if sums is None:
+        sums = library_product(
+            E[:, : len(V)], V[:, : out.shape[1]], out if fresh else None, fresh=fresh
+        )
+    add_finished(out, sums, rows.factor, coefficient, rows.labels, V, add=not fresh)
 
 
 def add_weight(out, E, features, factor, mode, products, *, fresh=False):

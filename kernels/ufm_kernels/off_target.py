@@ -149,9 +149,12 @@ def off_target_kernel(
     classes,
     depth,
     stride,
+    first,
+    count,
     TARGETS: tl.constexpr,
     BIAS: tl.constexpr,
     FLAG: tl.constexpr,
+    PART: tl.constexpr,
     SINGLE: tl.constexpr,
     PASSES: tl.constexpr,
     TMA: tl.constexpr,
@@ -165,11 +168,14 @@ def off_target_kernel(
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     width = stride // halves
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
-    tiles = down * across
+    walked = count if PART else across
+    tiles = down * walked
     if FLAG:
         tiles *= tl.load(flag)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
-        tile_row, tile_column = corner(tile, down, across, GROUP)
+        tile_row, tile_column = corner(tile, down, walked, GROUP)
+        if PART:
+            tile_column += first
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         r = row + tl.arange(0, BLOCK_M)
         # Before the product, behind which they arrive.
@@ -221,9 +227,33 @@ def kernel_name(passes, targets, size, depth, biased):
     return f"off_target{'_deep' if depth >= DEEP else ''}{'_biased' if biased else ''}"
 
 
+def tiles_of(part, columns, across, width):
+    """(first, number) of the tiles of `columns` that a range of E's `width` columns is; all
+    `across` without one.
+    """
+    if part is None:
+        return 0, across
+    first, end = part
+    if first % columns or (end % columns and end != width) or not 0 <= first < end <= width:
+        raise ValueError(f"part={part}: must be whole tiles of {columns} of the {width} columns")
+    return first // columns, ceil_div(end - first, columns)
+
+
 @on_device
 def off_target(
-    H, W, bias, offset, labels, E, *, passes, classes, flag=None, into=None, launch=None
+    H,
+    W,
+    bias,
+    offset,
+    labels,
+    E,
+    *,
+    passes,
+    classes,
+    flag=None,
+    into=None,
+    part=None,
+    launch=None,
 ):
     """Fill E (rows, stride) and return statistics (3, tiles, rows): sums of E, sums of rounded E,
     maxima of z.
@@ -238,6 +268,8 @@ def off_target(
             3.
         flag: int32 device scalar, 0 or 1: with 0 the launch writes nothing.
         into: what another launch on the same operands returned, to be written again.
+        part: (first, after the last) class, multiples of a tile's columns but for the end of E: no
+            other columns of E, nor their statistics, are written.
     """
     check_written(E=E)
     H, W, bias, offset, labels = laid_out(H, W, bias, offset, labels)
@@ -249,6 +281,7 @@ def off_target(
     width = E.shape[1] // (1 if passes == 1 else 2)
     across = ceil_div(width, tile.columns)
     statistics = offset.new_empty((3, across, rows)) if into is None else into
+    first, count = tiles_of(part, tile.columns, across, width)
     operands = (H, W, E)
     if tile.tma:
         blocks = (
@@ -257,7 +290,7 @@ def off_target(
             (tile.rows, tile.columns // tile.split),
         )
         operands = [descriptor(x, block) for x, block in zip(operands, blocks, strict=True)]
-    off_target_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
+    off_target_kernel[launch.grid(ceil_div(rows, tile.rows) * count)](
         operands[0],
         operands[1],
         bias if bias is not None else offset,
@@ -270,9 +303,12 @@ def off_target(
         classes,
         depth,
         E.shape[1],
+        first,
+        count,
         TARGETS=labels.shape[1],
         BIAS=bias is not None,
         FLAG=flag is not None,
+        PART=part is not None,
         SINGLE=E.element_size() == 4,
         PASSES=passes,
         FLATTEN=tile.flatten,

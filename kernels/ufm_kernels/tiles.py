@@ -218,6 +218,7 @@ NEWER: dict[tuple[str, int], dict[int, Tile]] = {
     ("off_target_biased", 16): {90: Tile(128, 128, 64, 4, 3, tma=True, programs=2, split=2)},
     ("off_target_deep", 16): {90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=4)},
     ("off_target_deep_biased", 16): {90: Tile(128, 256, 64, 8, 3, tma=True, flatten=True, split=8)},
+    ("product", 16): {100: Tile(128, 128, 64, 8, 3, tma=True)},
     ("one_pass", 16): {90: Tile(128, 64, 0, 8, 3)},
 }
 
@@ -243,6 +244,18 @@ def products_for(mode: str, columns: int) -> tuple[str, str]:
         if columns >= least:
             return who
     return "triton", "triton"
+
+
+# Mode -> (most columns of features, bytes of a block of E), see `blocks`: dH straight after each
+# block, while the L2 cache (50 MB on sm_90) holds it. Undecided: no device has timed it, so no mode
+# has a row. To be asked by bench/gpu.py: "bf16": (128, 24 << 20).
+BLOCKS: dict[str, tuple[int, int]] = {}
+
+
+def blocks_for(mode: str, columns: int) -> int:
+    """Bytes of a block of E after which dH follows; 0: dH follows a whole chunk."""
+    most, size = BLOCKS.get(mode, (0, 0))
+    return size if columns <= most else 0
 
 
 def architecture_of(capability: tuple[int, int]) -> int:

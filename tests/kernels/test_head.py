@@ -11,6 +11,7 @@ from kernel_cases import DEVICE, DRIVERS, MARKS, Case, agree, error, quick, size
 from ufm_kernels import head
 from ufm_kernels import rows as rows_of
 from ufm_kernels.curvature import softmax_hvp
+from ufm_kernels.library import tensor_float32
 from ufm_kernels.operands import MODES
 
 pytestmark = MARKS
@@ -114,16 +115,16 @@ def test_library_products_leave_the_precision_of_matmuls_as_it_was():
     generic, own = backends.fp32_precision, backends.cuda.matmul.fp32_precision
     try:
         backends.fp32_precision = "tf32"
-        with head.tensor_float32():
+        with tensor_float32():
             assert backends.cuda.matmul.fp32_precision == "tf32"
         backends.fp32_precision = "ieee"
         assert backends.cuda.matmul.fp32_precision == "ieee"
-        with head.tensor_float32():
+        with tensor_float32():
             assert backends.cuda.matmul.fp32_precision == "tf32"
         backends.fp32_precision = "tf32"
         assert backends.cuda.matmul.fp32_precision == "tf32"
         backends.fp32_precision, backends.cuda.matmul.fp32_precision = "none", "ieee"
-        with head.tensor_float32():
+        with tensor_float32():
             pass
         assert backends.cuda.matmul.fp32_precision == "ieee"
     finally:
