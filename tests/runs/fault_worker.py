@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 import ufm_fast.doctor
 from ufm_fast.cli import main
 from ufm_fast.runs import figures, state
-from ufm_fast.runs.directory import FILES, LOCK, RunDirectory
+from ufm_fast.runs.directory import RunDirectory
+from ufm_fast.runs.guarded import FILES, LOCK
 
 COMMON = ("--max-steps", "100", "--log-every", "100", "--quiet")
 SOLVE = [

@@ -278,7 +278,9 @@ def test_a_kill_in_a_later_start_loses_neither_the_best_nor_a_start_that_has_end
     """A kill as a start has ended, in its midst, and in a start after that; with saves along the
     way and without.
     """
-    from ufm_fast.runs.job import execute, prepare, resume
+    from ufm_fast.runs.job import prepare
+    from ufm_fast.runs.resuming import resume
+    from ufm_fast.runs.running import execute
     from ufm_fast.solvers import minimise, restarts
 
     given = {

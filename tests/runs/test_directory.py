@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from made_runs import CONFIG, make
 
 from ufm_fast.errors import InputError
 from ufm_fast.runs import settings
@@ -19,13 +18,6 @@ from ufm_fast.runs.files import WriteError, atomic, config_hash, json_ready, rea
 from ufm_fast.runs.state import load_state
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {"loss": "ce", "tol": 1e-9, "counts": None}
-
-
-def make(path: Path, digest: str = "digest") -> RunDirectory:
-    run = RunDirectory.create(path, CONFIG, digest, {"versions": {"ufm-fast": "0"}})
-    run.unlock()
-    return run
 
 
 # ---- writing
@@ -151,62 +143,6 @@ def test_a_missing_folder_and_a_missing_configuration(tmp_path: Path) -> None:
         read_json(tmp_path / "none", "x")
 
 
-# ---- several processes
-# -------------------------------------------------------------------------------------------------
-
-
-def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
-    run = make(tmp_path / "r")
-    held = (
-        "import sys\nfrom pathlib import Path\nfrom ufm_fast.runs.directory import RunDirectory\n"
-    )
-    held += (
-        "with RunDirectory.open(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    "
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", held, str(run.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="another process is writing"), run.locked():
-            pass
-        other.communicate("")
-    with run.locked():
-        pass
-
-
-def test_two_runs_made_at_once_in_one_folder_do_not_mix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other process writes between this one's look at the folder and its first file."""
-    plain = RunDirectory._make_folders
-
-    def slow(run: RunDirectory, path: Path) -> None:
-        monkeypatch.undo()
-        plain(run, path)
-        make(path, "theirs")
-
-    monkeypatch.setattr(RunDirectory, "_make_folders", slow)
-    with pytest.raises(InputError, match="holds a run with another configuration"):
-        make(tmp_path / "r", "ours")
-    assert RunDirectory.open(tmp_path / "r").hash == "theirs"
-    assert (tmp_path / "r" / "environment.json").exists()
-
-
-def test_a_run_that_another_process_has_gone_on_with_is_not_overwritten(tmp_path: Path) -> None:
-    run = make(tmp_path / "r")
-    read = run.stamp()
-    with run.locked(read):
-        run.write_summary({"outcome": "converged"})
-    with pytest.raises(InputError, match="resume it again"), run.locked(read):
-        pass
-
-
 # ---- the log
 # --------------------------------------------------------------------------------------------------
 
@@ -233,51 +169,6 @@ def test_truncating_keeps_the_steps_that_the_state_has_seen(tmp_path: Path) -> N
 
 # ---- damaged files
 # --------------------------------------------------------------------------------------------------
-
-
-def test_steps_and_numbers_that_no_float_holds_are_no_log(tmp_path: Path) -> None:
-    run = make(tmp_path / "r")
-    for text in (
-        '{"step": 123456789012345678901234567890}',
-        '{"step": -1}',
-        '{"step": 0, "value": 1' + "0" * 400 + "}",
-        "[" * 10**5,
-    ):
-        (run.path / "metrics.jsonl").write_text(text + "\n")
-        with pytest.raises(InputError, match="line 1 of"):
-            run.records()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"theory": 3},
-        {"theory": {"value": "x"}},
-        {"certificate": [1]},
-        {"certificate": {"lower_bound": []}},
-        {"metrics": 1},
-        {"tol": "x"},
-        {"steps": "3"},
-        {"outcome": 1},
-        {"method": None},
-    ],
-)
-def test_a_summary_that_is_none_of_ours_is_refused(
-    change: dict[str, object], tmp_path: Path
-) -> None:
-    run = make(tmp_path / "r")
-    run.write_summary(
-        {
-            "outcome": "converged",
-            "method": "auto",
-            "steps": 3,
-            "tol": 1e-9,
-            "theory": None,
-            **change,
-        }
-    )
-    with pytest.raises(InputError, match="damaged"):
-        run.summary  # noqa: B018
 
 
 def test_deep_nesting_and_pipes_are_words(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.exports import export_run
 from ufm_fast.runs.figures import draw_run
 from ufm_fast.runs.foreign import read_head
-from ufm_fast.runs.job import Job, execute, prepare, resume
+from ufm_fast.runs.job import Job, prepare
+from ufm_fast.runs.resuming import resume
+from ufm_fast.runs.running import execute
 
 DATA = Path(__file__).parent / "data"
 

@@ -52,8 +52,8 @@ def solve(
     """Solve or resume, in one process or on the ranks that torchrun started; returns the exit
     code.
     """
-    from ufm_fast.runs import job as runs
     from ufm_fast.runs.ranks import started
+    from ufm_fast.runs.signals import terminate_like_interrupt
     from ufm_fast.tensorboard import summary_writer
 
     if shown.tensorboard:
@@ -62,7 +62,7 @@ def solve(
         from ufm_fast.cli.on_ranks import solve_on_ranks
 
         return solve_on_ranks(given, file, out, resume, shown)
-    with runs.terminate_like_interrupt():
+    with terminate_like_interrupt():
         return run_job(lambda: job_of(given, file, out, resume), shown)
 
 
@@ -129,9 +129,9 @@ def _unsaid(text: str) -> None:
 
 
 def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
-    from ufm_fast.runs import job as runs
+    from ufm_fast.runs.running import execute_groups
 
-    summary = {**runs.execute_groups(job), "run": str(job.run.path), "config": job.config}
+    summary = {**execute_groups(job), "run": str(job.run.path), "config": job.config}
     if json:
         report.print_json(summary)
     elif not quiet:
@@ -146,16 +146,17 @@ def _solve_groups(job: Job, *, json: bool, quiet: bool, plots: bool) -> int:
 def job_of(
     given: Mapping[str, Any], file: Path | None, out: Path | None, resume: Path | None
 ) -> Job | RunDirectory:
-    from ufm_fast.runs import job as runs
+    from ufm_fast.runs.job import prepare
+    from ufm_fast.runs.resuming import resume as resumed
 
     if resume is None:
-        return runs.prepare(given, file, out)
+        return prepare(given, file, out)
     if out is not None:
         raise InputError(
             "out and resume contradict one another: a resumed run stays in its directory; drop "
             "--out"
         )
-    return runs.resume(resume, given, file)
+    return resumed(resume, given, file)
 
 
 def _size(job: Job) -> str:
@@ -169,12 +170,12 @@ def _executed(job: Job, shown: Shown, callbacks: Sequence[Callback]) -> Solution
     """
     import torch
 
-    from ufm_fast.runs import job as runs
+    from ufm_fast.runs.running import execute
 
     watch = Stopwatch(torch.device(job.problem.device)) if shown.verbose else NO_WATCH
     try:
         with report.progress_bar(job, shown=not shown.silent) as bar:
-            return runs.execute(job, bar, callbacks=callbacks, watch=watch)
+            return execute(job, bar, callbacks=callbacks, watch=watch)
     except WriteError as error:
         again = _resuming(job.run) if job.run.state_file.exists() else "the same command"
         raise InputError(f"{error} with {again}") from error

@@ -29,7 +29,7 @@ from ufm_fast.networks.probe import probe
 from ufm_fast.networks.train import BLOCK, Options, Training
 from ufm_fast.runs.directory import RunDirectory, refuse_occupied
 from ufm_fast.runs.files import config_hash
-from ufm_fast.runs.job import ending_signals
+from ufm_fast.runs.signals import ending_signals
 from ufm_fast.runs.state import Progress, read_safetensors, write_state
 from ufm_fast.runs.words import quoted
 from ufm_fast.solvers.minimise import log_spaced

@@ -15,32 +15,19 @@ all.
 Nothing is ever pickled. config.json is written after environment.json, so a folder has it or is no
 run yet: what a killed process left in a folder without it is known as ours, and a new run takes its
 place.
-
-A lock may fail: its file can be removed, and some file systems have none. So whoever holds it also
-remembers when the files were written last, and looks before each write whether somebody else has
-written since.
-
-Decisions
-
-2026-11-25. One process at a time writes a run directory, by a lock that dies with its process
-(`filelock`, which torch brings along). A resume also notes when the files that it read were
-written, and is refused if another process has gone on with them before it holds the lock.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ufm_fast.arguments import MOST
 from ufm_fast.errors import InputError
+from ufm_fast.runs.contents import is_record, wrong_in_summary
 from ufm_fast.runs.files import (
     WriteError,
     append_line,
@@ -52,14 +39,11 @@ from ufm_fast.runs.files import (
     sweep,
     write_text,
 )
+from ufm_fast.runs.guarded import FILES, LOCK, LOG, Guarded
 from ufm_fast.runs.words import quoted
 
 FORMAT = "ufm-fast-run"
 VERSION = 1
-FILES = ("config.json", "environment.json", "metrics.jsonl", "state.safetensors", "summary.json")
-LOCK, LOG = ".lock", "metrics.jsonl"
-
-Stamp = tuple[int, ...]
 
 
 def is_run(path: Path) -> bool:
@@ -70,14 +54,13 @@ def is_run(path: Path) -> bool:
         return False
 
 
-class RunDirectory:
+class RunDirectory(Guarded):
     """One run on disk; make it with ``create`` or ``open``."""
 
     def __init__(self, path: Path, config: dict[str, Any], digest: str) -> None:
-        self.path, self.config, self.hash = path, config, digest
+        super().__init__(path)
+        self.config, self.hash = config, digest
         self._made: list[Path] = []
-        self._lock: FileLock | None = None
-        self._stamp: Stamp | None = None
 
     # ---- making and opening
     # ----------------------------------------------------------------------------------------
@@ -183,78 +166,6 @@ class RunDirectory:
         with self.alone():
             write_text(self.path / "config.json", pretty_json(content))
 
-    # ---- several processes
-    # -----------------------------------------------------------------------------------------
-
-    def lock(self, stamp: Stamp | None = None) -> None:
-        """Keep other processes from writing here, and sweep what killed ones left. ``stamp``: of
-        the run when it was read.
-
-        Errors: InputError where another process writes, or has written since.
-        """
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"run: another process is writing to {self.path}; wait for it or choose another "
-                f"--out"
-            ) from None
-        except NotImplementedError:
-            pass  # a file system without locks: the stamp is all there is
-        except OSError as error:
-            raise InputError(
-                f"run: can't lock {self.path} ({error.strerror or error}); choose another --out"
-            ) from error
-        self._lock, self._stamp = lock, self.stamp()
-        if stamp is not None and stamp != self._stamp:
-            self.unlock()
-            raise InputError(
-                f"run: another process has gone on with {self.path} meanwhile; resume it again"
-            )
-        sweep(self.path, FILES)
-
-    def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-        self._lock = self._stamp = None
-
-    @contextmanager
-    def locked(self, stamp: Stamp | None = None) -> Iterator[None]:
-        """``lock``, unless this object holds it already (as after ``create``), and ``unlock`` at
-        the end.
-        """
-        if self._lock is None:
-            self.lock(stamp)
-        try:
-            yield
-        finally:
-            self.unlock()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Around each write. Errors: InputError where another process has written since this one
-        did.
-        """
-        if self._stamp is not None and self.stamp() != self._stamp:
-            raise InputError(
-                f"run: another process has gone on with {self.path} meanwhile; nothing more is "
-                f"written here"
-            )
-        try:
-            yield
-        finally:
-            if self._stamp is not None:
-                self._stamp = self.stamp()
-
-    def stamp(self) -> Stamp:
-        """When the files that a resume reads were last written, and how long the log is."""
-        found = [_stat(self.path / name) for name in FILES]
-        return tuple(
-            0 if s is None else s.st_size if name == LOG else s.st_mtime_ns
-            for name, s in zip(FILES, found, strict=True)
-        )
-
     # ---- summary and log
     # -------------------------------------------------------------------------------------------
 
@@ -265,7 +176,7 @@ class RunDirectory:
         if not path.exists():
             return None
         content = read_json(path, "run")
-        wrong = _wrong_in_summary(content)
+        wrong = wrong_in_summary(content)
         if wrong:
             raise InputError(
                 f"run: {wrong} in {path} is none of ufm-fast; the file was damaged, remove it and "
@@ -296,7 +207,7 @@ class RunDirectory:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
-            if not _is_record(record):
+            if not is_record(record):
                 raise InputError(
                     f"run: line {number} of {path} is not a log record; the file was damaged"
                 )
@@ -379,44 +290,3 @@ def _is_leftover(entry: Path) -> bool:
         except (InputError, TypeError):
             return False
     return entry.name == LOCK or is_temporary(entry.name, FILES)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _wrong_in_summary(content: Mapping[str, Any]) -> str:
-    """The first entry that is not what a solve or a training writes, of those that are read again;
-    "" where there is none.
-    """
-    parts = {name: content.get(name) or {} for name in ("theory", "certificate", "metrics")}
-    for name, part in parts.items():
-        if not isinstance(part, dict):
-            return name
-    numbers = {name: content.get(name) for name in ("value", "tol", "steps")}
-    numbers |= {
-        "theory": parts["theory"].get("value"),
-        "certificate": parts["certificate"].get("lower_bound"),
-    }
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            return name
-    words = {name: content.get(name, "") for name in ("outcome", "method", "message")}
-    return next((name for name, value in words.items() if not isinstance(value, str)), "")
-
-
-def _is_record(content: Any) -> bool:
-    """A log record: a whole step, and numbers or null under every other name."""
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("step"), int)
-        or not 0 <= content["step"] <= MOST
-    ):
-        return False
-    return all(
-        value is None or (isinstance(value, (int, float)) and abs(value) <= sys.float_info.max)
-        for value in content.values()
-    )

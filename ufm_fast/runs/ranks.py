@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ufm_fast.errors import InputError
-from ufm_fast.runs.directory import RunDirectory, Stamp
+from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import config_hash
+from ufm_fast.runs.guarded import Stamp
 
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
@@ -151,7 +152,7 @@ def stopping_together() -> Iterator[None]:
     stops this rank at once.
     """
     from ufm_fast.layout import STOP
-    from ufm_fast.runs.job import ending_signals
+    from ufm_fast.runs.signals import ending_signals
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -249,14 +250,14 @@ def prepare(ranks: Ranks, given: Mapping[str, Any], file: Path | None, out: Path
 def resume(
     ranks: Ranks, path: Path, given: Mapping[str, Any], file: Path | None
 ) -> Job | RunDirectory:
-    """`job.resume` on several ranks. Errors: InputError on every rank."""
-    from ufm_fast.runs import job as runs
+    """`resuming.resume` on several ranks. Errors: InputError on every rank."""
+    from ufm_fast.runs import resuming
     from ufm_fast.runs.files import first_line
 
     def content(job: Job | RunDirectory) -> str:
         return "finished" if isinstance(job, RunDirectory) else _content(job.config, [job.run.hash])
 
-    found = ranks.agree(lambda: runs.resume(path, given, file, ranks.number), content)
+    found = ranks.agree(lambda: resuming.resume(path, given, file, ranks.number), content)
     if isinstance(found, RunDirectory):
         return found
     ranks.agree(lambda: found.run.lock(found.stamp) if ranks.first else None)

@@ -25,7 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from ufm_fast.errors import InputError
-from ufm_fast.runs.job import terminate_like_interrupt
+from ufm_fast.runs.signals import terminate_like_interrupt
 from ufm_fast.studies.cells import Cell, Chain
 from ufm_fast.studies.folder import StudyFolder
 from ufm_fast.studies.table import Row, Table

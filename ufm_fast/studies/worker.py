@@ -151,8 +151,9 @@ def _cause(code: int) -> str:
 def main() -> None:
     """Read requests until there is no more."""
     import ufm_fast.doctor
-    import ufm_fast.runs.job
     import ufm_fast.runs.log
+    import ufm_fast.runs.resuming
+    import ufm_fast.runs.running
     import ufm_fast.runs.state
     import ufm_fast.solving  # noqa: F401
 
@@ -266,25 +267,26 @@ def _of_disk(error: BaseException) -> bool:
 
 
 def _solve(path: Path, given: Mapping[str, Any]) -> str:
-    from ufm_fast.runs import job as runs
+    from ufm_fast.runs.running import execute, execute_groups
 
     job = _job(path, given)
     if job is None:
         return "done"
     if job.grouped:
-        runs.execute_groups(job)
+        execute_groups(job)
         return "done"
-    outcome = runs.execute(job, lambda record: None).outcome.value
+    outcome = execute(job, lambda record: None).outcome.value
     return "interrupted" if outcome == "interrupted" else "done"
 
 
 def _job(path: Path, given: Mapping[str, Any]) -> Job | None:
     """The solve of a cell as far as it has come; None where it is finished."""
-    from ufm_fast.runs import job as runs
     from ufm_fast.runs.directory import RunDirectory
+    from ufm_fast.runs.job import prepare
+    from ufm_fast.runs.resuming import resume
 
     if not (path / "config.json").exists():
-        return runs.prepare(given, None, path)
+        return prepare(given, None, path)
     run = RunDirectory.open(path)
     with run.locked():  # or another process has the cell
         summary = run.summary
@@ -294,8 +296,8 @@ def _job(path: Path, given: Mapping[str, Any]) -> Job | None:
         if anew:
             run.discard()
     if anew:
-        return runs.prepare(given, None, path)
-    job = runs.resume(path, {}, None)
+        return prepare(given, None, path)
+    job = resume(path, {}, None)
     if isinstance(job, RunDirectory):
         return None
     job.config["max_steps"] = max(_limit(job, given) - job.progress.step, 0)

@@ -5,8 +5,6 @@ folders it starts in.
 from __future__ import annotations
 
 import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,11 @@ from command_line import SMALL, refused, solve
 
 from ufm_fast.cli import main
 from ufm_fast.errors import InputError
-from ufm_fast.runs.directory import FILES, LOCK, RunDirectory
+from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import WriteError, append_line, sweep
-from ufm_fast.runs.job import execute, prepare, terminate_like_interrupt
+from ufm_fast.runs.guarded import FILES, LOCK
+from ufm_fast.runs.job import prepare
+from ufm_fast.runs.running import execute
 from ufm_fast.runs.state import load_state
 
 GIVEN = {
@@ -95,22 +95,6 @@ def test_the_state_is_saved_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert 3 <= len(set(steps)) <= 12
     assert saved_step() == 90
-
-
-def test_signals_of_a_scheduler_and_of_a_closed_terminal_interrupt() -> None:
-    def hang_on(number: signal.Signals) -> None:
-        os.kill(os.getpid(), number)
-        time.sleep(1)
-
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
-        with terminate_like_interrupt(), pytest.raises(KeyboardInterrupt):
-            hang_on(number)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
-    try:
-        with terminate_like_interrupt():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 # ---- places that can't be written any more
