@@ -35,7 +35,6 @@ class Build:
             "stride_a",
             "stride_b",
             "stride_t",
-            "stride_points",
         )
     )
 
@@ -159,7 +158,7 @@ def product_builds(architecture: int) -> Iterator[Build]:
                 "points": "*fp32" if exact else f"*{stored}",
                 **typed("*fp32", "out factor coefficient"),
                 **typed("*i32", "labels flag"),
-                **typed("i32", "rows columns classes depth stride_a stride_b stride_points"),
+                **typed("i32", "rows columns classes depth stride_a stride_b stride"),
             }
             constants = {
                 "TRANSPOSED": transposed,
@@ -168,6 +167,7 @@ def product_builds(architecture: int) -> Iterator[Build]:
                 "TARGETS": targets,
                 "PASSES": passes,
                 "PAIRS": passes == 3 and not exact,
+                "ADD": True,
                 "FLAG": flag,
                 "FLATTEN": tile.flatten,
                 **blocks(tile),
@@ -196,7 +196,9 @@ def epilogue_builds(architecture: int) -> Iterator[Build]:
                 **typed("i32", "rows columns classes stride"),
             }
             constants = {
+                "FACTOR": True,
                 "TARGETS": targets,
+                "PAIRS": False,
                 "ADD": add,
                 "BLOCK_M": tile.rows,
                 "BLOCK_N": tile.columns,

@@ -20,9 +20,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, get_type_hints
 
 from .builds import Build, all_builds
 from .tiles import SHARED_MEMORY, Tile
+
+if TYPE_CHECKING:
+    from triton.compiler import ASTSource
 
 
 def cuobjdump() -> str:
@@ -87,23 +91,38 @@ def problems_of(build: Build, shared: int, usage: dict[str, int], ptx: str, ttir
     return problems
 
 
+def source_of(build: Build) -> "ASTSource":
+    """What triton compiles: the kernel with the types of its arguments. Those of a bundle, an
+    argument that is annotated with a NamedTuple, stand under the names of its members.
+    """
+    from triton.compiler import ASTSource
+
+    module, name = build.kernel.split(".")
+    kernel = getattr(import_module(f".{module}", __package__), name)
+    hints, signature = get_type_hints(kernel.fn), {}
+    constants: dict[tuple[int, ...], object] = {}
+    aligned = {}
+    for place, argument in enumerate(kernel.arg_names):
+        bundle = hints.get(argument)
+        members = getattr(bundle, "_fields", None)
+        kinds = [build.types.get(member, "constexpr") for member in members or (argument,)]
+        for i, (member, kind) in enumerate(zip(members or (argument,), kinds, strict=True)):
+            path = (place,) if members is None else (place, i)
+            if kind == "constexpr":
+                constants[path] = build.constants[member]
+            elif kind.startswith("*") or member in build.aligned:
+                aligned[path] = [["tt.divisibility", 16]]
+        signature[argument] = kinds[0] if members is None else bundle(*kinds)
+    return ASTSource(kernel, signature, constants, aligned)
+
+
 def compile_one(build: Build) -> dict[str, object]:
     """Compile one build and return a row of the report; a compiler error is a problem, not an
     exception.
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    module, name = build.kernel.split(".")
-    kernel = getattr(import_module(f".{module}", __package__), name)
-    kinds = {**build.types, **dict.fromkeys(build.constants, "constexpr")}
-    signature = {argument: kinds[argument] for argument in kernel.arg_names}
-    aligned = {
-        (kernel.arg_names.index(argument),): [["tt.divisibility", 16]]
-        for argument, kind in build.types.items()
-        if kind.startswith("*") or argument in build.aligned
-    }
     options = {
         "num_warps": build.tile.warps,
         "num_stages": build.tile.stages,
@@ -115,9 +134,8 @@ def compile_one(build: Build) -> dict[str, object]:
         **asdict_tile(build.tile),
     }
     try:
-        source = ASTSource(kernel, signature, build.constants, aligned)
         built = triton.compile(
-            source, target=GPUTarget("cuda", build.architecture, 32), options=options
+            source_of(build), target=GPUTarget("cuda", build.architecture, 32), options=options
         )
         usage = inspect(built.asm["cubin"])
         problems = problems_of(

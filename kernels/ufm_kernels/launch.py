@@ -5,6 +5,7 @@ operands.
 from dataclasses import dataclass
 from functools import wraps
 
+import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .tiles import Tile, architecture_of, tile_for
@@ -28,6 +29,11 @@ def descriptor(matrix, block):
         matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
     )  # torch leaves that of a single row at 1
     return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], list(block))
+
+
+def constants(*values):
+    """The last members of a bundle of arguments: what a kernel is compiled for."""
+    return map(tl.constexpr, values)
 
 
 def laid_out(*tensors):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
+from .launch import Launch, ceil_div, check_written, constants, descriptor, laid_out, on_device
 from .primitives import Block, Operand, contract, corner, halves_of, tile_at
 
 
@@ -92,121 +92,51 @@ def finish_parts(
 def product_kernel(
     A,
     B,
-    out,
-    factor,
-    coefficient,
-    labels,
-    points,
+    to: Epilogue,
     flag,
-    rows,
-    columns,
-    classes,
     depth,
     stride_a,
     stride_b,
-    stride_points,
     TRANSPOSED: tl.constexpr,
     DOWN: tl.constexpr,
-    FACTOR: tl.constexpr,
-    TARGETS: tl.constexpr,
-    PAIRS: tl.constexpr,
     FLAG: tl.constexpr,
     PASSES: tl.constexpr,
+    FLATTEN: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-    FLATTEN: tl.constexpr,
 ):
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    down, across = tl.cdiv(to.rows, BLOCK_M), tl.cdiv(to.columns, BLOCK_N)
     tiles = down * across
     if FLAG:
         tiles *= tl.load(flag)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         tile_row, tile_column = corner(tile, down, across, GROUP)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
-        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         total = contract(
-            total,
-            Operand(A, rows, stride_a, TRANSPOSED),
-            Operand(B, columns, stride_b, DOWN),
+            tl.zeros((BLOCK_M, BLOCK_N), tl.float32),
+            Operand(A, to.rows, stride_a, TRANSPOSED),
+            Operand(B, to.columns, stride_b, DOWN),
             row,
             column,
             depth,
             Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
             PASSES,
         )
-        finish_parts(
-            total,
-            Epilogue(
-                out,
-                factor,
-                coefficient,
-                labels,
-                points,
-                rows,
-                columns,
-                classes,
-                stride_points,
-                FACTOR,
-                TARGETS,
-                PAIRS,
-                True,
-            ),
-            row,
-            column,
-            BLOCK_M,
-            BLOCK_N,
-            4 if BLOCK_N > 128 else 2,
-        )
+        finish_parts(total, to, row, column, BLOCK_M, BLOCK_N, 4 if BLOCK_N > 128 else 2)
 
 
 @triton.jit
-def epilogue_kernel(
-    product,
-    out,
-    factor,
-    coefficient,
-    labels,
-    points,
-    rows,
-    columns,
-    classes,
-    stride,
-    TARGETS: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+def epilogue_kernel(product, to: Epilogue, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """What `product_kernel` does with a block of its product, for a block of a product that is in
     memory.
     """
     row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    place, inside = tile_at(product, row, column, rows, columns, columns, BLOCK_M, BLOCK_N)
+    place, inside = tile_at(product, row, column, to.rows, to.columns, to.columns, BLOCK_M, BLOCK_N)
     total = tl.load(place, mask=inside, other=0.0)
-    finish(
-        total,
-        Epilogue(
-            out,
-            factor,
-            coefficient,
-            labels,
-            points,
-            rows,
-            columns,
-            classes,
-            stride,
-            True,
-            TARGETS,
-            False,
-            ADD,
-        ),
-        row,
-        column,
-        BLOCK_M,
-        BLOCK_N,
-    )
+    finish(total, to, row, column, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -294,17 +224,18 @@ def add_finished(out, product, factor, coefficient, labels, points, *, add=True)
     height, span = 16, 128
     epilogue_kernel[(ceil_div(rows, height), ceil_div(columns, span))](
         product,
-        out,
-        factor,
-        coefficient,
-        labels,
-        points,
-        rows,
-        columns,
-        len(points),
-        points.stride(0),
-        TARGETS=labels.shape[1],
-        ADD=add,
+        Epilogue(
+            out,
+            factor,
+            coefficient,
+            labels,
+            points,
+            rows,
+            columns,
+            len(points),
+            points.stride(0),
+            *constants(True, labels.shape[1], False, add),
+        ),
         BLOCK_M=height,
         BLOCK_N=span,
         num_warps=4,
@@ -374,24 +305,24 @@ def add_product(
     product_kernel[launch.grid(ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns))](
         a,
         b,
-        out,
-        unused if factor is None else factor,
-        unused if coefficient is None else coefficient,
-        unused if labels is None else labels,
-        unused if points is None else points,
+        Epilogue(
+            out,
+            unused if factor is None else factor,
+            unused if coefficient is None else coefficient,
+            unused if labels is None else labels,
+            unused if points is None else points,
+            rows,
+            columns,
+            len(points) if exact else depth,
+            B.stride(0) if points is None else points.stride(0),
+            *constants(factor is not None, targets, passes == 3 and not exact, True),
+        ),
         unused if flag is None else flag,
-        rows,
-        columns,
-        len(points) if exact else depth,
         depth,
         A.stride(0),
         B.stride(0),
-        B.stride(0) if points is None else points.stride(0),
         TRANSPOSED=transposed,
         DOWN=down,
-        FACTOR=factor is not None,
-        TARGETS=targets,
-        PAIRS=passes == 3 and not exact,
         FLAG=flag is not None,
         PASSES=passes,
         FLATTEN=tile.flatten,
