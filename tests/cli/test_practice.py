@@ -191,7 +191,7 @@ def test_a_claim_is_measured_once_and_a_failure_is_exit_code_one(
         (("train", "--data", "imagenet"), "data must be one of"),
         (("train", "--widths", "a,b"), "widths must be whole numbers"),
         (("train", "--data", "digit-pairs"), "loss must be pick-all"),
-        (("train", "--model", "vit"), "model must be one of mlp, cnn"),
+        (("train", "--model", "vit"), "model must be one of mlp, cnn, cnn-bn"),
         (("train", "--head", "etf", "--widths", "4"), "head etf needs a last width of at least"),
         (("train", "--resume", "nowhere"), "not a folder"),
         (("continual", "--loss", "focal"), "loss must be one of mse, ce"),

@@ -51,6 +51,7 @@ SMALL = Options(architecture=Architecture(widths=(16, 16)), steps=60, batch=20, 
         {"loss": "smoothing"},
         {"optimiser": "adam", "learning_rate": 0.03},
         {"architecture": Architecture(model="cnn", widths=(16,))},
+        {"architecture": Architecture(model="cnn-bn", widths=(16,))},
         {"architecture": Architecture(widths=(16,), normalised=5.0, unbiased=1)},
         {"architecture": Architecture(widths=(16,), head="etf"), "schedule": "constant"},
     ],
@@ -109,9 +110,17 @@ def test_decay_is_on_all_parameters():
     assert max(float(p.detach().abs().max()) for p in network.parameters()) < 1e-2
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_a_run_that_goes_on_takes_the_same_steps_to_the_bit(optimiser):
-    options, data = replace(SMALL, optimiser=optimiser, learning_rate=0.02), _data()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimiser": "sgd"},
+        {"optimiser": "adam"},
+        {"architecture": Architecture(model="cnn-bn", widths=(16,))},
+    ],
+    ids=str,
+)
+def test_a_run_that_goes_on_takes_the_same_steps_to_the_bit(change):
+    options, data = replace(SMALL, learning_rate=0.02, **change), _data()
     whole = train(data, options)
     stopped = Training(data, options).run(until=17)
     gone_on = (
@@ -155,7 +164,7 @@ def test_bad_options_are_named(bad, message):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"model": "vit"}, "model must be one of mlp, cnn"),
+        ({"model": "vit"}, "model must be one of mlp, cnn, cnn-bn"),
         ({"widths": ()}, "widths"),
         ({"widths": (0,)}, "widths"),
         ({"unbiased": 9}, "unbiased"),

@@ -8,6 +8,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -137,12 +138,20 @@ def _mlp(shape: tuple[int, int], widths: tuple[int, ...], biased: int) -> nn.Seq
     return nn.Sequential(OrderedDict([("flatten", nn.Flatten()), *layers]))
 
 
-def _cnn(shape: tuple[int, int], widths: tuple[int, ...], biased: int) -> nn.Sequential:
-    """Two blocks of a 3 x 3 convolution, ReLU and 2 x 2 pooling, then the linear layers."""
+def _cnn(
+    shape: tuple[int, int], widths: tuple[int, ...], biased: int, batch_norm: bool = False
+) -> nn.Sequential:
+    """Two blocks of a 3 x 3 convolution, ReLU and 2 x 2 pooling, then the linear layers.
+
+    batch_norm: between each convolution and its ReLU; the linear layers stay plain, as the models
+    of the last ones have them.
+    """
     layers: list[tuple[str, nn.Module]] = []
     for number_, (before, after) in enumerate(zip((1, *CHANNELS), CHANNELS, strict=False), 1):
+        layers.append((f"conv{number_}", nn.Conv2d(before, after, 3, padding=1)))
+        if batch_norm:
+            layers.append((f"conv_norm{number_}", nn.BatchNorm2d(after)))
         layers += [
-            (f"conv{number_}", nn.Conv2d(before, after, 3, padding=1)),
             (f"conv_relu{number_}", nn.ReLU()),
             (f"pool{number_}", nn.MaxPool2d(2)),
         ]
@@ -156,4 +165,5 @@ def _cnn(shape: tuple[int, int], widths: tuple[int, ...], biased: int) -> nn.Seq
 MODELS: dict[str, Callable[[tuple[int, int], tuple[int, ...], int], nn.Sequential]] = {
     "mlp": _mlp,
     "cnn": _cnn,
+    "cnn-bn": partial(_cnn, batch_norm=True),
 }

@@ -198,8 +198,10 @@ class Training:
         loss, hits = 0.0, []
         for block in torch.split(torch.arange(len(examples)), BLOCK):
             piece = examples.where(block)
-            loss += float(self.options.loss_of(self.network, piece)) * len(piece) / len(examples)
-            hits.append(_right(self.network(piece.images), piece.labels))
+            features, (W, b) = self.network.features(piece.images), self.network.classifier()
+            mean = LOSSES[self.options.loss](self.options, features, W, b, piece.labels)
+            loss += float(mean) * len(piece) / len(examples)
+            hits.append(_right(torch.nn.functional.linear(features, W, b), piece.labels))
         self.network.train(was_training)
         right = torch.cat(hits).double()
         found = {"loss": loss, "accuracy": float(right.mean())}

@@ -62,6 +62,21 @@ def trajectory(
     return solve(problem, on_log=log, **settings), rows
 
 
+def normal_point(problem: Problem, deviation: float, seed: int) -> Point:
+    """Factors iid N(0, deviation^2) in the model's variables, H with a row for each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [
+        (problem.num_classes, problem.head_dim),
+        (problem.num_samples, problem.dim),
+        *problem.trunk.shapes,
+    ]
+    W, H, *hidden = (
+        deviation * torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in shapes
+    )
+    return Point(W, H, None, tuple(hidden))
+
+
 def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 

@@ -4,15 +4,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from ufm_fast import plots
-from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
-from ufm_fast.reproduce.common import TO_FRAME, Rows, trajectory
+from ufm_fast.reproduce.common import TO_FRAME, Rows, normal_point, trajectory
 
 PAPER = "Dang et al., ICML 2023, arXiv 2301.00437"
 #: Number of layers -> the minimum.
@@ -29,16 +24,13 @@ def _depth(quick: bool) -> Evidence:
         problem = Problem(
             loss="mse", classes=4, per_class=100, dim=64, layers=M, lambda_w=5e-4, lambda_h=5e-4
         )
-        generator = torch.Generator().manual_seed(2)
-        shapes = [(4, 64), (400, 64), *[(64, 64)] * (M - 1)]
-        W, H, *hidden = (
-            DEVIATION * torch.randn(*shape, dtype=torch.float64, generator=generator)
-            for shape in shapes
-        )
-        start: dict[str, Any] = {"start": "spectral", "initial": Point(W, H, None, tuple(hidden))}
-        steps = 10_000 if quick else 30_000
         solution, rows = trajectory(
-            problem, method="momentum", learning_rate=RATE, max_steps=steps, **start
+            problem,
+            method="momentum",
+            learning_rate=RATE,
+            max_steps=10_000 if quick else 30_000,
+            start="spectral",
+            initial=normal_point(problem, DEVIATION, seed=2),
         )
         numbers[f"value, M = {M}"] = solution.value
         for row in rows:

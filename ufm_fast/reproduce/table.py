@@ -17,6 +17,7 @@ from ufm_fast.reproduce import (
     sukenik2024,
     thrampoulidis2022,
     tirer2022,
+    tirer2022_layers,
     tirer2022_network,
     yaras2022,
     zhou2022,
@@ -26,6 +27,7 @@ from ufm_fast.reproduce.claim import Claim
 
 _PAPERS = (
     tirer2022,
+    tirer2022_layers,
     tirer2022_network,
     zhu2021,
     zhou2022,
