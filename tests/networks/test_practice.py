@@ -118,7 +118,11 @@ def test_the_tail_of_a_network_gives_its_logits():
     assert tail.numbers()["data loss"] == pytest.approx(
         training.evaluate("train")["loss"], rel=1e-4
     )
-    with pytest.raises(InputError, match="unbiased=2"):
-        tail_of(Training(load("digits"), Options(loss="mse")))
+    for other in (
+        Architecture(widths=(9, 7)),
+        Architecture(model="cnn-bn", widths=(9, 7), unbiased=2),
+    ):
+        with pytest.raises(InputError, match="unbiased=2"):
+            tail_of(Training(load("digits"), Options(architecture=other, loss="mse")))
     with pytest.raises(InputError, match="train longer"):
         penalty_at_gap(tail, 5e-4)

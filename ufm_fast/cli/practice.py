@@ -18,9 +18,7 @@ TRAINING = (
     Setting("data", str, "digits", "digits | mnist5k | glyphs | digit-pairs"),
     Setting("least", int, 15, "Fonts that draw a character of glyphs, at least"),
     Setting("look_alikes", bool, True, "Keep glyphs that look exactly alike in some font"),
-    Setting(
-        "model", str, "mlp", "mlp | cnn | cnn-bn (batch normalisation behind the convolutions)"
-    ),
+    Setting("model", str, "mlp", "mlp | cnn | cnn-bn (batch normalisation before each ReLU)"),
     Setting("widths", str, "128,128", "Widths of the hidden linear layers"),
     Setting("unbiased", int, 0, "Last linear layers without a bias, the head counted"),
     Setting("head", str, "learned", "learned | etf (a fixed simplex)"),

@@ -122,14 +122,14 @@ def _fixed_simplex(classes: int, dim: int, seed: int) -> Tensor:
 
 
 def _linear_layers(
-    inputs: int, widths: tuple[int, ...], biased: int
+    inputs: int, widths: tuple[int, ...], biased: int, batch_norm: bool = False
 ) -> list[tuple[str, nn.Module]]:
     layers: list[tuple[str, nn.Module]] = []
     for number_, (before, after) in enumerate(zip((inputs, *widths), widths, strict=False), 1):
-        layers += [
-            (f"linear{number_}", nn.Linear(before, after, bias=number_ <= biased)),
-            (f"relu{number_}", nn.ReLU()),
-        ]
+        layers.append((f"linear{number_}", nn.Linear(before, after, bias=number_ <= biased)))
+        if batch_norm:
+            layers.append((f"norm{number_}", nn.BatchNorm1d(after)))
+        layers.append((f"relu{number_}", nn.ReLU()))
     return layers
 
 
@@ -143,8 +143,7 @@ def _cnn(
 ) -> nn.Sequential:
     """Two blocks of a 3 x 3 convolution, ReLU and 2 x 2 pooling, then the linear layers.
 
-    batch_norm: between each convolution and its ReLU; the linear layers stay plain, as the models
-    of the last ones have them.
+    batch_norm: before each ReLU.
     """
     layers: list[tuple[str, nn.Module]] = []
     for number_, (before, after) in enumerate(zip((1, *CHANNELS), CHANNELS, strict=False), 1):
@@ -156,7 +155,7 @@ def _cnn(
             (f"pool{number_}", nn.MaxPool2d(2)),
         ]
     inputs = CHANNELS[-1] * (shape[0] // 4) * (shape[1] // 4)
-    layers += [("flatten", nn.Flatten()), *_linear_layers(inputs, widths, biased)]
+    layers += [("flatten", nn.Flatten()), *_linear_layers(inputs, widths, biased, batch_norm)]
     return nn.Sequential(OrderedDict(layers))
 
 

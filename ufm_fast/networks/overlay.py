@@ -112,12 +112,13 @@ class Tail:
 
 
 def has_tail(training: Training) -> bool:
-    """Whether the last two layers are the model's: no bias, learned, no unit features, one label a
-    sample.
+    """Whether the last two layers are the model's: no bias, learned, nothing but a ReLU between, no
+    unit features, one label a sample.
     """
     kind = training.network.architecture
     return (
         kind.unbiased >= 2
+        and isinstance(training.network.body[-2], nn.Linear)
         and kind.normalised is None
         and kind.head == "learned"
         and not training.data.multi_label
@@ -130,8 +131,8 @@ def tail_of(training: Training) -> Tail:
     network, examples = training.network, training.data.train
     if not has_tail(training):
         raise InputError(
-            "the overlay needs two last layers without bias (unbiased=2), plain features and one "
-            "label a sample"
+            "the overlay needs two last layers without bias (unbiased=2) or batch normalisation, "
+            "plain features and one label a sample"
         )
     kind = network.architecture
     last = network.get_submodule(f"body.linear{len(kind.widths)}")
