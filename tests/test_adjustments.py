@@ -29,6 +29,11 @@ CASES = [
     {"class_scales": 0.3, "logit_adjustment": 1.0, "margin": 0.2, "bias": "free"},
     {"class_scales": [2.0, 1.0, 0.1, 3.0], "layers": 2, "activation": "relu"},
     {"margin": 0.2, "constraint": "sphere", "temperature": 8.0, "lambda_w": 0.0, "lambda_h": 0.0},
+    {"classifier_penalties": -0.5, "bias": "penalised", "lambda_b": 0.1},
+    {"classifier_penalties": [2.0, 1.0, 0.1, 3.0], "class_scales": 0.3, "feature_penalties": -1.0},
+    {"classifier_penalties": [2.0, 1.0, 0.1, 3.0], "loss": "mse", "bias": "free"},
+    {"classifier_penalties": -1.0, "layers": 2, "activation": "relu"},
+    {"classifier_penalties": -1.0, "freeze": "h"},
 ]
 
 
@@ -67,6 +72,60 @@ def test_the_textbook_formula():
     assert objective.value_and_grad(x).data_value == pytest.approx(float(data), rel=1e-13)
 
 
+@pytest.mark.parametrize("loss", ["ce", "mse", "pick-all"])
+@pytest.mark.parametrize("variables", ["balanced", "raw"])
+def test_rows_of_w_have_the_penalty_of_their_class(loss, variables):
+    eta = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+    problem = Problem(**SMALL, loss=loss, classifier_penalties=eta)
+    objective = Objective(problem, variables=variables)
+    raw = Objective(problem, variables="raw")
+    at = random_point(raw, 3)
+    W, H = at.W.clone().requires_grad_(), at.H.clone().requires_grad_()
+    n, target = torch.tensor(COUNTS).double(), torch.eye(4).double()
+    z = H @ W.T
+    errors = 0.5 * (z - target).square().sum(1)
+    rows = errors if loss == "mse" else -(target * z.log_softmax(1)).sum(1)
+    penalty = 0.005 * (eta @ W.square().sum(1)) + 0.002 * (n @ H.square().sum(1))
+    value = (n / n.sum()) @ rows + penalty
+    value.backward()
+    x = objective.from_model(at.W, at.H, None)
+    found = objective.value_and_grad(x)
+    assert found.value == pytest.approx(value.item(), rel=1e-12)
+    back = objective.to_model(x)
+    torch.testing.assert_close(back.W, at.W, rtol=1e-14, atol=0.0)
+    # The chain rule: the model's rows are a factor times the solver's.
+    torch.testing.assert_close(found.gradient.W, W.grad * (at.W / x.W), rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(found.gradient.H, H.grad * (at.H / x.H), rtol=1e-11, atol=1e-14)
+    assert problem.penalties(raw.rows).energies(at)["W"] == pytest.approx(
+        0.01 * float(eta @ at.W.square().sum(1)), rel=1e-13
+    )
+
+
+def test_solutions_are_in_the_variables_that_were_asked_for():
+    eta = [0.5, 1.0, 2.0, 4.0]
+    problem = Problem(**SMALL, classifier_penalties=eta)
+    found, raw = solve(problem), solve(problem, variables="raw")
+    assert found.certificate.certified
+    assert found.value == pytest.approx(raw.value, rel=1e-10)
+    gram = found.point.W @ found.point.W.T
+    torch.testing.assert_close(gram, raw.point.W @ raw.point.W.T, rtol=1e-5, atol=1e-6)
+    assert "balancedness" not in found.metrics
+    twice = solve(Problem(**SMALL, classifier_penalties=[2.0] * 4))
+    assert twice.value == pytest.approx(
+        solve(Problem(**{**SMALL, "lambda_w": 0.02})).value, rel=1e-10
+    )
+    # The same minimum by scales, in other variables.
+    scales = Problem(**SMALL, class_scales=torch.tensor(eta, dtype=torch.float64).rsqrt())
+    assert found.value == pytest.approx(solve(scales).value, rel=1e-10)
+    assert Problem(**SMALL, classifier_penalties=[1.0] * 4).kind == Problem(**SMALL).kind
+    with pytest.raises(InputError, match="one penalty on W"):
+        UFM(problem)
+    with pytest.raises(InputError, match="not for classifier_penalties"):
+        solve(problem, reduce="groups")
+    with pytest.raises(InputError, match="goes with one penalty on W"):
+        solve(Problem(**SMALL, loss="mse", classifier_penalties=eta), method="alternating")
+
+
 def test_penalties_of_each_class_are_scales():
     lambdas = torch.tensor([0.01, 0.02, 0.05, 0.1], dtype=torch.float64)
     plain = Objective(Problem(**SMALL), variables="raw")
@@ -84,7 +143,8 @@ def test_penalties_of_each_class_are_scales():
 )
 def test_nothing_to_change_changes_no_bit(case):
     plain = Problem(**SMALL, **case)
-    nothing = replace(plain, logit_adjustment=0.0, class_scales=[1.0] * 4, margin=[0.0] * 4)
+    ones = {"class_scales": [1.0] * 4, "classifier_penalties": [1.0] * 4}
+    nothing = replace(plain, logit_adjustment=0.0, margin=[0.0] * 4, **ones)
     x = random_point(Objective(plain), 0)
     a, b = (Objective(problem).value_and_grad(x) for problem in (plain, nothing))
     assert a.value == b.value
@@ -107,6 +167,11 @@ def test_nothing_to_change_changes_no_bit(case):
         {"feature_penalties": -1.0, "class_scales": 0.3, "smoothing": 0.1},
         {"feature_penalties": [1.0, 0.2, 3.0, 1.0], "loss": "mse"},
         {"feature_penalties": -1.0, "loss": "mse", "bias": "free"},
+        {"classifier_penalties": -0.5, "bias": "penalised", "lambda_b": 0.1},
+        {"classifier_penalties": [1.0, 0.2, 3.0, 1.0], "class_scales": 0.3, "smoothing": 0.1},
+        {"classifier_penalties": [1.0, 0.2, 3.0, 1.0], "loss": "mse", "bias": "free"},
+        {"classifier_penalties": -0.5, "loss": "pick-all", "logit_adjustment": 1.0},
+        {"classifier_penalties": -0.5, "loss": "focal", "margin": 0.1},
         {"loss": "focal", "margin": 0.1, "class_scales": 0.2},
         {"loss": "focal", "margin": 0.1, "bias": "penalised", "lambda_b": 0.1},
         {
@@ -146,6 +211,7 @@ def test_layers_have_the_bound_of_their_least_price():
         {"class_scales": 0.3},
         {"feature_penalties": -1.0},
         {"loss": "mse", "feature_penalties": -1.0},
+        {"classifier_penalties": -1.0},
     ):
         found = solve(Problem(**{**SMALL, **case}, layers=2), max_steps=300)
         assert 0 < found.certificate.lower_bound <= found.value
@@ -218,6 +284,12 @@ def test_a_free_bias_takes_the_offsets_in():
         ({"logit_adjustment": 1.0, "counts": [3, 0, 2, 1]}, "a class is empty"),
         ({"margin": 1.0, "loss": "mse"}, "go with softmax losses"),
         ({"margin": 1.0, "loss": "pick-all"}, "margin goes with one label"),
+        ({"classifier_penalties": [1.0, 2.0]}, "classifier_penalties must be one number or 4"),
+        ({"classifier_penalties": [1.0, 2.0, 0.0, 1.0]}, "classifier_penalties must be > 0"),
+        (
+            {"classifier_penalties": 1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0},
+            "not with unit rows",
+        ),
         ({"feature_penalties": [1.0, 2.0]}, "feature_penalties must be one number or 4"),
         ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must be > 0"),
         ({"feature_penalties": -1.0, "loss": "pick-all"}, "not with loss pick-all"),
@@ -242,6 +314,8 @@ def test_on_the_command_line(tmp_path, capsys):
         "--logit-adjustment",
         "0.1,0,-0.2,0",
         "--feature-penalties=-1",
+        "--classifier-penalties",
+        "1,2,0.5,1",
     ]
     assert main(["solve", "--no-plots", *flags, *ours, "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -251,6 +325,7 @@ def test_on_the_command_line(tmp_path, capsys):
         margin_power=0.25,
         logit_adjustment=[0.1, 0.0, -0.2, 0.0],
         feature_penalties=-1.0,
+        classifier_penalties=[1.0, 2.0, 0.5, 1.0],
     )
     assert summary["value"] == pytest.approx(solve(problem).value, rel=1e-12)
     assert main(["solve", "--no-plots", *flags, "--margin", "0.5,1"]) == 2

@@ -77,7 +77,7 @@ def test_rows_serve_different_kinds_that_they_were_derived_for(name):
         "pick-all scaled",
         "mse scaled",
     )
-    changed += ("pick-all weighted",)
+    changed += tuple(f"pick-all weighted{how}" for how in ("", " shifted", " scaled"))
     angular = ("ce angular",)
     for loss, bias, frozen in product(
         ("", "tilted", "mse dense", *angular, *changed, *LOSSES), BIASES, FREEZES

@@ -111,24 +111,34 @@ def test_weights_of_one_change_no_bit_and_one_hot_is_cross_entropy():
         {"bias": "penalised", "lambda_b": 0.05},
         {"bias": "free"},
         {"logit_adjustment": [0.5, 0, 0, -1]},
+        {"logit_adjustment": [0.5, 0, 0, -1], "bias": "penalised", "lambda_b": 0.05},
+        {"class_scales": [2.0, 1.0, 0.5, 3.0], "logit_adjustment": [0.5, 0, 0, -1]},
+        {"classifier_penalties": [2.0, 1.0, 0.5, 3.0], "bias": "free"},
     ],
 )
 def test_minima_are_certified(bias):
     problem = Problem(target_sets=sets(), **LAMBDAS, **bias)
     found = solve(problem, start="normal")
     assert closed_form(problem) is None
-    if "logit_adjustment" in bias:
-        assert found.certificate.kind == "none"  # no row serves it
-        return
     assert found.certificate.certified, found.certificate
     objective = Objective(problem)
     elsewhere = certify(problem, objective.rows, objective.to_model(random_point(objective, 3)))
     assert elsewhere.lower_bound <= found.value * (1 + 1e-12)
     assert "tag_scale2" not in found.metrics
     assert not any("never stand alone" in words for words in found.notes)
-    assert solve(replace(problem, freeze="h"), start="normal").certificate.kind == (
-        "none" if problem.bias == "free" else "exact"
-    )
+    few = certify(problem, objective.rows, found.point, exact_classes=0)
+    assert few.lower_bound <= found.value * (1 + 1e-12)
+    assert few.relative_gap < 1e-5
+    if not problem.kind.loss.endswith(("shifted", "scaled")):
+        assert solve(replace(problem, freeze="h"), start="normal").certificate.kind == (
+            "none" if problem.bias == "free" else "exact"
+        )
+
+
+def test_layers_have_the_bound_of_their_least_price():
+    for case in ({}, {"logit_adjustment": [0.5, 0, 0, -1]}):
+        found = solve(Problem(target_sets=sets(), **LAMBDAS, layers=2, **case), max_steps=100)
+        assert 0 < found.certificate.lower_bound <= found.value
 
 
 def test_runs_keep_the_weights(tmp_path, monkeypatch, capsys):

@@ -13,19 +13,21 @@ offsets the
   vector-scaling loss (Kini et al., arXiv 2103.01550).
 
 An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so
-neither needs anything else of a backend. A scale is a factor on the rows of W; penalties lambda_k
-|w_k|^2 of each class are the scales sqrt(lambda / lambda_k) under one lambda, in other variables.
-Penalties of the features of each class are factors kappa_k on lambda_h (`feature_factors`), which
-are none of the logits: a row weighs n_r kappa_y in the penalty and n_r in the loss. Nothing here is
-given where it would change nothing: then the numbers are those of the loss alone, bit for bit.
+neither needs anything else of a backend. A scale is a factor on the rows of W. Penalties of each
+class are factors on lambda_w and lambda_h (`penalty_factors`), which are none of the logits. Those
+of W, eta_k lambda_w/2 |w_k|^2, are the scales eta_k^(-1/2) in the variables sqrt(eta_k) w_k, which
+balanced solvers work in (`Objective`); penalties, metrics and files have the w_k. Those of H,
+kappa_k: a row weighs n_r kappa_y in the penalty and n_r in the loss. Nothing here is given where it
+would change nothing: then the numbers are those of the loss alone, bit for bit.
 
-Certificates. With S the diagonal of the scales and kappa_r the factor of a row, the least penalty
-of the logits Z S, Z = H W', is mu |D^1/2 Z|_*, D = diag(n_r kappa_r), so the convex form carries
-over, with layers too: dual rows g_r of the loss prove the same bound (`certificates.softmax`,
-`.squares`, `.focal` without a bias, and with one by the convex envelope alone), where the norm is
-that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S. On unit rows the bound of `certificates.spheres`
-needs the gradient in Z alone, and offsets, margins and scales are constants there. With a frozen
-factor scales have none. Margins in the angle (ArcFace) are another thing: `angular_margins`.
+Certificates. With S the diagonal of the scales over sqrt(eta_k) and kappa_r the factor of a row,
+the least penalty of the logits Z S, Z = H W' diag(sqrt(eta)), is mu |D^1/2 Z|_*, D = diag(n_r
+kappa_r), so the convex form carries over, with layers too: dual rows g_r of the loss prove the same
+bound (`certificates.softmax`, `.squares`, `.focal` without a bias, and with one by the convex
+envelope alone), where the norm is that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S; weighted sets
+likewise (`.weighted`). On unit rows the bound of `certificates.spheres` needs the gradient in Z
+alone, and offsets, margins and scales are constants there. With a frozen factor scales and factors
+have none. Margins in the angle (ArcFace) are another thing: `angular_margins`.
 """
 
 from __future__ import annotations
@@ -101,16 +103,16 @@ def margins_of(margin: Tensor, labels: Tensor) -> Tensor:
     return margin.double()[labels]
 
 
-def feature_factors(counts: Tensor, given: Any) -> Tensor | None:
-    """kappa_k on lambda_h of each class, float64 (K,): ``given``, or (n_k / n_max)^gamma of one
+def penalty_factors(name: str, counts: Tensor, given: Any) -> Tensor | None:
+    """Factors on a penalty of each class, float64 (K,): ``given``, or (n_k / n_max)^gamma of one
     number. None where all are 1.
 
     Errors: as `make_adjustment`.
     """
     n = counts.double().cpu()
-    factors = _each("feature_penalties", given, n, lambda gamma: _relative(n) ** gamma, 1.0)
+    factors = _each(name, given, n, lambda gamma: _relative(n) ** gamma, 1.0)
     if factors is not None and not bool((factors > 0).all()):
-        raise InputError(f"feature_penalties must be > 0, got {float(factors.min())}")
+        raise InputError(f"{name} must be > 0, got {float(factors.min())}")
     return factors
 
 

@@ -96,7 +96,7 @@ def measure(
     if problem.dense:
         return _of_vectors(problem, rows, model, inputs)
     labels, counts, alone = _single(rows, model.H.device)
-    of_one = not deep and problem.feature_factors is None  # lambda_h, which balancedness is of
+    of_one = not deep and problem.one_penalty  # which balancedness is of
     lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h) if of_one else (None, None)
 
     def of(features: Tensor, weight: Tensor | None) -> dict[str, float]:

@@ -89,6 +89,10 @@ class UFM(nn.Module):
                 "UFM has logits as they are; use solve for logit_adjustment, margin and "
                 "class_scales, or drop them"
             )
+        if problem.classifier_factors is not None:
+            raise InputError(
+                "UFM has one penalty on W; use solve for classifier_penalties, or drop them"
+            )
         if problem.dense or problem.weighted:
             raise InputError(
                 "UFM has labels or sets of them; use solve for target vectors (targets) and "

@@ -108,6 +108,7 @@ class Objective:
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
         self.targets = here.targets.to(device)
+        self.adjustment = problem.adjustment
         self.angular = problem.angular
         if self.angular is not None:
             self.geometry = TiedSpheres(self.targets.indices)
@@ -143,10 +144,11 @@ class Objective:
             )
         self.hidden_scales = tuple(hidden)
         before_features = math.prod(self.hidden_scales, start=self.weight_scale)
+        self._set_class_scale(device=weights.device)
         row_scale = weights.rsqrt() / before_features if balanced else torch.ones_like(weights)
         self.row_scale = row_scale.to(self.dtype)[:, None]
         self.penalties = Penalties(
-            problem.lambda_w * self.weight_scale**2,
+            self._classifier_penalty(),
             (problem.lambda_h * weights * row_scale**2)[:, None],
             problem.lambda_b * self.bias_scale**2,
             tuple(
@@ -157,6 +159,35 @@ class Objective:
             :, None
         ]
         self._logit_even = bool((self.logit_scale == 1).all())
+
+    def _set_class_scale(self, device: torch.device) -> None:
+        """Balanced rows of W are sqrt(eta_k) w_k where classes have penalties of their own: another
+        scale of theirs in the logits.
+        """
+        factors, self.class_scale = self.problem.classifier_factors, None
+        if factors is None or self.variables != "balanced" or self.problem.freeze is not None:
+            return
+        scale = factors.to(device).rsqrt()
+        own = self.adjustment.scale
+        self.adjustment = replace(self.adjustment, scale=scale if own is None else own * scale)
+        self.class_scale = scale.to(self.dtype)[:, None]
+
+    def _classifier_penalty(self) -> float | Tensor:
+        """lambda of W, or of each of its rows (K, 1), in the solver's variables."""
+        of_all, factors = (
+            self.problem.lambda_w * self.weight_scale**2,
+            self.problem.classifier_factors,
+        )
+        if factors is None or self.class_scale is not None:
+            return of_all
+        return of_all * factors.to(self.row_weight.device)[:, None]
+
+    def _rows_of_w(self, W: Tensor, *, back: bool = False) -> Tensor:
+        """The model's rows of the solver's, or ``back``."""
+        scale = (
+            self.weight_scale if self.class_scale is None else self.weight_scale * self.class_scale
+        )
+        return W / scale if back else W * scale
 
     @property
     def evaluations(self) -> float:
@@ -172,13 +203,9 @@ class Objective:
         """One layer in flat space, logits as they are, all in this process: what preconditioners
         are made for.
         """
-        if (
-            self.layout is not None
-            or self.problem.feature_factors is not None
-            or self.problem.weighted
-        ):
+        if self.layout is not None or not self.problem.one_penalty or self.problem.weighted:
             return False
-        return self.trunk.empty and not self.geometry.curved and not self.problem.adjustment
+        return self.trunk.empty and not self.geometry.curved and not self.adjustment
 
     def agreed(self, answer: bool) -> bool:
         """What all ranks go by where their answers may differ: the first one's."""
@@ -196,7 +223,7 @@ class Objective:
             V.to(self.dtype) / s for V, s in zip(hidden, self.hidden_scales, strict=True)
         )
         return Point(
-            W.to(self.dtype) / self.weight_scale,
+            self._rows_of_w(W.to(self.dtype), back=True),
             H.to(self.dtype) / self.row_scale,
             bias,
             layers,
@@ -206,9 +233,7 @@ class Objective:
     def to_model(self, x: Point) -> Point:
         """The model's parameters with one feature row for each row of the problem."""
         layers = tuple(V * s for V, s in zip(x.hidden, self.hidden_scales, strict=True))
-        return Point(
-            x.W * self.weight_scale, x.H * self.row_scale, self.bias(x), layers, self.layout
-        )
+        return Point(self._rows_of_w(x.W), x.H * self.row_scale, self.bias(x), layers, self.layout)
 
     def bias(self, x: Point) -> Tensor | None:
         """The model's bias at solver variables x."""
@@ -245,7 +270,7 @@ class Objective:
         return x.H if self._logit_even else x.H * self.logit_scale
 
     def _head(self, x: Point, features: Tensor, *, direction: bool = False) -> HeadInput:
-        adjustment, dtype = self.problem.adjustment, self.problem.torch_dtype
+        adjustment, dtype = self.adjustment, self.problem.torch_dtype
         head = HeadInput(
             self.problem.loss,
             features,
@@ -350,6 +375,7 @@ class Objective:
         """The same objective on spheres at another temperature."""
         other = copy.copy(self)
         other.problem = replace(self.problem, temperature=temperature)
+        other.adjustment = other.problem.adjustment
         other.logit_scale = self.logit_scale * (temperature / self.problem.temperature)
         if self.angular is not None:
             other.angular = replace(self.angular, temperature=temperature)
@@ -388,8 +414,8 @@ class Objective:
         """
         freeze, penalties = self.problem.freeze, self.penalties
         W = torch.zeros_like(x.W) if freeze == "w" else x.W * penalties.weight
-        if self.problem.adjustment.scale is not None:
-            W = W / self.problem.adjustment.scale.to(W.dtype)[:, None]
+        if self.adjustment.scale is not None:
+            W = W / self.adjustment.scale.to(W.dtype)[:, None]
         if freeze == "h":
             H = torch.zeros_like(x.H)
         elif self._logit_even:
@@ -406,8 +432,8 @@ class Objective:
     def _unscale(self, gradient: Point) -> None:
         if not self._logit_even:
             gradient.H.mul_(self.logit_scale)
-        if self.problem.adjustment.scale is not None:
-            gradient.W.mul_(self.problem.adjustment.scale.to(gradient.W.dtype)[:, None])
+        if self.adjustment.scale is not None:
+            gradient.W.mul_(self.adjustment.scale.to(gradient.W.dtype)[:, None])
         if gradient.b is not None and self.bias_scale != 1.0:
             gradient.b.mul_(self.bias_scale)
 
@@ -450,6 +476,7 @@ def refuse_spread(problem: Problem) -> None:
         (problem.dense, "target vectors"),
         (problem.weighted, "weighted target sets"),
         (problem.feature_factors is not None, "feature_penalties"),
+        (problem.classifier_factors is not None, "classifier_penalties"),
     )
     for clash, words in clashes:
         if clash:

@@ -50,11 +50,11 @@ def balancing_scales(factors: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A number for each part of a point: for W, for each row of H (R, 1), for b, for each hidden
-    layer.
+    """A number for each part of a point: for W, or for each row of it (K, 1), for each row of H
+    (R, 1), for b, for each hidden layer.
     """
 
-    weight: float
+    weight: float | Tensor
     rows: Tensor
     bias: float
     hidden: tuple[float, ...] = ()
@@ -72,11 +72,12 @@ class Penalties(Coefficients):
         return self.rows.numel() > 0 and bool((self.rows == self.rows[0]).all())
 
     def to(self, dtype: torch.dtype) -> Penalties:
-        return Penalties(self.weight, self.rows.to(dtype), self.bias, self.hidden)
+        weight = self.weight.to(dtype) if isinstance(self.weight, Tensor) else self.weight
+        return Penalties(weight, self.rows.to(dtype), self.bias, self.hidden)
 
     def value(self, x: Point) -> float:
         """The penalty of a point, summed in float64."""
-        total = 0.5 * self.weight * _square(x.W)
+        total = 0.5 * self._of_classifier(x)
         if self.even:
             total += 0.5 * float(self.rows[0]) * _square(x.H)
         else:
@@ -88,18 +89,27 @@ class Penalties(Coefficients):
             total += 0.5 * coefficient * _square(W)
         return x.summed(total)
 
+    def _of_classifier(self, x: Point) -> float:
+        """lambda |W|^2, of this rank's rows."""
+        if isinstance(self.weight, Tensor):
+            return float(torch.linalg.vecdot(x.W, x.W).double() @ self.weight[:, 0].double())
+        return self.weight * _square(x.W)
+
     def energies(self, x: Point) -> dict[str, float]:
         """lambda |X|^2 of each factor by its name: equal at every critical point."""
         parts = {name: part for name, part in x.named().items() if name != "b"}
         H = float(torch.linalg.vecdot(x.H, x.H).double() @ self.rows[:, 0].double())
-        squares = {"W": x.summed(self.weight * _square(x.W)), "H": x.summed(H)}
+        squares = {"W": x.summed(self._of_classifier(x)), "H": x.summed(H)}
         return squares | {
             f"hidden{j}": c * _square(parts[f"hidden{j}"]) for j, c in enumerate(self.hidden, 1)
         }
 
     def size(self, x: Point) -> float:
         """The sum over the factors of |lambda X|: what a gradient's norm is small against."""
-        weights = self.weight * math.sqrt(x.summed(_square(x.W)))
+        if isinstance(self.weight, Tensor):
+            weights = math.sqrt(x.summed(_square(x.W * self.weight)))
+        else:
+            weights = self.weight * math.sqrt(x.summed(_square(x.W)))
         if x.layout is not None:
             features = math.sqrt(x.summed(_square(x.H * self.rows)))
         elif self.even:

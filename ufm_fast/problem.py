@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ufm_fast.adjustments import Adjustment, feature_factors, make_adjustment
+from ufm_fast.adjustments import Adjustment, make_adjustment, penalty_factors
 from ufm_fast.angular_margins import AngularMargin, make_angular
 from ufm_fast.arguments import cpu_by_default, number, whole
 from ufm_fast.errors import InputError, InputTypeError
@@ -116,8 +116,9 @@ class Problem:
     ``class_scales`` gamma or K factors on the rows of W. ``angular_margin``, on spheres: a target's
     logit is temperature cos(theta + m), m in radians or K of them (`angular_margins`).
     ``feature_penalties``: gamma or K factors kappa_k on lambda_h, so that a sample of class k has
-    lambda_h kappa_k/2 |h|^2. One number gamma is the rule (n_k/n_max)^gamma; -1 is the mean over
-    each class in the place of the sum over samples.
+    lambda_h kappa_k/2 |h|^2; ``classifier_penalties`` likewise on lambda_w, of w_k. One number
+    gamma is the rule (n_k/n_max)^gamma; -1 is the mean over each class in the place of the sum over
+    samples.
 
     Errors: InputError / InputTypeError naming the argument, the value and what is allowed.
     Source: Tirer and Bruna, arXiv 2202.08087; Zhu et al., arXiv 2105.02375; Yaras et al., arXiv
@@ -147,6 +148,7 @@ class Problem:
     class_scales: Any
     angular_margin: Any
     feature_penalties: Any
+    classifier_penalties: Any
     dtype: str
     device: str
     seed: int
@@ -185,6 +187,7 @@ class Problem:
         class_scales: float | Sequence[float] | None = None,
         angular_margin: float | Sequence[float] | None = None,
         feature_penalties: float | Sequence[float] | None = None,
+        classifier_penalties: float | Sequence[float] | None = None,
         dtype: str = "float64",
         device: str = "cpu",
         seed: int = 0,
@@ -436,20 +439,24 @@ class Problem:
                 f"margin goes with one label a sample, not with the loss {self.loss.name}; drop "
                 f"it, or choose ce"
             )
-        if self.feature_factors is not None and (
-            self.multi_label or self.dense or self.constraint != "none"
+        self._check_factors()
+
+    def _check_factors(self) -> None:
+        """What goes with penalties of each class."""
+        clashes = [
+            (self.constraint != "none", "unit rows"),
+            (self.dense, "target vectors"),
+            (self.multi_label, f"loss {self.loss.name}"),
+        ]
+        for name, factors, wanted, against in (
+            ("feature_penalties", self.feature_factors, "one label a sample", clashes),
+            ("classifier_penalties", self.classifier_factors, "classes", clashes[:2]),
         ):
-            what = (
-                "unit rows"
-                if self.constraint != "none"
-                else "target vectors"
-                if self.dense
-                else f"loss {self.loss.name}"
-            )
-            raise InputError(
-                f"feature_penalties go with one label a sample and penalties, not with {what}; "
-                f"drop them"
-            )
+            what = next((words for clash, words in against if clash), "")
+            if factors is not None and what:
+                raise InputError(
+                    f"{name} go with {wanted} and penalties, not with {what}; drop them"
+                )
 
     def _check_angular(self) -> None:
         """What goes with margins in the angle."""
@@ -487,7 +494,17 @@ class Problem:
     @cached_property
     def feature_factors(self) -> Tensor | None:
         """kappa_k on lambda_h of each class, float64 (K,); None where all are one."""
-        return feature_factors(self.counts, self.feature_penalties)
+        return penalty_factors("feature_penalties", self.counts, self.feature_penalties)
+
+    @cached_property
+    def classifier_factors(self) -> Tensor | None:
+        """eta_k on lambda_w of each class, float64 (K,); None where all are one."""
+        return penalty_factors("classifier_penalties", self.counts, self.classifier_penalties)
+
+    @property
+    def one_penalty(self) -> bool:
+        """Whether all rows of W have the same penalty, and all of H."""
+        return self.feature_factors is None and self.classifier_factors is None
 
     def penalty_weights(self, rows: Rows) -> Tensor:
         """What each row weighs in the penalty of H, float64 (R,): its samples, times the factor of
@@ -509,7 +526,7 @@ class Problem:
             loss += " dense" if self.dense else " weighted"
         if loss and self.angular is not None:
             loss += " angular"
-        elif loss and (self.adjustment.scale is not None or self.feature_factors is not None):
+        elif loss and (self.adjustment.scale is not None or not self.one_penalty):
             loss += " scaled"
         elif loss and self.adjustment:
             loss += " shifted"
@@ -580,9 +597,10 @@ class Problem:
         """lambda of each part of a model point with these rows, each of which weighs its number of
         samples (times the factor of its class, `feature_factors`); float64.
         """
-        weights = self.penalty_weights(rows)
+        weights, factors = self.penalty_weights(rows), self.classifier_factors
+        of_w = self.lambda_w if factors is None else self.lambda_w * factors.to(weights)[:, None]
         return Penalties(
-            self.lambda_w, (self.lambda_h * weights)[:, None], self.lambda_b, self.hidden_penalties
+            of_w, (self.lambda_h * weights)[:, None], self.lambda_b, self.hidden_penalties
         )
 
     @property

@@ -78,6 +78,7 @@ def check_served(problem: Problem) -> None:
     for clash, given in (
         (bool(problem.adjustment), "adjusted logits"),
         (problem.feature_factors is not None, "feature_penalties"),
+        (problem.classifier_factors is not None, "classifier_penalties"),
         (problem.dense, "target vectors"),
         (kind.trunk != "none", f"layers = {problem.layers}"),
         (kind.geometry != "none", f"constraint {problem.constraint}"),

@@ -93,7 +93,8 @@ def curvature_unit(objective: Objective) -> float:
     """
     if objective.geometry.curved:
         return objective.problem.temperature / objective.rows.number
-    penalties = {"w": objective.penalties.weight, "h": float(objective.penalties.rows.min())}
+    of_w = torch.as_tensor(objective.penalties.weight)
+    penalties = {"w": float(of_w.min()), "h": float(objective.penalties.rows.min())}
     moving = [value for name, value in penalties.items() if name != objective.problem.freeze]
     return min(*moving, *objective.penalties.hidden, math.inf)
 

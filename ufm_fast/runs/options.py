@@ -168,6 +168,13 @@ _ROWS = (
         "Factors on lambda-h, (n_k/n_max)^gamma or one for each class",
         several=True,
     ),
+    Setting(
+        "classifier_penalties",
+        float,
+        None,
+        "Factors on lambda-w, (n_k/n_max)^gamma or one for each class",
+        several=True,
+    ),
     Setting("dtype", str, "float64", "float64 | float32 | bfloat16"),
     _free(
         "device",

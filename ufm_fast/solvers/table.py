@@ -79,6 +79,8 @@ def _steepest(name: str) -> Callable[[Problem, SolveOptions], Solver]:
 def _needs_squares(problem: Problem) -> str | None:
     if problem.kind.trunk != "none" or problem.kind.geometry != "none":
         return "goes with one layer and no constraint; use lbfgs"
+    if problem.classifier_factors is not None:
+        return "goes with one penalty on W, not with classifier_penalties; use lbfgs"
     squared = isinstance(problem.loss, SquaredError)
     return (
         None

@@ -115,6 +115,18 @@ class Candidate:
         return own / self.problem.num_samples
 
     @cached_property
+    def scale(self) -> Tensor | None:
+        """What the columns of the dual are multiplied by, (K,): scales of the classes, over the
+        root of the factors on their penalties (`adjustments`); None for ones.
+        """
+        scale, factors = self.problem.adjustment.scale, self.problem.classifier_factors
+        scale = None if scale is None else scale.to(self.point.W.device)
+        if factors is None:
+            return scale
+        root = factors.to(self.point.W.device).rsqrt()
+        return root if scale is None else scale * root
+
+    @cached_property
     def head(self) -> HeadInput:
         x = self.point
         W, b = self.spread.whole(x.W), None if x.b is None else self.spread.whole(x.b)
@@ -165,7 +177,11 @@ class Candidate:
             )  # a rank may have no rows
             found = dense_norm(blocks, classes, spread)
         else:
-            left, right = spans or (self.point.W, self.head.features * self.weights.sqrt()[:, None])
+            factors = self.problem.classifier_factors
+            left = self.point.W
+            if factors is not None:
+                left = left * factors.to(left).sqrt()[:, None]
+            left, right = spans or (left, self.head.features * self.weights.sqrt()[:, None])
             U, V = spread.whole(_basis(left, spread)), _basis(right, spread)
             found = split_norm(dual.forward, dual.adjoint, U, V, seed=self.seed, spread=spread)
         numbers = self.root.new_tensor([found.value, found.estimate, found.failure_probability])

@@ -53,7 +53,7 @@ class SoftmaxDual:
         )
         self.adjustment = problem.adjustment.to(head.weight.device)
         self.N, self.spread = problem.num_samples, candidate.spread
-        self.root, self.scale = candidate.root, self.adjustment.scale
+        self.root, self.scale = candidate.root, candidate.scale
         K = head.weight.shape[0]
         self.column_sum = torch.zeros(K, dtype=torch.float64, device=head.weight.device)
         self.out_flow = torch.zeros_like(

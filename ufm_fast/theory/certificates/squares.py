@@ -96,7 +96,7 @@ class SquaredDual:
                     head, bias=head.bias - self.spread.total(squared_error.residual_sum(head))
                 )
         self.head, self.backend = head, TiledBackend()
-        self.root = candidate.root
+        self.root, self.scale = candidate.root, candidate.scale
         self.column_sum = self.spread.total(squared_error.residual_sum(head))
         self.shift = (
             self.column_sum if problem.bias == "free" else torch.zeros_like(self.column_sum)
@@ -105,15 +105,18 @@ class SquaredDual:
 
     def blocks(self) -> Iterator[Tensor]:
         for part, G in residual.blocks(self.head, exact=True):
-            yield G.sub_(self.shift).mul_(self.root[part, None])
+            block = G.sub_(self.shift).mul_(self.root[part, None])
+            yield block if self.scale is None else block * self.scale
 
     def forward(self, X: Tensor) -> Tensor:
+        X = X if self.scale is None else self.scale[:, None] * X
         product = self.backend.logit_gradient(self._unit()).times(X)
         return product - torch.outer(self.root, (self.shift @ X).reshape(-1))
 
     def adjoint(self, Y: Tensor) -> Tensor:
         product = self.backend.logit_gradient(self._unit()).transposed_times(Y)
-        return self.spread.total(product - torch.outer(self.shift, self.root @ Y))
+        total = self.spread.total(product - torch.outer(self.shift, self.root @ Y))
+        return total if self.scale is None else total * self.scale[:, None]
 
     def _unit(self) -> HeadInput:
         return replace(self.head, row_weight=self.root)

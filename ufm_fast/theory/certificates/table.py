@@ -80,7 +80,7 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (plain("focal", *adjusted("focal"), bias=("none",)), unbiased_focal),
     (plain("focal", bias=("penalised", "free")), biased_focal),
     (plain(*adjusted("focal"), bias=("penalised", "free")), enveloped_focal),
-    (plain("pick-all weighted"), weighted_sets),
+    (plain("pick-all weighted", *adjusted("pick-all weighted")), weighted_sets),
     (plain("mse"), squares),
     (plain("mse dense"), vector_squares),
     (plain("mse scaled"), chord_squares),
@@ -95,6 +95,10 @@ CERTIFIERS: list[tuple[Serves, Callable[[Candidate], Proof]]] = [
     (layered("mse scaled", trunks=LAYERS), chord_squares),
     (layered("ce", "pick-all", *adjusted("ce", "pick-all"), trunks=LAYERS), softmax),
     (layered("focal", *adjusted("focal"), trunks=LAYERS, bias=("none",)), unbiased_focal),
+    (
+        layered("pick-all weighted", *adjusted("pick-all weighted"), trunks=LAYERS),
+        weighted_sets,
+    ),
 ]
 
 

@@ -3,7 +3,8 @@ classes, of sum Q_r.
 
     LB = sum_r (n_r/N) Q_r Entropy((q_r + theta g_r) / Q_r),      g_r = Q_r p_r - q_r
 
-As for sets (`softmax`), of which this is the case of other weights than one.
+As for sets (`softmax`), of which this is the case of other weights than one; so offsets, scales and
+penalties of each class enter as there, and layers.
 """
 
 from __future__ import annotations
