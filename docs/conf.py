@@ -20,6 +20,7 @@ project, author, release = "ufm-fast", "the authors of ufm-fast", __version__
 extensions = ["myst_parser"]
 exclude_patterns = ["figures"]
 html_theme, html_title = "furo", f"ufm-fast {__version__}"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_copy_source = html_show_copyright = False
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]  # signatures hold defaults that are no Python

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -134,7 +135,7 @@ def public_names(module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 def _described(name: str, thing: Any) -> str:
     try:
-        signature = str(inspect.signature(thing))
+        signature = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
     except (TypeError, ValueError):
         signature = "(...)"
     methods = ""

@@ -76,6 +76,7 @@ def test_pages_from_the_code_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(f"| `{name}` |" in metrics for name in DESCRIPTIONS)
     assert all(f"## {name}\n" in gallery for name in CLAIMS)
     assert "### ufm_fast.solve\n" in reference
+    assert " at 0x" not in reference  # an address of this build
     assert "### ufm_fast.functional.linear_cross_entropy\n" in reference
     pictures = re.findall(
         r"!\[[^\]]*\]\(([^)]*)\)", "".join(page.read_text("utf-8") for page in PAGES)
