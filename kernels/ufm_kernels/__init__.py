@@ -20,6 +20,7 @@ From the simplest to the cleverest:
     rows.py           loss and gradient factors of a row from its sums
     head.py           drivers on torch tensors: values and gradients
     fp8_head.py       driver on torch tensors of mode fp8, with its fall-back to bfloat16
+    replays.py        steps recorded as CUDA graphs and replayed
     curvature.py      drivers on torch tensors: Hessian and logit-gradient products
     squared_head.py   driver on torch tensors of the squared error
     builds.py         what the gate builds: types, constants and tiles of every launch

@@ -258,6 +258,10 @@ def blocks_for(mode: str, columns: int) -> int:
     return size if columns <= most else 0
 
 
+# Modes whose repeated steps are recorded as CUDA graphs, see `replays`. Undecided, as above.
+REPLAYED: frozenset[str] = frozenset()
+
+
 def architecture_of(capability: tuple[int, int]) -> int:
     """The row of the table for a compute capability: 80 also serves 8.6, 8.9 and 12.x; 100 serves
     10.x.

@@ -4,10 +4,12 @@ given.
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from kernel_cases import DEVICE, MARKS
+from recorder import Noted
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
 
@@ -21,6 +23,7 @@ from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Targets
+from ufm_kernels.replays import Replays
 
 pytestmark = MARKS
 
@@ -450,6 +453,54 @@ def test_the_layout_of_targets_lives_as_long_as_they_do():
 
 def test_a_mode_by_name():
     check_head(case(LOSSES[0]), TritonBackend(mode="bf16x3"), 1e-3)
+
+
+def replaying(replay=True):
+    """(a backend, what its recorder is asked for)."""
+    backend, noted = TritonBackend(replay=replay), Noted()
+    backend.of(LOSSES[0]).replays = Replays(most=99, recorder=noted)
+    return backend, noted.log
+
+
+def test_a_repeated_step_is_recorded_and_replays_on_new_numbers():
+    x, (backend, log) = case(LOSSES[0]), replaying()
+    out = buffers(x, fresh=True)
+    for scale in (1.0, -1.5, 0.5):
+        x.features.mul_(scale)
+        found, wanted = backend.head(x, out), buffers(x, 0.0, torch.float64)
+        value = float(ReferenceBackend().head(exact(x), wanted).value)
+        assert float(found.value) == pytest.approx(value, rel=1e-4)
+        close(out, wanted)
+    assert log == ["record", "replay", "replay"]
+
+
+def test_all_that_a_step_reads_is_in_the_key():
+    x, (backend, log) = case(LOSSES[0]), replaying()
+    out = buffers(x)
+    for _ in range(2):
+        backend.head(x, out)
+    others = {name: getattr(x, name).clone() for name in ("features", "weight", "bias")}
+    others |= {"row_weight": x.row_weight.clone(), "loss": LOSSES[1]}
+    others["targets"] = Targets(x.targets.indices.clone())
+    for name, other in others.items():
+        backend.head(replace(x, **{name: other}), out)
+        assert log == ["record", "replay"], name
+    backend.head(x, buffers(x))
+    backend.head(x, replace(out, fresh=True))
+    backend.losses(x)
+    assert log == ["record", "replay"], "other buffers, or none"
+
+
+def test_the_table_decides_whether_steps_are_replayed_and_says_no(monkeypatch):
+    x, (backend, log) = case(LOSSES[0]), replaying(None)
+    out = buffers(x)
+    for _ in range(3):
+        backend.head(x, out)
+    assert log == []
+    monkeypatch.setattr(module, "REPLAYED", frozenset({"tf32x3"}))
+    for _ in range(2):
+        backend.head(x, out)
+    assert log == ["record", "replay"]
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="graphs are captured on CUDA")

@@ -14,11 +14,11 @@ in a row; rows with margins; and products with more than ``MAX_VECTORS`` columns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,9 +53,16 @@ from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
 from ufm_kernels.fp8_head import fp8_value_and_grad
-from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
+from ufm_kernels.head import (
+    NARROW,
+    one_pass_value_and_grad,
+    softmax_value_and_grad,
+    who_multiplies,
+)
 from ufm_kernels.operands import MODES
+from ufm_kernels.replays import Replays
 from ufm_kernels.squared_head import squared_error_value_and_grad
+from ufm_kernels.tiles import REPLAYED
 
 MAX_VECTORS = 64  # columns of a product with G: each 16 of them form the logits once more
 _VECTORS = 16
@@ -64,8 +71,7 @@ _VECTORS = 16
 _FP8 = "fp8"
 
 
-@dataclass(frozen=True)
-class _Swept:
+class _Swept(NamedTuple):
     """Rows after a sweep, (R,): float64 losses, log1p(s / T) and float32 off-target mass s / T and
     margin.
     """
@@ -87,15 +93,21 @@ class TritonBackend(HeadByLoss):
     heads on sm_90 (see ``ufm_kernels.fp8``); all but ``head`` and ``losses`` run in bf16 there. The
     log of the off-target mass is -inf in rows whose mass underflows float32, from a margin of about
     87 nats.
+
+    ``replay``: record a repeated softmax step as a CUDA graph and replay it (see
+    ``ufm_kernels.replays``; a second chunk of memory); None: as the table ``ufm_kernels.tiles``
+    says for the mode, which is no.
     Errors: InputError for an unknown mode, and by every method for float64 inputs.
     """
 
     name = "triton"
 
-    def __init__(self, mode: str | None = None, chunk: int | None = None) -> None:
+    def __init__(
+        self, mode: str | None = None, chunk: int | None = None, replay: bool | None = None
+    ) -> None:
         if mode is not None and mode not in (*MODES, _FP8):
             raise InputError(f"mode must be one of {', '.join((*MODES, _FP8))}; got {mode!r}")
-        softmax = TritonSoftmaxHead(mode, chunk)
+        softmax = TritonSoftmaxHead(mode, chunk, replay)
         super().__init__(
             (PickAll, PickAllHead(softmax)),
             (SoftmaxLoss, softmax),
@@ -108,9 +120,10 @@ class TritonSoftmaxHead:
     torch.
     """
 
-    def __init__(self, mode: str | None, chunk: int | None) -> None:
+    def __init__(self, mode: str | None, chunk: int | None, replay: bool | None = None) -> None:
         self.mode = mode
         self.tiled = TiledSoftmaxHead()
+        self.replay, self.replays = replay, Replays()
         self._chunks = ChunkRows(chunk)
 
     def value_and_grad(
@@ -190,9 +203,17 @@ class TritonSoftmaxHead:
     def _sweep(
         self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str
     ) -> _Swept:
-        """Run a driver: losses of every row, gradients added into ``out``."""
-        if self.mode == _FP8:
-            return self._fp8_sweep(x, labels, padded, out)
+        """Run a driver, or its recording: losses of every row, gradients added into ``out``."""
+        step = self._fp8_sweep if self.mode == _FP8 else self._plain_sweep
+        arguments = x, labels, padded, out, mode
+        if not (mode in REPLAYED if self.replay is None else self.replay):
+            return step(*arguments)
+        with _on(x.weight.device):
+            return _Swept(*self.replays(lambda: step(*arguments), *_memory(*arguments)))
+
+    def _plain_sweep(
+        self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str
+    ) -> _Swept:
         loss = softmax_loss(x)
         options: dict[str, Any] = {
             "grad_features": out.features,
@@ -230,7 +251,9 @@ class TritonSoftmaxHead:
                 )  # p ** gamma underflows float32 long before p does
         return _Swept(losses, log_ratio, result.off_target_mass, result.margin)
 
-    def _fp8_sweep(self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients) -> _Swept:
+    def _fp8_sweep(
+        self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str
+    ) -> _Swept:
         """The same with products in fp8; whatever else a sweep is asked for has no such mode, which
         is said.
         """
@@ -254,7 +277,7 @@ class TritonSoftmaxHead:
                 grad_weight=out.weight,
                 grad_bias=out.bias,
                 segments=labels.segments,
-                chunk_rows=max(self._chunks.of(x, "bf16"), 1),
+                chunk_rows=max(self._chunks.of(x, mode), 1),
             )
         log_ratio = result.log_ratio.double()
         losses = loss.value(log_ratio, result.probability.double())
@@ -373,6 +396,17 @@ def _mode(asked: str | None, x: HeadInput, table: dict[torch.dtype, str]) -> str
             f"backend triton has no {name} kernels; use backend tiled for {name}, or dtype float32"
         )
     return (None if asked == _FP8 else asked) or table[dtype]
+
+
+def _memory(
+    x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str
+) -> tuple[tuple[Tensor | None, ...], Hashable]:
+    """All that a sweep's launches read or write, and what else decides them."""
+    parts = labels.segments
+    of_labels = () if parts is None else (parts.order, parts.ordered, parts.starts)
+    tensors = x.features, x.weight, x.bias, x.row_weight, padded, *of_labels
+    who = who_multiplies(None, mode, x.features)  # which the process's settings change
+    return (*tensors, out.features, out.weight, out.bias), (mode, x.loss, out.fresh, who)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
