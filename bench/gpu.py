@@ -199,11 +199,8 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
         million
     ):  # the question there is whether a step can be had; rivals are compared where they are quick
         found = {name: found[name] for name in (f"{peers.OURS} bf16", PRODUCTS)}
-    elif (d <= 1024 or N * K <= 1 << 28) and dtype == BF16 and CUDA:  # where launches show
-        found = {
-            f"{peers.OURS} bf16, captured": peers.captured(found[f"{peers.OURS} bf16"]),
-            **found,
-        }
+    elif (d <= 1024 or N * K <= 1 << 28) and dtype == BF16:  # where launches show
+        found = {f"{peers.OURS} bf16, captured": peers.captured("bf16", chunk), **found}
     common = {**task._asdict(), "chunk_rows": chunk}
     for name, why in missing.items():
         yield {**common, "contender": name, "note": why}
@@ -228,8 +225,8 @@ def head_rows(task: Task, most: int) -> Iterator[dict]:
         records[name] = record | ({} if name == PRODUCTS else errors(result, expected))
         del result
         if name.endswith("captured"):  # a graph for each set of inputs, before the clock runs
-            for others in inputs[1:]:
-                contender(*others)
+            for given in [*inputs, *inputs]:
+                contender(*given)
         calls[name] = lambda index, contender=contender: contender(*inputs[index])
     times, failed = interleaved(calls, 4.0, 1 if million else most, copies, warm=million)
     for name, why in failed.items():

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from device import reason
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from ufm_kernels import head
 from ufm_kernels.library import tensor_float32
+from ufm_kernels.replays import Replays
 from ufm_kernels.segments import Segments
 
 Contender = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -26,19 +28,15 @@ OURS = "ufm_kernels"
 BLOCK = 24 << 20  # bytes of E that an L2 cache of 50 MB holds beside what else passes through it
 
 
-def ours(
+def into_buffers(
     mode: str, chunk_rows: int, products: str | None = None, block_bytes: int | None = None
-) -> Contender:
-    """The chunked driver of this repository; products: as its table says, or all of one kind.
+) -> Callable[..., Tensor]:
+    """The chunked driver of this repository, (features, weight, labels, gradient buffers) -> loss.
 
-    block_bytes: of E, after which dH follows.
+    products: as its table says, or all of one kind. block_bytes: of E, after which dH follows.
     """
 
-    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = (
-            torch.empty_like(features, dtype=torch.float32),
-            torch.empty_like(weight, dtype=torch.float32),
-        )
+    def run(features: Tensor, weight: Tensor, labels: Tensor, *gradients: Tensor) -> Tensor:
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         result = head.softmax_value_and_grad(
             features,
@@ -54,30 +52,51 @@ def ours(
             fresh=True,
             block_bytes=block_bytes,
         )
-        return result.losses.mean(), *gradients
+        return result.losses.mean()
 
     return run
 
 
-def captured(contender: Contender) -> Contender:
-    """The same as a CUDA graph of each set of inputs, as a solver replays it: where launches take
-    longest.
-    """
-    graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor]]] = {}
+def empty_gradients(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return tuple(torch.empty_like(x, dtype=torch.float32) for x in (features, weight))
+
+
+def ours(*arguments: Any) -> Contender:
+    """`into_buffers` with buffers of its own."""
+    step = into_buffers(*arguments)
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if features.data_ptr() not in graphs:
-            graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                contender(features, weight, labels)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                result = contender(features, weight, labels)
-            graphs[features.data_ptr()] = graph, result
-        graph, result = graphs[features.data_ptr()]
-        graph.replay()
-        return result
+        gradients = empty_gradients(features, weight)
+        return step(features, weight, labels, *gradients), *gradients
+
+    return run
+
+
+class Rehearsed:
+    """A recorder of steps where there is no device: a replay is the step once more."""
+
+    def place(self, tensors: Sequence[Tensor | None]) -> str:
+        return "rehearsal"
+
+    def record(self, step: Callable[[], Any], place: Any) -> tuple[Callable[[], Any], Any]:
+        return step, step()
+
+
+def captured(*arguments: Any) -> Contender:
+    """`into_buffers` as a CUDA graph of each set of inputs, from their second call on, as a solver
+    replays it.
+    """
+    step = into_buffers(*arguments)
+    replays = Replays(recorder=None if torch.cuda.is_available() else Rehearsed())
+    buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if features.data_ptr() not in buffers:
+            buffers[features.data_ptr()] = empty_gradients(features, weight)
+        gradients = buffers[features.data_ptr()]
+        given = features, weight, labels, *gradients
+        (loss,) = replays(lambda: (step(*given),), given)
+        return loss, *gradients
 
     return run
 
@@ -86,10 +105,7 @@ def one_pass(mode: str) -> Contender:
     """The driver of this repository that never stores E (features of at most 128 columns)."""
 
     def run(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients = (
-            torch.empty_like(features, dtype=torch.float32),
-            torch.empty_like(weight, dtype=torch.float32),
-        )
+        gradients = empty_gradients(features, weight)
         scale = torch.full((len(features),), 1.0 / len(features), device=features.device)
         segments = Segments.of(labels[:, None].int(), len(weight))
         result = head.one_pass_value_and_grad(
@@ -270,7 +286,9 @@ def contenders(
         if dim <= head.NARROW:
             found[f"{OURS} {mode}, one pass"] = one_pass(mode)
         if dim <= head.NARROW and mode == "bf16":
-            found[f"{OURS} {mode}, blocks"] = ours(mode, chunk_rows, "library", BLOCK)
+            blocks = mode, chunk_rows, "library", BLOCK
+            found[f"{OURS} {mode}, blocks"] = ours(*blocks)
+            found[f"{OURS} {mode}, blocks, captured"] = captured(*blocks)
     if "bf16" in modes:
         found[f"{OURS} fp8"] = fp8(chunk_rows)
     makers: dict[str, Callable[[], Contender]] = {

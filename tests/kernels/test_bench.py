@@ -33,7 +33,9 @@ def test_the_heads_are_checked_timed_and_not_timed_twice(tmp_path):
     ours = [row for row in rows if row["contender"].startswith("ufm_kernels")]
     assert {
         "ufm_kernels bf16",
+        "ufm_kernels bf16, captured",
         "ufm_kernels bf16, blocks",
+        "ufm_kernels bf16, blocks, captured",
         "ufm_kernels fp8",
         "ufm_kernels fp16x3",
         "ufm_kernels tf32x3, one pass",
