@@ -42,6 +42,7 @@ def overlay_figure(
         for name in DRAWN:
             _curve(ax, f"layer{number}/{name}", plots.QUANTITY_COLOURS[name], networks, model)
         ax.set(xscale="log", yscale="log", xlabel="step", title=TITLES[number])
+    layers[0].set_ylabel("distance from collapse")
     _bars(bars, table)
     return plots.finish(figure, _meanings(len(networks)))
 

@@ -52,13 +52,13 @@ def _claim(
     name: str,
     data: str,
     steps: tuple[int, int],
-    mismatch: float,
+    mismatch: tuple[float, float],
     *,
     seconds: float,
     quick_seconds: float,
 ) -> Claim:
-    """steps: of the full and the quick setting. mismatch: what images that are not fitted yet may
-    leave of it in the last three layers.
+    """steps, mismatch: of the full and the quick setting; images that are not fitted yet may leave
+    so much mismatch in the last three layers.
     """
     return Claim(
         f"rangamani2023-{name}",
@@ -73,9 +73,9 @@ def _claim(
             Quantity(
                 "mismatch, largest of the last three layers",
                 0.0,
-                mismatch,
+                mismatch[0],
                 "at most",
-                quick_tolerance=0.02,
+                quick_tolerance=mismatch[1],
             ),
             *(
                 Quantity(f"{name}, layer {n}")
@@ -91,6 +91,6 @@ def _claim(
 
 
 ROWS = (
-    _claim("layers", "digits", (6000, 1500), 0.0, seconds=45, quick_seconds=6),
-    _claim("mnist5k", "mnist5k", (4000, 1000), 0.01, seconds=30, quick_seconds=9),
+    _claim("layers", "digits", (6000, 1500), (0.0, 0.02), seconds=45, quick_seconds=6),
+    _claim("mnist5k", "mnist5k", (4000, 1000), (0.01, 0.05), seconds=30, quick_seconds=9),
 )
