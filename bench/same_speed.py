@@ -1,12 +1,13 @@
-"""Evaluations a second of plain problems against another checkout's: one child process each, block
-by block in turn.
+"""Evaluations a second of plain problems, and of the drop-in loss without any of its options,
+against another checkout's: pairs of child processes, block by block in turn.
 
     python bench/same_speed.py OLD_CHECKOUT [--rounds 31] [--out FILE.csv]
 
 ``ratio`` is the median over rounds of the new checkout's seconds over the old one's, of blocks of
 about 50 ms that ran one after the other, in seconds of the processor (set OMP_NUM_THREADS=1), which
 others on the machine disturb less: a value and gradient of cross-entropy and squared error at two
-sizes, in the balanced variables.
+sizes, in the balanced variables; and `drop-in`, the loss of 5 K rows forward and backward through
+autograd, which says what options cost that are not used (against the commit before they came).
 """
 
 from __future__ import annotations
@@ -18,28 +19,50 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SHAPES = ((100, 128), (1000, 64))
-LOSSES = ("ce", "mse")
+LOSSES = ("ce", "mse", "drop-in")
+PAIRS = 5  # of children: where memory falls to a process moves its speed by per cents
+
+
+def drop_in(K: int, d: int) -> Callable[[], object]:
+    """Forward and backward of the drop-in cross-entropy, nothing asked for."""
+    import torch
+
+    from ufm_fast.functional import linear_cross_entropy
+
+    make = torch.Generator().manual_seed(0)
+    features, weight = (torch.randn(n, d, generator=make).requires_grad_() for n in (5 * K, K))
+    labels = torch.randint(K, (5 * K,), generator=make)
+    return lambda: torch.autograd.grad(
+        linear_cross_entropy(features, weight, labels), (features, weight)
+    )
+
+
+def objective(loss: str, K: int, d: int) -> Callable[[], object]:
+    """Value and gradient of a plain problem."""
+    from ufm_fast.objective import Objective
+    from ufm_fast.problem import Problem
+    from ufm_fast.starts import make_start
+
+    found = Objective(
+        Problem(classes=K, dim=d, per_class=5, loss=loss, lambda_w=1e-4, lambda_h=1e-4)
+    )
+    x = make_start(found, "normal")
+    return lambda: found.value_and_grad(x)
 
 
 def child(loss: str, K: int, d: int) -> None:
     """Answers each line of a number with the seconds of the processor that so many evaluations
     take.
     """
-    from ufm_fast.objective import Objective
-    from ufm_fast.problem import Problem
-    from ufm_fast.starts import make_start
-
-    objective = Objective(
-        Problem(classes=K, dim=d, per_class=5, loss=loss, lambda_w=1e-4, lambda_h=1e-4)
-    )
-    x = make_start(objective, "normal")
+    call = drop_in(K, d) if loss == "drop-in" else objective(loss, K, d)
     for line in sys.stdin:
         start = time.process_time()
         for _ in range(int(line)):
-            objective.value_and_grad(x)
+            call()
         print(time.process_time() - start, flush=True)
 
 
@@ -70,29 +93,39 @@ class Worker:
         self.process.communicate()
 
 
-def measure(old: Path, loss: str, K: int, d: int, rounds: int) -> dict[str, object]:
+def ratios(old: Path, arguments: tuple[str, ...], rounds: int) -> tuple[int, list[float]]:
+    """(evaluations in a block, new over old of each round) by a pair of children."""
     workers = {
-        name: Worker(path, loss, str(K), str(d))
+        name: Worker(path, *arguments)
         for name, path in (("old", old), ("new", Path(__file__).parents[1]))
     }
     for worker in workers.values():
         worker.seconds(3)
     number = max(1, round(0.05 / (workers["old"].seconds(20) / 20)))
-    ratios = []
+    found = []
     for _ in range(rounds):
-        found = {name: workers[name].seconds(number) for name in random.sample(list(workers), 2)}
-        ratios.append(found["new"] / found["old"])
+        spent = {name: workers[name].seconds(number) for name in random.sample(list(workers), 2)}
+        found.append(spent["new"] / spent["old"])
     for worker in workers.values():
         worker.close()
-    quarters = statistics.quantiles(ratios, n=4)
+    return number, found
+
+
+def measure(
+    old: Path, loss: str, K: int, d: int, rounds: int, pairs: int = PAIRS
+) -> dict[str, object]:
+    found = [ratios(old, (loss, str(K), str(d)), -(-rounds // pairs)) for _ in range(pairs)]
+    every = [ratio for _, pair in found for ratio in pair]
+    quarters = statistics.quantiles(every, n=4)
     return {
         "loss": loss,
         "K": K,
         "d": d,
-        "evaluations": number,
-        "rounds": rounds,
-        "ratio": f"{statistics.median(ratios):.4f}",
+        "evaluations": found[0][0],
+        "rounds": len(every),
+        "ratio": f"{statistics.median(every):.4f}",
         "quartiles": f"{quarters[0]:.3f} {quarters[2]:.3f}",
+        "pairs": " ".join(f"{statistics.median(pair):.3f}" for _, pair in found),
     }
 
 
@@ -102,6 +135,7 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -112,7 +146,9 @@ def main() -> None:
     from common import write_csv
 
     rows = [
-        measure(args.old.resolve(), loss, K, d, args.rounds) for K, d in SHAPES for loss in LOSSES
+        measure(args.old.resolve(), loss, K, d, args.rounds)
+        for K, d in SHAPES
+        for loss in args.losses
     ]
     for row in rows:
         print(*row.values(), sep="\t")

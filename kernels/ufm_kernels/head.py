@@ -25,7 +25,7 @@ of smoothing and biases, need that), where saving the pass of the epilogue was w
 - *tf32 operands lie along the depth* (`product_operand` writes the transpose in the pass that
 rounds it): products in tf32x3 take half the time.
 - *The squared error's own kernel is gone.* The persistent product was faster for the same sum,
-targets, penalty and momentum step included. Gram matrices are cut into more parts.
+targets included. Gram matrices are cut into more parts.
 - *Chunks are up to 2 GiB or 8192 rows*, the larger: fewer launches, and fewer passes over dW.
 - On the host triton's `cdiv` costs microseconds a call, and a step had fourteen: ours is plain
 Python.

@@ -8,8 +8,8 @@ class sums only:
     dW        = W (H'H) + b (sum_i h_i)' - class sums of H
 
 The value and A h_i - w_y are small differences of large terms near collapse, so Gram matrices
-accumulate in float64. The two products are `products.add_product`, which adds targets and penalty,
-and takes a momentum step, in the same pass.
+accumulate in float64. The two products are `products.add_product`, which adds the targets in the
+same pass.
 """
 
 import triton

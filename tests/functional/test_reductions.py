@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.profiler import ProfilerActivity, profile
 
 from ufm_fast import functional as fused
 from ufm_fast.errors import InputError, InputTypeError
@@ -263,3 +264,33 @@ def test_bad_input_is_refused_in_words(
     h, W, _ = head()
     with pytest.raises(error, match=message):
         fused.linear_cross_entropy(h, W, LABELS, **change)
+
+
+def products(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in a call."""
+    call()  # what is set up once
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True, acc_events=True) as record:
+        call()
+    kinds = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+    return sum(event.flops for event in record.key_averages() if event.key in kinds)
+
+
+ASKED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "nothing": lambda h, W, y, q: fused.linear_cross_entropy(h, W, y[:, 0]),
+    "rows": lambda h, W, y, q: fused.linear_cross_entropy(h, W, y[:, 0], sample_weight=q[:, 0]),
+    "divisor": lambda h, W, y, q: fused.linear_cross_entropy(h, W, y[:, 0], divisor=3.0),
+    "scale": lambda h, W, y, q: fused.linear_cross_entropy(h, W, y[:, 0], logit_scale=0.5),
+    "main_grad": lambda h, W, y, q: fused.linear_cross_entropy(
+        h, W, y[:, 0], main_grad=(torch.zeros_like(W), None)
+    ),
+    "outputs": lambda h, W, y, q: fused.linear_cross_entropy_rows(h, W, y[:, 0])[0],
+    "soft": fused.linear_soft_cross_entropy,
+}
+
+
+@pytest.mark.parametrize("asked", list(ASKED))
+def test_nothing_beside_the_loss_costs_a_product_of_its_own(asked: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    h, W = (torch.randn(n, 16, generator=g).requires_grad_() for n in (40, 90))
+    y, q = torch.randint(90, (40, 3), generator=g), torch.rand(40, 3, generator=g)
+    assert products(lambda: ASKED[asked](h, W, y, q).backward()) == 6 * 40 * 90 * 16
