@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import write_csv
 from device import CUDA, DEVICE, arguments, forget, milliseconds, reason, with_peak
+from measure import environment
 from oracle import data
+from table import Record, add, lines
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -113,7 +114,6 @@ def main() -> int:
     plan += [
         ("", shape, "squared error") for shape in (TINY_SQUARED if chosen.rehearse else SQUARED)
     ]
-    rows: list[dict[str, object]] = []
     for mode, shape, task in plan:
         try:
             steps = head_steps(mode, shape, 8192) if task == "head" else squared_steps(shape)
@@ -134,7 +134,10 @@ def main() -> int:
             except Exception as error:  # one way that fails must not hide the others
                 forget()
                 found = [{"kernel": reason(error), "ms": float("nan"), "calls": 0}]
-            rows += [{**common, **row} for row in found]
+            for row in found:
+                figures = {name: value for name, value in row.items() if name != "kernel"}
+                record = Record(common, figures, str(row["kernel"]))
+                add(chosen.out.with_suffix(".csv"), lines("breakdown", record, environment()))
             print(*common.values(), flush=True)
             for row in found[:12]:
                 print(
@@ -142,7 +145,6 @@ def main() -> int:
                 )
         del steps
         forget()
-    write_csv(chosen.out.with_suffix(".csv"), rows)
     return 0
 
 

@@ -1,8 +1,6 @@
 """Solves with layers, from random starts: how many find the minimum that theory knows, how near, in
 how many evaluations.
 
-    python bench/depth.py [--only WORD] [--out FILE.csv]
-
 A row a problem: ``hits`` are the starts that end within ``tolerance`` of the reference (relative),
 ``worst`` is the largest relative distance among the ``needed`` best ones. ``reached`` is the most
 evaluations after which a start was within the tolerance for good, ``evaluations`` the most that a
@@ -11,7 +9,7 @@ both are the end. The reference is a closed form (squared error; of ReLUs that o
 collapse), the value of a known code (cross-entropy), or the best start itself, where starts are
 only asked to agree. ``met`` compares hits and ``reached`` with what a row asks for.
 
-Results: results/depth_cpu.csv. Not met: narrow ReLU layers that should agree. Under cross-entropy,
+``--only WORD``: cases whose name holds it. Not met: narrow ReLU layers that should agree. Under cross-entropy,
 K = 4, width 14, one of five starts ends 26 % above the other four; with a free bias, K = 10, width
 20, three of five end up to 2 % above. At K = 30 stages of 300 steps are too few for a ReLU's
 gradient to vanish: values are right to 1e-9, the outcome is ``kink``. A looser end of the early
@@ -21,13 +19,12 @@ value from 6e-11 to 9e-13, and the outcome is the same.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from bench.table import Record
 from ufm_fast import Problem, Solution, solve
 from ufm_fast.solvers.solution import Restart, StepRecord
 from ufm_fast.theory import closed_form
@@ -218,23 +215,8 @@ def result(case: Case) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    from common import write_csv
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    rows = []
+def records(only: str = "") -> Iterator[Record]:
     for case in CASES:
-        if args.only in case.name:
-            rows.append(result(case))
-            print(*rows[-1].values(), sep="\t", flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+        if only in case.name:
+            row = result(case)
+            yield Record({name: row.pop(name) for name in ("case", "start", "starts")}, row)

@@ -42,7 +42,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import environment
 from device import (
     CUDA,
     DEVICE,
@@ -57,6 +56,7 @@ from device import (
 )
 from device_solve import EVALUATIONS, solve_rows
 from gpu_plots import PRODUCTS, draw, fused_or_library
+from measure import environment
 from oracle import LADDER, STAGES, data, errors, margin_of, reference, squared_reference
 from torch import Tensor
 

@@ -1,26 +1,23 @@
 """The minimum of long-tailed classes on groups of equal counts: seconds, memory and certified gap,
 K = 10^6 to 10^9.
 
-python bench/groups.py [--cases all|small|G1000|random] [--out FILE.csv]
-
 Counts run from 1 to 1000, K_g in proportion to 1/n_g. ``part``: mu over the penalty at which the
-largest class collapses. ``seconds`` are the wall's, ``cpu`` the process' own, which is what counts
-where others share the machine. ``random``: equality with the full solver on 200 random problems (K
-<= 60; every loss and bias), the largest relative difference.
+largest class collapses. ``seconds`` are the wall's, ``cpu_seconds`` the process' own, which is what
+counts where others share the machine. ``--cases`` chooses: all, small, G1000, random. ``random``:
+equality with the full solver on 200 random problems (K <= 60; every loss and bias), the largest
+relative difference.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
-sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
-from common import environment, peak_rss_bytes, reset_peak, write_csv
 
+from bench.measure import peak_rss_bytes, reset_peak
+from bench.table import Record
 from ufm_fast import Problem, solve
 from ufm_fast.class_groups import ClassGroups
 from ufm_fast.groups import GroupMinimum, group_metrics, group_minimum
@@ -46,9 +43,7 @@ def power_law(classes: int, distinct: int, most: int = 1000) -> ClassGroups:
     return ClassGroups.of_pairs(zip(sizes.tolist(), counts.tolist(), strict=True))
 
 
-def timed(
-    classes: int, distinct: int, part: float, bias: str, smoothing: float
-) -> dict[str, object]:
+def timed(classes: int, distinct: int, part: float, bias: str, smoothing: float) -> Record:
     groups = power_law(classes, distinct)
     mu = part * math.sqrt(groups.counts.max()) / groups.samples
     reset_peak()
@@ -58,24 +53,28 @@ def timed(
     )
     group_metrics(best)
     seconds, cpu = time.perf_counter() - began, time.process_time() - used
-    return {
-        "what": "solve",
-        "K": groups.classes,
-        "G": len(groups.counts),
-        "part": part,
-        "bias": bias,
-        "smoothing": smoothing,
-        "seconds": round(seconds, 2),
-        "cpu": round(cpu, 2),
-        "peak_MB": round(peak_rss_bytes() / 1e6),
-        "steps": best.steps,
-        "gap": f"{best.certificate.relative_gap:.1e}",
-        "collapsed": int(best.collapsed.sum()),
-        "rank": best.rank,
-    }
+    return Record(
+        {
+            "what": "solve",
+            "K": groups.classes,
+            "G": len(groups.counts),
+            "part": part,
+            "bias": bias,
+            "smoothing": smoothing,
+        },
+        {
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu, 2),
+            "peak_MB": round(peak_rss_bytes() / 1e6),
+            "steps": best.steps,
+            "gap": f"{best.certificate.relative_gap:.1e}",
+            "collapsed": int(best.collapsed.sum()),
+            "rank": best.rank,
+        },
+    )
 
 
-def compared(number: int = 200) -> dict[str, object]:
+def compared(number: int = 200) -> Record:
     """The largest relative difference to the full solver, and the largest gap, over random
     problems.
     """
@@ -101,14 +100,10 @@ def compared(number: int = 200) -> dict[str, object]:
         )
         done += 1
         print(done, f"{worst:.1e} {gap:.1e} {slack:.1e}", flush=True)
-    return {
-        "what": "random problems",
-        "K": "<= 60",
-        "G": "1..6",
-        "difference": f"{worst:.1e}",
-        "gap": f"{gap:.1e}",
-        "cases": done,
-    }
+    return Record(
+        {"what": "random problems", "K": "<= 60", "G": "1..6"},
+        {"difference": f"{worst:.1e}", "gap": f"{gap:.1e}", "problems": done},
+    )
 
 
 def _random(generator: np.random.Generator) -> tuple[GroupMinimum, Problem] | None:
@@ -133,28 +128,10 @@ def _random(generator: np.random.Generator) -> tuple[GroupMinimum, Problem] | No
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", choices=("all", "small", "G1000", "random"), default="all")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
-    rows: list[dict[str, object]] = []
-    wanted = SMALL if args.cases in ("all", "small") else []
-    wanted = wanted + ([(10**6, 1000, 0.1, "none", 0.0)] if args.cases in ("all", "G1000") else [])
-    for case in wanted:
-        rows.append(timed(*case))
-        print(rows[-1], flush=True)
-        if args.out:
-            write_csv(args.out, rows)
-    if args.cases in ("all", "random"):
-        rows.append(compared())
-        print(rows[-1])
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+def records(cases: str = "all") -> Iterator[Record]:
+    if cases in ("all", "small"):
+        yield from (timed(*case) for case in SMALL)
+    if cases in ("all", "G1000"):
+        yield timed(10**6, 1000, 0.1, "none", 0.0)
+    if cases in ("all", "random"):
+        yield compared()

@@ -1,24 +1,16 @@
 """Peak memory of every method's steps against what `ufm-fast plan` says of them, each in a process
 of its own.
 
-python bench/memory.py [--classes 100] [--dim 60000] [--steps 45] [--out FILE.csv]
-
 In multiples of the parameters' bytes P, above what the process held before. The C library must hand
-back what is freed, which the script asks it for (MALLOC_MMAP_THRESHOLD_). Linux.
+back what is freed (`measure.in_child`). Linux.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import peak_rss_bytes, reset_peak, write_csv
-
+from bench.measure import in_child, peak_rss_bytes, reset_peak
+from bench.table import Record
 from ufm_fast import Problem, solve
 from ufm_fast.plan import make_plan
 
@@ -72,53 +64,16 @@ def peak(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--dim", type=int, default=60000)
-    parser.add_argument("--steps", type=int, default=45)
-    parser.add_argument("--loss", choices=("ce", "mse"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        print(json.dumps(peak(*args.child, args.classes, args.dim, args.steps)))
-        return
-    rows = []
-    cases = (
-        [("ce", "normal"), ("ce", "spectral"), ("mse", "normal")]
-        if args.loss is None
-        else [(args.loss, "normal")]
-    )
-    for loss, start in cases:
+def records(
+    classes: int = 100, dim: int = 60000, steps: int = 45, loss: str = ""
+) -> Iterator[Record]:
+    every = [("ce", "normal"), ("ce", "spectral"), ("mse", "normal")]
+    for name, start in [(loss, "normal")] if loss else every:
         for method in METHODS:
-            command = [sys.executable, __file__, "--child", method, loss, start]
-            command += [f"--{name}={getattr(args, name)}" for name in ("classes", "dim", "steps")]
-            ran = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-            )
-            if ran.returncode:
-                raise SystemExit(ran.stderr)
-            found = json.loads(ran.stdout)
-            size = {name: round(found[name] / found["P"], 1) for name in ("planned", "measured")}
-            row = {
-                "loss": loss,
-                "start": start,
-                "method": method,
-                "classes": args.classes,
-                "dim": args.dim,
-                **size,
+            found = in_child("bench.memory", "peak", method, name, start, classes, dim, steps)
+            sizes = {
+                f"{key}_parameters": round(found[key] / found["P"], 1)
+                for key in ("planned", "measured")
             }
-            print(row, flush=True)
-            rows.append(row)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+            case = {"loss": name, "start": start, "classes": classes, "dim": dim}
+            yield Record(case, sizes, method)

@@ -1,34 +1,31 @@
 """What `ufm-fast plan` predicts against what happens: peak memory, and CPU seconds an evaluation, a
 process a setting.
 
-    python bench/plan.py [--only PART] [--again RESULT.csv] [--out FILE.csv]
-
 Memory in MiB: the peak above what the process held before, of the steps, the certificate and the
-metrics of one solve. The C library must hand back what is freed, which the script asks it for
-(MALLOC_MMAP_THRESHOLD_). Linux. Seconds: CPU time of the steps over their evaluations, one thread,
-so that a busy machine counts less.
+metrics of one solve, in a process that hands back what is freed. Linux. Seconds: CPU time of the
+steps over their evaluations, one thread, so that a busy machine counts less. ``--only PART``:
+settings whose name holds it. ``--again TABLE``: what a table of results has measured, beside what
+is planned now. The last record counts the settings whose memory is within 20 % of the plan's, and
+whose seconds are within 1.5 times.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-import os
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import peak_rss_bytes, reset_peak, write_csv
+import torch
 
+from bench.measure import in_child, peak_rss_bytes, reset_peak
+from bench.table import Record, read
 from ufm_fast import Problem, solve
 from ufm_fast.plan import make_plan
 from ufm_fast.solvers.callbacks import Callback
 from ufm_fast.solvers.solution import Solution, StepRecord
 
-_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+_PHASES = ("steps", "certificate", "metrics", "all")
 _UNEVEN = {"lambda_w": 1e-4, "lambda_h": 1e-5}
 
 
@@ -145,93 +142,58 @@ def planned(name: str) -> tuple[Problem, dict[str, Any], dict[str, Any]]:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """The numbers of one setting, in this process."""
-    problem, options, plan = planned(name)
+    """What one setting took, in this process: bytes of each phase, and seconds an evaluation."""
+    torch.set_num_threads(1)
+    for loss in ("ce", "focal", "mse"):  # imports and what libraries keep
+        solve(Problem(counts=_counts(9), dim=8, loss=loss), start="normal", max_steps=2)
+    problem, options, _ = planned(name)
     peaks = Peaks()
     solve(problem, **options, log_every=1, callbacks=[peaks])
-    found = {phase: peaks.bytes[phase] for phase in ("steps", "certificate", "metrics")}
-    return rounded(
-        name, plan, {**found, "all": max(peaks.bytes.values()), "seconds": peaks.seconds}
-    )
+    found = {phase: peaks.bytes[phase] for phase in _PHASES[:3]}
+    return {**found, "all": max(peaks.bytes.values()), "seconds": peaks.seconds}
 
 
-def in_child(name: str) -> dict[str, Any] | None:
-    """``measured`` in a process of its own: a fork, which needs no imports anew."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with os.fdopen(writer, "w") as file:
-            json.dump(measured(name), file)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        text = file.read()
-    return json.loads(text) if os.waitpid(child, 0)[1] == 0 else None
-
-
-def rounded(name: str, plan: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Bytes in MiB, seconds in milliseconds, and the ratios of what was measured to what was
-    planned.
-    """
-    row: dict[str, Any] = {"setting": name}
-    for key in ("steps", "certificate", "metrics", "all"):
-        row |= {f"{key} planned": round(plan[key] / 2**20, 1), key: round(found[key] / 2**20, 1)}
-    row |= {"ms planned": round(1e3 * plan["seconds"], 3), "ms": round(1e3 * found["seconds"], 3)}
-    return {
-        **row,
-        "memory": round(found["all"] / plan["all"], 2),
-        "time": round(found["seconds"] / plan["seconds"], 2),
+def record(name: str, found: dict[str, float]) -> Record:
+    """What was planned and measured, in MiB and milliseconds, and the ratios of the two."""
+    plan, figures = planned(name)[2], {}
+    for phase in _PHASES:
+        figures[f"{phase}_planned_MiB"] = round(plan[phase] / 2**20, 1)
+        figures[f"{phase}_MiB"] = round(found[phase] / 2**20, 1)
+    figures |= {
+        "planned_ms": round(1e3 * plan["seconds"], 3),
+        "ms": round(1e3 * found["seconds"], 3),
+        "memory_over_planned": round(found["all"] / plan["all"], 2),
+        "time_over_planned": round(found["seconds"] / plan["seconds"], 2),
     }
+    return Record({"setting": name}, figures)
 
 
-def again(row: dict[str, str]) -> dict[str, Any]:
-    """A row of a result, planned anew."""
-    found = {key: float(row[key]) * 2**20 for key in ("steps", "certificate", "metrics", "all")}
-    return rounded(
-        row["setting"], planned(row["setting"])[2], {**found, "seconds": float(row["ms"]) / 1e3}
-    )
+def before(path: str) -> dict[str, dict[str, float]]:
+    """What a table has of each setting, the latest."""
+    found: dict[str, dict[str, float]] = {}
+    for row in read(Path(path), "plan"):
+        if "ms" in row.measured:
+            sizes = {phase: float(row.measured[f"{phase}_MiB"]) * 2**20 for phase in _PHASES}
+            seconds = float(row.measured["ms"]) / 1e3
+            found[str(row.case["setting"])] = {**sizes, "seconds": seconds}
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", default="", help="settings whose name holds this")
-    parser.add_argument(
-        "--again", type=Path, help="a result: its measurements beside what is planned now"
-    )
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ENVIRONMENT})
-    for loss in ("ce", "focal", "mse"):
-        solve(
-            Problem(counts=_counts(9), dim=8, loss=loss), start="normal", max_steps=2
-        )  # imports and what libraries keep
-    rows = []
-    if args.again:
-        rows = [
-            again(row)
-            for row in csv.DictReader(x for x in args.again.open() if not x.startswith("#"))
-        ]
-    for name in (name for name in SETTINGS if args.only in name and not args.again):
-        found = in_child(name)
-        if found is None:
-            print(f"{name}: failed", flush=True)
+def records(only: str = "", again: str = "") -> Iterator[Record]:
+    torch.set_num_threads(1)
+    old, ratios = before(again) if again else None, []
+    for name in (name for name in SETTINGS if only in name and (old is None or name in old)):
+        try:
+            found = old[name] if old is not None else in_child("bench.plan", "measured", name)
+        except RuntimeError as error:
+            yield Record({"setting": name}, {}, note=str(error))
             continue
-        rows.append(found)
-        print(rows[-1], flush=True)
-    within = (
-        sum(abs(row["memory"] - 1) <= 0.2 for row in rows),
-        sum(2 / 3 <= row["time"] <= 1.5 for row in rows),
-    )
-    print(
-        f"of {len(rows)}: memory within 20 % {within[0]}, seconds an evaluation within 1.5 times "
-        f"{within[1]}"
-    )
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+        row = record(name, found)
+        ratios.append((row.measured["memory_over_planned"], row.measured["time_over_planned"]))
+        yield row
+    counts = {
+        "settings": len(ratios),
+        "memory_within": sum(abs(memory - 1) <= 0.2 for memory, _ in ratios),
+        "time_within": sum(2 / 3 <= seconds <= 1.5 for _, seconds in ratios),
+    }
+    yield Record({"setting": "in all"}, counts)

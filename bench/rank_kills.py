@@ -1,7 +1,7 @@
 """Ranks that are killed at a random moment: the others end with one line, and the run goes on with
 other numbers of ranks.
 
-    python bench/rank_kills.py --kills 30
+    python -m bench rank_kills --kills 30
 
 Each round starts a solve on 2 or 3 ranks, kills one of them (SIGKILL) after a random time, from its
 first moment to its last, and waits for the others. Then the run goes on, with another number of

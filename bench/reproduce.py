@@ -1,11 +1,11 @@
 """Every claim of ``ufm-fast reproduce``, one after the other: verdict, seconds on the clock and of
 the processor.
 
-    python bench/reproduce.py [--quick] [--folder runs/reproduce] [--out FILE.csv] [NAME..]
+    python -m bench reproduce [--quick] [--folder runs/reproduce] [--out FILE.csv] [NAME..]
 
 Rows that are finished in the folder are not measured anew, so a run that was stopped goes on. On a
 shared machine the clock tells of its other users: compare ``cpu_seconds``, of one thread. Results:
-results/reproduce_cpu.csv, the full settings.
+the machine's table in results/, the full settings.
 """
 
 from __future__ import annotations
@@ -47,9 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     print(f"in all {total['cpu_seconds']} s of the processor, {total['seconds']} s on the clock")
     if args.out is not None:
-        from common import write_csv
+        from measure import environment
+        from table import Record, add, lines
 
-        write_csv(args.out, [*rows, {"name": "in all", **total}])
+        for row in [*rows, {"name": "in all", **total}]:
+            record = Record({"name": row.pop("name")}, row)
+            add(args.out, lines("reproduce", record, environment()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A dozen plain solves to the last bit: value, evaluations, outcome, certificate gap. What a move
 of the house must not change.
 
-    python bench/same_bits.py --out before.json        # in the old checkout
-    python bench/same_bits.py --against before.json    # in the new one, on the same machine: exits
+    python -m bench same_bits --out before.json        # in the old checkout
+    python -m bench same_bits --against before.json    # in the new one, on the same machine: exits
                                                        1 where a bit differs
 
 The same solves' values are held to 1e-12 by tests/test_plain.py, on any machine.

@@ -1,13 +1,14 @@
 """Evaluations a second of plain problems, and of the drop-in loss without any of its options,
 against another checkout's: pairs of child processes, block by block in turn.
 
-    python bench/same_speed.py OLD_CHECKOUT [--rounds 31] [--out FILE.csv]
+    python -m bench same_speed OLD_CHECKOUT [--rounds 31] [--out FILE.csv]
 
-``ratio`` is the median over rounds of the new checkout's seconds over the old one's, of blocks of
-about 50 ms that ran one after the other, in seconds of the processor (set OMP_NUM_THREADS=1), which
-others on the machine disturb less: a value and gradient of cross-entropy and squared error at two
-sizes, in the balanced variables; and `drop-in`, the loss of 5 K rows forward and backward through
-autograd, which says what options cost that are not used (against the commit before they came).
+``new_over_old`` is the median over rounds of the new checkout's seconds over the old one's, of
+blocks of about 50 ms that ran one after the other, in seconds of the processor (set
+OMP_NUM_THREADS=1), which others on the machine disturb less: a value and gradient of cross-entropy
+and squared error at two sizes, in the balanced variables; and `drop-in`, the loss of 5 K rows
+forward and backward through autograd, which says what options cost that are not used (against the
+commit before they came).
 """
 
 from __future__ import annotations
@@ -113,17 +114,15 @@ def ratios(old: Path, arguments: tuple[str, ...], rounds: int) -> tuple[int, lis
 
 def measure(
     old: Path, loss: str, K: int, d: int, rounds: int, pairs: int = PAIRS
-) -> dict[str, object]:
+) -> tuple[dict[str, object], dict[str, object]]:
+    """The case and its figures."""
     found = [ratios(old, (loss, str(K), str(d)), -(-rounds // pairs)) for _ in range(pairs)]
     every = [ratio for _, pair in found for ratio in pair]
     quarters = statistics.quantiles(every, n=4)
-    return {
-        "loss": loss,
-        "K": K,
-        "d": d,
+    return {"loss": loss, "K": K, "d": d}, {
         "evaluations": found[0][0],
         "rounds": len(every),
-        "ratio": f"{statistics.median(every):.4f}",
+        "new_over_old": f"{statistics.median(every):.4f}",
         "quartiles": f"{quarters[0]:.3f} {quarters[2]:.3f}",
         "pairs": " ".join(f"{statistics.median(pair):.3f}" for _, pair in found),
     }
@@ -143,17 +142,15 @@ def main() -> None:
         return child(args.child[0], int(args.child[1]), int(args.child[2]))
     if args.old is None:
         parser.error("give the old checkout's folder")
-    from common import write_csv
+    from measure import environment  # not in a child, which takes the package of its checkout
+    from table import Record, add, lines
 
-    rows = [
-        measure(args.old.resolve(), loss, K, d, args.rounds)
-        for K, d in SHAPES
-        for loss in args.losses
-    ]
-    for row in rows:
-        print(*row.values(), sep="\t")
-    if args.out:
-        write_csv(args.out, rows)
+    for K, d in SHAPES:
+        for loss in args.losses:
+            record = Record(*measure(args.old.resolve(), loss, K, d, args.rounds))
+            print(*record.case.values(), *record.measured.values(), sep="\t")
+            if args.out:
+                add(args.out, lines("same_speed", record, environment()))
 
 
 if __name__ == "__main__":

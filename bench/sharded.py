@@ -1,10 +1,8 @@
 """Ranks against one process: peak memory, bytes and seconds of an evaluation; and what many GPUs
 would take, computed.
 
-    python bench/sharded.py --out bench/results/sharded_cpu.csv     # two ranks of one thread, one
-                                                                    process of two
-    python bench/sharded.py --computed                              # the table of
-                                                                    docs/howto/distributed.md
+    python -m bench sharded [--out TABLE]     # two ranks of one thread, one process of two
+    python -m bench sharded --computed        # the table of docs/howto/distributed.md
 
 Cross-entropy, float32. Each contender is a process of its own; its memory is the peak above what
 importing took. The bytes that ranks count are compared with `backends.cost`. Computed times take
@@ -25,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import environment, write_csv
+from measure import environment
+from table import Record, add, lines
 
 SIZES = {"classes": 20_000, "rows": 20_000, "dim": 128}
-#: Of one H200, as given: products in bfloat16 (bench/results/gpu_h200.csv has 585 TFLOP/s at d =
-#: 512), NVLink and network.
+#: Of one H200, as given: products in bfloat16 (bench/results/nvidia-h200.csv has 585
+#: TFLOP/s at d = 512), NVLink and network.
 FLOPS, NEAR, FAR = 5.0e14, 4.0e11, 5.0e10
 _ROUNDS = 3
 
@@ -109,26 +108,24 @@ def measured(sizes: dict[str, int], out: Path | None) -> None:
 
     [one], many = run(1, sizes), run(2, sizes)
     cost = Cost(**sizes, mesh=(2, 1), chunk=many[0]["height"]).sent()
-    rows = []
     for name, found in (("one process", one), ("rank 0 of 2", many[0]), ("rank 1 of 2", many[1])):
         sent = {kind: number for kind, number in found["sent"].items() if kind in cost}
         equal = sent == {kind: number for kind, number in cost.items() if number} if sent else ""
-        rows.append(
+        record = Record(
+            sizes,
             {
-                "contender": name,
-                **sizes,
                 "peak_mib": round(found["peak_mib"], 1),
                 "seconds": round(found["seconds"], 3),
                 "memory_ratio": round(found["peak_mib"] / one["peak_mib"], 3),
                 "time_ratio": round(found["seconds"] / one["seconds"], 3),
                 "sent_mib": round(sum(sent.values()) / 2**20, 2),
                 "as_computed": equal,
-                **environment(),
-            }
+            },
+            name,
         )
-        print({key: rows[-1][key] for key in list(rows[-1])[:10]})
-    if out is not None:
-        write_csv(out, rows)
+        print(name, record.measured)
+        if out is not None:
+            add(out, lines("sharded", record, environment()))
 
 
 def computed(dim: int) -> None:

@@ -1,14 +1,12 @@
 """Time to a certified relative gap of 1e-8, cross-entropy in float64, K = 1000, d = 1024 (no closed
 form is used).
 
-    python bench/solve_time.py [--classes 1000] [--dim 1024] [--case imbalanced|balanced] [--limit
-    2000] [--out FILE.csv]
-
 Ours from the random start ('normal') and from the spectral start, reported apart; against
 ``torch.optim.LBFGS`` (lr 1, history 10: without line search, on f and on f / mu, and strong Wolfe)
 and gradient descent. These run on dense ``F.cross_entropy`` autograd in (W, H) with one row a class
 weighted by its count, the cheapest form of the same problem, until the same gap or the iteration
-limit; the gap is looked at every ``--check`` iterations, outside the clock.
+limit; the gap is looked at every ``--check`` iterations, outside the clock. ``--case balanced`` is
+the other problem.
 
 torch's L-BFGS keeps a pair (s, y) only where y.s > 1e-10, whatever the scale of the objective. On a
 mean over many samples it may keep none, and then it is gradient descent: hence f / mu, mu =
@@ -17,17 +15,13 @@ sqrt(lambda_W lambda_H), and the column ``pairs``.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import environment, write_csv
-
+from bench.table import Record
 from ufm_fast import Point, Problem, solve
 from ufm_fast.theory.certificates import certify
 
@@ -149,35 +143,19 @@ def _optimiser(kind: str, parameters: list[torch.Tensor]) -> torch.optim.Optimiz
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--dim", type=int, default=1024)
-    parser.add_argument("--case", choices=("imbalanced", "balanced"), default="imbalanced")
-    parser.add_argument("--limit", type=int, default=2000)
-    parser.add_argument("--check", type=int, default=100)
-    parser.add_argument(
-        "--only", default="ours,lbfgs,lbfgs over mu,lbfgs strong wolfe,gradient descent"
-    )
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
-    case, rows = problem(args.case, args.classes, args.dim), []
+def records(
+    classes: int = 1000,
+    dim: int = 1024,
+    case: str = "imbalanced",
+    limit: int = 2000,
+    check: int = 100,
+    only: str = "ours,lbfgs,lbfgs over mu,lbfgs strong wolfe,gradient descent",
+) -> Iterator[Record]:
+    chosen = problem(case, classes, dim)
     solve(Problem(classes=20, dim=32))  # first use of the libraries is nobody's time
-    for name in args.only.split(","):
-        found = (
-            [ours(case, s) for s in ("spectral", "normal")]
-            if name == "ours"
-            else [baseline(case, name, args.limit, args.check)]
-        )
-        for row in found:
-            rows.append({"case": args.case, "K": args.classes, "d": args.dim, **row})
-            print(rows[-1], flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+    for name in only.split(","):
+        for start in ("spectral", "normal") if name == "ours" else ("normal",):
+            row = ours(chosen, start) if name == "ours" else baseline(chosen, name, limit, check)
+            method, figures = str(row.pop("method")), row
+            del figures["start"]
+            yield Record({"case": case, "K": classes, "d": dim, "start": start}, figures, method)

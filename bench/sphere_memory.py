@@ -1,26 +1,18 @@
 """Many classes on the sphere: seconds and peak memory of a step of L-BFGS with five pairs, and of
 all linear metrics.
 
-python bench/sphere_memory.py [--classes 100000] [--dim 128] [--steps 1] [--out FILE.csv]
-
 Cross-entropy of unit rows, t = 10, float32, one row a class (K = N), from a normal start. Peaks are
-above what the process held before, in a process of its own whose C library hands back what is freed
-(MALLOC_MMAP_THRESHOLD_); the bound is 22 vectors of (N + K) d numbers plus 200 MB. Linux.
+above what the process held before, in a process of its own that hands back what is freed; the bound
+is 22 vectors of (N + K) d numbers plus 200 MB. Linux.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import environment, peak_rss_bytes, reset_peak, write_csv
-
+from bench.measure import in_child, peak_rss_bytes, reset_peak
+from bench.table import Record
 from ufm_fast import Problem, solve
 from ufm_fast.metrics import collect
 
@@ -43,7 +35,7 @@ def solution_of(classes: int, dim: int, steps: int):
 
 
 def measured(classes: int, dim: int, steps: int) -> list[dict[str, object]]:
-    """A row for the step and one for the metrics."""
+    """A row for the step and one for the metrics, in this process."""
     solution_of(50, 8, 2)  # imports
     reset_peak()
     before = peak_rss_bytes()
@@ -53,9 +45,9 @@ def measured(classes: int, dim: int, steps: int) -> list[dict[str, object]]:
         peak = peak_rss_bytes() - before
         bound = VECTORS * vector + BESIDE
         return {
-            "K": classes, "d": dim, "what": what, "seconds": round(seconds, 1),
-            "peak_MB": round(peak / 1e6), "vectors": round(peak / vector, 1),
-            "bound_MB": round(bound / 1e6), "within": peak <= bound,
+            "what": what, "seconds": round(seconds, 1), "peak_MB": round(peak / 1e6),
+            "vectors": round(peak / vector, 1), "bound_MB": round(bound / 1e6),
+            "within": peak <= bound,
         }  # fmt: skip
 
     began = time.perf_counter()
@@ -72,40 +64,7 @@ def measured(classes: int, dim: int, steps: int) -> list[dict[str, object]]:
     return [*rows, row("linear metrics", time.perf_counter() - began)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--classes", type=int, default=100_000)
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        print(json.dumps(measured(args.classes, args.dim, args.steps)))
-        return
-    print(environment(), flush=True)
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        *(f"--{name}={getattr(args, name)}" for name in ("classes", "dim", "steps")),
-    ]
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-    )
-    if ran.returncode:
-        raise SystemExit(ran.stderr)
-    rows = json.loads(ran.stdout)
-    for row in rows:
-        print(row)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+def records(classes: int = 100_000, dim: int = 128, steps: int = 1) -> Iterator[Record]:
+    for row in in_child("bench.sphere_memory", "measured", classes, dim, steps):
+        what = row.pop("what")
+        yield Record({"K": classes, "d": dim}, row, what)

@@ -1,8 +1,6 @@
 """The drop-in loss on the CPU where logits spread far, as those of freshly drawn parameters do:
 time against dense torch.
 
-    python bench/spread.py [--rounds 15] [--out FILE.csv]
-
 Forward and backward in fp32 at heads of common sizes, with logits of a standard deviation of 1 and
 of sqrt(d), in one run; the three matrix products alone are the ceiling.
 """
@@ -10,10 +8,12 @@ of sqrt(d), in one run; the three matrix products alone are the ceiling.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 import torch
-from common import interleave, median_ratio, rounds_and_out, write_csv
 
+from bench.measure import interleave, median_ratio
+from bench.table import Record
 from ufm_fast.benchmark.rivals import CHUNKINGS, DROP_IN, OURS, available, make
 
 SHAPES = ((512, 1000, 512), (2048, 1000, 2048), (1024, 4096, 512), (2048, 16384, 768))
@@ -30,32 +30,19 @@ def drawn(N: int, K: int, d: int, spread: float) -> tuple[torch.Tensor, torch.Te
     )
 
 
-def main() -> None:
-    args = rounds_and_out(__doc__, 15)
-    rows: list[dict[str, object]] = []
+def records(rounds: int = 15) -> Iterator[Record]:
     for shape in SHAPES:
         for scale in (1.0, shape[2] ** 0.5):
             data = drawn(*shape, scale)
             names = [name for name in (DROP_IN, *available()) if name not in (OURS, *CHUNKINGS)]
             calls = {name: make(name, *shape, data) for name in names}
-            seconds = interleave(calls, args.rounds, warmup=2)
+            seconds = interleave(calls, rounds, warmup=2)
             for name, times in sorted(seconds.items()):
-                row = {
-                    "N": shape[0],
-                    "K": shape[1],
-                    "d": shape[2],
-                    "spread": f"{scale:.3g}",
-                    "contender": name,
-                }
-                row |= {
-                    "seconds": f"{statistics.median(times):.4g}",
-                    "time_over_ours": f"{median_ratio(times, seconds[DROP_IN]):.3f}",
-                }
-                rows.append(row)
-                print(*row.values(), sep="\t", flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+                yield Record(
+                    {**dict(zip("NKd", shape, strict=True)), "spread": f"{scale:.3g}"},
+                    {
+                        "seconds": f"{statistics.median(times):.4g}",
+                        "time_over_ours": f"{median_ratio(times, seconds[DROP_IN]):.3f}",
+                    },
+                    name,
+                )

@@ -3,8 +3,6 @@
 
 One thread a cell in both: small cells gain nothing by a second, and on a busy machine its waiting
 costs them much.
-
-python bench/study_jobs.py [--rounds 1] [--out FILE.csv]
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import rounds_and_out, write_csv
-
+from bench.table import Record
 from ufm_fast.studies.folder import StudyFolder, toml_text
 from ufm_fast.studies.table import read_rows
 
@@ -51,26 +48,17 @@ def timed(scratch: Path, jobs: int, number: int) -> tuple[float, float]:
     return seconds, (seconds * jobs - solving) / 40
 
 
-def main() -> None:
-    args = rounds_and_out(__doc__, 1)
-    rows: list[dict[str, object]] = []
+def records(rounds: int = 1) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(args.rounds):
+        for number in range(rounds):
             (one, cell), (two, _) = (timed(Path(scratch), jobs, number) for jobs in (1, 2))
-            rows.append(
+            yield Record(
+                {"round": number},
                 {
-                    "round": number,
                     "jobs_1_seconds": round(one, 2),
                     "jobs_2_seconds": round(two, 2),
                     "ratio": round(two / one, 3),
-                    "beside_the_solve_of_a_cell": round(cell, 2),
+                    "beside_the_solve_of_a_cell_seconds": round(cell, 2),
                     "load_average": round(os.getloadavg()[0], 1),
-                }
+                },
             )
-            print(rows[-1], flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()

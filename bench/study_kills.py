@@ -1,8 +1,6 @@
 """A study under random SIGKILLs, of its runner, its workers and its cells: nothing lost, nothing
 twice, the same table.
 
-python bench/study_kills.py [--kills 200] [--seed 0] [--out bench/results/study_kills.csv]
-
 Rounds of one study of 24 cells, each in a new folder, until so many kills were done; a command that
 ended is given again until the study is finished. After each round: every summary that was ever seen
 is unchanged to the byte, logs have each step once and in order, and the table is that of an
@@ -11,7 +9,6 @@ undisturbed study, except for what is measured (seconds and memory).
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import random
@@ -20,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from bench.table import Record
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.studies.folder import toml_text
 from ufm_fast.studies.table import MEASURED
@@ -157,56 +155,28 @@ def check(folder: Path, undisturbed: Path) -> None:
         assert steps == sorted(set(steps)), f"the log of {path} is out of order"
 
 
-def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from common import environment, write_csv
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
-    random.seed(args.seed)
-    rows: list[Mapping[str, object]] = []
+def records(kills: int = 200, seed: int = 0) -> Iterator[Record]:
+    random.seed(seed)
     with tempfile.TemporaryDirectory() as scratch:
         file, plain = Path(scratch, "study.toml"), Path(scratch, "plain")
         file.write_text(toml_text(CONTENT), "utf-8")
         assert command(file, plain, 2).wait() == 0
-        left = args.kills
+        left, number = kills, 0
         while left:
-            folder = Path(scratch, f"round-{len(rows)}")
+            folder = Path(scratch, f"round-{number}")
             victims = [
                 (random.choice(VICTIMS), random.uniform(0.0, 1.5)) for _ in range(min(left, 12))
             ]
             began = time.monotonic()
             done, commands = disturbed(file, folder, victims)
             check(folder, plain)
-            left -= done
             kinds = {
                 f"{kind}s_killed": sum(victim == kind for victim, _ in victims[:done])
                 for kind in VICTIMS
             }
-            seconds = round(time.monotonic() - began, 1)
-            rows.append(
-                {
-                    "round": len(rows),
-                    "cells": len(table(folder)),
-                    "kills": done,
-                    **kinds,
-                    "commands": commands,
-                    "lost": 0,
-                    "twice": 0,
-                    "tables_differ": 0,
-                    "seconds": seconds,
-                }
-            )
-            print(rows[-1], flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+            counts = {"kills": done, **kinds, "commands": commands}
+            nothing = {"lost": 0, "twice": 0, "tables_differ": 0}  # else `check` had raised
+            seconds = {"seconds": round(time.monotonic() - began, 1)}
+            cells = {"round": number, "cells": len(table(folder))}
+            yield Record(cells, {**counts, **nothing, **seconds})
+            left, number = left - done, number + 1

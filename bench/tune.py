@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from common import write_csv
 from device import CUDA, DEVICE, arguments, interleaved, milliseconds
+from measure import environment
+from table import Record, add, lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
@@ -287,6 +288,16 @@ def tune(kernel: str, d: int, tiles: list[Tile], shape: tuple[int, int]) -> list
     return rows
 
 
+def save(rows: list[dict[str, object]], path: Path) -> None:
+    """Add these rows to a long table."""
+    case, where = ("kernel", "rows", "classes", "d"), environment()
+    for row in rows:
+        figures = {name: row[name] for name in ("ms", "tflops", "over_present") if name in row}
+        named = {name: row[name] for name in case if name in row}
+        record = Record(named, figures, str(row["tile"]), str(row.get("note", "")))
+        add(path, lines("tune", record, where))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -324,20 +335,22 @@ def main() -> int:
             f"{len(builds)} builds in {time.monotonic() - began:.0f} s, {len(rows)} failed",
             flush=True,
         )
+        save(rows, chosen.out.with_suffix(".csv"))
     for kernel in kernels:
         for d in widths if chosen.rehearse else WIDTHS.get(kernel, widths):
             if time.monotonic() - began > 60 * chosen.minutes:
                 print(f"no time left for {kernel} at d = {d}")
                 continue
-            rows += tune(kernel, d, tiles[kernel], TINY if chosen.rehearse else SHAPE)
-            for row in rows:
-                if row["note"] == "final" and row["kernel"] == kernel and row["d"] == d:
+            found = tune(kernel, d, tiles[kernel], TINY if chosen.rehearse else SHAPE)
+            rows += found
+            for row in found:
+                if row["note"] == "final":
                     rate, ratio = (
                         f"{row['tflops']:.3g} TFLOP/s",
                         f"{row['over_present']:.3f}x the table's",
                     )
                     print(f"{kernel} d={d} tile {row['tile']}: {rate}, {ratio}", flush=True)
-            write_csv(chosen.out.with_suffix(".csv"), rows)
+            save(found, chosen.out.with_suffix(".csv"))
     return 1 if any(row["note"] == "WRONG" for row in rows) else 0
 
 

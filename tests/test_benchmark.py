@@ -4,16 +4,19 @@ bench/ is listed.
 
 from __future__ import annotations
 
+import csv
 import json
-import runpy
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import refused
 
+import bench.__main__ as cases
+from bench import table
+from bench.measure import in_child, in_turn
 from ufm_fast.benchmark import claims
 from ufm_fast.benchmark.measuring import interleave, median_ratio
 from ufm_fast.benchmark.rivals import available, inputs, make
@@ -95,19 +98,80 @@ def test_the_command_prints_tables_and_writes_a_picture(small, tmp_path, monkeyp
 
 
 def test_every_script_is_a_case_with_its_question():
-    module = runpy.run_path(str(BENCH / "__main__.py"))
-    scripts = {path.stem for path in BENCH.glob("*.py")}
-    assert module["cases"]().keys() == scripts - set(module["SHARED"])
-    assert {"head", "plan"} <= module["cases"]().keys()
-    assert all(module["cases"]().values())
-    assert module["main"](["nothing"]) == 2
+    scripts = {path.stem for path in (*BENCH.glob("*.py"), *BENCH.glob("reasons/*.py"))}
+    named = [name for names in cases.CASES.values() for name in names]
+    assert sorted(named) == sorted(scripts - set(cases.SHARED))
+    assert all(len(cases.question(name)) > 20 for name in named)
+    for name in named:
+        function = "main" if name in cases.SCRIPTS else "records"
+        assert f"\ndef {function}(" in cases.path_of(name).read_text("utf-8"), name
+    assert cases.main(["nothing"]) == 2
 
 
-def test_cases_run_by_name():
-    command = [sys.executable, "-m", "bench", "exponentials", "--help"]
-    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, check=True)
-    assert "exp2" in done.stdout
-    listed = subprocess.run(
-        command[:3], cwd=BENCH.parent, capture_output=True, text=True, check=True
-    ).stdout
-    assert "exponentials" in listed
+def test_a_case_runs_by_name_and_adds_its_figures_to_a_table(tmp_path, monkeypatch, capsys):
+    """Options are the function's arguments; a second run adds lines and takes none away."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    out = tmp_path / "table.csv"
+    words = ["solve_time", "--classes", "6", "--dim", "8", "--only", "ours", "--out", str(out)]
+    assert cases.main(words) == 0
+    assert "relative gap" not in capsys.readouterr().out
+    once = out.read_text()
+    assert cases.main(words) == 0
+    assert out.read_text().startswith(once)
+    records = table.read(out, "solve_time")
+    assert [record.case["start"] for record in records] == ["spectral", "normal"] * 2
+    assert all(float(record.measured["gap"]) < 1e-6 for record in records)
+    with out.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["torch"] for line in lines} == {torch.__version__}
+    assert {line["unit"] for line in lines if line["quantity"] == "seconds"} == {"s"}
+
+
+def test_a_function_of_a_case_runs_in_a_process_of_its_own():
+    assert in_child("bench.table", "unit", "peak_MB") == "MB"
+    with pytest.raises(RuntimeError, match=r"bench\.table\.unit: TypeError"):
+        in_child("bench.table", "unit")
+
+
+def test_a_slow_contender_is_called_once_and_one_that_fails_says_why():
+    made = {"fine": lambda: lambda: None, "slow": lambda: lambda: time.sleep(0.03)}
+    seconds, failed = in_turn({**made, "broken": lambda: 1 // 0}, rounds=3, slow=0.02)
+    assert {name: len(times) for name, times in seconds.items()} == {"fine": 3, "slow": 1}
+    assert failed == {"broken": "ZeroDivisionError: integer division or modulo by zero"}
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("results/*.csv")), ids=lambda path: path.stem)
+def test_every_committed_figure_says_where_it_is_from(path):
+    named = {name for names in cases.CASES.values() for name in names}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        lines = list(reader)
+    assert tuple(reader.fieldnames) == table.COLUMNS
+    for line in lines:
+        assert line["bench"] in named
+        assert line["unit"] == table.unit(line["quantity"])
+        assert all(line[name] for name in ("case", "machine", "python", "torch", "commit", "date"))
+        assert bool(line["quantity"]) == bool(line["value"])
+        assert line["value"] or line["note"]
+        assert table.path_of(line["machine"]).name == path.name
+
+
+def test_what_the_devices_scripts_wrote_joins_the_machines_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    columns = "task,N,K,d,stage,dtype,chunk_rows,contender,note,device,machine,python,torch,commit"
+    versions = "date,capability,triton,liger-kernel,cut-cross-entropy,quack-kernels,ms"
+    wide = tmp_path / "gpu.csv"
+    row = 'errors,4,5,6,1e-2,torch.float32,8,{},{},NVIDIA X1,"P, 2 threads",3.12,2.11,abc'
+    there = "2026-11-26,9.0,3.6.0,none,none,none,{}"
+    rows = [
+        f"{row.format(*x[:2])},{there.format(x[2])}" for x in (("ours", "", 1.5), ("B", "no", ""))
+    ]
+    wide.write_text("\n".join((f"{columns},{versions}", *rows)))
+    for _ in range(2):  # from its own form, and from the long one
+        assert cases.main(["gather", str(wide)]) == 0
+        wide = tmp_path / "results" / "nvidia-x1.csv"
+    ours, other = table.read(wide, "gpu")[:2]
+    assert (ours.contender, ours.measured["ms"], other.measured, other.note) == (
+        "ours", "1.5", {"": ""}, "no",
+    )  # fmt: skip
+    assert len(wide.read_text().splitlines()) == 5

@@ -30,7 +30,7 @@ gradient descent has no velocity.
 the arrays that they hold (`bench/plan.py`; measured over planned memory had been up to 8). A
 curvature says itself what its model takes. Of 30 settings measured memory is 0.86 to 1.16 of what
 is planned for all, and CPU seconds an evaluation 2/3 to 1.5 for 28; Adam and multi-label rows take
-1.51 to 1.55 (`bench/results/plan_cpu.csv`, two cores of an AMD EPYC, torch 2.13.0, shared).
+1.51 to 1.55 (`bench/results/amd-epyc.csv`, two cores of an AMD EPYC, torch 2.13.0, shared).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ Python.
 
 A comparison within a few per cent depends on who ran before: the card's power limit follows. The
 same path listed twice differed by 7 % at (65536, 65536, 512), and by up to 26 % where launches take
-longest (`bench/results/gpu_h200.csv`); contenders run in random order since.
+longest (`bench/results/nvidia-h200.csv`); contenders run in random order since.
 
 2026-11-29. A common offset of the logits cancels: the row's shift is taken off before the scale to
 bits, one subtraction and one product where there was one fused product, and a target that rounding
@@ -43,9 +43,9 @@ written by the library's first product (a beta of 0) instead of cleared and adde
 128256, 4096) that is 2.1 GB of dW not cleared and not read, of some 20 ms. The tiles' statistics
 are read once: the kernel that looks for overflow keeps their sums in float64, and the one that
 finishes rows reads those unless the flag is up (two passes took 0.5 ms of 12 at d = 128,
-`bench/results/breakdown_h100.csv`). Class sums start a program a row where rows are fewer than
-classes, for a program whose class has no row costs its launch all the same (1 ms of 44 at (16384,
-65536, 4096)). The bench's ceiling, the three products, writes in its first chunk, too.
+`bench/results/nvidia-h100-80gb-hbm3.csv`). Class sums start a program a row where rows are fewer
+than classes, for a program whose class has no row costs its launch all the same (1 ms of 44 at
+(16384, 65536, 4096)). The bench's ceiling, the three products, writes in its first chunk, too.
 """
 
 from functools import partial

@@ -5,34 +5,25 @@ one line is said.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from command_line import ROOT
 from study_cells import SOLVE
 
+from bench import study_kills as kills
 from ufm_fast.cli import main
 from ufm_fast.runs import state
 from ufm_fast.studies.folder import toml_text
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes by /proc")
 def test_ten_kills_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    kills = script("study_kills")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     content = {
         **kills.CONTENT,

@@ -6,10 +6,10 @@ Decisions
 2026-11-25. The tiled backend stores exponentials K x C (a column a row of the head) with rows of a
 length that is a multiple of 16 but not of 64. The first product then writes, and the product with H
 reads, along memory: the three products of all chunks take 4 % less time than with C x K at (4096,
-4096, 512), and 17, 9 and 13 % less at the other three shapes (`bench/layout.py`, two Zen 3 cores),
-and the best chunked rivals, level before, are behind. Tried and
-dropped: `softmax` in place of subtract and exp (no faster, and its sums in float32 are biased at K
-= 65536, where all terms are nearly equal), a contiguous copy of W', larger chunks.
+4096, 512), and 17, 9 and 13 % less at the other three shapes (`bench/reasons/layout.py`, two Zen 3
+cores), and the best chunked rivals, level before, are behind. Tried and dropped: `softmax` in place
+of subtract and exp (no faster, and its sums in float32 are biased at K = 65536, where all terms are
+nearly equal), a contiguous copy of W', larger chunks.
 
 2026-11-25. Chunks of the tiled backend hold 24 MiB of exponentials, or 528 rows where that is more,
 up to 132 MiB, all of one height that needs no padding: measured with `bench/head.py` at its four

@@ -23,7 +23,7 @@ buys nothing.
 
 2026-11-26. The tiled backend's exponentials are powers of two, of logits in bits (the features are
 scaled, not E). On a CPU torch's exp takes three times as long as its exp2, and fifteen times where
-the result underflows (`bench/exponentials.py`).
+the result underflows (`bench/reasons/exponentials.py`).
 
 2026-11-26. Logits that spread far are ordinary input. Parameters drawn from a normal distribution,
 as in anybody's first benchmark, give logits with a deviation of sqrt(d) nats: every row overflowed

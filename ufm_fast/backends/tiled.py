@@ -16,11 +16,12 @@ Decisions
 2026-11-26. Where classes are few, E becomes the logit gradient. Factors, and the gathered and
 scattered rows of the targets, are passes over N x d; up to K = 4 d they cost more than E times its
 factor with the labels' entries put in, after which two plain products follow
-(`bench/few_classes.py`: 25 % less time at (4096, 100, 512), 5 to 6 % around a thousand classes, 2 %
-at K = 4 d, 1 to 6 % more beyond). The errors are then those of a dense product, which has the same
-sum to form: 2e-7 to 3e-7 instead of 3e-8 to 1.5e-7 before collapse; the terminal phase keeps its
-digits either way (`tests/backends/test_tiled.py`). The logits' scale to bits is the product's own
-factor, and a chunk asks for fewer operations on vectors, which are most of a small head's time.
+(`bench/reasons/few_classes.py`: 25 % less time at (4096, 100, 512), 5 to 6 % around a thousand
+classes, 2 % at K = 4 d, 1 to 6 % more beyond). The errors are then those of a dense product, which
+has the same sum to form: 2e-7 to 3e-7 instead of 3e-8 to 1.5e-7 before collapse; the terminal phase
+keeps its digits either way (`tests/backends/test_tiled.py`). The logits' scale to bits is the
+product's own factor, and a chunk asks for fewer operations on vectors, which are most of a small
+head's time.
 """
 
 from __future__ import annotations

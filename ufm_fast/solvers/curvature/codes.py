@@ -10,7 +10,8 @@ weight and p_r its softmax, the Gauss-Newton matrix has the diagonal blocks
 
 which are inverted one by one (batched Cholesky); the coupling between classes and rows is left to
 the pairs of L-BFGS. Built every 60 steps at the price of a few gradients of d columns: R K d^2
-operations. Used where the (K + R) d^2 numbers fit. (Our derivation; measured in bench/codes.py.)
+operations. Used where the (K + R) d^2 numbers fit. (Our derivation; measured in
+bench/reasons/codes.py.)
 """
 
 from __future__ import annotations

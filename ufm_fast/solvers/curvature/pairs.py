@@ -22,8 +22,8 @@ Decisions
 Where every class has a row, d >= K and no class is near its collapse threshold, the Hessian of a
 softmax loss nearly splits into 4 x 4 blocks once R^d is rotated so that A + B is symmetric positive
 semidefinite. Its inverse costs O(K^2). Evaluations on cross-entropy with counts log-spaced 1..500,
-K = 200, d = 256, to a relative gradient of 3e-10 (`bench/preconditioner.py`, results beside it; the
-identity's vary by a few with the number of threads):
+K = 200, d = 256, to a relative gradient of 3e-10 (`bench/reasons/preconditioner.py`, results beside
+it; the identity's vary by a few with the number of threads):
 
 | Hessian model, pairs | spectral start | random start |
 | --- | --- | --- |

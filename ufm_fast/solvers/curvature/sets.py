@@ -20,8 +20,8 @@ At small penalties the logits of one row's targets curve the loss a million time
 else, in as many directions as there are targets beyond one a row; L-BFGS and CG spent their steps
 on those. That part of the Gauss-Newton matrix is mu + J'J with J of low rank, inverted through the
 inner products of features and of classes. Ten random problems at K = 32, lambda = 4e-6 take 181 to
-484 evaluations instead of 1,146 to 5,417 (`bench/pick_all.py`, counts only). Rebuilt every 30
-steps, and at each Newton step. It is used up to 2,048 entries in rows of several targets, and
+484 evaluations instead of 1,146 to 5,417 (`bench/reasons/pick_all.py`, counts only). Rebuilt every
+30 steps, and at each Newton step. It is used up to 2,048 entries in rows of several targets, and
 beyond 256 where building it costs no more than five gradients. Tried and dropped: stopping CG by
 the preconditioned residual, which leaves the stiff directions unsolved.
 """

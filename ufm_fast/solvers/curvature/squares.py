@@ -15,7 +15,7 @@ columns, O((K + R) d^2). Without it the condition of the problem is of the order
 it leaves is the directions that keep all logits, along A T, B T^-T: curved, so that straight steps
 along them are short. Their best point is known (`balance`), and the factors are moved there
 whenever the matrix is built. Small penalties take about a hundred evaluations then, where they took
-thousands (`bench/squared_model.py`). (Our derivation.)
+thousands (`bench/reasons/squared_model.py`). (Our derivation.)
 
 Decisions
 
@@ -24,11 +24,11 @@ Decisions
 few gradients, and factors moved to the balanced ones of the same product, the best point of the
 directions that keep all logits. Twelve classes of 1 to 100 samples, lambda of 1e-5 to 1e-8, a
 random start: 48 to 197 evaluations instead of 400 to 18,401 for d >= K - 1, and 91 to 546 instead
-of 3,229 to 21,217 at d = 5 (`bench/squared_model.py`, counts only). L-BFGS builds it at step 30:
-sooner, a full step could put out a direction that the minimum needs, and random starts ended at
-saddles (`tests/solvers/test_methods.py`). Penalties of 1e-10 still take many thousands. Tried and
-dropped: balanced factors every few steps of softmax losses, which cost more evaluations than they
-saved. Its vectors are planned (`bench/memory.py`).
+of 3,229 to 21,217 at d = 5 (`bench/reasons/squared_model.py`, counts only). L-BFGS builds it at
+step 30: sooner, a full step could put out a direction that the minimum needs, and random starts
+ended at saddles (`tests/solvers/test_methods.py`). Penalties of 1e-10 still take many thousands.
+Tried and dropped: balanced factors every few steps of softmax losses, which cost more evaluations
+than they saved. Its vectors are planned (`bench/memory.py`).
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ simplex a Lagrange multiplier bounds exactly. And no sample does worse with its 
 with the mean's, which ends each row's conjugate before the loss turns over. Rows that have
 collapsed get the steeper dual row that the norm leaves room for. Of 54 random problems that the
 envelope leaves open (K up to 12), 32 are certified below 1e-7, and the worst gap of the others is
-4e-3 instead of 0.2 (`bench/focal_bound.py`); no point's bound lay above the lowest value found
-(`tests/theory/test_certificates.py`). It costs a few hundred K^2 logarithms, hence the limit of
-1,024 classes. For balanced classes it is a function of one number, `balanced_bound`, by which
+4e-3 instead of 0.2 (`bench/reasons/focal_bound.py`); no point's bound lay above the lowest value
+found (`tests/theory/test_certificates.py`). It costs a few hundred K^2 logarithms, hence the limit
+of 1,024 classes. For balanced classes it is a function of one number, `balanced_bound`, by which
 theory now knows the minimum up to a percent from the jump.
 """
 

@@ -1,24 +1,18 @@
 """Gradient evaluations of pick-all problems with random target sets, with and without the model of
 `curvature.sets`. No clock.
 
-    python bench/pick_all.py [--problems 10] [--out FILE.csv]
-
 K = 32 classes, d = 32, 12 sets of one to three classes with 1 to 49 samples, lambda_W = lambda_H =
 4e-6, lambda_b = 30, float64, the spectral start, L-BFGS with its Newton-CG finish.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from unittest.mock import patch
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import environment, write_csv
-
+from bench.table import Record
 from ufm_fast import Problem, solve
 from ufm_fast.solvers.curvature import sets
 from ufm_fast.targets import TargetSets
@@ -44,29 +38,19 @@ def problem(seed: int, classes: int = 32, rows: int = 12) -> Problem:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--problems", type=int, default=10)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
-    rows = []
-    for seed in range(args.problems):
+def records(problems: int = 10) -> Iterator[Record]:
+    for seed in range(problems):
         for most in (0, sets.MOST_ENTRIES):
             with patch.object(sets, "MOST_ENTRIES", most):
                 found = solve(problem(seed), metrics=False)
             assert found.certificate is not None
-            row = {"seed": seed, "model": "targets" if most else "identity", "steps": found.steps}
-            gap = f"{found.certificate.relative_gap:.1e}"
-            rows.append(
-                {**row, "evaluations": found.evaluations, "ended": found.outcome.value, "gap": gap}
+            yield Record(
+                {"seed": seed},
+                {
+                    "steps": found.steps,
+                    "evaluations": found.evaluations,
+                    "ended": found.outcome.value,
+                    "gap": f"{found.certificate.relative_gap:.1e}",
+                },
+                "targets" if most else "identity",
             )
-            print(rows[-1], flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()

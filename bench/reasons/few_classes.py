@@ -1,8 +1,6 @@
 """The tiled backend's two ways to the gradients, fp32: factors and labels added to the products, or
 put into E first.
 
-    python bench/few_classes.py [--rounds 21] [--out bench/results/few_classes_cpu.csv]
-
 Time of value and both gradients, and their relative errors against float64, by classes for each
 column of features; dense torch beside them. In random order within a round; ratios are medians over
 rounds.
@@ -11,13 +9,14 @@ rounds.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
-from common import interleave, median_ratio, rounds_and_out, write_csv
-from spread import drawn
 
+from bench.measure import interleave, median_ratio
+from bench.spread import drawn
+from bench.table import Record
 from ufm_fast.backends import Gradients, HeadInput, TiledBackend, tiled
 from ufm_fast.losses import make_loss
 from ufm_fast.targets import Targets
@@ -58,9 +57,7 @@ def heads(
     return {**{name: lambda few=few: ours(few) for name, few in WAYS.items()}, "dense torch": dense}
 
 
-def main() -> None:
-    args = rounds_and_out(__doc__, 21)
-    rows: list[dict[str, object]] = []
+def records(rounds: int = 21) -> Iterator[Record]:
     for shape in SHAPES:
         H, W, y = drawn(*shape, 1.0)
         exact = heads(H.double(), W.double(), y)["dense torch"]()
@@ -69,22 +66,15 @@ def main() -> None:
             n: [float((a - b).norm() / b.norm()) for a, b in zip(f(), exact, strict=True)]
             for n, f in calls.items()
         }
-        seconds = interleave(calls, args.rounds, warmup=0)
+        seconds = interleave(calls, rounds, warmup=0)
         for name, times in seconds.items():
-            row = {
-                "N": shape[0],
-                "K": shape[1],
-                "d": shape[2],
-                "way": name,
-                "seconds": f"{statistics.median(times):.4g}",
-            }
-            row |= {"time_over_added": f"{median_ratio(times, seconds['added']):.3f}"}
-            row |= {"error_dH": f"{errors[name][0]:.1e}", "error_dW": f"{errors[name][1]:.1e}"}
-            rows.append(row)
-            print(*row.values(), sep="\t", flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+            yield Record(
+                dict(zip("NKd", shape, strict=True)),
+                {
+                    "seconds": f"{statistics.median(times):.4g}",
+                    "time_over_added": f"{median_ratio(times, seconds['added']):.3f}",
+                    "error_dH": f"{errors[name][0]:.1e}",
+                    "error_dW": f"{errors[name][1]:.1e}",
+                },
+                name,
+            )

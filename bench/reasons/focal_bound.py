@@ -1,8 +1,6 @@
 """Certificate gaps of the focal loss with a bias by the convex envelope alone, and with rows that
 follow the bias. No clock.
 
-    python bench/focal_bound.py [--problems 70] [--out FILE.csv]
-
 K of 2 to 12, counts balanced, drawn from 1..5 or log-spaced, gamma of 0.5 to 5, penalties of 0.1 to
 1.3 times the largest class's collapse threshold, a free and a penalised bias, float64; the lowest
 value of three starts. Then one larger problem: K = 300, counts log-spaced 1..20, gamma = 2, 0.8
@@ -11,18 +9,14 @@ times the threshold, free bias.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import environment, write_csv
-
+from bench.table import Record
 from ufm_fast import Problem, solve
 from ufm_fast.objective import Objective
 from ufm_fast.theory.certificates import focal
@@ -69,53 +63,23 @@ def gaps(case: Problem, starts: list[tuple[str, int]]) -> tuple[float, float]:
     return best.certificate.relative_gap, (best.value - bound) / best.value
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--problems", type=int, default=70)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    print(environment())
-    make, rows = np.random.default_rng(7), []
+def both(case: dict[str, object], found: tuple[float, float]) -> Iterator[Record]:
+    for contender, gap in zip(("envelope", "following"), found, strict=True):
+        yield Record(case, {"relative_gap": f"{gap:.1e}"}, contender)
+
+
+def records(problems: int = 70) -> Iterator[Record]:
+    make = np.random.default_rng(7)
     for bias in ("free", "penalised"):
-        for index in range(args.problems):
+        for index in range(problems):
             case = problem(make, bias)
-            both = gaps(case, [("spectral", 0), ("normal", 1), ("normal", 2)])
-            row = {
-                "bias": bias,
-                "problem": index,
-                "counts": " ".join(map(str, case.counts.tolist())),
-                "mu": f"{case.mu:.4g}",
-            }
-            rows.append({**row, "envelope": f"{both[0]:.1e}", "following": f"{both[1]:.1e}"})
-    for bias in ("free", "penalised"):
-        mine = [
-            (float(row["envelope"]), float(row["following"])) for row in rows if row["bias"] == bias
-        ]
-        wide = [pair for pair in mine if pair[0] > 1e-7]
-        left = [pair[1] for pair in wide if pair[1] > 1e-7]
-        print(
-            f"{bias}: {len(mine)} problems, {len(wide)} with a gap above 1e-7 (up to "
-            f"{max(wide)[0]:.1e}) by the envelope,"
-        )
-        print(
-            f"    {len(left)} of them still (up to {max(left, default=0.0):.1e}) with rows that "
-            f"follow the bias"
-        )
+            counts = " ".join(map(str, case.counts.tolist()))
+            named = {"bias": bias, "problem": index, "counts": counts, "mu": f"{case.mu:.4g}"}
+            yield from both(named, gaps(case, [("spectral", 0), ("normal", 1), ("normal", 2)]))
     counts = np.geomspace(1, 20, 300).astype(int)
     mu = 0.8 * float(counts.max()) ** 0.5 / float(counts.sum())
     large = Problem(
         counts=counts, dim=300, loss="focal", gamma=2.0, lambda_w=mu, lambda_h=mu, bias="free"
     )
-    print(
-        "K = 300: {:.1e} by the envelope, {:.1e} with rows that follow the bias".format(
-            *gaps(large, [("spectral", 0)])
-        )
-    )
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+    named = {"bias": "free", "problem": "K = 300", "counts": "geomspace(1, 20)", "mu": f"{mu:.4g}"}
+    yield from both(named, gaps(large, [("spectral", 0)]))

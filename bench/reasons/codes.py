@@ -1,21 +1,18 @@
 """Evaluations of penalised cross-entropy with K > d + 1, with and without the model of
 `curvature.codes`. No clock but a ratio.
 
-    python bench/codes.py [--out FILE.csv] [--most 6000] [--models identity,codes]
-
 lambda_W = 1e-3, lambda_H = 1e-3 / N, start `normal`, L-BFGS with 10 pairs, until |grad| <= 1e-6 mu.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from unittest.mock import patch
 
 import torch
-from common import write_csv
 
+from bench.table import Record
 from ufm_fast import Problem
 from ufm_fast.objective import Objective
 from ufm_fast.solvers.curvature.codes import Codes
@@ -50,27 +47,12 @@ def run(problem: Problem, most: float) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--most", type=float, default=6000)
-    parser.add_argument("--models", default="identity,codes")
-    args = parser.parse_args()
-    rows = []
+def records(most: float = 6000.0, models: str = "identity,codes") -> Iterator[Record]:
     for name, data in CASES.items():
         N = int(data["counts"].sum()) if "counts" in data else data["classes"]
         problem = Problem(**data, lambda_w=1e-3, lambda_h=1e-3 / N)
-        for model in args.models.split(","):
+        for model in models.split(","):
             with patch.object(
                 Codes, "serves", Codes.serves if model == "codes" else lambda row, objective: False
             ):
-                rows.append({"case": name, "model": model, **run(problem, args.most)})
-                print(rows[-1])
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
+                yield Record({"case": name, "most": f"{most:g}"}, run(problem, most), model)

@@ -1,8 +1,6 @@
 """The three products of the tiled backend with exponentials stored C x K and K x C, fp32: why it
 stores K x C.
 
-    python bench/layout.py [--rounds 9] [--out bench/results/layout_cpu.csv]
-
 Each layout runs all chunks of its shape, nothing else; in random order within a round, ratios are
 medians over rounds.
 """
@@ -10,15 +8,12 @@ medians over rounds.
 from __future__ import annotations
 
 import statistics
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import interleave, median_ratio, rounds_and_out, write_csv
-
+from bench.measure import interleave, median_ratio
+from bench.table import Record
 from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.benchmark.rivals import SHAPES, inputs
 
@@ -49,29 +44,17 @@ def products(layout: str, shape: tuple[int, int, int], chunk: int) -> Callable[[
     return call
 
 
-def main() -> None:
-    args = rounds_and_out(__doc__, 9)
-    rows: list[dict[str, object]] = []
+def records(rounds: int = 9) -> Iterator[Record]:
     for shape in SHAPES:
         chunk = chunk_rows(shape[0], shape[1], 4, torch.device("cpu"))
         calls = {layout: products(layout, shape, chunk) for layout in LAYOUTS}
-        seconds = interleave(calls, args.rounds)
+        seconds = interleave(calls, rounds)
         for layout in LAYOUTS:
-            rows.append(
+            yield Record(
+                {"N": shape[0], "K": shape[1], "d": shape[2], "chunk": chunk},
                 {
-                    "N": shape[0],
-                    "K": shape[1],
-                    "d": shape[2],
-                    "chunk": chunk,
-                    "layout": layout,
                     "seconds": round(statistics.median(seconds[layout]), 4),
                     "time_over_first": round(median_ratio(seconds[layout], seconds[LAYOUTS[0]]), 3),
-                }
+                },
+                layout,
             )
-            print(*rows[-1].values(), sep="\t", flush=True)
-    if args.out:
-        write_csv(args.out, rows)
-
-
-if __name__ == "__main__":
-    main()
