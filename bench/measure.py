@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 from ufm_fast.benchmark.measuring import ENVIRONMENT, interleave, median_ratio
+from ufm_fast.calibration import processor_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +45,7 @@ def environment() -> dict[str, str]:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "machine": f"{processor_model() or platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": os.environ.get("UFM_COMMIT")
@@ -53,13 +54,6 @@ def environment() -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         **({"device": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def in_turn(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ def write(folder: Path) -> None:
         ("metrics", metrics()),
         ("gallery", gallery(folder / "figures")),
         ("reference", reference()),
+        ("benchmark", benchmark(folder / "bench" / "bench.json")),
     ):
         page = folder / f"{name}.md"
         if (
@@ -121,6 +123,40 @@ def reference() -> str:
         for public, thing in public_names(module):
             parts.append(f"### {name}.{public}\n\n{_described(public, thing)}")
     return "\n".join(parts)
+
+
+BENCHMARK_HEAD = """\
+# What it claims, measured
+
+`ufm-fast bench` measures these on your machine. What stands here is what
+
+```bash
+ufm-fast bench --device cpu --out docs/bench
+```
+
+wrote on {processor} ({threads} threads), {platform}, Python {python}, torch {torch}, {date}. Heads
+are called in turn: compare rows with one another, not with another machine's.
+
+![Percent of the products' rate, extra memory, and errors near collapse](bench/bench.png)
+"""
+
+
+def benchmark(path: Path) -> str:
+    """The tables of `ufm-fast bench`, from what it wrote."""
+    from ufm_fast.cli.bench import TITLES, cell
+
+    found = json.loads(path.read_text("utf-8"))
+    where = {**found["environment"], **found["environment"]["versions"]}
+    parts = [BENCHMARK_HEAD.format_map(where)]
+    for name, title in TITLES.items():
+        columns = list(found[name][0])
+        lines = [
+            " | ".join(column.replace("_", " ") for column in columns),
+            " | ".join("---" for _ in columns),
+            *(" | ".join(cell(x, row[x]) for x in columns) for row in found[name]),
+        ]
+        parts.append(f"\n**{title.capitalize()}**\n\n" + "".join(f"| {x} |\n" for x in lines))
+    return "".join(parts)
 
 
 def public_names(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ generated covers the code.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -17,7 +18,7 @@ from ufm_fast.metrics import DESCRIPTIONS
 from ufm_fast.reproduce import CLAIMS
 
 DOCS = Path(__file__).parents[1] / "docs"
-GENERATED = ("metrics.md", "gallery.md", "reference.md")
+GENERATED = ("metrics.md", "gallery.md", "reference.md", "benchmark.md")
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in GENERATED)
 
 
@@ -75,6 +76,10 @@ def test_pages_from_the_code_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert all(f"| `{name}` |" in metrics for name in DESCRIPTIONS)
     assert all(f"## {name}\n" in gallery for name in CLAIMS)
+    page = generated.benchmark(DOCS / "bench" / "bench.json")
+    assert page.count("| three products |") >= 1
+    made = json.loads((DOCS / "bench" / "bench.json").read_text("utf-8"))["environment"]
+    assert f"torch {made['versions']['torch']}, {made['date']}" in page
     assert "### ufm_fast.solve\n" in reference
     assert " at 0x" not in reference  # an address of this build
     assert "### ufm_fast.functional.linear_cross_entropy\n" in reference

@@ -113,7 +113,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         else platform.processor() or platform.machine()
     )
     return {
-        "processor": f"{name} {_model()}",
+        "processor": f"{name} {processor_model()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "ufm-fast": __version__,
@@ -121,7 +121,8 @@ def _machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _model() -> str:
+def processor_model() -> str:
+    """The processor's model by /proc/cpuinfo; nothing where there is none."""
     with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return ""

@@ -5,6 +5,7 @@ export, figures.
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,8 @@ def test_a_run_on_groups_is_saved_read_and_finished(capsys: pytest.CaptureFixtur
     summary = printed(capsys)
     best = group_minimum(ClassGroups.of_words("3:50,5:9,40:2"), 0.01, 0.005)
     assert summary["value"] == pytest.approx(best.value, rel=1e-12)
+    saved = json.loads(Path("r/summary.json").read_text())
+    assert saved["peak_bytes"] > saved["peak_extra_bytes"] >= 0
     assert summary["certificate"]["certified"]
     assert summary["groups"]["collapsed"] == best.collapsed.sum() == 1
     assert summary["groups"]["rank"] == best.rank < 47

@@ -188,6 +188,7 @@ def test_a_broken_cell_takes_the_steps_that_are_left(monkeypatch: pytest.MonkeyP
         (half["steps"], half["outcome"]) == (whole["steps"], whole["outcome"]) == (40, "max_steps")
     )
     assert half["value"] == pytest.approx(whole["value"], rel=1e-12)
+    assert (half["resumed_at"], whole.get("resumed_at")) == (33, None)
     assert worker.solve_cell(Path("half"), given) == {
         "state": "done"
     }  # a limit that was reached is an end

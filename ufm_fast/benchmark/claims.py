@@ -127,15 +127,20 @@ def solves(device: torch.device, *, quick: bool) -> list[Row]:
 
 
 def _torch_solve(problem: Problem, start: Point, limit: int) -> Row:
-    """Iterations by twenties until the gap is certified, or ``limit`` of them; certificates are not
-    timed.
+    """Iterations by twenties until the gap is certified, ``limit`` of them, or twenty that change
+    nothing; certificates are not timed.
     """
     W, H = (part.detach().clone().requires_grad_() for part in (start.W, start.H))
     rows, evaluations, seconds, gap = problem.rows("classes"), 0, 0.0, float("inf")
     counts = rows.counts.to(W)
     y = rows.targets.indices.to(W.device)
     optimiser = torch.optim.LBFGS(
-        (W, H), max_iter=20, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=0
+        (W, H),
+        max_iter=20,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
     )
 
     def closure() -> Tensor:
@@ -152,12 +157,13 @@ def _torch_solve(problem: Problem, start: Point, limit: int) -> Row:
         return value
 
     for _ in range(0, limit, 20):
+        before = W.detach().clone()
         began = time.perf_counter()
         with torch.enable_grad():
             optimiser.step(closure)  # type: ignore[no-untyped-call]
         seconds += time.perf_counter() - began
         gap = certify(problem, rows, Point(W.detach(), H.detach())).relative_gap
-        if gap <= _GAP:
+        if gap <= _GAP or torch.equal(before, W):
             break
     return {"seconds": seconds, "evaluations": evaluations, "relative_gap": gap}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ufm_fast.benchmark.claims import measure
+from ufm_fast.calibration import processor_model
 from ufm_fast.cli import report
 from ufm_fast.doctor import environment
 from ufm_fast.errors import InputError
 from ufm_fast.runs import settings
 from ufm_fast.runs.files import WriteError, pretty_json, write_text
 
-_TITLES = {
+TITLES = {
     "heads": "value and gradient of the cross-entropy, float32",
     "solves": "a solve to a certified gap, float64",
     "digits": "relative error of a float32 loss as the margin grows",
@@ -35,11 +38,16 @@ def bench(*, device: str, quick: bool, out: Path | None, json: bool) -> None:
             ) from error
     chosen, _ = settings.pick_device(device)
     found = measure(torch.device(chosen), quick=quick)
-    content = {"environment": environment(chosen), **found}
+    where = {
+        **environment(chosen),
+        "processor": processor_model() or platform.processor(),
+        "date": datetime.date.today().isoformat(),
+    }
+    content = {"environment": where, **found}
     if json:
         report.print_json(content)
     else:
-        for name, title in _TITLES.items():
+        for name, title in TITLES.items():
             Console().print(_table(title, found[name]))
     if out is not None:
         _write(out, content, found, silent=json)
@@ -66,15 +74,18 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "contender" else "right")
     for row in rows:
-        table.add_row(*(_cell(name, value) for name, value in row.items()))
+        table.add_row(*(cell(name, value) for name, value in row.items()))
     return table
 
 
-def _cell(name: str, value: Any) -> str:
+def cell(name: str, value: Any) -> str:
+    """A value of that column in words."""
     from ufm_fast.plan import readable
 
     if value is None or isinstance(value, str):
         return value or ""
     if name == "extra_bytes":
         return readable(value)
+    if isinstance(value, int):
+        return str(value)
     return f"{value:.0f}" if name == "percent_of_products" else f"{value:.3g}"

@@ -209,7 +209,7 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
     for header in ("cell", *names, "memory", "s / eval"):
         table.add_column(header, overflow="fold", no_wrap=header == "cell")
     for row in rows:
-        values = (_short(str(row.get(name, "")), 20) for name in names)
+        values = (_word(row.get(name, "")) for name in names)
         table.add_row(
             row["cell"],
             *values,
@@ -217,6 +217,11 @@ def _print_cells(cells: list[Cell], *, json: bool) -> None:
             report.number(row["seconds_per_evaluation"], 2),
         )
     Console().print(table)
+
+
+def _word(value: Any) -> str:
+    """A value of an axis in a table of 80 columns, where not all digits of a derived one fit."""
+    return report.number(value) if isinstance(value, float) else _short(str(value), 20)
 
 
 def plot(runs: Sequence[Path], compare: Path | None, named: Mapping[str, str | None]) -> bool:
@@ -280,7 +285,7 @@ def show(path: Path, columns: str | None, *, json: bool) -> None:
     for header in (*axes, "cells", *names):
         table.add_column(header, overflow="fold")
     for group, means in found:
-        words = (_short(str(group.place[name]), 20) for name in axes)
+        words = (_word(group.place[name]) for name in axes)
         table.add_row(*words, str(len(group.rows)), *(_spread(means[name]) for name in names))
     Console().print(table)
     left = len(rows) - len(finished(rows))

@@ -28,9 +28,14 @@ def execute_groups(job: Job) -> dict[str, Any]:
     """Solve a job that is ``grouped``, log and save; the summary. A refused or interrupted one
     leaves no run directory.
     """
+    import torch
+
+    from ufm_fast.memory import begin_peak, peak_memory
     from ufm_fast.runs.grouped import solve_groups
 
+    device = torch.device("cpu")  # wherever the problem is: what is solved fits anywhere
     with job.run.locked(job.stamp):
+        held = begin_peak(device)
         try:
             if not job.fresh:
                 job.run.write_config(job.config, settings.digest(job.config, job.problem))
@@ -39,7 +44,8 @@ def execute_groups(job: Job) -> dict[str, Any]:
             if job.fresh:
                 job.run.discard()
             raise
-        job.run.write_summary({**summary, "tol": job.config["tol"], "hash": job.run.hash})
+        memory = peak_memory(device, held)
+        job.run.write_summary({**summary, **memory, "tol": job.config["tol"], "hash": job.run.hash})
     return summary
 
 
@@ -64,9 +70,9 @@ def _execute(job: Job, report: Callable[[StepRecord], None], told: Mapping[str, 
     before = () if job.fresh or solution.restarts else ended_starts(job)
     restarts = {"restarts": before} if before else {}
     memory = peak_memory(device, held)
-    job.run.write_summary(
-        {**solution.summary(), **restarts, **memory, "tol": job.config["tol"], "hash": job.run.hash}
-    )
+    resumed = {} if job.fresh else {"resumed_at": job.progress.step}
+    of_run = {**memory, **resumed, "tol": job.config["tol"], "hash": job.run.hash}
+    job.run.write_summary({**solution.summary(), **restarts, **of_run})
     return solution
 
 

@@ -3,6 +3,8 @@
 Columns, in this order: cell; axes and derived values; the other settings that are not the default
 in some cell; results; every metric by its own name; the environment. A cell that is not finished
 has the outcome ``unfinished`` and no other result.
+``resumed_at``: the step from which a broken cell went on, whose steps and evaluations may be others
+than those of an undisturbed one (`worker`); empty where nothing broke it.
 ``symmetric``: of models with layers, whether the value is that of deep neural collapse.
 What theory says of the largest cosine stands beside it: ``simplex_level`` -1/(K-1), which is
 Welch's bound for K <= d + 1, and ``welch_level`` sqrt((K-d)/(d(K-1))) beyond.
@@ -34,6 +36,7 @@ MEASURED = (
     "peak_bytes",
     "peak_extra_bytes",
     "device_peak_bytes",
+    "resumed_at",
 )
 _ALWAYS = ("loss", "lambda_w", "lambda_h", "dtype", "seed")
 _PLAIN = ("value", "data_value", "outcome", "gradient_norm", "steps", "evaluations", "seconds")
@@ -100,10 +103,7 @@ def _results(summary: Mapping[str, Any], layers: int) -> Row:
         "starts_at_best": sum(abs(start["value"] - best) <= 1e-8 * abs(best) for start in starts)
         if starts
         else 1,
-        **{
-            name: summary.get(name)
-            for name in ("peak_bytes", "peak_extra_bytes", "device_peak_bytes", "backend", "method")
-        },
+        **{name: summary.get(name) for name in (*MEASURED[2:], "backend", "method")},
     }
     if summary.get("classes", 0) > 1 and "dim" in summary:
         K, d = summary["classes"], summary["dim"]
