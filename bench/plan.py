@@ -4,13 +4,16 @@ process a setting.
 Memory in MiB: the peak above what the process held before, of the steps, the certificate and the
 metrics of one solve, in a process that hands back what is freed. Linux. Seconds: CPU time of the
 steps over their evaluations, one thread, so that a busy machine counts less. ``--only PART``:
-settings whose name holds it. ``--again TABLE``: what a table of results has measured, beside what
-is planned now. The last record counts the settings whose memory is within 20 % of the plan's, and
-whose seconds are within 1.5 times.
+settings whose name holds it. Rates are calibrated anew, at the first setting of each kind.
+``--again TABLE``: what a table of results has measured, beside what is planned now. The last record
+counts the settings whose memory is within 20 % of the plan's, and whose seconds are within 1.5
+times.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,13 +122,19 @@ class Peaks(Callback):
         return (last - first) / (after - before)
 
 
-def planned(name: str) -> tuple[Problem, dict[str, Any], dict[str, Any]]:
-    """The problem, its options, and what is planned."""
+def setting(name: str) -> tuple[Problem, dict[str, Any]]:
+    """The problem and the options of its solve."""
     given, options = SETTINGS[name]
     problem = Problem(**{**({} if given.get("constraint") else _UNEVEN), **given})
     options = {"method": "lbfgs", "history": 5, "max_steps": 20, "start": "normal", **options}
     if options["method"] != "lbfgs":
         del options["history"]
+    return problem, options
+
+
+def planned(name: str) -> dict[str, Any]:
+    """Bytes of each phase, and seconds an evaluation."""
+    problem, options = setting(name)
     names = ("reduce", "method", "history", "variables")
     made = make_plan(problem, **{name: options[name] for name in names if name in options})
     backend, method = options.get("backend", "tiled"), options["method"]
@@ -134,11 +143,7 @@ def planned(name: str) -> tuple[Problem, dict[str, Any], dict[str, Any]]:
         "certificate": made.proof(backend),
         "metrics": made.metrics(backend),
     }
-    return (
-        problem,
-        options,
-        {**sizes, "all": made.total(method, backend), "seconds": made.backend(backend).seconds},
-    )
+    return {**sizes, "all": made.total(method, backend), "seconds": made.backend(backend).seconds}
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def measured(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     for loss in ("ce", "focal", "mse"):  # imports and what libraries keep
         solve(Problem(counts=_counts(9), dim=8, loss=loss), start="normal", max_steps=2)
-    problem, options, _ = planned(name)
+    problem, options = setting(name)
     peaks = Peaks()
     solve(problem, **options, log_every=1, callbacks=[peaks])
     found = {phase: peaks.bytes[phase] for phase in _PHASES[:3]}
@@ -155,7 +160,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def record(name: str, found: dict[str, float]) -> Record:
     """What was planned and measured, in MiB and milliseconds, and the ratios of the two."""
-    plan, figures = planned(name)[2], {}
+    plan, figures = planned(name), {}
     for phase in _PHASES:
         figures[f"{phase}_planned_MiB"] = round(plan[phase] / 2**20, 1)
         figures[f"{phase}_MiB"] = round(found[phase] / 2**20, 1)
@@ -181,6 +186,7 @@ def before(path: str) -> dict[str, dict[str, float]]:
 
 def records(only: str = "", again: str = "") -> Iterator[Record]:
     torch.set_num_threads(1)
+    os.environ["UFM_FAST_CACHE"] = tempfile.mkdtemp()  # the rates of this moment, not of another
     old, ratios = before(again) if again else None, []
     for name in (name for name in SETTINGS if only in name and (old is None or name in old)):
         try:

@@ -36,7 +36,7 @@ def picture(found: dict[str, list[Row]]) -> Figure:
         )
     digits.set_xlabel("margin, nats")
     digits.set_ylabel("relative error of the float32 loss")
-    digits.legend(loc="center right")  # where neither curve comes
+    digits.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     for axes in (rate, memory):
         axes.tick_params(axis="y", labelsize=6)
         axes.invert_yaxis()
