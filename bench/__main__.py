@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parent
 #: Heading -> its cases.
 CASES: dict[str, tuple[str, ...]] = {
     "heads": ("head", "functional", "spread"),
-    "solves": ("solve_time", "certificate", "depth", "million", "groups"),
+    "solves": ("solve_time", "certificate", "depth", "spheres", "million", "groups"),
     "memory and plan": ("memory", "sphere_memory", "plan"),
     "studies, ranks, papers": ("study_kills", "study_jobs", "sharded", "rank_kills", "reproduce"),
     "that a move changes nothing": ("same_bits", "same_speed"),

@@ -148,6 +148,8 @@ def test_the_landscape_moves_held_rows_together():
     assert verdict.classification == "global minimum (certified)"
     assert verdict.tied == 5
     assert "keeps them there" in verdict.note
+    some = Objective(replace(problem, angular_margin=[0.5, 0.0, 0.5, 0.5, 0.5]))
+    assert classify(some, some.from_model(found.point.W, found.point.H, None)).tied == 4
     one = torch.nn.functional.one_hot(torch.zeros(5, dtype=torch.int64), 4).double()
     saddle = classify(objective, objective.from_model(one, one, None))
     assert saddle.classification == "strict saddle"

@@ -6,11 +6,9 @@ scale for each class.
 
 - Offsets tau log(n_k / N): logit adjustment (Menon et al., arXiv 2007.07314).
 - Margins C n_y^(-1/4): LDAM (Cao et al., arXiv 1906.07413). The same for all classes and on unit
-rows: CosFace,
-  t (cos - m) (Wang et al., arXiv 1801.09414).
+  rows: CosFace, t (cos - m) (Wang et al., arXiv 1801.09414).
 - Scales (n_k / n_max)^gamma: class-dependent temperatures, CDT (Ye et al., arXiv 2001.01385); with
-offsets the
-  vector-scaling loss (Kini et al., arXiv 2103.01550).
+  offsets the vector-scaling loss (Kini et al., arXiv 2103.01550).
 
 An offset acts like a fixed bias, and a margin adds to the log of the row's off-target mass, so
 neither needs anything else of a backend. A scale is a factor on the rows of W. Penalties of each

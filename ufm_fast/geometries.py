@@ -99,18 +99,21 @@ class Spheres(Flat):
 
 
 class TiedSpheres(Spheres):
-    """Spheres on which rows of H that lie on their class's row of W stay there: the two move as one
-    (`angular_margins`).
+    """Spheres on which rows of H that lie on their class's row of W stay there, where they have a
+    kink (``kinked``, (R,)): the two move as one (`angular_margins`).
     """
 
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+    def __init__(self, labels: Tensor, kinked: Tensor) -> None:
+        self.labels, self.kinked = labels, kinked
+
+    def _tied_rows(self, x: Point) -> Tensor:
+        return together(x.W, x.H, self.labels) & self.kinked
 
     def tied(self, x: Point, v: Point, reach: Tensor | None = None) -> Point:
         """A tangent v with equal rows where rows of x are tied: their mean, the nearest. What they
         differ from it by is left out up to ``reach`` (R,), without it whole.
         """
-        rows = torch.nonzero(together(x.W, x.H, self.labels)).reshape(-1)
+        rows = torch.nonzero(self._tied_rows(x)).reshape(-1)
         if rows.numel() == 0:
             return v
         labels, W, H = self.labels[rows], v.W.clone(), v.H.clone()
@@ -128,7 +131,7 @@ class TiedSpheres(Spheres):
 
     def together(self, x: Point) -> int:
         """How many rows of H are tied."""
-        return int(together(x.W, x.H, self.labels).sum())
+        return int(self._tied_rows(x).sum())
 
     def held(self, x: Point) -> int:
         return super().held(x) + self.together(x) * (x.H.shape[1] - 1)
@@ -139,7 +142,7 @@ class TiedSpheres(Spheres):
     def move(self, x: Point, direction: Point, t: float) -> Point:
         moved, labels = super().move(x, direction, t), self.labels
         off = _length(direction.H - direction.W[labels])
-        stay = together(x.W, x.H, labels)[:, None] & (off <= 1e-8 * _length(direction.H))
+        stay = self._tied_rows(x)[:, None] & (off <= 1e-8 * _length(direction.H))
         return Point(moved.W, torch.where(stay, moved.W[labels], moved.H), moved.b, moved.hidden)
 
 

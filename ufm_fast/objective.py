@@ -111,7 +111,8 @@ class Objective:
         self.adjustment = problem.adjustment
         self.angular = problem.angular
         if self.angular is not None:
-            self.geometry = TiedSpheres(self.targets.indices)
+            labels = self.targets.indices
+            self.geometry = TiedSpheres(labels, self.angular.angles[labels] > 0)
         counts = here.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
         self._set_scales(problem.penalty_weights(here))

@@ -155,7 +155,7 @@ class RoundedAngles(RoundedKinks):
         return [*warm, *super().stages(objective)]
 
     def entered(self, objective: Objective, point: Point) -> Point:
-        own = point.W[objective.targets.indices]
+        own = point.W[objective.targets.indices]  # of a class without a margin as good a start
         apart = torch.linalg.vector_norm(point.H - own, dim=1, keepdim=True)
         return replace(point, H=torch.where(apart <= NEAR * ANGLES[-1], own, point.H))
 
