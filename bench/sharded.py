@@ -4,9 +4,11 @@ would take, computed.
     python -m bench sharded [--out TABLE]     # two ranks of one thread, one process of two
     python -m bench sharded --computed        # the table of docs/howto/distributed.md
 
-Cross-entropy, float32. Each contender is a process of its own; its memory is the peak above what
-importing took. The bytes that ranks count are compared with `backends.cost`. Computed times take
-the rates below as given: nothing was run.
+Cross-entropy, float32. Each contender is a process of its own. Its memory is the peak above what
+importing took, with a C library that hands back what is freed (MALLOC_MMAP_THRESHOLD_; Linux): then
+it is what is held, and no matter of chance. Its seconds are of other processes, without that; the
+two sorts take turns, and a ratio is the median over turns. The bytes that ranks count are compared
+with `backends.cost`. Computed times take the rates below as given: nothing was run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,41 +32,38 @@ SIZES = {"classes": 20_000, "rows": 20_000, "dim": 128}
 #: Of one H200, as given: products in bfloat16 (bench/results/nvidia-h200.csv has 585
 #: TFLOP/s at d = 512), NVLink and network.
 FLOPS, NEAR, FAR = 5.0e14, 4.0e11, 5.0e10
-_ROUNDS = 3
+_ROUNDS, _TURNS = 3, 3
 
 
-def worker(rank: int, ranks: int, store: str, sizes: dict[str, int]) -> dict[str, Any]:
-    """One process: seconds of each evaluation, its peak memory above importing, and the bytes it
-    sent.
+def worker(rank: int, ranks: int, store: str, sizes: dict[str, int], rounds: int) -> dict[str, Any]:
+    """One process: the median seconds of an evaluation after the first, its peak memory above
+    importing, and the bytes it sent.
     """
     import torch
 
     from ufm_fast import Problem
     from ufm_fast.backends import ShardedBackend, TiledBackend
     from ufm_fast.layout import Mesh
+    from ufm_fast.memory import begin_peak, peak_memory
     from ufm_fast.objective import Objective
     from ufm_fast.starts import make_start
 
     torch.set_num_threads(2 // ranks)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu = torch.device("cpu")
+    before = begin_peak(cpu)
     backend: Any = TiledBackend()
     if ranks > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks
         )
         backend = ShardedBackend(Mesh.of_world())
-    problem = Problem(
-        classes=sizes["classes"],
-        dim=sizes["dim"],
-        per_class=1,
-        dtype="float32",
-        lambda_w=1e-6,
-        lambda_h=1e-6,
-    )
+    penalties = {"lambda_w": 1e-6, "lambda_h": 1e-6}
+    number, dim = sizes["classes"], sizes["dim"]
+    problem = Problem(classes=number, dim=dim, per_class=1, dtype="float32", **penalties)
     objective = Objective(problem, backend=backend)
     x = make_start(objective, "normal")
     seconds, sent, height = [], {}, 0
-    for _ in range(_ROUNDS + 1):
+    for _ in range(rounds + 1):
         if ranks > 1:
             backend.mesh.traffic.clear()
         begun = time.perf_counter()
@@ -72,30 +71,24 @@ def worker(rank: int, ranks: int, store: str, sizes: dict[str, int]) -> dict[str
         seconds.append(time.perf_counter() - begun)
     if ranks > 1:
         sent, height = dict(backend.mesh.traffic), next(iter(backend.heads[0][1].heights.values()))
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {
-        "peak_mib": peak,
-        "seconds": sorted(seconds[1:])[_ROUNDS // 2],
-        "sent": sent,
-        "height": height,
-    }
+    peak = peak_memory(cpu, before)["peak_extra_bytes"] / 2**20
+    median = statistics.median(seconds[1:])
+    return {"peak_mib": peak, "seconds": median, "sent": sent, "height": height}
 
 
-def run(ranks: int, sizes: dict[str, int]) -> list[dict[str, Any]]:
-    """The results of all ranks."""
+def run(
+    ranks: int, sizes: dict[str, int], rounds: int, extra: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The results of all ranks; ``extra``: of their environment."""
     root = Path(__file__).parent.parent
     path = os.pathsep.join((str(root), str(root / "kernels")))
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            __file__,
-            "--worker",
-            json.dumps([ranks, f"{folder}/store", sizes]),
-        ]
+        given = json.dumps([ranks, f"{folder}/store", sizes, rounds])
+        command = [sys.executable, __file__, "--worker", given]
         started = [
             subprocess.Popen(
                 [*command, "--rank", str(rank)],
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **extra, "PYTHONPATH": path},
                 stdout=subprocess.PIPE,
             )
             for rank in range(ranks)
@@ -105,25 +98,28 @@ def run(ranks: int, sizes: dict[str, int]) -> list[dict[str, Any]]:
 
 def measured(sizes: dict[str, int], out: Path | None) -> None:
     from ufm_fast.backends.cost import Cost
+    from ufm_fast.benchmark.measuring import ENVIRONMENT
 
-    [one], many = run(1, sizes), run(2, sizes)
-    cost = Cost(**sizes, mesh=(2, 1), chunk=many[0]["height"]).sent()
-    for name, found in (("one process", one), ("rank 0 of 2", many[0]), ("rank 1 of 2", many[1])):
-        sent = {kind: number for kind, number in found["sent"].items() if kind in cost}
+    held = [*run(1, sizes, 1, ENVIRONMENT), *run(2, sizes, 1, ENVIRONMENT)]
+    turns = [[*run(1, sizes, _ROUNDS, {}), *run(2, sizes, _ROUNDS, {})] for _ in range(_TURNS)]
+    cost = Cost(**sizes, mesh=(2, 1), chunk=held[1]["height"]).sent()
+    for i, name in enumerate(("one process", "rank 0 of 2", "rank 1 of 2")):
+        sent = {kind: number for kind, number in held[i]["sent"].items() if kind in cost}
         equal = sent == {kind: number for kind, number in cost.items() if number} if sent else ""
+        ratios = [turn[i]["seconds"] / turn[0]["seconds"] for turn in turns]
         record = Record(
             sizes,
             {
-                "peak_mib": round(found["peak_mib"], 1),
-                "seconds": round(found["seconds"], 3),
-                "memory_ratio": round(found["peak_mib"] / one["peak_mib"], 3),
-                "time_ratio": round(found["seconds"] / one["seconds"], 3),
+                "peak_mib": round(held[i]["peak_mib"], 1),
+                "seconds": round(statistics.median(turn[i]["seconds"] for turn in turns), 3),
+                "memory_ratio": round(held[i]["peak_mib"] / held[0]["peak_mib"], 3),
+                "time_ratio": round(statistics.median(ratios), 3),
                 "sent_mib": round(sum(sent.values()) / 2**20, 2),
                 "as_computed": equal,
             },
             name,
         )
-        print(name, record.measured)
+        print(name, record.measured, flush=True)
         if out is not None:
             add(out, lines("sharded", record, environment()))
 

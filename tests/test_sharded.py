@@ -17,6 +17,7 @@ from ufm_fast.backends import ShardedBackend
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Mesh, block, mesh_shape
 from ufm_fast.objective import Objective
+from ufm_fast.targets import TargetSets
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +82,22 @@ def test_ranks_on_cuda_multiply_by_kernels(monkeypatch):
         objective.value_and_grad(random_point(objective, 1))
 
 
-UNKNOWN = [
-    {"layers": 2},
-    {"constraint": "sphere"},
-    {"logit_adjustment": 1.0},
-    {"margin": 0.5},
-    {"class_scales": 0.3},
-    {"feature_penalties": [1.0, 2.0, 3.0]},
-]
+UNKNOWN = {
+    "margins in the angle": {"classes": 3, "constraint": "sphere", "angular_margin": 0.3},
+    "classifier_penalties": {"counts": [3, 1, 2], "classifier_penalties": [1.0, 2.0, 3.0]},
+    "target vectors": {"targets": torch.eye(3), "loss": "mse"},
+    "weighted target sets": {
+        "target_sets": TargetSets.create([0, 2, 3], [0, 1, 2], 3, weights=[0.5, 1.0, 2.0]),
+        "loss": "pick-all",
+    },
+}
 
 
-@pytest.mark.parametrize("given", UNKNOWN, ids=str)
-def test_what_ranks_cannot_do_is_refused(given):
+@pytest.mark.parametrize("words", UNKNOWN)
+def test_what_ranks_cannot_do_is_refused(words):
     backend = ShardedBackend(Mesh((1, 1), 0, torch.device("cpu")))
-    with pytest.raises(InputError, match="backend sharded does not go with"):
-        Objective(Problem(counts=[3, 1, 2], dim=4, **given), backend=backend)
+    with pytest.raises(InputError, match=f"backend sharded does not go with {words}"):
+        Objective(Problem(dim=4, **UNKNOWN[words]), backend=backend)
 
 
 def test_an_axis_of_one_says_nothing():

@@ -60,6 +60,11 @@ class Adjustment:
             *(None if v is None else v.to(device) for v in (self.offset, self.margin, self.scale))
         )
 
+    def part(self, classes: slice) -> Adjustment:
+        """That of a head with these rows of W alone, whose targets still name all classes."""
+        offset, scale = (None if v is None else v[classes] for v in (self.offset, self.scale))
+        return Adjustment(offset, self.margin, scale)
+
     def apply(self, x: HeadInput) -> HeadInput:
         """The head's input with its logits adjusted."""
         weight, bias = self.classifier(x.weight, x.bias)

@@ -5,6 +5,7 @@ the penalty mu/2 |x|^2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,12 +21,19 @@ Factors = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # W, H, hidden
 SMALL = 1e-3
 
 
-def deep_start(objective: Objective, name: str, generator: torch.Generator) -> Factors:
-    """Factors in the solver's variables; the names are those of ``starts.make_start``. Errors:
-    InputError for ``balanced``.
+def deep_start(
+    objective: Objective,
+    name: str,
+    draw: Callable[[str, tuple[int, int]], Tensor],
+    part: slice = slice(None),
+) -> Factors:
+    """Factors in the solver's variables; the names are those of ``starts.make_start``. ``draw``
+    gives a normal factor by its name and shape, of the rows here alone where those of H are
+    ``part``. Errors: InputError for ``balanced``.
     """
     problem, trunk, counts = objective.problem, objective.trunk, objective.rows.counts.double()
     shapes = [(problem.num_classes, problem.head_dim), (len(counts), problem.dim), *trunk.shapes]
+    names = ["W", "H", *(f"hidden{j}" for j in range(1, problem.layers))]
     if name == "balanced":
         raise InputError(
             "start balanced is of one layer; with layers give normal, orthogonal or spectral"
@@ -33,9 +41,7 @@ def deep_start(objective: Objective, name: str, generator: torch.Generator) -> F
     if name == "spectral":
         factors = _spectral(objective)
     else:
-        factors = [
-            torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes
-        ]
+        factors = list(map(draw, names, shapes))
         factors = [
             orthonormal(X) if name == "orthogonal" else X / math.sqrt(X.shape[1]) for X in factors
         ]
@@ -45,7 +51,7 @@ def deep_start(objective: Objective, name: str, generator: torch.Generator) -> F
         factors = [SMALL * X for X in factors] if name == "small" else factors
     scales = balancing_scales((problem.lambda_w, problem.lambda_h, *problem.hidden_penalties))
     W, H, *hidden = (X * s for X, s in zip(factors, scales, strict=True))
-    H = H / counts.sqrt()[:, None]
+    H = H / counts[part].sqrt()[:, None]
     x = objective.from_model(W, H.to(objective.row_scale.device), None, hidden)
     return x.W, x.H, x.hidden
 

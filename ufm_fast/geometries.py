@@ -10,6 +10,7 @@ tangent gradient is small against it. Another constraint is a class and a row of
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Spheres(Flat):
     curved = True
 
     def split(self, x: Point, gradient: Point) -> tuple[Point, Point | None]:
-        normal = Point(_along(x.W, gradient.W), _along(x.H, gradient.H))
+        normal = Point(_along(x.W, gradient.W), _along(x.H, gradient.H), layout=x.layout)
         return _rows(lambda x, g, a: g - a * x, x, gradient, normal, rest=gradient), normal
 
     def hessian(self, x: Point, v: Point, normal: Point | None, product: Point) -> Point:
@@ -148,9 +149,8 @@ class TiedSpheres(Spheres):
 
 def _rows(function: Callable[..., Tensor], *points: Point, rest: Point) -> Point:
     """``function`` of the rows of W and of H of the points; bias and layers of ``rest``."""
-    return Point(
-        function(*(p.W for p in points)), function(*(p.H for p in points)), rest.b, rest.hidden
-    )
+    W, H = function(*(p.W for p in points)), function(*(p.H for p in points))
+    return replace(rest, W=W, H=H)
 
 
 def _along(x: Tensor, g: Tensor) -> Tensor:

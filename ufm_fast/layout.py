@@ -21,6 +21,7 @@ them as formulas.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -147,6 +148,15 @@ class Mesh:
         return self.shape[0] * self.shape[1]
 
     @cached_property
+    def neighbours(self) -> int:
+        """Ranks that share this one's memory and caches, itself too: of a GPU none, else those of
+        the machine as torchrun tells, or all.
+        """
+        if self.device.type != "cpu":
+            return 1
+        return max(1, min(self.ranks, int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks))))
+
+    @cached_property
     def world(self) -> Axis:
         return Axis(self.ranks, self.rank, self.group, self.traffic)
 
@@ -206,6 +216,13 @@ class Mesh:
     def barrier(self) -> None:
         """Wait for all ranks, also for one that was told to stop."""
         self.world.sum_(torch.zeros(1, device=self.device))
+
+    def told(self, value: Any) -> Any:
+        """The first rank's value, of any kind, on every rank."""
+        held = [value]
+        if self.ranks > 1:
+            dist.broadcast_object_list(held, group=self.group, group_src=0)
+        return held[0]
 
     def shared(self, x: Tensor) -> Tensor:
         """The first rank's x, of one shape on all ranks, in place."""

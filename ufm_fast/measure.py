@@ -11,7 +11,7 @@ vectors the head's metrics are those of regression (`metrics.regression`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.dense_targets import DenseTargets
+from ufm_fast.layout import gathered
 from ufm_fast.metrics import (
     ClassStatistics,
     RowMatrix,
@@ -55,6 +56,9 @@ MARGIN_ROWS, MOST_MARGIN_CLASSES, MOST_MARGIN_DIM = 64, 10_000, 64
 #: Metrics of unequal classes compare all rows of W: up to so many, where that takes a fraction of a
 #: second.
 MOST_IMBALANCED = 512
+#: Numbers of W and H up to which the first of several ranks measures the whole point: 128 MiB in
+#: float64. A problem for several ranks is far larger, or solved there for its time alone.
+GATHERED = 1 << 24
 _LOST = 4 * torch.finfo(torch.float64).eps
 
 
@@ -81,18 +85,22 @@ def measure(
     """Neural-collapse metrics of a model point; of multi-label data those of the rows with one
     label (as Li et al., arXiv 2310.15903), and those of the target sets. Where all factors are zero
     but for rounding beside ``value``, the metrics are those of zero: directions are nan. On several
-    ranks, of which the point is one's, the metrics are those of `metrics.spread`.
+    ranks, of which the point is one's, the first one measures a point of up to ``GATHERED``
+    numbers; the metrics of a larger one are those of `metrics.spread`, every rank has the same.
     """
+    told = _by_first(model, lambda whole: measure(problem, rows, whole, pairwise, value))
+    if told is not None:
+        return told
     here = rows if model.layout is None else parts_of(rows, model.layout)
     gone = vanished(problem, here, model, value)
     model = model.zeros() if gone else model
-    if model.layout is not None:
-        lambdas = (
-            (problem.lambda_w, problem.lambda_h) if problem.lambda_w and problem.lambda_h else None
-        )
-        return spread_metrics(model.H, model.W, here, problem.counts, model.layout, lambdas)
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
     deep = len(inputs) > 1
+    if model.layout is not None:
+        balanced = not deep and problem.feature_factors is None
+        lambdas = (problem.lambda_w, problem.lambda_h)
+        given = lambdas if balanced and all(lambdas) else None
+        return spread_metrics(inputs[-1], model.W, here, problem.counts, model.layout, given)
     if problem.dense:
         return _of_vectors(problem, rows, model, inputs)
     labels, counts, alone = _single(rows, model.H.device)
@@ -128,6 +136,25 @@ def measure(
             found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
         found |= _of_layers(problem, rows, model)
     return found | ({"nc4": math.nan} if gone and "nc4" in found else {})
+
+
+def _by_first(
+    model: Point, measured: Callable[[Point], dict[str, float]]
+) -> dict[str, float] | None:
+    """What the first of several ranks measures of the whole point, on every rank; None where the
+    point is in one process, or large.
+    """
+    layout = model.layout
+    if (
+        layout is None
+        or layout.classes * model.W.shape[1] + layout.rows * model.H.shape[1] > GATHERED
+    ):
+        return None
+    mesh, parts = layout.mesh, model.named()
+    for name in [name for name in ("W", "H", "b") if name in parts]:
+        parts[name] = torch.cat(gathered(mesh.world, parts[name], "metrics"))
+    found = measured(Point.of(parts)) if mesh.rank == 0 else None
+    return dict(mesh.told(found))
 
 
 def _of_vectors(
@@ -268,8 +295,12 @@ def collapse_metrics(
     predicts.
 
     Empty for several targets a row, where classes have no means, and where all factors are zero
-    beside ``value``. On several ranks NC4 is not among them, and each rank has the same.
+    beside ``value``. On several ranks NC4 is among them up to ``GATHERED`` numbers, and each rank
+    has the same.
     """
+    told = _by_first(point, lambda whole: collapse_metrics(problem, whole, reduce, value))
+    if told is not None:
+        return told
     rows, layout = problem.rows(reduce), point.layout
     rows = rows if layout is None else parts_of(rows, layout)
     if vanished(problem, rows, point, value):
@@ -281,7 +312,8 @@ def collapse_metrics(
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
     if layout is not None:
-        moments = SpreadMoments(point.H, rows, problem.counts.to(point.H.device).double(), layout)
+        H = problem.trunk.forward(point.H, point.hidden).features
+        moments = SpreadMoments(H, rows, problem.counts.to(point.H.device).double(), layout)
         classifier = matrix(layout.mesh.world, point.W, layout.classes)
         return {"nc1_pinv": nc1_pinv(moments), **_of_frame(problem, classifier, moments)}
     inputs = problem.trunk.forward(point.H, point.hidden).inputs

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from ufm_fast.adjustments import Adjustment
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.sharded import ShardedBackend
@@ -28,6 +29,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.stopwatch import NO_WATCH, NoWatch
 from ufm_fast.targets import Rows
+from ufm_fast.trunks import Gradients as TrunkGradients
 from ufm_fast.trunks import ReLU, Tape
 
 VARIABLES = ("balanced", "raw")
@@ -108,7 +110,7 @@ class Objective:
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
         self.targets = here.targets.to(device)
-        self.adjustment = problem.adjustment
+        self.adjustment = self._adjustment_of(problem)
         self.angular = problem.angular
         if self.angular is not None:
             labels = self.targets.indices
@@ -118,6 +120,11 @@ class Objective:
         self._set_scales(problem.penalty_weights(here))
         self._spent = [0.0]  # shared with `rounded` copies
         self._last: _Pass | None = None
+
+    def _adjustment_of(self, problem: Problem) -> Adjustment:
+        """What is changed in the logits of the classes here."""
+        found = problem.adjustment
+        return found if self.layout is None else found.part(self.layout.class_part)
 
     def _spread(self) -> Layout | None:
         """Which rank holds what. Errors: InputError for what only one process has."""
@@ -302,7 +309,7 @@ class Objective:
                 self._head(x, tape.features), _into(out, pulled), statistics=statistics
             )
         if pulled is not None:
-            gradient = _with(gradient, *tape.pull(pulled))
+            gradient = _with(gradient, *self._of_all_rows(*tape.pull(pulled)))
         self._unscale(gradient)
         gradient, normal = self.geometry.split(x, gradient)
         if pulled is not None or normal is not None:
@@ -338,13 +345,21 @@ class Objective:
                 self.backend.head_hvp(
                     self._head(x, at.tape.features), direction, _into(out, change)
                 )
-            product = _with(product, *at.tape.curve(at.pulled, change, *moves))
+            bent = self._of_all_rows(*at.tape.curve(at.pulled, change, *moves))
+            product = _with(product, *bent)
         self._unscale(product)
         return (
             self.geometry.hessian(x, v, self._pass(x).normal, product)
             if self.geometry.curved
             else product
         )
+
+    def _of_all_rows(self, H: Tensor, hidden: tuple[Tensor, ...]) -> TrunkGradients:
+        """Gradients of H and of the hidden layers, which are sums over the rows of all ranks."""
+        if self.layout is not None:
+            for part in hidden:
+                self.layout.mesh.world.sum_(part, "layers")
+        return H, hidden
 
     def rounded(self, e: float) -> Objective:
         """The same objective with the kinks of its ReLU rounded by e, in the solver's units
@@ -376,7 +391,7 @@ class Objective:
         """The same objective on spheres at another temperature."""
         other = copy.copy(self)
         other.problem = replace(self.problem, temperature=temperature)
-        other.adjustment = other.problem.adjustment
+        other.adjustment = self._adjustment_of(other.problem)
         other.logit_scale = self.logit_scale * (temperature / self.problem.temperature)
         if self.angular is not None:
             other.angular = replace(self.angular, temperature=temperature)
@@ -471,12 +486,9 @@ class Objective:
 def refuse_spread(problem: Problem) -> None:
     """Errors: InputError for a problem that only one process solves."""
     clashes = (
-        (problem.layers > 1, f"layers = {problem.layers}"),
-        (problem.constraint != "none", f"constraint {problem.constraint}"),
-        (bool(problem.adjustment) or problem.angular is not None, "adjusted logits"),
         (problem.dense, "target vectors"),
         (problem.weighted, "weighted target sets"),
-        (problem.feature_factors is not None, "feature_penalties"),
+        (problem.angular is not None, "margins in the angle"),
         (problem.classifier_factors is not None, "classifier_penalties"),
     )
     for clash, words in clashes:
@@ -510,4 +522,5 @@ def _with(total: Point, H: Tensor, hidden: tuple[Tensor, ...]) -> Point:
         total.H.add_(H),
         total.b,
         tuple(a.add_(b) for a, b in zip(total.hidden, hidden, strict=True)),
+        total.layout,
     )

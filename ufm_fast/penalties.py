@@ -85,7 +85,7 @@ class Penalties(Coefficients):
             total += 0.5 * float(squares @ self.rows[:, 0].double())
         if x.b is not None and self.bias:
             total += 0.5 * self.bias * float(x.b.double() @ x.b.double())
-        for W, coefficient in zip(x.hidden, self.hidden, strict=True):
+        for W, coefficient in zip(x.counted, self.hidden, strict=False):
             total += 0.5 * coefficient * _square(W)
         return x.summed(total)
 
@@ -116,11 +116,10 @@ class Penalties(Coefficients):
             features = float(self.rows[0]) * math.sqrt(_square(x.H))
         else:
             features = float(torch.linalg.vector_norm((x.H * self.rows).double()))
-        return (
-            weights
-            + features
-            + sum(c * math.sqrt(_square(W)) for W, c in zip(x.hidden, self.hidden, strict=True))
+        layers = sum(
+            c * math.sqrt(_square(W)) for W, c in zip(x.counted, self.hidden, strict=False)
         )
+        return weights + features + (x.summed(layers) if x.hidden else layers)
 
 
 def _square(x: Tensor) -> float:

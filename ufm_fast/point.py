@@ -18,7 +18,8 @@ class Point:
     """Classifier W (K x d), features H (R x d_0, a row per sample or per class), bias b (K,) or
     None, and the weights of the layers between, first to last (none: the head sees H, and d = d_0).
     Sums run in float64 whatever the dtype of the parts. On several ranks each has its blocks of the
-    parts; ``layout`` says which, and only what sums over all parts looks at it.
+    parts, and all of the hidden layers; ``layout`` says which, and only what sums over all parts
+    looks at it.
     """
 
     W: Tensor
@@ -69,7 +70,8 @@ class Point:
     def dot(self, other: Point) -> float:
         """Euclidean inner product."""
         total = 0.0
-        for left, right in zip(self.parts(), other.parts(), strict=True):
+        pairs = list(zip(self.parts(), other.parts(), strict=True))
+        for left, right in pairs[: len(pairs) - self._elsewhere]:
             total += inner(left, right)
         return self.summed(total)
 
@@ -78,6 +80,16 @@ class Point:
         here.
         """
         return part if self.layout is None else self.layout.total(part)
+
+    @property
+    def _elsewhere(self) -> int:
+        """How many hidden layers, which every rank has, another rank counts: the first does."""
+        return 0 if self.layout is None or self.layout.mesh.rank == 0 else len(self.hidden)
+
+    @property
+    def counted(self) -> tuple[Tensor, ...]:
+        """The hidden layers, where this rank is the one that counts them in sums over all."""
+        return () if self._elsewhere else self.hidden
 
     def norm(self) -> float:
         return float(max(self.dot(self), 0.0) ** 0.5)

@@ -5,7 +5,8 @@ Normal numbers are drawn by blocks of 1,024 rows, from a generator that the seed
 block's number seed. They are not those of a start in one process, whose generator runs through W
 and then H. The spectral start of up to 4,096 classes and rows is worked out by the first rank, as
 in one process; beyond that, or with d < K - 1, it is a random code, whose rows of H are the code
-words of their classes.
+words of their classes. With layers the spectral start is worked out by every rank, of any
+size.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ufm_fast.deep_starts import deep_start
 from ufm_fast.layout import Layout
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -30,12 +33,15 @@ def normal_rows(seed: int, part: str, rows: slice, columns: int) -> Tensor:
     """Rows of a normal matrix of any height, float64; the same whatever slice they are asked for
     in.
     """
-    first, found = rows.start // _BLOCK, [torch.zeros(0, columns, dtype=torch.float64)]
-    for number in range(first, -(-rows.stop // _BLOCK)):
+    found = torch.empty(rows.stop - rows.start, columns, dtype=torch.float64)
+    for number in range(rows.start // _BLOCK, -(-rows.stop // _BLOCK)):
         digest = hashlib.sha256(f"{seed} {part} {number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        found.append(torch.randn(_BLOCK, columns, generator=generator, dtype=torch.float64))
-    return torch.cat(found)[rows.start - first * _BLOCK :][: rows.stop - rows.start]
+        drawn = torch.randn(_BLOCK, columns, generator=generator, dtype=torch.float64)
+        begin = number * _BLOCK
+        first, last = max(rows.start, begin), min(rows.stop, begin + _BLOCK)
+        found[first - rows.start : last - rows.start] = drawn[first - begin : last - begin]
+    return found
 
 
 def chosen_rows(
@@ -57,26 +63,26 @@ def sharded_start(
     name: str,
     seed: int,
     strength: Tensor,
-    spectral: Callable[[Objective], Point | None],
+    dense: Callable[[Objective], Point | None],
 ) -> Point:
-    """W and H of this rank in the solver's variables. ``spectral``: the dense start of a whole
-    objective, None for a code;
-    ``strength`` (R,): the logit gap of each row times the root of its count.
+    """The point of this rank in the solver's variables. ``dense``: the spectral start of a whole
+    objective, None for a code; ``strength`` (R,): the logit gap of each row times the root of its
+    count.
     """
     layout, problem = objective.layout, objective.problem
     assert layout is not None
     assert name in SHARDED_STARTS, "which SolveOptions check"
+    if name != "spectral" and not objective.trunk.empty:
+        drawn = deep_start(objective, name, partial(_part, layout, seed), layout.row_part)
+        return Point(drawn[0], drawn[1], None, drawn[2])
     if name != "spectral":
         d = problem.dim
         factor = (1e-3 if name == "small" else 1.0) / math.sqrt(d)
-        W, H = (
-            normal_rows(seed, "W", layout.class_part, d),
-            normal_rows(seed, "H", layout.row_part, d),
-        )
-        return Point(
-            factor * W / objective.weight_scale, factor * H / objective.row_scale.double().cpu()
-        )
-    whole = spectral(Objective(problem, reduce=objective.reduce, variables=objective.variables))
+        W = normal_rows(seed, "W", layout.class_part, d).mul_(factor).div_(objective.weight_scale)
+        W = W.to(objective.dtype)  # before the next one is drawn, in float64
+        H = normal_rows(seed, "H", layout.row_part, d).mul_(factor)
+        return Point(W, H.div_(objective.row_scale.double().cpu()).to(objective.dtype))
+    whole = dense(Objective(problem, reduce=objective.reduce, variables=objective.variables))
     if whole is None:
         return _code(objective, layout, seed, strength)
     shared = whole.to(device=layout.mesh.device).map(layout.mesh.shared).to(device="cpu")
@@ -96,18 +102,20 @@ def _code(objective: Objective, layout: Layout, seed: int, strength: Tensor) -> 
     return Point(W, H * (strength[rows] / root)[:, None])
 
 
+def _part(layout: Layout, seed: int, name: str, shape: tuple[int, int]) -> Tensor:
+    """The rows here of a normal part of a point; all of a hidden layer, which has ``shape``."""
+    blocks = {"H": layout.row_part, "W": layout.class_part, "b": layout.class_part}
+    return normal_rows(seed, name, blocks.get(name, slice(0, shape[0])), shape[1])
+
+
 def sharded_normal(x: Point, seed: int = 0) -> Point:
-    """A normal point like x, of which this rank draws its blocks."""
+    """A normal point like x, of which this rank draws its blocks, and the hidden layers."""
     layout = x.layout
     assert layout is not None
 
     def drawn(name: str, part: Tensor) -> Tensor:
-        rows = layout.row_part if name == "H" else layout.class_part
-        return (
-            normal_rows(seed, name, rows, part.shape[1] if part.ndim == 2 else 1)
-            .reshape(part.shape)
-            .to(part)
-        )
+        shape = len(part), part.shape[1] if part.ndim == 2 else 1
+        return _part(layout, seed, name, shape).reshape(part.shape).to(part)
 
     return replace(
         Point.of({name: drawn(name, part) for name, part in x.named().items()}), layout=layout

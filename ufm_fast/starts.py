@@ -5,6 +5,7 @@ same on every device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -65,7 +66,7 @@ def make_start(
         )
         W, H, hidden = spread.W, spread.H, spread.hidden
     elif not objective.trunk.empty:
-        W, H, hidden = deep_start(objective, name, generator)
+        W, H, hidden = deep_start(objective, name, _drawing(generator))
     elif name == "spectral":
         (W, H), hidden = _spectral(objective, generator), ()
     else:
@@ -198,7 +199,15 @@ def _coded(objective: Objective) -> bool:
 
 
 def _dense_spectral(objective: Objective, generator: torch.Generator) -> Point | None:
+    if not objective.trunk.empty:
+        W, H, hidden = deep_start(objective, "spectral", _drawing(generator))
+        return Point(W, H, None, hidden)
     return None if _coded(objective) else Point(*_spectral(objective, generator))
+
+
+def _drawing(generator: torch.Generator) -> Callable[[str, tuple[int, int]], Tensor]:
+    """Normal factors, one after the other."""
+    return lambda name, shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor, Tensor]:

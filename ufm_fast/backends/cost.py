@@ -10,7 +10,8 @@ loss
     classes     2 (S - 1) h_K d b          the weight from the ranks with the other rows, and its
                 gradient back
     row sums    2 (C - 1) T q (1 + m) 8    a sum a row, and m = 2 numbers a target (3 with
-                smoothing)
+                smoothing); with margins (C - 1) T q 8 more
+    layers      2 (P - 1)/P h b            gradients of h numbers of hidden layers
     sums        2 (C - 1)/C d 8 + 4 (P - 1)/P 16      the mean row of W (twice with smoothing), and
                 data term and penalty
 
@@ -42,6 +43,8 @@ class Cost:
     itemsize: int = 4
     bias: bool = False
     smoothing: bool = False
+    margins: bool = False
+    hidden: tuple[int, ...] = ()  # numbers of each hidden layer
 
     @property
     def ranks(self) -> int:
@@ -57,7 +60,8 @@ class Cost:
         return {
             "features": 2 * (C - 1) * chunks * self.chunk * d * self.itemsize,
             "classes": 2 * (S - 1) * of_classes * (d * self.itemsize + 8 * self.bias),
-            "row sums": chunks * (2 * (C - 1) * self.chunk * entries * 8),
+            "row sums": chunks * (C - 1) * self.chunk * 8 * (2 * entries + self.margins),
+            "layers": sum(2 * (P - 1) * number * self.itemsize // P for number in self.hidden),
             "sums": means * (1 + self.smoothing) + 2 * (2 * (P - 1) * 16 // P),
         }
 

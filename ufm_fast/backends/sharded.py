@@ -173,7 +173,8 @@ class ShardedSoftmaxHead:
         key = layout.classes, layout.rows, x.weight.dtype, buffers
         if key not in self.heights:
             rows, classes = C * layout.row_height, max(1, S * layout.class_height)
-            most = self.chunk or kind.rows_of_chunk(x, rows, classes, buffers)
+            shared = buffers * self.mesh.neighbours
+            most = self.chunk or kind.rows_of_chunk(x, rows, classes, shared)
             number = share(layout.row_height, max(1, int(self.mesh.least(most)) // C))
             self.heights[key] = share(layout.row_height, number)
         return self.heights[key]

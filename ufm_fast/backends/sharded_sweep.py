@@ -140,11 +140,19 @@ class ShardedSweep(Sweep):
         self.buffer = self._empty(layout.mesh.shape[0] * height)
         self.mean, self.exact, self.mean_bias = _means(layout, W, bias, self.loss.smoothing)
         self.targets, self.row_weight = _known(x, layout, height)
+        rows, axis = len(self.targets) * height, layout.mesh.classes
+        self.margin = (
+            None
+            if x.margin is None
+            else axis.gather(padded(x.margin, rows), "row sums").wait().reshape(axis.size, -1)
+        )
         self.first = layout.group_classes().start
 
     @staticmethod
     def rows_of_chunk(x: HeadInput, rows: int, classes: int, buffers: int) -> int:
-        """Rows of a chunk that suit this rank; ``buffers``: how many of its size a pass holds."""
+        """Rows of a chunk that suit this rank; ``buffers``: how many of its size the ranks of this
+        machine hold.
+        """
         return chunk_rows(
             rows, classes, compute_dtype(x.weight.dtype).itemsize, x.weight.device, buffers
         )
@@ -184,9 +192,17 @@ class ShardedSweep(Sweep):
             coming = (
                 self._sent(moving, start + self.height) if start + self.height in starts else []
             )
-            weights = self.row_weight[:, start : start + self.height].reshape(-1)
+            weights, margin = (
+                None if x is None else x[:, start : start + self.height].reshape(-1)
+                for x in (self.row_weight, self.margin)
+            )
+            assert weights is not None
             rows = replace(
-                self.x, features=now[0], targets=self.targets[number], row_weight=weights
+                self.x,
+                features=now[0],
+                targets=self.targets[number],
+                row_weight=weights,
+                margin=margin,
             )
             yield (
                 slice(start, min(start + self.height, self.x.features.shape[0])),
@@ -216,7 +232,7 @@ class ShardedSweep(Sweep):
             (entries.classes >= self.first) & (entries.classes < self.first + self.W.shape[0])
         )[:, 0]
         mine = Entries(entries.rows[here], entries.classes[here] - self.first, n, False)
-        told, offset = self._told_by_ranks(x.features, entries, mine, here)
+        told, offset = self._told_by_ranks(x, entries, mine, here)
         c = finished(x, slice(0, n), x.features, self.buffer, entries, told, self.layout.classes)
         return replace(
             c,
@@ -230,12 +246,12 @@ class ShardedSweep(Sweep):
         )
 
     def _told_by_ranks(
-        self, h: Tensor, entries: Entries, mine: Entries, here: Tensor
+        self, x: HeadInput, entries: Entries, mine: Entries, here: Tensor
     ) -> tuple[Told, Tensor]:
         """What the ranks' sweeps tell together, and the offset of E here. ``here``: which of the
         entries are ``mine``.
         """
-        W, axis, smooth = self.W, self.layout.mesh.classes, self.loss.smoothing
+        h, W, axis, smooth = x.features, self.W, self.layout.mesh.classes, self.loss.smoothing
         guess = torch.mv(h, self.mean).double()
         z = target_logits(h, W, mine.rows, mine.classes, False)
         tilt = target_logits(h, W, mine.rows, mine.classes, False, self.exact) if smooth else None
@@ -255,6 +271,8 @@ class ShardedSweep(Sweep):
             ((total > 1e-200) & (total < 1e200)).all()
         ):  # of all ranks' numbers: the same on each
             total, level = _by_the_largest(axis, mass, offset)
+        if tilts and x.margin is not None:
+            tilts = [tilts[0] - x.margin * (1.0 - 1.0 / self.layout.classes)]
         top = (
             None if top is None else axis.most_(top.clone(), "row sums")
         )  # it may be the offset itself

@@ -119,7 +119,9 @@ def _saved(run: RunDirectory, ranks: int) -> _Saved:
         layout = Layout(
             Mesh.of_world(None, problem.device), problem.num_classes, problem.rows(reduce).number
         )
-        return spread_point(run.path, shards, problem, layout)
+        hidden = [name for name in tensors if name.startswith("hidden")]
+        layers = tuple(tensors[f"hidden{j}"] for j in range(1, len(hidden) + 1))
+        return spread_point(run.path, shards, problem, layout, layers)
 
     return _Saved(tensors, progress, blocks)
 

@@ -2,16 +2,17 @@
 blocks.
 
 They are in a folder ``shards-N`` beside the state, as safetensors (the checkpoint's own format
-pickles its index, and nothing here is ever pickled). The state (`state`) holds the rest and names
-the folder, and is written when all ranks have written
-theirs: so it names a whole one at any moment, and older ones are removed after that. Any number of
-ranks reads them, and one process.
+pickles its index, and nothing here is ever pickled). The state (`state`) holds the rest, hidden
+layers too, and names the folder, and is written when all ranks have written theirs: so it names a
+whole one at any moment, and older ones are removed after that. Any number of ranks reads them, and
+one process.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def save_shards(path: Path, point: Point) -> str:
     if mesh.rank == 0:
         number += 1 + max((int(name.removeprefix(PREFIX)) for name in _folders(path)), default=0)
     folder = path / f"{PREFIX}{int(mesh.shared(number))}"
-    tensors = {name: _spread(layout, name, part.detach()) for name, part in point.named().items()}
+    parts = replace(point, hidden=()).named()
+    tensors = {name: _spread(layout, name, part.detach()) for name, part in parts.items()}
     try:
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # of any rank, told to all; it is no Exception
@@ -76,13 +78,20 @@ def read_shards(folder: Path, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def spread_point(folder: Path, shards: str | None, problem: Problem, layout: Layout) -> Point:
+def spread_point(
+    folder: Path,
+    shards: str | None,
+    problem: Problem,
+    layout: Layout,
+    hidden: tuple[Tensor, ...] = (),
+) -> Point:
     """This rank's blocks of the point in a run's folder, whoever saved it; all ranks call it.
+    ``hidden``: its layers, which are in the state.
 
     Errors: InputError for files that are damaged or do not fit the problem.
     """
     shapes: dict[str, tuple[int, ...]] = {
-        "W": (layout.classes, problem.dim),
+        "W": (layout.classes, problem.head_dim),
         "H": (layout.rows, problem.dim),
     }
     shapes |= {} if problem.bias == "none" else {"b": (layout.classes,)}
@@ -106,7 +115,13 @@ def spread_point(folder: Path, shards: str | None, problem: Problem, layout: Lay
         raise
     except Exception as error:
         raise _damaged(where, "resume", error) from error
-    return Point(parts["W"], parts["H"], parts.get("b"), (), layout).to(device=layout.mesh.device)
+    if tuple(tuple(layer.shape) for layer in hidden) != problem.trunk.shapes:
+        raise InputError(
+            f"resume: the layers in {folder} do not fit config.json; the run was damaged, solve it "
+            f"anew"
+        )
+    point = Point(parts["W"], parts["H"], parts.get("b"), hidden, layout)
+    return point.to(device=layout.mesh.device)
 
 
 def _rows(number: int, layout: Layout) -> int:

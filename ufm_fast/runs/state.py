@@ -69,7 +69,10 @@ def save_state(
     """Write the point (H has a row for each row of ``reduce``) and the data."""
     rows = problem.rows(reduce)
     tensors: Tensors = {"counts": problem.counts, "row_counts": rows.counts}
-    tensors |= point.named() if point.layout is None else {}
+    parts = point.named()
+    if point.layout is not None:  # the blocks of W, H and b are `shards`
+        parts = {name: part for name, part in parts.items() if name not in ("W", "H", "b")}
+    tensors |= parts
     if problem.samples.given_vectors is not None:
         tensors["target_vectors"] = problem.samples.given_vectors
     elif problem.target_sets is not None:

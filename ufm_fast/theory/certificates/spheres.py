@@ -67,15 +67,17 @@ def spheres(candidate: Candidate) -> Proof:
 
 
 def _bound(candidate: Candidate, dual: _SphereDual) -> Proof:
+    spread = candidate.spread
     fit, product = candidate.value, dual.inner_product
     best, ratio, failure = -math.inf, None, 0.0
     for a, c in dual.multipliers():
         dual.scale(a, c)
         # Where a and c hold the rows, G A^-1/2 and its transpose take A^1/2 W and C^1/2 H to one
         # another.
-        spans = candidate.point.W * a.sqrt()[:, None], candidate.point.H * c.sqrt()[:, None]
+        part = slice(None) if spread.layout is None else spread.layout.class_part
+        spans = candidate.point.W * a[part].sqrt()[:, None], candidate.point.H * c.sqrt()[:, None]
         norm: NormBound = candidate.norm(dual, spans)
-        reach = norm.value * math.sqrt(float(a.sum()) * float(c.sum()))
+        reach = norm.value * math.sqrt(float(a.sum()) * spread.number(float(c.sum())))
         if fit - product - reach > best:
             best, failure = fit - product - reach, norm.failure_probability
             ratio = reach / -product if product < 0 else None
@@ -103,7 +105,8 @@ class _SphereDual:
 
     def multipliers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(a, c) to try: what holds the rows, where all of it is positive; all equal."""
-        if float(self.along_w.min()) > 0 and float(self.along_h.min()) > 0:
+        least = float(torch.cat([self.along_w, self.along_h]).min())
+        if self.inner.spread.least(least) > 0:
             yield self.along_w, self.along_h
         else:
             yield torch.ones_like(self.along_w), torch.ones_like(self.along_h)
