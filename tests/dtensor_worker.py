@@ -96,6 +96,43 @@ def values(mesh: DeviceMesh) -> Iterator[Check]:
                 yield f"{name} gradient {tuple(x.shape)}", relative(gradient, x.grad), 1e-12
 
 
+def weights(mesh: DeviceMesh) -> Iterator[Check]:
+    """Weights of classes and samples, and a divisor, both ways against one process."""
+    H, W, target, upstream = numbers(7, 3), numbers(5, 3), torch.randint(5, (7,)), numbers(7)
+    of_classes, of_samples = torch.rand(5), torch.rand(7)
+    cases = itertools.product(
+        ("mean", "sum", "none"), (None, of_classes), (None, of_samples), (None, 3.0), (0.0, 0.1)
+    )
+    for reduction, by_class, by_sample, divisor, smoothing in cases:
+        if divisor and reduction == "none":
+            continue
+        given = {"reduction": reduction, "divisor": divisor, "label_smoothing": smoothing}
+        one_h, one_w = (x.detach().clone().requires_grad_() for x in (H, W))
+        one = linear_cross_entropy(
+            one_h, one_w, target, weight=by_class, sample_weight=by_sample, **given
+        )
+        (one @ upstream if reduction == "none" else one).backward()
+        kinds = (False,) if smoothing and by_class is not None else (True, False)
+        for sharded in kinds:
+            name = f"weights {reduction} {by_class} {by_sample} {divisor} {smoothing} {sharded}"
+            x = spread(mesh, H.clone().requires_grad_())
+            classifier = W.detach().clone().requires_grad_()
+            classifier = spread(mesh, classifier) if sharded else classifier
+            samples = None if by_sample is None else spread(mesh, by_sample)
+            many = linear_cross_entropy(
+                x, classifier, spread(mesh, target), weight=by_class, sample_weight=samples, **given
+            )
+            (many * spread(mesh, upstream) if reduction == "none" else many).sum().backward()
+            yield f"{name} value", relative(many.full_tensor(), one), 1e-12
+            gradient = classifier.grad
+            if isinstance(gradient, DTensor):
+                gradient = gradient.full_tensor()
+            else:
+                dist.all_reduce(gradient)
+            yield f"{name} weight", relative(gradient, one_w.grad), 1e-12
+            yield f"{name} features", relative(x.grad.full_tensor(), one_h.grad), 1e-12
+
+
 def edges(mesh: DeviceMesh) -> Iterator[Check]:
     """Means over no rows, half precision, parts that require no gradient, and shards that are on
     their way.
@@ -174,10 +211,17 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
         "linear_weight must have placements": call(weight=W.redistribute(placements=[Replicate()])),
         "linear_bias must be a DTensor": call(linear_bias=whole[:, 0]),
         "target must have placements": call(labels=target.redistribute(placements=[Replicate()])),
-        "weight does not go with DTensors": lambda: linear_cross_entropy(
-            H, W, target, weight=whole[:, 0]
+        "weight does not go with label_smoothing": lambda: linear_cross_entropy(
+            H, W, target, weight=whole[:, 0].abs(), label_smoothing=0.1
         ),
-        "divisor does not go with DTensors": call(divisor=3.0),
+        "weight must be a plain tensor": lambda: linear_cross_entropy(
+            H, W, target, weight=spread(mesh, whole[:, 0])
+        ),
+        "softcap does not go with DTensors": call(softcap=3.0),
+        "divisor differs": call(divisor=3.0 + rank),
+        "sample_weight must have placements": call(
+            sample_weight=spread(mesh, whole[:, 0]).redistribute(placements=[Replicate()])
+        ),
         "target must hold class indices": call(labels=mine.double()),
         "label_smoothing must be less than 1": call(label_smoothing=1.0),
         "reduction must be one of": call(reduction="max"),
@@ -272,7 +316,7 @@ def main() -> None:
         timeout=timedelta(seconds=60),
     )
     mesh, checks = init_device_mesh(device, (2,)), []
-    for checked in (values, edges, second_derivatives, refusals, messages, example):
+    for checked in (values, weights, edges, second_derivatives, refusals, messages, example):
         torch.manual_seed(0)
         checks += list(checked(mesh))
     (folder / f"{rank}.json").write_text(json.dumps(checks))

@@ -13,7 +13,7 @@ and the gradient in the weight is this rank's share of it, which FSDP2 reduces.
 
 Before the first product the ranks tell one another what they were asked, in one message of a few
 numbers. So what is wrong on one of them is an error on all, and none is left waiting; and the
-divisor of a mean, the rows that count, comes with it.
+divisor of a mean, the weights of rows that count, comes with it.
 
 The result is a DTensor on the same mesh: the same number on each rank, or the losses of rows by
 sample. Gradients are those of this result, of all ranks' rows together: FSDP2 and DDP take the mean
@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,18 +61,21 @@ _ALIKE = (
     "label_smoothing",
     "requires_grad",
     *NAMES[1:],
+    "weight",
+    "divisor",
 )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the caller gave beside tensors; ``others``: arguments of the plain function, by name,
-    None where not given.
+    """What the caller gave beside tensors; ``rows``: class weights, sample weights and divisor;
+    ``others``: arguments of the plain function, by name, None where not given.
     """
 
     reduction: str
     ignore_index: int | None
     label_smoothing: float
+    rows: tuple[Any, Any, Any]
     others: dict[str, object]
 
 
@@ -87,12 +90,18 @@ class _Part:
     bias: Tensor | None
     labels: Tensor
     kept: Tensor  # 1, or 0 where a row is ignored
+    chosen: Reduction
     smoothing: float
     dtype: torch.dtype  # of the result
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.features, self.weight, self.bias
+
+    @property
+    def factor(self) -> Tensor:
+        """What each row counts, float64, over the divisor where one was given."""
+        return self.chosen.weights(self.kept, self.labels).factor
 
     @property
     def need(self) -> list[bool]:
@@ -134,11 +143,7 @@ def sharded_cross_entropy(
     assert part is not None
     layout = Layout(head.mesh, linear_weight.shape[0], input.shape[0])
     by_class = isinstance(linear_weight, DTensor)
-    value = (
-        _by_class(head, part, layout, asked.reduction, count)
-        if by_class
-        else _whole(part, asked.reduction, count)
-    )
+    value = _by_class(head, part, layout, count) if by_class else _whole(part, count)
     if asked.reduction == "none":
         shape = torch.Size([layout.rows])
         return DTensor.from_local(
@@ -148,7 +153,7 @@ def sharded_cross_entropy(
     result = DTensor.from_local(value, device_mesh, [placement], run_check=False).redistribute(
         placements=[Replicate()]
     )
-    undefined = asked.reduction == "mean" and count == 0
+    undefined = asked.reduction == "mean" and part.chosen.divisor is None and count == 0
     return (result + math.nan if undefined else result).to(part.dtype)  # type: ignore[return-value]
 
 
@@ -170,7 +175,6 @@ def _checked(
             raise InputError(
                 f"{name} does not go with DTensors; leave it out, or pass full tensors"
             )
-    checks.check_reduction(asked.reduction)
     smoothing = checks.check_smoothing(asked.label_smoothing)
     checks.check_shapes(input, weight, bias, NAMES)
     if input.dim() != 2 or weight.dim() != 2:
@@ -180,6 +184,11 @@ def _checked(
             f"{shapes}"
         )
     by_class = isinstance(weight, DTensor)
+    if by_class and smoothing and asked.rows[0] is not None:
+        raise InputError(
+            "weight does not go with label_smoothing where linear_weight is a DTensor; leave one "
+            "of them out"
+        )
     if by_class and smoothing == 1.0:
         raise InputError(
             "label_smoothing must be less than 1 where linear_weight is a DTensor, got 1.0"
@@ -202,7 +211,18 @@ def _checked(
     checks.check_labels_shape(labels, (features.shape[0],))
     ignore = -100 if asked.ignore_index is None else checks.check_ignore_index(asked.ignore_index)
     labels, kept = checked_labels(labels, weight.shape[0], ignore)
-    return _Part(without_ignored(features, kept), matrix, offsets, labels, kept, smoothing, dtype)
+    of_classes, of_samples, divisor = asked.rows
+    if isinstance(of_samples, DTensor):
+        of_samples = _local(of_samples, "sample_weight", input)
+    if isinstance(of_classes, DTensor):
+        raise InputTypeError(
+            "weight must be a plain tensor of all classes; write weight.full_tensor()"
+        )
+    shape = (features.shape[0],)
+    classes = features.new_empty(weight.shape[0], 0)  # stands for the classifier of all
+    chosen = Reduction.checked(asked.reduction, classes, shape, of_classes, of_samples, divisor)
+    features = without_ignored(features, kept)
+    return _Part(features, matrix, offsets, labels, kept, chosen, smoothing, dtype)
 
 
 def _local(x: Tensor, name: str, input: DTensor) -> Tensor:
@@ -242,8 +262,8 @@ def _agreed(
     part: _Part | None,
     error: InputError | None,
 ) -> float:
-    """The rows that count on all ranks. Errors: InputError on every rank where one has an error or
-    was asked otherwise.
+    """The sum of the weights of all ranks' rows. Errors: InputError on every rank where one has an
+    error or was asked otherwise.
     """
     said = [0.0] * len(_ALIKE)
     if part is not None:
@@ -258,8 +278,10 @@ def _agreed(
             need,
             sharded,
             float(part.bias is not None),
+            float(part.chosen.class_weight is not None),
+            float(part.chosen.divisor or 0.0),
         ]
-    count = 0.0 if part is None else float(part.kept.sum())
+    count = 0.0 if part is None else float(part.factor.sum())
     message = torch.tensor(
         [[float(error is not None), count, *said]], dtype=torch.float64, device=input.device
     )
@@ -285,32 +307,30 @@ def _agreed(
 # --------------------------------------------------------------------------------------------------
 
 
-def _whole(part: _Part, reduction: str, count: float) -> Tensor:
+def _whole(part: _Part, count: float) -> Tensor:
     """This rank's part of the loss: its rows by the whole classifier."""
-    chosen = (
-        Reduction("none")
-        if reduction == "none"
-        else Reduction("sum", divisor=_divisor(reduction, count))
-    )
+    chosen = part.chosen
+    if chosen.how != "none":
+        divisor = _divisor(chosen, count) if chosen.divisor is None else chosen.divisor
+        chosen = replace(chosen, how="sum", divisor=divisor)
     return over_heads(*part.tensors, part.labels, part.kept, chosen, part.smoothing)
 
 
-def _by_class(
-    head: ShardedSoftmaxHead, part: _Part, layout: Layout, reduction: str, count: float
-) -> Tensor:
+def _by_class(head: ShardedSoftmaxHead, part: _Part, layout: Layout, count: float) -> Tensor:
     """The loss of all ranks' rows, or the losses of this rank's."""
     loss = CrossEntropy(smoothing=part.smoothing)
     x = functools.partial(HeadInput, loss, targets=Targets(part.labels), layout=layout)
-    weights = part.kept / _divisor(reduction, count)
-    if reduction == "none":
+    weights = part.factor / _divisor(part.chosen, count)
+    if part.chosen.how == "none":
         losses: Tensor = _Losses.apply(*part.tensors, head, x, weights)  # type: ignore[no-untyped-call]
-        return torch.where(part.kept == 0, 0.0, losses)
+        return torch.where(part.factor == 0, 0.0, losses * part.factor)
     value: Tensor = _Sum.apply(*part.tensors, head, x, weights, part.need)  # type: ignore[no-untyped-call]
     return value
 
 
-def _divisor(reduction: str, count: float) -> float:
-    return max(count, 1.0) if reduction == "mean" else 1.0
+def _divisor(chosen: Reduction, count: float) -> float:
+    """What a mean divides by; a divisor that was given is in the rows' weights already."""
+    return (count or 1.0) if chosen.how == "mean" and chosen.divisor is None else 1.0
 
 
 class _Sum(torch.autograd.Function):

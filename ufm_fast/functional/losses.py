@@ -83,7 +83,9 @@ def linear_cross_entropy(
     On several ranks: DTensors on one device mesh, input and linear_weight (and linear_bias) with
     ``Shard(0)``, target alike or each rank's labels; the result is a DTensor, and no weight moves.
     Under FSDP2, in the forward of its module, the weight is plain and whole. Class indices with one
-    head, bias, smoothing, ignore_index and reduction; a DTensor weight is differentiable once.
+    head, bias, smoothing, ignore_index, reduction, sample_weight (of each rank's rows), divisor and
+    weight (whole on each rank; by class not with smoothing); a DTensor weight is differentiable
+    once.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default
     -100), mixed devices or dtypes, wrong shapes, fewer than 2 classes, a class weight that requires
@@ -94,17 +96,13 @@ def linear_cross_entropy(
         from ufm_fast.functional.distributed import Asked, sharded_cross_entropy
 
         others: dict[str, object] = {
-            "weight": weight,
-            "sample_weight": sample_weight,
-            "divisor": divisor,
-        }
-        others |= {
             "logit_scale": logit_scale,
             "softcap": softcap,
             "adjustment": adjustment,
             "main_grad": main_grad,
         }
-        asked = Asked(reduction, ignore_index, label_smoothing, others)
+        rows = (weight, sample_weight, divisor)
+        asked = Asked(reduction, ignore_index, label_smoothing, rows, others)
         return sharded_cross_entropy(input, linear_weight, target, linear_bias, asked)
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     features, matrix, bias, dtype = prepared(tensors, logit_scale)
