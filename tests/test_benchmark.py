@@ -95,6 +95,7 @@ def test_the_command_prints_tables_and_writes_a_picture(small, tmp_path, monkeyp
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
     assert "can't write to file" in refused(capsys, "bench", "--quick", "--out", "file/b")
+    assert "use cpu, cuda or cuda:0" in refused(capsys, "bench", "--device", "tpu")
 
 
 def test_every_script_is_a_case_with_its_question():

@@ -229,6 +229,8 @@ def test_devices_share_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(problem, method="lbfgs")
     assert plan.devices("lbfgs", "tiled") == 4
     assert "or 4 devices like this (--backend sharded)" in "\n".join(plan.notes)
+    number = make_plan(problem).devices("auto", "tiled")
+    assert make_plan(problem).fits("tiled") == ("no" if number is None else f"on {number} devices")
     monkeypatch.setattr(planning, "available_bytes", lambda device: work)
     assert make_plan(problem).devices("lbfgs", "tiled") is None
     assert whole.devices("lbfgs", "tiled") == 1

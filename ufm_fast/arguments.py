@@ -50,6 +50,23 @@ def cpu_by_default(function: Callable[_Given, _Result]) -> Callable[_Given, _Res
     return run
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name. Errors: InputError for one that is unknown, or not of this
+    machine.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device {name!r} is unknown; use cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device cuda is not available on this machine; use cpu (--device cpu or auto)"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu or cuda, got {name!r}")
+    return device
+
+
 def whole(value: object, name: str, least: int, most: int = MOST) -> int:
     """``value`` as int. Errors: InputTypeError unless it is a whole number, InputError outside
     [least, most].

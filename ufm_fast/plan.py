@@ -156,10 +156,10 @@ class Plan:
         """Whether L-BFGS and what follows it fit the device, in words, or how many devices would
         hold it.
         """
-        if self.total("lbfgs", backend) <= self.free:
+        if self.total("auto", backend) <= self.free:
             return "yes"
-        number = self.devices("lbfgs", backend)
-        if self.steps("lbfgs", backend) <= self.free:
+        number = self.devices("auto", backend)
+        if self.steps("auto", backend) <= self.free:
             return "without a certificate"
         return "no" if number is None or backend == "reference" else f"on {number} devices"
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ufm_fast.adjustments import Adjustment, make_adjustment, penalty_factors
 from ufm_fast.angular_margins import AngularMargin, make_angular
-from ufm_fast.arguments import cpu_by_default, number, whole
+from ufm_fast.arguments import cpu_by_default, device_of, number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
@@ -236,18 +236,7 @@ class Problem:
             raise InputError(
                 f"freeze must be w or h, or be left out (None in Python); got {self.freeze!r}"
             )
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(
-                f"device {self.device!r} is unknown; use cpu, cuda or cuda:0"
-            ) from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "device cuda is not available on this machine; use cpu (--device cpu or auto)"
-            )
-        if device.type not in ("cpu", "cuda"):
-            raise InputError(f"device must be cpu or cuda, got {self.device!r}")
+        device_of(self.device)
 
     def _gather(self, data: dict[str, Any]) -> None:
         """The samples: of new data if there are, else those handed on, for the number of classes

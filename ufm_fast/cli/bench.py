@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from ufm_fast.arguments import device_of
 from ufm_fast.benchmark.claims import measure
 from ufm_fast.calibration import processor_model
 from ufm_fast.cli import report
@@ -29,6 +29,8 @@ TITLES = {
 
 def bench(*, device: str, quick: bool, out: Path | None, json: bool) -> None:
     """Measure, print, and write bench.json and bench.png into ``out``."""
+    chosen, _ = settings.pick_device(device)
+    place = device_of(chosen)
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -36,8 +38,7 @@ def bench(*, device: str, quick: bool, out: Path | None, json: bool) -> None:
             raise InputError(
                 f"out: can't write to {out} ({error.strerror or error}); choose another --out"
             ) from error
-    chosen, _ = settings.pick_device(device)
-    found = measure(torch.device(chosen), quick=quick)
+    found = measure(place, quick=quick)
     where = {
         **environment(chosen),
         "processor": processor_model() or platform.processor(),
