@@ -15,6 +15,7 @@ from triton.runtime.interpreter import GridExecutor
 
 from ufm_fast.backends import Gradients, HeadInput, ReferenceBackend, TiledBackend, triton_memory
 from ufm_fast.backends import triton as module
+from ufm_fast.backends.base import HeadShape
 from ufm_fast.backends.triton import TritonBackend
 from ufm_fast.backends.triton_memory import plan_chunk, reserved
 from ufm_fast.errors import InputError
@@ -501,6 +502,13 @@ def test_the_table_decides_whether_steps_are_replayed_and_says_no(monkeypatch):
     for _ in range(2):
         backend.head(x, out)
     assert log == ["record", "replay"]
+
+
+def test_a_plan_knows_what_a_recording_holds():
+    shape = HeadShape(LOSSES[0], 600, 70, 30, 70, False, torch.float32, torch.device(DEVICE))
+    plain, recorded = (TritonBackend(replay=replay).plan(shape) for replay in (None, True))
+    assert plain.kept == 0
+    assert (recorded.workspace, recorded.kept) == (2 * plain.workspace, plain.workspace)
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="graphs are captured on CUDA")

@@ -194,8 +194,16 @@ class TritonSoftmaxHead:
         return _Gradient(x, labels.padded, mode, self._chunks.of(x, mode), self.tiled)
 
     def plan(self, shape: HeadShape) -> HeadPlan:
-        sizes = softmax_plan(shape.rows, shape.dim, shape.classes, shape.dtype, shape.device)
-        return HeadPlan(*sizes, flops=6.0 * shape.rows * shape.classes * shape.dim)
+        chunk, first, second = softmax_plan(
+            shape.rows, shape.dim, shape.classes, shape.dtype, shape.device
+        )
+        # A recording holds what its step took, beside what the plain call before it took.
+        kept = first if self._replayed(SOFTMAX_MODE[shape.dtype]) else 0
+        flops = 6.0 * shape.rows * shape.classes * shape.dim
+        return HeadPlan(chunk, first + kept, second, flops=flops, kept=kept)
+
+    def _replayed(self, mode: str) -> bool:
+        return mode in REPLAYED if self.replay is None else self.replay
 
     def _mode(self, x: HeadInput) -> str:
         return _mode(self.mode, x, SOFTMAX_MODE)
@@ -206,7 +214,7 @@ class TritonSoftmaxHead:
         """Run a driver, or its recording: losses of every row, gradients added into ``out``."""
         step = self._fp8_sweep if self.mode == _FP8 else self._plain_sweep
         arguments = x, labels, padded, out, mode
-        if not (mode in REPLAYED if self.replay is None else self.replay):
+        if not self._replayed(mode):
             return step(*arguments)
         with _on(x.weight.device):
             return _Swept(*self.replays(lambda: step(*arguments), *_memory(*arguments)))
