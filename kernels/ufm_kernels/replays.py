@@ -16,7 +16,7 @@ Count: bytes and flops are the step's, and copies of its results, which are vect
 step of the softmax head is 7 launches a chunk of rows and some 20 more, at several microseconds of
 the host each; between them a device that is done waits. At (16384, 16384, 64) recording took the
 share of the library's products from 30 to 92 %, at (16384, 16384, 4096) from 83 to 92
-(`bench/results/gpu_h200.csv`). Memory is a second chunk of E, for the plain call's stays with the
+(`bench/results/nvidia-h200.csv`). Memory is a second chunk of E: the plain call's stays with the
 allocator. Undecided in a solve, whose trial points have memory of their own; so `tiles.REPLAYED`
 has no mode before a device has shown it faster, and `bench/gpu.py` times both.
 """
