@@ -54,7 +54,6 @@ setup(
             *TABLES,
             "pytest>=8",
             "hypothesis>=6.100",
-            "pytest-benchmark>=4",
             "ruff>=0.6",
             "mypy>=1.10",
             "setuptools>=68",
