@@ -11,9 +11,9 @@ this machine, ``--out FILE`` to another one, line by line, so that what was meas
 
 `CASES` is the one list. `reasons/` holds what decided something once: the file that a decision
 governs cites the case, which stands there to be measured again, on another machine or another
-torch. `SCRIPTS` have command lines of their own: those for a GPU, which go on where they ended, and
-those of processes that kill or watch others. ``python -m bench gather FILE`` adds what a GPU's
-scripts wrote to the table of its machine.
+torch. `SCRIPTS` have command lines of their own: those for a GPU, one of which goes on where it
+ended, and those of processes that kill, watch or compare others. ``python -m bench gather FILE``
+adds what a GPU's scripts wrote to the table of its machine.
 """
 
 from __future__ import annotations

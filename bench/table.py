@@ -88,15 +88,17 @@ def read(path: Path, bench: str) -> list[Record]:
     are one record.
     """
     found: list[Record] = []
+    figures: dict[str, str] = {}
     last: tuple[str, ...] = ()
     with path.open(newline="", encoding="utf-8") as file:
         for line in (line for line in csv.DictReader(file) if line["bench"] == bench):
             key = tuple(line[name] for name in COLUMNS if name not in ("quantity", "value", "unit"))
-            if key != last or line["quantity"] in found[-1].measured:
+            if key != last or line["quantity"] in figures:
+                figures = {}
                 case = dict(part.split("=", 1) for part in line["case"].split("; "))
-                found.append(Record(case, {}, line["contender"], line["note"]))
+                found.append(Record(case, figures, line["contender"], line["note"]))
             last = key
-            found[-1].measured[line["quantity"]] = line["value"]  # type: ignore[index]
+            figures[line["quantity"]] = line["value"]
     return found
 
 
@@ -122,7 +124,7 @@ def gather(path: Path) -> list[Line]:
         if tuple(reader.fieldnames or ()) == COLUMNS:
             return list(reader)
         for row in reader:
-            versions = ", ".join(f"{name} {row[name]}" for name in _GPU_VERSIONS)
+            versions = ", ".join(f"{name} {row[name]}" for name in _GPU_VERSIONS if row.get(name))
             where = {name: row[name] for name in ("machine", "device", "python", "torch", "commit")}
             where |= {"date": row["date"], "versions": versions}
             named = {"contender", "note", *_GPU_CASE, *_GPU_VERSIONS, *where}
