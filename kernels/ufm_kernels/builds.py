@@ -34,7 +34,6 @@ class Build:
             "stride",
             "stride_a",
             "stride_b",
-            "stride_t",
         )
     )
 
@@ -52,10 +51,10 @@ def described(element: str, tile: Tile, block: tuple[int, int]) -> str:
 def blocks(tile: Tile) -> dict[str, object]:
     """The constants of a tiled kernel."""
     return {
+        "HEIGHT": tile.rows,
+        "WIDTH": tile.columns,
+        "DEPTH": tile.depth,
         "TMA": tile.tma,
-        "BLOCK_M": tile.rows,
-        "BLOCK_N": tile.columns,
-        "BLOCK_K": tile.depth,
         "GROUP": tile.group,
     }
 
@@ -292,7 +291,7 @@ def matvec_builds(architecture: int) -> Iterator[Build]:
                 "B": f"*{operand}",
                 **typed("*fp32", "X bias offset out"),
                 **typed("*i32", "labels"),
-                **typed("i32", "rows columns depth span"),
+                **typed("i32", "rows classes depth span"),
             }
             constants = {
                 "TRANSPOSED": transposed,
@@ -300,9 +299,7 @@ def matvec_builds(architecture: int) -> Iterator[Build]:
                 "BIAS": True,
                 "PASSES": passes,
                 "VECTORS": 16,
-                "BLOCK_M": tile.rows,
-                "BLOCK_N": tile.columns,
-                "BLOCK_K": tile.depth,
+                **blocks(tile),
             }
             name = f"matvec/{mode}{'/transposed' if transposed else ''}"
             kernel = "matvec.logit_product_kernel"
@@ -346,13 +343,13 @@ def fp8_builds(architecture: int) -> Iterator[Build]:
     types = {
         "H": described("bf16", tile, (tile.rows, tile.depth)),
         "W": described("bf16", tile, (tile.columns, tile.depth)),
-        **typed("*fp32", "bias offset target level scale scale_t statistics"),
+        **typed("*fp32", "bias offset target level scale statistics"),
         **typed("*i32", "labels flag"),
-        **typed("*fp8e4nv", "E T"),
-        **typed("i32", "rows classes depth stride stride_t"),
+        **typed("*fp8e4nv", "E"),
+        **typed("i32", "rows classes depth stride"),
     }
     for bias, flag in ((False, False), (True, True)):
-        constants = {"BIAS": bias, "FLAG": flag, **blocks(tile)}
+        constants = {"TARGETS": 1, "BIAS": bias, "FLAG": flag, **blocks(tile)}
         name = f"fp8/exponentials{'/bias' if bias else ''}"
         kernel = "fp8.exponentials_kernel"
         yield Build(name, kernel, architecture, tile, types, constants, TENSOR_CORE[architecture])

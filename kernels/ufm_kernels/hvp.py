@@ -14,11 +14,25 @@ less one of their rows wherever all are close to it, which is exact in any forma
 that is a copy of both, K x d each, and a pass that looks.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
+from .launch import Launch, ceil_div, check_written, constants, descriptor, laid_out, on_device
 from .primitives import Block, add_logits, corner, round_to
+
+
+class Moves(NamedTuple):
+    """What R takes beside the moved logits: (classes,) db, and of each row its target's move, slope
+    and curvature.
+    """
+
+    db: tl.tensor
+    base: tl.tensor
+    slope: tl.tensor
+    curvature: tl.tensor
+    BIAS: tl.constexpr
 
 
 @triton.jit
@@ -27,67 +41,39 @@ def hvp_kernel(
     W,
     dH,
     dW,
-    db,
-    base,
-    slope,
-    curvature,
+    moves: Moves,
     E,
     sums,
     rows,
     classes,
     depth,
     stride,
-    BIAS: tl.constexpr,
+    block: Block,
     SINGLE: tl.constexpr,
     PASSES: tl.constexpr,
-    TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
 ):
+    HEIGHT: tl.constexpr = block.HEIGHT
+    WIDTH: tl.constexpr = block.WIDTH
     halves: tl.constexpr = 1 if PASSES == 1 else 2
     width = stride // halves
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
+    down, across = tl.cdiv(rows, HEIGHT), tl.cdiv(width, WIDTH)
     for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0)):
-        tile_row, tile_column = corner(tile, down, across, GROUP)
-        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
-        dz = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        dz = add_logits(
-            dz,
-            dH,
-            W,
-            row,
-            column,
-            rows,
-            classes,
-            depth,
-            Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
-            PASSES,
-        )
-        dz = add_logits(
-            dz,
-            H,
-            dW,
-            row,
-            column,
-            rows,
-            classes,
-            depth,
-            Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
-            PASSES,
-        )
-        r, c = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-        if BIAS:
-            dz += tl.load(db + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
-        dz -= tl.load(base + r, mask=r < rows, other=0.0)[:, None]
+        tile_row, tile_column = corner(tile, down, across, block.GROUP)
+        row, column = tile_row * HEIGHT, tile_column * WIDTH
+        dz = tl.zeros((HEIGHT, WIDTH), tl.float32)
+        dz = add_logits(dz, dH, W, row, column, rows, classes, depth, block, PASSES)
+        dz = add_logits(dz, H, dW, row, column, rows, classes, depth, block, PASSES)
+        r, c = row + tl.arange(0, HEIGHT), column + tl.arange(0, WIDTH)
+        if moves.BIAS:
+            dz += tl.load(moves.db + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
+        dz -= tl.load(moves.base + r, mask=r < rows, other=0.0)[:, None]
         place = E + r.to(tl.int64)[:, None] * stride + c[None, :]
         inside = (r[:, None] < rows) & (c[None, :] < width)
         e = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         if PASSES == 3:
             e += tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-        a = tl.load(slope + r, mask=r < rows, other=0.0)[:, None]
-        moved = e * (a * dz + tl.load(curvature + r, mask=r < rows, other=0.0)[:, None])
+        a = tl.load(moves.slope + r, mask=r < rows, other=0.0)[:, None]
+        moved = e * (a * dz + tl.load(moves.curvature + r, mask=r < rows, other=0.0)[:, None])
         high = round_to(moved, SINGLE)
         kept = high.to(tl.float32)
         tl.store(place, high, mask=inside)
@@ -124,17 +110,13 @@ def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, la
         ]
     hvp_kernel[launch.grid(ceil_div(rows, tile.rows) * across)](
         *operands,
-        base if db is None else db,
-        base,
-        slope,
-        curvature,
+        Moves(base if db is None else db, base, slope, curvature, *constants(db is not None)),
         E,
         sums,
         rows,
         W.shape[0],
         H.shape[1] // halves,
         E.shape[1],
-        BIAS=db is not None,
         SINGLE=E.element_size() == 4,
         PASSES=passes,
         **launch.options(),

@@ -8,6 +8,7 @@ from functools import wraps
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .primitives import Block, Head
 from .tiles import Tile, architecture_of, tile_for
 
 
@@ -34,6 +35,13 @@ def descriptor(matrix, block):
 def constants(*values):
     """The last members of a bundle of arguments: what a kernel is compiled for."""
     return map(tl.constexpr, values)
+
+
+def head_of(bias, labels, unused, classes):
+    """The bundle of bias (or None, for which ``unused`` stands) and labels (rows, targets)."""
+    rows, targets = labels.shape
+    known = constants(targets, bias is not None)
+    return Head(unused if bias is None else bias, labels, rows, classes, *known)
 
 
 def laid_out(*tensors):
@@ -101,14 +109,8 @@ class Launch:
     def options(self):
         """The keyword arguments of a tiled kernel."""
         tile = self.tile
-        return {
-            "TMA": tile.tma,
-            "BLOCK_M": tile.rows,
-            "BLOCK_N": tile.columns,
-            "BLOCK_K": tile.depth,
-            "GROUP": tile.group,
-            **self.compile_options(),
-        }
+        sizes = (tile.rows, tile.columns, tile.depth, tile.tma, tile.group)
+        return {"block": Block(*constants(*sizes)), **self.compile_options()}
 
     def compile_options(self):
         """Warps and stages. fp fusion is asked for by name because a later triton turns it off."""

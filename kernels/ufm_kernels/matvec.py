@@ -11,9 +11,9 @@ which stay in registers.
 import triton
 import triton.language as tl
 
-from .launch import Launch, ceil_div, laid_out, on_device
+from .launch import Launch, ceil_div, head_of, laid_out, on_device
 from .one_pass import parts_of
-from .primitives import Block, add_logits, mask_targets, multiply_pairs, round_to
+from .primitives import Block, Head, add_logits, mask_targets, multiply_pairs, round_to
 
 VECTORS = 16
 
@@ -23,54 +23,42 @@ def logit_product_kernel(
     A,
     B,
     X,
-    bias,
+    head: Head,
     offset,
-    labels,
     out,
-    rows,
-    columns,
     depth,
     span,
+    block: Block,
     TRANSPOSED: tl.constexpr,
-    TARGETS: tl.constexpr,
-    BIAS: tl.constexpr,
     PASSES: tl.constexpr,
     VECTORS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
 ):
     """out_part = E X over a span of columns; TRANSPOSED: A holds the classes and B the samples."""
-    row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
-    r = row + tl.arange(0, BLOCK_M)
+    HEIGHT: tl.constexpr = block.HEIGHT
+    WIDTH: tl.constexpr = block.WIDTH
+    if TRANSPOSED:
+        rows, columns = head.classes, head.rows
+    else:
+        rows, columns = head.rows, head.classes
+    row, part = tl.program_id(0) * HEIGHT, tl.program_id(1)
+    r = row + tl.arange(0, HEIGHT)
     v = tl.arange(0, VECTORS)
     first, last = part * span, tl.minimum((part + 1) * span, columns)
-    total = tl.zeros((BLOCK_M, VECTORS), tl.float32)
-    for column in range(first, last, BLOCK_N):
-        z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        z = add_logits(
-            z,
-            A,
-            B,
-            row,
-            column,
-            rows,
-            columns,
-            depth,
-            Block(BLOCK_M, BLOCK_N, BLOCK_K, False),
-            PASSES,
-        )
-        c = column + tl.arange(0, BLOCK_N)
+    total = tl.zeros((HEIGHT, VECTORS), tl.float32)
+    for column in range(first, last, WIDTH):
+        z = tl.zeros((HEIGHT, WIDTH), tl.float32)
+        z = add_logits(z, A, B, row, column, rows, columns, depth, block, PASSES)
+        c = column + tl.arange(0, WIDTH)
         if TRANSPOSED:
-            if BIAS:
-                z += tl.load(bias + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+            if head.BIAS:
+                z += tl.load(head.bias + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
             z -= tl.load(offset + c, mask=c < columns, other=0.0)[None, :]
-            z = mask_targets(z, labels, c, r, columns, TARGETS, TURNED=True)
+            z = mask_targets(z, head.labels, c, r, columns, head.TARGETS, TURNED=True)
         else:
-            if BIAS:
-                z += tl.load(bias + c, mask=c < columns, other=0.0).to(tl.float32)[None, :]
+            if head.BIAS:
+                z += tl.load(head.bias + c, mask=c < columns, other=0.0).to(tl.float32)[None, :]
             z -= tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
-            z = mask_targets(z, labels, r, c, rows, TARGETS)
+            z = mask_targets(z, head.labels, r, c, rows, head.TARGETS)
         e = tl.exp(tl.where(c[None, :] < last, z, float("-inf")))
         # Both factors as tf32 pairs: a certificate is worth its digits, and this product is the
         # small one.
@@ -111,22 +99,14 @@ def exponential_product(
         A,
         B,
         wide,
-        offset if bias is None else bias,
+        head_of(bias, labels, offset, len(W)),
         offset,
-        labels,
         out,
-        A.shape[0],
-        B.shape[0],
         A.shape[1] // (1 if passes == 1 else 2),
         span,
         TRANSPOSED=transposed,
-        TARGETS=labels.shape[1],
-        BIAS=bias is not None,
         PASSES=passes,
         VECTORS=VECTORS,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
-        **launch.compile_options(),
+        **launch.options(),
     )
     return out.sum(0)[:, :vectors]

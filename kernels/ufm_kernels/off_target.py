@@ -19,9 +19,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import Launch, ceil_div, check_written, descriptor, laid_out, on_device
+from .launch import Launch, ceil_div, check_written, descriptor, head_of, laid_out, on_device
 from .primitives import (
     Block,
+    Head,
     add_logits,
     corner,
     exponential,
@@ -29,18 +30,8 @@ from .primitives import (
     mask_target,
     mask_targets,
     round_to,
+    store_sums,
 )
-
-
-class Head(NamedTuple):
-    """What becomes of logits before the exponential: a bias, and labels (rows, TARGETS) to mask."""
-
-    bias: tl.tensor
-    labels: tl.tensor
-    rows: tl.tensor
-    classes: tl.tensor
-    TARGETS: tl.constexpr
-    BIAS: tl.constexpr
 
 
 class Stored(NamedTuple):
@@ -139,82 +130,60 @@ def exponentials_of_parts(
 def off_target_kernel(
     H,
     W,
-    bias,
-    offset,
-    labels,
-    flag,
     E,
+    head: Head,
+    offset,
+    flag,
     statistics,
-    rows,
-    classes,
     depth,
     stride,
     first,
     count,
-    TARGETS: tl.constexpr,
-    BIAS: tl.constexpr,
+    block: Block,
     FLAG: tl.constexpr,
     PART: tl.constexpr,
     SINGLE: tl.constexpr,
     PASSES: tl.constexpr,
-    TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
     FLATTEN: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
+    HEIGHT: tl.constexpr = block.HEIGHT
+    WIDTH: tl.constexpr = block.WIDTH
     halves: tl.constexpr = 1 if PASSES == 1 else 2
-    width = stride // halves
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
+    rows, width = head.rows, stride // halves
+    down, across = tl.cdiv(rows, HEIGHT), tl.cdiv(width, WIDTH)
     walked = count if PART else across
     tiles = down * walked
     if FLAG:
         tiles *= tl.load(flag)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
-        tile_row, tile_column = corner(tile, down, walked, GROUP)
+        tile_row, tile_column = corner(tile, down, walked, block.GROUP)
         if PART:
             tile_column += first
-        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
-        r = row + tl.arange(0, BLOCK_M)
+        row, column = tile_row * HEIGHT, tile_column * WIDTH
+        r = row + tl.arange(0, HEIGHT)
         # Before the product, behind which they arrive.
         shift = tl.load(offset + r, mask=r < rows, other=0.0)
         label = (
-            tl.load(labels + r.to(tl.int64) * TARGETS, mask=r < rows, other=-1)
-            if TARGETS == 1
+            tl.load(head.labels + r.to(tl.int64) * head.TARGETS, mask=r < rows, other=-1)
+            if head.TARGETS == 1
             else r
         )
-        z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        z = add_logits(
-            z,
-            H,
-            W,
-            row,
-            column,
-            rows,
-            classes,
-            depth,
-            Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
-            PASSES,
-        )
+        z = tl.zeros((HEIGHT, WIDTH), tl.float32)
+        z = add_logits(z, H, W, row, column, rows, head.classes, depth, block, PASSES)
         peak, mass, kept = exponentials_of_parts(
             z,
-            Head(bias, labels, rows, classes, TARGETS, BIAS),
-            Stored(E, stride, width, SINGLE, PASSES, TMA),
+            head,
+            Stored(E, stride, width, SINGLE, PASSES, block.TMA),
             shift,
             label,
             row,
             column,
-            BLOCK_M,
-            BLOCK_N,
+            HEIGHT,
+            WIDTH,
             SPLIT,
         )
-        slot = statistics + tile_column.to(tl.int64) * rows + r
-        plane = across.to(tl.int64) * rows
-        tl.store(slot, mass, mask=r < rows)
-        tl.store(slot + plane, kept, mask=r < rows)
-        tl.store(slot + 2 * plane, peak, mask=r < rows)
+        store_sums(statistics, tile_column, across, r, rows, rows, mass, kept, peak)
 
 
 DEEP = 2048  # columns of features from which the product hides the epilogue
@@ -291,22 +260,15 @@ def off_target(
         )
         operands = [descriptor(x, block) for x, block in zip(operands, blocks, strict=True)]
     off_target_kernel[launch.grid(ceil_div(rows, tile.rows) * count)](
-        operands[0],
-        operands[1],
-        bias if bias is not None else offset,
+        *operands,
+        head_of(bias, labels, offset, classes),
         offset,
-        labels,
         flag if flag is not None else labels,
-        operands[2],
         statistics,
-        rows,
-        classes,
         depth,
         E.shape[1],
         first,
         count,
-        TARGETS=labels.shape[1],
-        BIAS=bias is not None,
         FLAG=flag is not None,
         PART=part is not None,
         SINGLE=E.element_size() == 4,

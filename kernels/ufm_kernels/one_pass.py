@@ -11,8 +11,17 @@ order, for when rows or classes are few.
 import triton
 import triton.language as tl
 
-from .launch import Launch, ceil_div, laid_out, next_power_of_2, on_device
-from .primitives import exponential, mask_targets, multiply, multiply_pairs, round_to, tile_at
+from .launch import Launch, ceil_div, head_of, laid_out, next_power_of_2, on_device
+from .primitives import (
+    Head,
+    exponential,
+    mask_targets,
+    multiply,
+    multiply_pairs,
+    round_to,
+    store_sums,
+    tile_at,
+)
 from .squared_error import float64_of
 
 
@@ -21,6 +30,24 @@ def load_half(matrix, row, shift, rows, columns, stride, HEIGHT: tl.constexpr, W
     """A block of rows, all columns, of one half of an operand."""
     place, inside = tile_at(matrix + shift, row, 0, rows, columns, stride, HEIGHT, WIDTH)
     return tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_pair(
+    matrix, row, rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PASSES: tl.constexpr
+):
+    """Both halves of a block of rows; the first twice where there is one."""
+    stride = columns * (1 if PASSES == 1 else 2)
+    high = load_half(matrix, row, 0, rows, columns, stride, HEIGHT, WIDTH)
+    low = load_half(matrix, row, (PASSES // 2) * columns, rows, columns, stride, HEIGHT, WIDTH)
+    return high, low
+
+
+@triton.jit
+def round_pair(x, SINGLE: tl.constexpr):
+    """x as a rounded half and the rounded rest."""
+    high = round_to(x, SINGLE)
+    return high, round_to(x - high.to(tl.float32), SINGLE)
 
 
 @triton.jit
@@ -38,19 +65,14 @@ def forward_kernel(
     H,
     W,
     V,
-    bias,
+    head: Head,
     offset,
-    labels,
     flag,
     statistics,
     out,
-    rows,
-    classes,
     depth,
     width,
     span,
-    TARGETS: tl.constexpr,
-    BIAS: tl.constexpr,
     FLAG: tl.constexpr,
     SINGLE: tl.constexpr,
     PASSES: tl.constexpr,
@@ -58,7 +80,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     D: tl.constexpr,
 ):
-    halves: tl.constexpr = 1 if PASSES == 1 else 2
+    rows, classes = head.rows, head.classes
     row, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     first, last = part * span, tl.minimum((part + 1) * span, classes)
     written = rows
@@ -66,39 +88,32 @@ def forward_kernel(
         awake = tl.load(flag) != 0
         last, written = tl.where(awake, last, first), tl.where(awake, rows, 0)
     r = row + tl.arange(0, BLOCK_M)
-    low: tl.constexpr = PASSES // 2
-    h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_M, D)
-    h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_M, D)
+    h, h_low = load_pair(H, row, rows, depth, BLOCK_M, D, PASSES)
     shift = tl.load(offset + r, mask=r < rows, other=0.0)[:, None]
     mass, kept = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M, D), tl.float32)
     for column in tl.range(first, last, BLOCK_N, disable_licm=PASSES == 3 and D > 64):
         c = column + tl.arange(0, BLOCK_N)
-        w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_N, D)
-        w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_N, D)
+        w, w_low = load_pair(W, column, classes, depth, BLOCK_N, D, PASSES)
         z = multiply_halves(
             h, h_low, w.T, w_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES
         )
-        if BIAS:
-            z += tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
-        z = mask_targets(tl.where(c[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS)
+        if head.BIAS:
+            z += tl.load(head.bias + c, mask=c < classes, other=0.0).to(tl.float32)[None, :]
+        z = mask_targets(
+            tl.where(c[None, :] < last, z, float("-inf")), head.labels, r, c, rows, head.TARGETS
+        )
         peak = tl.maximum(peak, tl.max(z, 1))
         z = exponential(z, shift, not SINGLE and PASSES == 1)
         mass += tl.sum(z, 1)
-        e = round_to(z, SINGLE)
-        e_low = round_to(z - e.to(tl.float32), SINGLE)
+        e, e_low = round_pair(z, SINGLE)
         kept += tl.sum(e.to(tl.float32), 1)
         if PASSES == 3:
             kept += tl.sum(e_low.to(tl.float32), 1)
-        v = load_half(V, column, 0, classes, width, width * halves, BLOCK_N, D)
-        v_low = load_half(V, column, low * width, classes, width, width * halves, BLOCK_N, D)
+        v, v_low = load_pair(V, column, classes, width, BLOCK_N, D, PASSES)
         total = multiply_halves(e, e_low, v, v_low, total, PASSES)
-    slot = statistics + part.to(tl.int64) * rows + r
-    plane = tl.num_programs(1).to(tl.int64) * rows
-    tl.store(slot, mass, mask=r < written)
-    tl.store(slot + plane, kept, mask=r < written)
-    tl.store(slot + 2 * plane, peak, mask=r < written)
+    store_sums(statistics, part, tl.num_programs(1), r, rows, written, mass, kept, peak)
     place, inside = tile_at(
         out + part.to(tl.int64) * rows * width, row, 0, written, width, width, BLOCK_M, D
     )
@@ -110,60 +125,56 @@ def weight_kernel(
     H,
     W,
     X,
-    bias,
+    head: Head,
     offset,
-    labels,
     factor,
     out,
     sums,
-    rows,
-    classes,
     depth,
     width,
     span,
-    TARGETS: tl.constexpr,
-    BIAS: tl.constexpr,
     SINGLE: tl.constexpr,
     PASSES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     D: tl.constexpr,
 ):
-    halves: tl.constexpr = 1 if PASSES == 1 else 2
-    low: tl.constexpr = PASSES // 2
+    rows, classes = head.rows, head.classes
     column, part = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     first, last = part * span, tl.minimum((part + 1) * span, rows)
     c = column + tl.arange(0, BLOCK_M)
-    w = load_half(W, column, 0, classes, depth, depth * halves, BLOCK_M, D)
-    w_low = load_half(W, column, low * depth, classes, depth, depth * halves, BLOCK_M, D)
-    if BIAS:
-        shift = tl.load(bias + c, mask=c < classes, other=0.0).to(tl.float32)
+    w, w_low = load_pair(W, column, classes, depth, BLOCK_M, D, PASSES)
+    if head.BIAS:
+        shift = tl.load(head.bias + c, mask=c < classes, other=0.0).to(tl.float32)
     weights = tl.zeros((BLOCK_M,), tl.float64)  # a sum over a million rows
     total = tl.zeros((BLOCK_M, D), tl.float32)
     for row in tl.range(first, last, BLOCK_N, disable_licm=PASSES == 3 and D > 64):
         r = row + tl.arange(0, BLOCK_N)
-        h = load_half(H, row, 0, rows, depth, depth * halves, BLOCK_N, D)
-        h_low = load_half(H, row, low * depth, rows, depth, depth * halves, BLOCK_N, D)
+        h, h_low = load_pair(H, row, rows, depth, BLOCK_N, D, PASSES)
         # The logits of `forward_kernel` to the last bit: E and the sums that it is divided by must
         # err alike.
         z = multiply_halves(
             w, w_low, h.T, h_low.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PASSES, TURNED=True
         )
-        if BIAS:
+        if head.BIAS:
             z += shift[:, None]
         origin = tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
         z = mask_targets(
-            tl.where(r[None, :] < last, z, float("-inf")), labels, r, c, rows, TARGETS, TURNED=True
+            tl.where(r[None, :] < last, z, float("-inf")),
+            head.labels,
+            r,
+            c,
+            rows,
+            head.TARGETS,
+            TURNED=True,
         )
         z = exponential(z, origin, not SINGLE and PASSES == 1)
-        e = round_to(z, SINGLE)
-        e_low = round_to(z - e.to(tl.float32), SINGLE)
+        e, e_low = round_pair(z, SINGLE)
         kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)
         weights += tl.sum(kept * tl.load(factor + r, mask=r < rows, other=0.0)[None, :], 1).to(
             tl.float64
         )
-        x = load_half(X, row, 0, rows, width, width * halves, BLOCK_N, D)
-        x_low = load_half(X, row, low * width, rows, width, width * halves, BLOCK_N, D)
+        x, x_low = load_pair(X, row, rows, width, BLOCK_N, D, PASSES)
         total = multiply_halves(e, e_low, x, x_low, total, PASSES)
     tl.store(sums + part.to(tl.int64) * classes + c, weights, mask=c < classes)
     place, inside = tile_at(
@@ -212,19 +223,14 @@ def forward(
         H,
         W,
         V,
-        bias if bias is not None else offset,
+        head_of(bias, labels, offset, W.shape[0]),
         offset,
-        labels,
         flag if flag is not None else labels,
         statistics,
         out,
-        rows,
-        W.shape[0],
         depth,
         width,
         span,
-        TARGETS=labels.shape[1],
-        BIAS=bias is not None,
         FLAG=flag is not None,
         SINGLE=V.element_size() == 4,
         PASSES=passes,
@@ -254,19 +260,14 @@ def transposed(H, W, X, bias, offset, labels, factor, *, passes, launch=None, pa
         H,
         W,
         X,
-        bias if bias is not None else offset,
+        head_of(bias, labels, offset, classes),
         offset,
-        labels,
         factor,
         out,
         sums,
-        H.shape[0],
-        classes,
         depth,
         width,
         span,
-        TARGETS=labels.shape[1],
-        BIAS=bias is not None,
         SINGLE=X.element_size() == 4,
         PASSES=passes,
         BLOCK_M=tile.rows,

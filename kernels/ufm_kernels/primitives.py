@@ -1,9 +1,17 @@
 """Device functions that every kernel shares: loads of a tile, the tensor-core product, tile order,
 rounding.
 
-What belongs together goes through them as one NamedTuple (`Block`, `Operand`), which a kernel makes
-of its own arguments: the code is that of the arguments one by one. It is made in the call, for the
-compiler takes constants that are assigned to a name, within a tuple too, for tensors.
+What belongs together is one NamedTuple (`Block`, `Operand`, `Head`), which a kernel takes as an
+argument or makes of its own: the code is that of the arguments one by one, and of a member as of an
+argument the launcher sees whether it is divisible by 16, or 1. Constants are its last members, and
+a driver wraps them (`launch.constants`).
+
+Traps (triton 3.6.0 to 3.9.0). A TMA descriptor has to be an argument itself: of one in a bundle the
+launcher of 3.6.0 and 3.7.1 knows nothing. Constants that are assigned to a name, within a tuple
+too, are taken for tensors: a bundle is made in the call, and a member that must stay a constant is
+annotated, ``WIDTH: tl.constexpr = block.WIDTH``. Under the interpreter it stays a ``tl.constexpr``,
+and so is its product with a loop's counter or, from the left, with a tensor: the one is cast, the
+other comes first.
 """
 
 from typing import NamedTuple
@@ -19,13 +27,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 class Block(NamedTuple):
     """The constants of a kernel's tile: rows and columns of the output, depth of a step, loads by
-    descriptor.
+    descriptor, tile rows of a band (`corner`).
     """
 
     HEIGHT: tl.constexpr
     WIDTH: tl.constexpr
     DEPTH: tl.constexpr
     TMA: tl.constexpr
+    GROUP: tl.constexpr
 
 
 class Operand(NamedTuple):
@@ -37,6 +46,17 @@ class Operand(NamedTuple):
     rows: tl.tensor
     stride: tl.tensor
     DOWN: tl.constexpr
+
+
+class Head(NamedTuple):
+    """What becomes of logits before the exponential: a bias, and labels (rows, TARGETS) to mask."""
+
+    bias: tl.tensor
+    labels: tl.tensor
+    rows: tl.tensor
+    classes: tl.tensor
+    TARGETS: tl.constexpr
+    BIAS: tl.constexpr
 
 
 @triton.jit
@@ -135,7 +155,7 @@ def contract(total, A, B, row, column, depth, block, PASSES: tl.constexpr):
     SPAN: tl.constexpr = block.DEPTH
     TMA: tl.constexpr = block.TMA
     for step in range(tl.cdiv(depth, SPAN)):
-        k = step * SPAN
+        k = tl.cast(step, tl.int32) * SPAN
         a = load_operand(A, row, k, 0, depth, HEIGHT, SPAN, TMA)
         b = load_operand(B, column, k, 0, depth, WIDTH, SPAN, TMA)
         if PASSES == 3:
@@ -175,7 +195,7 @@ def corner(tile, tiles_down, tiles_across, GROUP: tl.constexpr):
     """(tile row, tile column) in an order that walks bands of GROUP tile rows, so that operands
     stay in L2.
     """
-    per_band = GROUP * tiles_across
+    per_band = tiles_across * GROUP
     band = tile // per_band
     height = tl.minimum(tiles_down - band * GROUP, GROUP)
     inside = tile - band * per_band
@@ -229,6 +249,18 @@ def exponential(z, shift, QUICK: tl.constexpr):
     else:
         e = tl.exp(z - shift)
     return e
+
+
+@triton.jit
+def store_sums(statistics, part, parts, r, rows, written, mass, kept, peak):
+    """Sums of E, sums of rounded E and maxima of rows r in slot ``part`` of (3, parts, rows), of
+    rows below ``written``.
+    """
+    slot = statistics + part.to(tl.int64) * rows + r
+    plane = parts.to(tl.int64) * rows
+    tl.store(slot, mass, mask=r < written)
+    tl.store(slot + plane, kept, mask=r < written)
+    tl.store(slot + 2 * plane, peak, mask=r < written)
 
 
 @triton.jit

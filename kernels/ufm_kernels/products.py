@@ -97,35 +97,33 @@ def product_kernel(
     depth,
     stride_a,
     stride_b,
+    block: Block,
     TRANSPOSED: tl.constexpr,
     DOWN: tl.constexpr,
     FLAG: tl.constexpr,
     PASSES: tl.constexpr,
     FLATTEN: tl.constexpr,
-    TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
 ):
-    down, across = tl.cdiv(to.rows, BLOCK_M), tl.cdiv(to.columns, BLOCK_N)
+    HEIGHT: tl.constexpr = block.HEIGHT
+    WIDTH: tl.constexpr = block.WIDTH
+    down, across = tl.cdiv(to.rows, HEIGHT), tl.cdiv(to.columns, WIDTH)
     tiles = down * across
     if FLAG:
         tiles *= tl.load(flag)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
-        tile_row, tile_column = corner(tile, down, across, GROUP)
-        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
+        tile_row, tile_column = corner(tile, down, across, block.GROUP)
+        row, column = tile_row * HEIGHT, tile_column * WIDTH
         total = contract(
-            tl.zeros((BLOCK_M, BLOCK_N), tl.float32),
+            tl.zeros((HEIGHT, WIDTH), tl.float32),
             Operand(A, to.rows, stride_a, TRANSPOSED),
             Operand(B, to.columns, stride_b, DOWN),
             row,
             column,
             depth,
-            Block(BLOCK_M, BLOCK_N, BLOCK_K, TMA),
+            block,
             PASSES,
         )
-        finish_parts(total, to, row, column, BLOCK_M, BLOCK_N, 4 if BLOCK_N > 128 else 2)
+        finish_parts(total, to, row, column, HEIGHT, WIDTH, 4 if WIDTH > 128 else 2)
 
 
 @triton.jit
