@@ -13,7 +13,7 @@ import pytest
 from command_line import SMALL, child, refused, solve
 
 from ufm_fast.cli import main
-from ufm_fast.cli.report import _Way
+from ufm_fast.cli.progress import _Way
 from ufm_fast.runs.words import printable
 
 

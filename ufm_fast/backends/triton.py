@@ -15,8 +15,6 @@ in a row; rows with margins; and products with more than ``MAX_VECTORS`` columns
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -35,17 +33,15 @@ from ufm_fast.backends.base import (
     softmax_loss,
     weighed,
 )
-from ufm_fast.backends.squared_error import by_residuals
-from ufm_fast.backends.squared_head import SquaredErrorHead, room
 from ufm_fast.backends.tiled import TiledSoftmaxHead
+from ufm_fast.backends.triton_buffers import FP8, bias_of, hand_over, mode_of, on_device, writable
 from ufm_fast.backends.triton_labels import Labels
 from ufm_fast.backends.triton_memory import (
     SOFTMAX_MODE,
-    SQUARED_MODE,
     ChunkRows,
     softmax_plan,
-    squared_workspace,
 )
+from ufm_fast.backends.triton_squares import TritonSquaredErrorHead
 from ufm_fast.backends.weighted import PickAllHead
 from ufm_fast.errors import InputError
 from ufm_fast.losses import PickAll, SoftmaxLoss, SquaredError
@@ -61,14 +57,10 @@ from ufm_kernels.head import (
 )
 from ufm_kernels.operands import MODES
 from ufm_kernels.replays import Replays
-from ufm_kernels.squared_head import squared_error_value_and_grad
 from ufm_kernels.tiles import REPLAYED
 
 MAX_VECTORS = 64  # columns of a product with G: each 16 of them form the logits once more
 _VECTORS = 16
-# By name only: E and its products in fp8, on sm_90; second derivatives and products with G in
-# bfloat16.
-_FP8 = "fp8"
 
 
 class _Swept(NamedTuple):
@@ -105,8 +97,8 @@ class TritonBackend(HeadByLoss):
     def __init__(
         self, mode: str | None = None, chunk: int | None = None, replay: bool | None = None
     ) -> None:
-        if mode is not None and mode not in (*MODES, _FP8):
-            raise InputError(f"mode must be one of {', '.join((*MODES, _FP8))}; got {mode!r}")
+        if mode is not None and mode not in (*MODES, FP8):
+            raise InputError(f"mode must be one of {', '.join((*MODES, FP8))}; got {mode!r}")
         softmax = TritonSoftmaxHead(mode, chunk, replay)
         super().__init__(
             (PickAll, PickAllHead(softmax)),
@@ -132,9 +124,9 @@ class TritonSoftmaxHead:
         mode, labels = self._mode(x), Labels.of_head(x)
         if labels.padded is None:
             return self.tiled.value_and_grad(x, out, statistics=statistics)
-        buffers = _writable(out)
+        buffers = writable(out)
         swept = self._sweep(x, labels, labels.padded, buffers, mode)
-        _hand_over(buffers, out)
+        hand_over(buffers, out)
         return HeadResult(
             weighed(x.row_weight, swept.losses),
             _statistics(swept, x.targets) if statistics else None,
@@ -151,7 +143,7 @@ class TritonSoftmaxHead:
         if labels.padded is None:
             return self.tiled.hvp(x, v, out)
         out = out.cleared()
-        buffers = _writable(out)
+        buffers = writable(out)
         slope = _slope(loss)
         bend = (
             cross_entropy_curvature
@@ -164,11 +156,11 @@ class TritonSoftmaxHead:
         )
         # float16 has not the range of a direction; the driver takes float32 beside it.
         dtype = torch.float32 if x.weight.dtype == torch.float16 else x.weight.dtype
-        with _on(x.weight.device):
+        with on_device(x.weight.device):
             softmax_hvp(
                 x.features,
                 x.weight,
-                _bias(x),
+                bias_of(x),
                 labels.padded,
                 x.row_weight.float(),
                 slope,
@@ -176,7 +168,7 @@ class TritonSoftmaxHead:
                 loss.smoothing,
                 d_features=v.features.to(dtype),
                 d_weight=v.weight.to(dtype),
-                d_bias=_bias(v),
+                d_bias=bias_of(v),
                 out_features=features,
                 out_weight=weight,
                 out_bias=buffers.bias,
@@ -184,7 +176,7 @@ class TritonSoftmaxHead:
                 mode=mode,
                 segments=labels.segments,
             )
-        _hand_over(buffers, out)
+        hand_over(buffers, out)
         return None
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
@@ -206,17 +198,17 @@ class TritonSoftmaxHead:
         return mode in REPLAYED if self.replay is None else self.replay
 
     def _mode(self, x: HeadInput) -> str:
-        return _mode(self.mode, x, SOFTMAX_MODE)
+        return mode_of(self.mode, x, SOFTMAX_MODE)
 
     def _sweep(
         self, x: HeadInput, labels: Labels, padded: Tensor, out: Gradients, mode: str
     ) -> _Swept:
         """Run a driver, or its recording: losses of every row, gradients added into ``out``."""
-        step = self._fp8_sweep if self.mode == _FP8 else self._plain_sweep
+        step = self._fp8_sweep if self.mode == FP8 else self._plain_sweep
         arguments = x, labels, padded, out, mode
         if not self._replayed(mode):
             return step(*arguments)
-        with _on(x.weight.device):
+        with on_device(x.weight.device):
             return _Swept(*self.replays(lambda: step(*arguments), *_memory(*arguments)))
 
     def _plain_sweep(
@@ -237,14 +229,14 @@ class TritonSoftmaxHead:
         arguments = (
             x.features,
             x.weight,
-            _bias(x),
+            bias_of(x),
             padded,
             scale,
             value_fn,
             _slope(loss),
             loss.smoothing,
         )
-        with _on(x.weight.device):
+        with on_device(x.weight.device):
             chunk = self._chunks.of(x, mode, one_pass=x.features.shape[1] <= NARROW)
             if chunk == 0:
                 result = one_pass_value_and_grad(*arguments, **options)
@@ -272,11 +264,11 @@ class TritonSoftmaxHead:
                 "mode"
             )
         out = out.cleared()
-        with _on(x.weight.device):
+        with on_device(x.weight.device):
             result, _ = fp8_value_and_grad(
                 x.features,
                 x.weight,
-                _bias(x),
+                bias_of(x),
                 padded,
                 x.row_weight.float(),
                 kernel_rows.cross_entropy_value,
@@ -309,7 +301,7 @@ class _Gradient:
         return logit_gradient(
             x.features,
             x.weight,
-            _bias(x),
+            bias_of(x),
             self.padded,
             x.row_weight.float(),
             _slope(loss),
@@ -329,81 +321,8 @@ class _Gradient:
         return self._by_columns(left, lambda part: self._swept.transposed_times(part))
 
     def _by_columns(self, matrix: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        with _on(self.x.weight.device):
+        with on_device(self.x.weight.device):
             return torch.cat([product(part) for part in _columns(matrix)], 1).to(matrix.dtype)
-
-
-class TritonSquaredErrorHead(SquaredErrorHead):
-    """Squared error: values and gradients by the kernels where Grams serve; the rest on any
-    device.
-    """
-
-    def __init__(self, mode: str | None) -> None:
-        self.mode = mode
-
-    def value_and_grad(
-        self, x: HeadInput, out: Gradients, *, statistics: bool = False
-    ) -> HeadResult:
-        mode = self._mode(x)
-        # The driver's value is a difference of Grams.
-        if (
-            by_residuals(x.targets, *x.weight.shape, bias=x.bias is not None)
-            or x.features.shape[0] == 0
-        ):
-            return super().value_and_grad(x, out)
-        out = out.cleared()
-        buffers = _writable(out)
-        with _on(x.weight.device):
-            value = squared_error_value_and_grad(
-                x.features,
-                x.weight,
-                _bias(x),
-                x.targets.indices,
-                x.row_weight.float(),
-                grad_features=buffers.features,
-                grad_weight=buffers.weight,
-                grad_bias=buffers.bias,
-                mode=mode,
-                need_features=buffers.features is not None,
-                need_weight=buffers.weight is not None,
-                segments=Labels.of_head(x).segments,
-            )
-        _hand_over(buffers, out)
-        return HeadResult(value, None)
-
-    def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
-        self._mode(x)
-        super().hvp(x, v, out)
-
-    def logit_gradient(self, x: HeadInput) -> LogitGradient:
-        self._mode(x)
-        return super().logit_gradient(x)
-
-    def losses(self, x: HeadInput) -> Tensor:
-        self._mode(x)
-        return super().losses(x)
-
-    def plan(self, shape: HeadShape) -> HeadPlan:
-        usual = super().plan(shape)
-        if shape.dense or shape.occupied <= room(shape):
-            return usual
-        return replace(
-            usual, workspace=squared_workspace(shape.rows, shape.dim, shape.classes, shape.dtype)
-        )
-
-    def _mode(self, x: HeadInput) -> str:
-        return _mode(self.mode, x, SQUARED_MODE)
-
-
-def _mode(asked: str | None, x: HeadInput, table: dict[torch.dtype, str]) -> str:
-    """The precision of a head: the one asked for, but for fp8, or its dtype's."""
-    dtype = torch.promote_types(x.features.dtype, x.weight.dtype)
-    if dtype not in table:
-        name = str(dtype).removeprefix("torch.")
-        raise InputError(
-            f"backend triton has no {name} kernels; use backend tiled for {name}, or dtype float32"
-        )
-    return (None if asked == _FP8 else asked) or table[dtype]
 
 
 def _memory(
@@ -415,15 +334,6 @@ def _memory(
     tensors = x.features, x.weight, x.bias, x.row_weight, padded, *of_labels
     who = who_multiplies(None, mode, x.features)  # which the process's settings change
     return (*tensors, out.features, out.weight, out.bias), (mode, x.loss, out.fresh, who)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Kernels start on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _bias(x: HeadInput) -> Tensor | None:
-    return None if x.bias is None else x.bias.float().contiguous()
 
 
 def _columns(x: Tensor) -> Iterator[Tensor]:
@@ -445,35 +355,6 @@ def _curvature(loss: SoftmaxLoss) -> kernel_rows.LossFunction:
         return torch.where(p > tiny, loss.bend(l, p) / p.clamp_min(tiny), torch.zeros_like(p))
 
     return curvature
-
-
-def _writable(out: Gradients) -> Gradients:
-    """Contiguous float32 buffers, fresh if the given ones are: those, or zeros (or nothing yet) in
-    place of any other kind.
-    """
-    make = torch.empty if out.fresh else torch.zeros
-
-    def writable(buffer: Tensor | None) -> Tensor | None:
-        if buffer is None or (buffer.dtype == torch.float32 and buffer.is_contiguous()):
-            return buffer
-        return make(buffer.shape, device=buffer.device)
-
-    return Gradients(
-        writable(out.features), writable(out.weight), writable(out.bias), fresh=out.fresh
-    )
-
-
-def _hand_over(buffers: Gradients, out: Gradients) -> None:
-    """Add what was written into the buffers that stood in for the caller's, or copy it where those
-    are fresh.
-    """
-    for written, wanted in (
-        (buffers.features, out.features),
-        (buffers.weight, out.weight),
-        (buffers.bias, out.bias),
-    ):
-        if written is not None and wanted is not None and written is not wanted:
-            wanted.copy_(written) if out.fresh else wanted.add_(written)
 
 
 def _statistics(swept: _Swept, targets: Targets) -> RowStatistics:

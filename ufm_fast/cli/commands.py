@@ -14,6 +14,8 @@ from rich.table import Table
 from ufm_fast.cli import report
 from ufm_fast.cli.app import INTERRUPTED, NOT_CONVERGED, OK
 from ufm_fast.cli.heartbeat import Heartbeat
+from ufm_fast.cli.plan_tables import group_plan_table, plan_tables
+from ufm_fast.cli.progress import progress_bar
 from ufm_fast.errors import InputError
 from ufm_fast.presets import PRESETS
 from ufm_fast.runs import settings
@@ -174,7 +176,7 @@ def _executed(job: Job, shown: Shown, callbacks: Sequence[Callback]) -> Solution
 
     watch = Stopwatch(torch.device(job.problem.device)) if shown.verbose else NO_WATCH
     try:
-        with report.progress_bar(job, shown=not shown.silent) as bar:
+        with progress_bar(job, shown=not shown.silent) as bar:
             return execute(job, bar, callbacks=callbacks, watch=watch)
     except WriteError as error:
         again = _resuming(job.run) if job.run.state_file.exists() else "the same command"
@@ -324,14 +326,14 @@ def plan(given: Mapping[str, Any], file: Path | None, *, json: bool) -> None:
         if json:
             report.print_json(planned.summary())
         else:
-            Console().print(report.group_plan_table(planned))
+            Console().print(group_plan_table(planned))
         return
     names = ("reduce", "method", "history", "variables", "certificate")
     made = make_plan(problem, **{name: config[name] for name in names})
     if json:
         report.print_json(made.summary())
     else:
-        for table in report.plan_tables(made):
+        for table in plan_tables(made):
             Console().print(table)
         for note in made.notes:
             print(f"- {note}")

@@ -1,17 +1,14 @@
-"""What a person sees: the progress bar, the result's table, and one line for an error."""
+"""What a person sees at the end: the result's tables, a line, or one JSON object."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,10 +16,7 @@ from ufm_fast.runs.files import json_ready
 from ufm_fast.runs.words import printable
 
 if TYPE_CHECKING:
-    from ufm_fast.groups.planning import GroupPlan
-    from ufm_fast.plan import Plan
-    from ufm_fast.runs.job import Job
-    from ufm_fast.solvers.solution import StepRecord
+    pass
 
 #: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are
 #: in summary.json.
@@ -55,77 +49,6 @@ def print_json(content: Mapping[str, Any]) -> None:
 def note(text: str) -> None:
     """A line on standard error."""
     sys.stderr.write(printable(text) + "\n")
-
-
-@contextmanager
-def progress_bar(job: Job, shown: bool) -> Iterator[Callable[[StepRecord], None]]:
-    """The job's notes, once it really runs, and a bar of the decades that the gradient norm has
-    fallen.
-
-    The bar needs standard error to be a terminal.
-    """
-    console = Console(stderr=True)
-    notes = list(job.notes) if shown else []
-
-    def announce(record: StepRecord | None = None) -> None:
-        while notes:
-            note(notes.pop(0))
-
-    if not shown or not console.is_terminal:
-        yield announce
-        announce()
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("step {task.fields[step]}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} % of the way to tol"),
-        TextColumn("value {task.fields[value]}"),
-        TextColumn("gradient {task.fields[gradient]}"),
-        TimeElapsedColumn(),
-    )
-    way = _Way(max(job.config["tol"] * job.problem.mu, 1e-300))
-    most = job.config["max_steps"]
-    last = "" if most is None else f"/{job.progress.step + most:,}"
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(
-            "solve", total=1.0, step=f"{job.progress.step:,}{last}", value="", gradient=""
-        )
-
-        def report(record: StepRecord) -> None:
-            announce()
-            progress.update(
-                task,
-                completed=way.gone(record.gradient_norm),
-                step=f"{record.step:,}{last}",
-                value=f"{record.value:.9g}",
-                gradient=f"{record.gradient_norm:.1e}",
-            )
-
-        yield report
-        progress.update(task, completed=1.0)
-
-
-class _Way:
-    """How many of the decades from the first gradient norm to the one of tol are behind, at best so
-    far.
-    """
-
-    def __init__(self, target: float) -> None:
-        self._target, self._best = target, 0.0
-        self._first: float | None = None
-
-    def gone(self, norm: float) -> float:
-        if self._first is None:
-            self._first = norm
-        self._best = max(self._best, _decades(self._first, norm, self._target))
-        return self._best
-
-
-def _decades(first: float, now: float, target: float) -> float:
-    if not (math.isfinite(first) and math.isfinite(now) and first > target and now > 0):
-        return 0.0
-    return min(max(math.log(first / now) / math.log(first / target), 0.0), 1.0)
 
 
 def result_table(summary: Mapping[str, Any], title: str) -> Table:
@@ -327,76 +250,3 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.{digits}g}"
-
-
-def group_plan_table(plan: GroupPlan) -> Table:
-    """The table of ``ufm-fast plan`` for a solve on groups."""
-    from ufm_fast.plan import readable
-
-    table = Table(title="solved on groups of equal counts", title_justify="left", show_header=False)
-    for name, text in (
-        ("samples, classes, dim", f"{plan.samples:,}, {plan.classes:,}, {plan.dim:,}"),
-        ("groups", f"{plan.groups:,} distinct counts, so {plan.groups + plan.groups**2:,} numbers"),
-        ("rank of the minimiser", f"{plan.most_rank:,} at most; dim must hold it"),
-        ("memory", f"{readable(plan.memory)}, {readable(plan.free)} free"),
-        ("seconds", f"about {plan.seconds:.2g}"),
-    ):
-        table.add_row(name, text)
-    return table
-
-
-def _layer_sizes(plan: Plan) -> Iterator[tuple[str, str]]:
-    from ufm_fast.plan import readable
-
-    if len(plan.widths) > 1:
-        yield "widths", ", ".join(map("{:,}".format, plan.widths))
-        yield (
-            "hidden layers",
-            f"{readable(plan.hidden)} of the parameters; {readable(plan.tape)} that a pass leaves",
-        )
-
-
-def plan_tables(plan: Plan) -> Iterator[Table]:
-    """The tables of ``ufm-fast plan``."""
-    from ufm_fast.plan import readable
-
-    sizes = Table(title="problem", title_justify="left", show_header=False)
-    for name, text in (
-        ("samples, classes, dim", f"{plan.samples:,}, {plan.classes:,}, {plan.dim:,}"),
-        ("rows", f"{plan.rows:,} (reduce={plan.reduce})"),
-        ("parameters", f"{readable(plan.parameters)}, and as much for the gradient"),
-        *_layer_sizes(plan),
-        ("certificate", readable(plan.certificate) if plan.certificate else "none"),
-        ("metrics", readable(plan.measuring)),
-        (
-            "evaluation",
-            f"{plan.flops:.2e} flops; products of {plan.device} run at {plan.rate / 1e9:.0f} "
-            f"Gflop/s",
-        ),
-        ("memory free", readable(plan.free)),
-    ):
-        sizes.add_row(name, text)
-    yield sizes
-    backends = Table(title="backends", title_justify="left")
-    for header in ("backend", "chunk rows", "workspace", "s / evaluation", "fits"):
-        backends.add_column(header)
-    for backend in plan.backends:
-        seconds = number(backend.seconds, 2)
-        backends.add_row(
-            backend.name,
-            f"{backend.chunk:,}",
-            readable(backend.workspace),
-            seconds,
-            plan.fits(backend.name),
-        )
-    yield backends
-    methods = Table(title="methods: memory in all", title_justify="left")
-    for header in ("method", "own state", *(backend.name for backend in plan.backends)):
-        methods.add_column(header)
-    for name, size in plan.methods.items():
-        methods.add_row(
-            name,
-            readable(size),
-            *(readable(plan.total(name, backend.name)) for backend in plan.backends),
-        )
-    yield methods
