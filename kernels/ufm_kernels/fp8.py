@@ -81,6 +81,15 @@ class Copy(NamedTuple):
 
 
 @triton.jit
+def store_copy(copy, q, scales, tile, row, column, rows, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile of a copy at (row, column), and its scales, those of tile number ``tile`` across."""
+    r = row + tl.arange(0, HEIGHT)
+    tl.store(copy.scale + tile.to(tl.int64) * rows + r, scales, mask=r < rows)
+    place, inside = tile_at(copy.E, row, column, rows, copy.stride, copy.stride, HEIGHT, WIDTH)
+    tl.store(place, q, mask=inside)
+
+
+@triton.jit
 def exponentials_kernel(
     H,
     W,
@@ -123,11 +132,7 @@ def exponentials_kernel(
         of_rows = scale_of(tl.max(e, 1))
         q = e4m3(e / of_rows[:, None])
         tl.store(slot + plane, tl.sum(q.to(tl.float32), 1) * of_rows, mask=r < rows)
-        tl.store(rowwise.scale + tile_column.to(tl.int64) * rows + r, of_rows, mask=r < rows)
-        place, inside = tile_at(
-            rowwise.E, row, column, rows, rowwise.stride, rowwise.stride, HEIGHT, WIDTH
-        )
-        tl.store(place, q, mask=inside)
+        store_copy(rowwise, q, of_rows, tile_column, row, column, rows, HEIGHT, WIDTH)
         own = tl.load(target + r, mask=r < rows, other=0.0)
         lift = lift_of(shift, own, tl.load(level + r, mask=r < rows, other=0.0))
         e *= lift[:, None]
@@ -138,11 +143,7 @@ def exponentials_kernel(
             tl.sum(q.to(tl.float32) * of_columns[None, :], 1) / lift,
             mask=r < rows,
         )
-        tl.store(turned.scale + tile_row.to(tl.int64) * classes + c, of_columns, mask=c < classes)
-        place, inside = tile_at(
-            turned.E, column, row, classes, turned.stride, turned.stride, WIDTH, HEIGHT
-        )
-        tl.store(place, q.T, mask=inside)
+        store_copy(turned, q.T, of_columns, tile_row, column, row, classes, WIDTH, HEIGHT)
 
 
 @triton.jit

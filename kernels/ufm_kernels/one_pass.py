@@ -159,15 +159,8 @@ def weight_kernel(
         if head.BIAS:
             z += shift[:, None]
         origin = tl.load(offset + r, mask=r < rows, other=0.0)[None, :]
-        z = mask_targets(
-            tl.where(r[None, :] < last, z, float("-inf")),
-            head.labels,
-            r,
-            c,
-            rows,
-            head.TARGETS,
-            TURNED=True,
-        )
+        z = tl.where(r[None, :] < last, z, float("-inf"))
+        z = mask_targets(z, head.labels, r, c, rows, head.TARGETS, TURNED=True)
         z = exponential(z, origin, not SINGLE and PASSES == 1)
         e, e_low = round_pair(z, SINGLE)
         kept = e.to(tl.float32) + e_low.to(tl.float32) if PASSES == 3 else e.to(tl.float32)

@@ -23,10 +23,12 @@ A flag of one chunk is set by any program that finds a hostile row, all of which
 number: no atomics.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, check_written, laid_out, on_device
+from .launch import ceil_div, check_written, constants, laid_out, on_device
 
 HOSTILE = tl.constexpr(
     2.0**40
@@ -35,6 +37,19 @@ IMPOSSIBLE = tl.constexpr(
     2.0**-20
 )  # the targets alone weigh 1 at their mean, unless one has a logit of -inf
 BLOCKS = {"BLOCK": 32, "SPAN": 64, "num_warps": 4, "num_stages": 2}
+
+
+class Targets(NamedTuple):
+    """The targets of rows: logits z and labels (rows, TARGETS), their mean, and the offset of the
+    row.
+    """
+
+    z: tl.tensor
+    labels: tl.tensor
+    mean: tl.tensor
+    offset: tl.tensor
+    rows: tl.tensor
+    TARGETS: tl.constexpr
 
 
 @triton.jit
@@ -56,11 +71,11 @@ def collected(statistics, r, rows, tiles, BLOCK: tl.constexpr, SPAN: tl.constexp
 
 
 @triton.jit
-def target_of(z, labels, r, rows, t, TARGETS: tl.constexpr):
+def target_of(of, r, t):
     """(the logit of target t of every row in float64, whether there is one)."""
-    entry = r.to(tl.int64) * TARGETS + t
-    known = tl.load(labels + entry, mask=r < rows, other=-1) != -1
-    return tl.load(z + entry, mask=known, other=0.0).to(tl.float64), known
+    entry = r.to(tl.int64) * of.TARGETS + t
+    known = tl.load(of.labels + entry, mask=r < of.rows, other=-1) != -1
+    return tl.load(of.z + entry, mask=known, other=0.0).to(tl.float64), known
 
 
 @triton.jit
@@ -78,35 +93,31 @@ def expm1(x):
 @triton.jit
 def raise_kernel(
     statistics,
-    z,
-    labels,
-    mean,
-    offset,
+    of: Targets,
     flag,
     totals,
-    rows,
     tiles,
     plane,
     band,
-    TARGETS: tl.constexpr,
     BLOCK: tl.constexpr,
     SPAN: tl.constexpr,
 ):
+    rows = of.rows
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mass, kept, peak = collected(statistics, r, rows, tiles, BLOCK, SPAN)
     plane = tl.cast(plane, tl.int64)
     tl.store(totals + r, mass, mask=r < rows)
     tl.store(totals + plane + r, kept, mask=r < rows)
     tl.store(totals + 2 * plane + r, peak.to(tl.float64), mask=r < rows)
-    base = tl.load(mean + r, mask=r < rows, other=0.0)
+    base = tl.load(of.mean + r, mask=r < rows, other=0.0)
     top, count = peak, tl.zeros((BLOCK,), tl.int32)
-    for t in tl.range(TARGETS, num_stages=1):
-        logit, known = target_of(z, labels, r, rows, t, TARGETS)
+    for t in tl.range(of.TARGETS, num_stages=1):
+        logit, known = target_of(of, r, t)
         # What differs by no more than the sum of a tile may from the target's is equal.
         wide = peak.to(tl.float64)
         level = (tl.abs(logit - wide) <= band * tl.abs(logit)) & (tl.abs(logit) < float("inf"))
         logit = tl.where(level, wide, logit)
-        tl.store(z + r.to(tl.int64) * TARGETS + t, logit, mask=known)
+        tl.store(of.z + r.to(tl.int64) * of.TARGETS + t, logit, mask=known)
         mass += tl.where(known, tl.exp(logit - base.to(tl.float64)), 0.0)
         count += known.to(tl.int32)
         top = tl.maximum(top, tl.where(known, logit.to(tl.float32), float("-inf")))
@@ -114,9 +125,51 @@ def raise_kernel(
         (mass < IMPOSSIBLE) & (count > 0) & (top > float("-inf"))
     )  # nan is hostile, too
     hostile = hostile & (r < rows)
-    tl.store(offset + r, top, mask=hostile)
+    tl.store(of.offset + r, top, mask=hostile)
     # Every program that finds one writes the same number.
     tl.store(flag, 1, mask=tl.max(hostile.to(tl.int32), 0) == 1)
+
+
+@triton.jit
+def sums_of_targets(of, r, middle, shift, BLOCK: tl.constexpr):
+    """Over the targets of each row: their number, the sums of exp(z - middle) - 1 and of
+    exp(z - middle - shift), the least and the largest z.
+    """
+    count, excess = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    unit = tl.zeros((BLOCK,), tl.float64)
+    least = tl.full((BLOCK,), float("inf"), tl.float64)
+    most = tl.full((BLOCK,), float("-inf"), tl.float64)
+    for t in tl.range(of.TARGETS, num_stages=1):
+        logit, known = target_of(of, r, t)
+        count += tl.where(known, 1.0, 0.0)
+        excess += tl.where(known, expm1(logit - middle), 0.0)
+        unit += tl.where(known, tl.exp((logit - middle) - shift), 0.0)
+        least = tl.minimum(least, tl.where(known, logit, float("inf")))
+        most = tl.maximum(most, tl.where(known, logit, float("-inf")))
+    return count, excess, unit, least, most
+
+
+@triton.jit
+def tails_of_targets(of, r, most, base, count, BLOCK: tl.constexpr):
+    """Over the targets of each row: the sum of exp(z - most), 1 where there is none, and of
+    z - base.
+    """
+    drift = tl.zeros((BLOCK,), tl.float64)  # the mean is rounded, and stands for -inf too
+    tail = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
+    for t in tl.range(of.TARGETS, num_stages=1):
+        logit, known = target_of(of, r, t)
+        tail += tl.where(known, tl.exp(logit - most), 0.0)
+        drift += tl.where(known, logit - base, 0.0)
+    return tail, drift
+
+
+@triton.jit
+def store_row(out, plane, r, rows, first, second, third, fourth):
+    """Four numbers of each row, in the first four planes from ``out`` on."""
+    tl.store(out + r, first, mask=r < rows)
+    tl.store(out + plane + r, second, mask=r < rows)
+    tl.store(out + 2 * plane + r, third, mask=r < rows)
+    tl.store(out + 3 * plane + r, fourth, mask=r < rows)
 
 
 @triton.jit
@@ -124,21 +177,17 @@ def finish_kernel(
     statistics,
     totals,
     flag,
-    z,
-    labels,
-    mean,
-    offset,
+    of: Targets,
     scale,
     out,
     own,
-    rows,
     tiles,
     plane,
     ROUNDED: tl.constexpr,
-    TARGETS: tl.constexpr,
     BLOCK: tl.constexpr,
     SPAN: tl.constexpr,
 ):
+    rows = of.rows
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     plane = tl.cast(plane, tl.int64)
     if tl.load(flag) == 1:
@@ -149,38 +198,18 @@ def finish_kernel(
         peak = tl.load(totals + 2 * plane + r, mask=r < rows, other=0.0).to(tl.float32)
     if not ROUNDED:
         kept = mass
-    middle = tl.load(mean + r, mask=r < rows, other=0.0).to(tl.float64)
-    shift = tl.load(offset + r, mask=r < rows, other=0.0).to(tl.float64) - middle
+    middle = tl.load(of.mean + r, mask=r < rows, other=0.0).to(tl.float64)
+    shift = tl.load(of.offset + r, mask=r < rows, other=0.0).to(tl.float64) - middle
     raised = (shift == 0) == 0  # rows that were moved to their maximum, or are nan
-    count, excess, unit = (
-        tl.zeros((BLOCK,), tl.float64),
-        tl.zeros((BLOCK,), tl.float64),
-        tl.zeros((BLOCK,), tl.float64),
-    )
-    least, most = (
-        tl.full((BLOCK,), float("inf"), tl.float64),
-        tl.full((BLOCK,), float("-inf"), tl.float64),
-    )
-    for t in tl.range(TARGETS, num_stages=1):
-        logit, known = target_of(z, labels, r, rows, t, TARGETS)
-        count += tl.where(known, 1.0, 0.0)
-        excess += tl.where(known, expm1(logit - middle), 0.0)
-        unit += tl.where(known, tl.exp((logit - middle) - shift), 0.0)
-        least = tl.minimum(least, tl.where(known, logit, float("inf")))
-        most = tl.maximum(most, tl.where(known, logit, float("-inf")))
+    count, excess, unit, least, most = sums_of_targets(of, r, middle, shift, BLOCK)
     margin = least - peak
     # A row without targets counts as one target of logit zero, which is its mean.
     unit = tl.where(count == 0, tl.exp(-shift), unit)
     most = tl.where(most == float("-inf"), middle, most)
     base = tl.where(raised, most, middle)
     shift += middle - base
-    drift = tl.zeros((BLOCK,), tl.float64)  # the mean is rounded, and stands for -inf too
-    tail = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
+    tail, drift = tails_of_targets(of, r, most, base, count, BLOCK)
     count = tl.maximum(count, 1.0)
-    for t in tl.range(TARGETS, num_stages=1):
-        logit, known = target_of(z, labels, r, rows, t, TARGETS)
-        tail += tl.where(known, tl.exp(logit - most), 0.0)
-        drift += tl.where(known, logit - base, 0.0)
     total = tl.where(raised, unit, count + excess)
     log_total = tl.where(raised, tl.log(tail), log1p(tl.where(raised, 0.0, count - 1 + excess)))
     log_ratio = tl.where(raised, tl.log(total + mass) + (shift - log_total), log1p(mass / total))
@@ -188,24 +217,18 @@ def finish_kernel(
     weight = tl.load(scale + r, mask=r < rows, other=0.0).to(tl.float64)
     factor = common * count * tl.where(kept > 0, mass / tl.where(kept > 0, kept, 1.0), 1.0)
     loss = log_ratio  # with one target log_total is the drift
-    if TARGETS > 1:
+    if of.TARGETS > 1:
         loss = tl.where(
             log_ratio == float("inf"), log_ratio, count * (log_ratio + log_total) - drift
         )
-    tl.store(out + r, loss, mask=r < rows)
-    tl.store(out + plane + r, log_ratio, mask=r < rows)
-    tl.store(out + 2 * plane + r, mass * common, mask=r < rows)
-    tl.store(out + 3 * plane + r, mass / total, mask=r < rows)
-    tl.store(out + 4 * plane + r, margin, mask=r < rows)
-    tl.store(out + 5 * plane + r, mass, mask=r < rows)
-    tl.store(out + 6 * plane + r, kept, mask=r < rows)
-    tl.store(out + 7 * plane + r, weight * factor, mask=r < rows)
-    for t in tl.range(TARGETS, num_stages=1):
-        logit, known = target_of(z, labels, r, rows, t, TARGETS)
+    store_row(out, plane, r, rows, loss, log_ratio, mass * common, mass / total)
+    store_row(out + 4 * plane, plane, r, rows, margin, mass, kept, weight * factor)
+    for t in tl.range(of.TARGETS, num_stages=1):
+        logit, known = target_of(of, r, t)
         moved = count * tl.exp((logit - base) - shift) - total
         here = tl.where(raised, moved, count * expm1(logit - middle) - excess)
         pull = tl.where(known, weight * common * (mass - here), 0.0)
-        tl.store(own + r.to(tl.int64) * TARGETS + t, pull, mask=r < rows)
+        tl.store(own + r.to(tl.int64) * of.TARGETS + t, pull, mask=r < rows)
 
 
 def check_planes(**matrices):
@@ -233,17 +256,12 @@ def raise_offsets(statistics, z, labels, mean, offset, flag, totals, band=0.0):
     rows, targets = labels.shape
     raise_kernel[(ceil_div(rows, BLOCKS["BLOCK"]),)](
         statistics,
-        z,
-        labels,
-        mean,
-        offset,
+        Targets(z, labels, mean, offset, rows, *constants(targets)),
         flag,
         totals,
-        rows,
         statistics.shape[1],
         totals.stride(0),
         float(band),
-        TARGETS=targets,
         **BLOCKS,
     )
 
@@ -272,17 +290,12 @@ def finish_rows(
         statistics,
         totals,
         flag,
-        z,
-        labels,
-        mean,
-        offset,
+        Targets(z, labels, mean, offset, rows, *constants(targets)),
         scale,
         out,
         own,
-        rows,
         statistics.shape[1],
         out.stride(0),
         ROUNDED=rounded,
-        TARGETS=targets,
         **BLOCKS,
     )
