@@ -23,7 +23,8 @@ From the simplest to the cleverest:
     replays.py        steps recorded as CUDA graphs and replayed
     curvature.py      drivers on torch tensors: Hessian and logit-gradient products
     squared_head.py   driver on torch tensors of the squared error
-    builds.py         what the gate builds: types, constants and tiles of every launch
+    build.py, builds.py, vector_builds.py
+                      what the gate builds: types, constants and tiles of every launch
     compile_gate.py   builds every kernel without a GPU and inspects the result
 
 Importing the package imports neither torch nor triton.

@@ -1,63 +1,16 @@
 """What the compile gate builds: every kernel with the types, constants and tiles that the drivers
-launch it with.
+launch it with. Here those with a product of matrices; the others stand in `vector_builds`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+from . import vector_builds
+from .build import Build, blocks, described, typed
 from .off_target import DEEP, kernel_name
 from .products import kernel_name as product_name
 from .tiles import SHARED_MEMORY, Tile, tile_for
 
 TENSOR_CORE = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
-
-
-@dataclass(frozen=True)
-class Build:
-    """One kernel with one set of types and constants. `types` maps runtime arguments to triton type
-    strings.
-    """
-
-    name: str
-    kernel: str
-    architecture: int
-    tile: Tile
-    types: dict[str, str]
-    constants: dict[str, object]
-    tensor_core: str = ""
-    aligned: tuple[str, ...] = field(
-        default=(
-            "depth",
-            "columns",
-            "width",
-            "span",
-            "stride",
-            "stride_a",
-            "stride_b",
-        )
-    )
-
-
-def typed(kind: str, names: str) -> dict[str, str]:
-    """Arguments of one type."""
-    return dict.fromkeys(names.split(), kind)
-
-
-def described(element: str, tile: Tile, block: tuple[int, int]) -> str:
-    """The type of a matrix argument: a descriptor with its block, or a pointer."""
-    return f"tensordesc<{element}[{block[0]}, {block[1]}]>" if tile.tma else f"*{element}"
-
-
-def blocks(tile: Tile) -> dict[str, object]:
-    """The constants of a tiled kernel."""
-    return {
-        "HEIGHT": tile.rows,
-        "WIDTH": tile.columns,
-        "DEPTH": tile.depth,
-        "TMA": tile.tma,
-        "GROUP": tile.group,
-    }
-
 
 # Mode -> operand of the logits, element of E and of its products, passes.
 MODES = {
@@ -182,28 +135,6 @@ def product_builds(architecture: int) -> Iterator[Build]:
                 constants,
                 TENSOR_CORE[architecture],
             )
-
-
-def epilogue_builds(architecture: int) -> Iterator[Build]:
-    tile = Tile(16, 128, 0, 4, 2)
-    for stored in ("bf16", "fp32"):
-        for targets, add in ((1, True), (1, False), (32, True), (32, False)):
-            types = {
-                "points": f"*{stored}",
-                **typed("*fp32", "product out factor coefficient"),
-                **typed("*i32", "labels"),
-                **typed("i32", "rows columns classes stride"),
-            }
-            constants = {
-                "FACTOR": True,
-                "TARGETS": targets,
-                "PAIRS": False,
-                "ADD": add,
-                "BLOCK_M": tile.rows,
-                "BLOCK_N": tile.columns,
-            }
-            name = f"epilogue/{stored}/targets={targets}{'' if add else '/fresh'}"
-            yield Build(name, "products.epilogue_kernel", architecture, tile, types, constants)
 
 
 def one_pass_builds(architecture: int) -> Iterator[Build]:
@@ -374,148 +305,13 @@ def fp8_builds(architecture: int) -> Iterator[Build]:
         )
 
 
-def segment_builds(architecture: int) -> Iterator[Build]:
-    tile = Tile(16, 128, 128, 4, 2)
-    for element in ("bf16", "fp16", "fp32"):
-        types = {
-            "H": f"*{element}",
-            "W": f"*{element}",
-            **typed("*fp32", "bias out"),
-            **typed("*i32", "labels"),
-            **typed("i32", "rows columns classes stride_h stride_w"),
-        }
-        constants = {"TARGETS": 1, "BIAS": True, "BLOCK_M": 16, "BLOCK_K": 128}
-        yield Build(
-            f"target_logits/{element}",
-            "segments.target_logits_kernel",
-            architecture,
-            tile,
-            types,
-            constants,
-        )
-        types = {
-            "H": f"*{element}",
-            **typed("*fp32", "weight out"),
-            **typed("*i64", "order starts"),
-            **typed("*i32", "ordered"),
-            **typed("i32", "columns classes stride"),
-            **typed("fp32", "scale"),
-        }
-        sums = [(span, pairs, "fp32") for span in (128, 512) for pairs in (False, True)]
-        if element == "fp32":  # of a bias
-            sums += [(128, False, "fp64"), (128, True, "fp64")]
-        for span, pairs, out in sums:
-            constants = {
-                "PAIRS": pairs,
-                "TARGETS": 1,
-                "SPLITS": 16,
-                "BLOCK_M": 2048 // span,
-                "BLOCK_N": span,
-            }
-            name = f"class_sums/{element}/{span}/{'pairs' if pairs else 'classes'}/{out}"
-            yield Build(
-                name,
-                "segments.class_sums_kernel",
-                architecture,
-                tile,
-                {**types, "out": f"*{out}"},
-                constants,
-            )
-
-
-def row_builds(architecture: int) -> Iterator[Build]:
-    tile = Tile(32, 64, 0, 4, 2)
-    for targets in (1, 32):
-        common = {
-            "statistics": "*fp32",
-            "z": "*fp32",
-            "labels": "*i32",
-            "mean": "*fp32",
-            "offset": "*fp32",
-            "flag": "*i32",
-            "totals": "*fp64",
-            "rows": "i32",
-            "tiles": "i32",
-            "plane": "i32",
-        }
-        raised = {**common, "band": "fp32"}
-        constants: dict[str, object] = {
-            "TARGETS": targets,
-            "BLOCK": tile.rows,
-            "SPAN": tile.columns,
-        }
-        yield Build(
-            f"rows/raise/targets={targets}",
-            "row_sums.raise_kernel",
-            architecture,
-            tile,
-            raised,
-            constants,
-        )
-        types = {**common, **typed("*fp32", "scale out own")}
-        constants = {**constants, "ROUNDED": True}
-        yield Build(
-            f"rows/finish/targets={targets}",
-            "row_sums.finish_kernel",
-            architecture,
-            tile,
-            types,
-            constants,
-        )
-
-
-def prepare_builds(architecture: int) -> Iterator[Build]:
-    tile = Tile(16, 128, 0, 4, 2)
-    for element in ("bf16", "fp16", "fp32", "fp64"):
-        for stored, halves, weight, turned in (
-            ("bf16", 1, True, False),
-            ("bf16", 2, True, False),
-            ("fp16", 2, False, False),
-            ("fp32", 1, False, False),
-            ("fp32", 2, True, False),
-            ("fp32", 2, True, True),
-        ):
-            height, span = (32, 64) if turned else (16, 128)
-            types = {
-                "X": f"*{element}",
-                "out": f"*{stored}",
-                **typed("*fp32", "weight"),
-                **typed("i32", "rows columns width stride"),
-            }
-            constants = {
-                "WEIGHT": weight,
-                "HALVES": halves,
-                "TURNED": turned,
-                "BLOCK_M": height,
-                "BLOCK_N": span,
-            }
-            name = f"prepare/{element}/{stored}/halves={halves}{'/turned' if turned else ''}"
-            yield Build(name, "prepare.prepare_kernel", architecture, tile, types, constants)
-
-
-def weighted_sums_builds(architecture: int) -> Iterator[Build]:
-    types = {
-        **typed("*bf16", "E"),
-        **typed("*fp32", "weight out"),
-        **typed("i32", "rows classes stride"),
-    }
-    for element in ("bf16", "fp32"):
-        for transposed, halves, block, span in ((True, 1, 64, 64), (False, 2, 16, 256)):
-            tile = Tile(block, span, 0, 4, 2)
-            constants = {"TRANSPOSED": transposed, "HALVES": halves, "BLOCK": block, "SPAN": span}
-            name = f"weighted_sums/{element}/{'transposed' if transposed else 'rows'}"
-            stored = {**types, "E": f"*{element}", "out": "*fp64" if transposed else "*fp32"}
-            yield Build(
-                name, "products.weighted_sums_kernel", architecture, tile, stored, constants
-            )
-
-
 def all_builds(architectures=tuple(SHARED_MEMORY)) -> list[Build]:
     """Every kernel x configuration of the table."""
     makers = [
         value
-        for name, value in globals().items()
-        if name.endswith("_builds") and name != "all_builds"
+        for module in (globals(), vars(vector_builds))
+        for name, value in module.items()
+        if name.endswith("_builds") and name not in ("all_builds", "vector_builds")
     ]
     return [
         build for architecture in architectures for maker in makers for build in maker(architecture)

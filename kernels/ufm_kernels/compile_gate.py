@@ -22,7 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
 
-from .builds import Build, all_builds
+from .build import Build
+from .builds import all_builds
 from .tiles import SHARED_MEMORY, Tile
 
 if TYPE_CHECKING:
