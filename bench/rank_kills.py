@@ -1,7 +1,7 @@
 """Ranks that are killed at a random moment: the others end with one line, and the run goes on with
 other numbers of ranks.
 
-    python -m bench rank_kills --kills 30
+    python -m bench rank_kills --kills 30 [--out TABLE]
 
 Each round starts a solve on 2 or 3 ranks, kills one of them (SIGKILL) after a random time, from its
 first moment to its last, and waits for the others. Then the run goes on, with another number of
@@ -138,6 +138,15 @@ def go_on(out: Path, ranks: int) -> float:
     return float(json.loads((out / "summary.json").read_text())["value"])
 
 
+def record(table: Path, kills: int, measured: dict[str, float]) -> None:
+    """Add a line a figure to a table of results."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from measure import environment
+    from table import Record, add, lines
+
+    add(table, lines("rank_kills", Record({"kills": kills}, measured), environment()))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -145,6 +154,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=float, default=20.0, help="seconds of the latest kill")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     draw = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp())
@@ -162,6 +172,8 @@ def main() -> int:
             print(f"kill {number + 1} FAILED: {error}", flush=True)
     shutil.rmtree(folder)
     print(f"{args.kills} kills, {failures} failures, the others ended within {longest:.1f} s")
+    if args.out:
+        record(args.out, args.kills, {"failures": failures, "longest_seconds": round(longest, 1)})
     return int(failures > 0)
 
 

@@ -32,9 +32,11 @@ from ufm_fast.runs.guarded import Stamp
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
 
-#: Ranks that have not met by then are not all there. torchrun watches them itself, and stops all
-#: where one has died: then a cluster may take its time to read torch from a shared disk.
-START, WATCHED_START = timedelta(seconds=30), timedelta(minutes=5)
+#: Ranks that have not met by then are not all there: one that is killed in its first moment ends the
+#: others so long after they have read torch, which takes a busy machine its own time. torchrun
+#: watches ranks itself, and stops all where one has died: then a cluster may take its time to read
+#: torch from a shared disk.
+START, WATCHED_START = timedelta(seconds=20), timedelta(minutes=5)
 #: An exchange that takes longer has lost a rank that still has its connections. Between two of them
 #: lie a chunk's products, or a block of the state on its way to the disk.
 LIMIT = timedelta(minutes=10)
