@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ufm_fast import plan as planning
+from ufm_fast.backends.cost import what_moves
 from ufm_fast.errors import InputError
 from ufm_fast.plan import make_plan, matmul_rate, readable
 from ufm_fast.problem import Problem
@@ -228,9 +229,17 @@ def test_devices_share_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     plan = make_plan(problem, method="lbfgs")
     assert plan.devices("lbfgs", "tiled") == 4
-    assert "or 4 devices like this (--backend sharded)" in "\n".join(plan.notes)
     number = make_plan(problem).devices("auto", "tiled")
     assert make_plan(problem).fits("tiled") == ("no" if number is None else f"on {number} devices")
+    said = "\n".join(plan.notes)
+    assert (
+        "or 4 devices like this (torchrun, --mesh 1x4: classes are gathered, features stay" in said
+    )
+    assert "for the certificate" in said or "without a certificate, for which each holds" in said
+    assert [what_moves(mesh) for mesh in ((4, 1), (2, 2))] == [
+        "features go round, classes stay",
+        "features go round 2, classes are gathered by 2",
+    ]
     monkeypatch.setattr(planning, "available_bytes", lambda device: work)
     assert make_plan(problem).devices("lbfgs", "tiled") is None
     assert whole.devices("lbfgs", "tiled") == 1

@@ -46,18 +46,21 @@ import torch
 from ufm_fast.backends import BACKENDS, make_backend
 from ufm_fast.backends.base import HeadPlan, HeadShape, compute_dtype
 from ufm_fast.backends.chunks import buffer_bytes, chunk_rows
+from ufm_fast.backends.cost import Cost, best_mesh, what_moves
 from ufm_fast.backends.residual import block_bytes
 from ufm_fast.calibration import Terms, rates_of, seconds
 from ufm_fast.errors import InputError
+from ufm_fast.layout import height
 from ufm_fast.losses import SquaredError
 from ufm_fast.memory import available_bytes
 from ufm_fast.metrics.rows import block_rows
 from ufm_fast.objective import Objective
-from ufm_fast.problem import Problem
+from ufm_fast.problem import DTYPES, Problem
 from ufm_fast.solvers.curvature.base import Curvature
 from ufm_fast.solvers.curvature.table import curvature_of
 from ufm_fast.solvers.table import HISTORY, METHODS
 from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
+from ufm_fast.theory.certificates.spread import Spread
 from ufm_fast.theory.separation import held_together
 
 
@@ -126,6 +129,11 @@ class Plan:
             if method in ("auto", "newton-cg")
             else plan.workspace
         )
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of the parameters."""
+        return compute_dtype(DTYPES[self.dtype]).itemsize
 
     def backend(self, name: str) -> BackendPlan:
         """The row of a backend."""
@@ -441,7 +449,7 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
         wanted = readable(plan.proof(largest))
         notes.append(
             f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; "
-            "solve it with --no-certificate"
+            "solve it with --no-certificate" + _proved_by_ranks(plan)
         )
     return notes
 
@@ -449,8 +457,31 @@ def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
 def _shared(plan: Plan, method: str, backend: str) -> str:
     """How many devices like this would hold it, in words."""
     number = plan.devices(method, backend)
-    shares = number is not None and len(plan.widths) == 1 and backend != "reference"
-    return f", or {number} devices like this (--backend sharded)" if shares else ""
+    if number is None or backend == "reference":
+        return ""
+    K, R, d, item = plan.classes, plan.rows, plan.widths[-1], plan.itemsize
+    mesh = best_mesh(K, R, d, number)
+    sent = sum(Cost(K, R, d, mesh, min(512, height(R, number)), item).sent().values())
+    proof = _rank_proof(plan)
+    held = f", and {readable(proof)} of each for the certificate" if proof <= plan.free else ""
+    return (
+        f", or {number} devices like this (torchrun, --mesh {mesh[0]}x{mesh[1]}: "
+        f"{what_moves(mesh)}, which sends least, {readable(sent)} a device an evaluation{held}"
+        f"{'' if held else '; without a certificate, for which each holds ' + readable(proof)})"
+    )
+
+
+def _rank_proof(plan: Plan) -> int:
+    """Bytes that each of several devices holds for a certificate, beside its blocks."""
+    K, exact = plan.classes, plan.classes <= EXACT_CLASSES
+    return Spread.bytes_held(K, plan.widths[-1]) + (3 * 8 * K**2 if exact else 0)
+
+
+def _proved_by_ranks(plan: Plan) -> str:
+    """Whether several devices like this would have room for a certificate, in words."""
+    held = _rank_proof(plan)
+    fits = held < plan.free
+    return f", or on several devices, each of which holds {readable(held)} for it" if fits else ""
 
 
 def _mend(plan: Plan, method: str) -> str:

@@ -81,3 +81,15 @@ def best_mesh(classes: int, rows: int, dim: int, ranks: int, chunk: int = 512) -
     """The mesh (C, S) of so many ranks that sends least."""
     meshes = [(C, ranks // C) for C in range(1, ranks + 1) if ranks % C == 0]
     return min(meshes, key=lambda mesh: sum(Cost(classes, rows, dim, mesh, chunk).sent().values()))
+
+
+def what_moves(mesh: tuple[int, int]) -> str:
+    """Which blocks go to other ranks in an evaluation on a mesh, in words."""
+    C, S = mesh
+    if S == 1:
+        return "features go round, classes stay"
+    return (
+        "classes are gathered, features stay"
+        if C == 1
+        else f"features go round {C}, classes are gathered by {S}"
+    )

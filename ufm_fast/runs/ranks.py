@@ -32,8 +32,8 @@ from ufm_fast.runs.guarded import Stamp
 if TYPE_CHECKING:
     from ufm_fast.runs.job import Job
 
-#: Ranks that have not met by then are not all there: one that is killed in its first moment ends the
-#: others so long after they have read torch, which takes a busy machine its own time. torchrun
+#: Ranks that have not met by then are not all there: one that is killed in its first moment ends
+#: the others so long after they have read torch, which takes a busy machine its own time. torchrun
 #: watches ranks itself, and stops all where one has died: then a cluster may take its time to read
 #: torch from a shared disk.
 START, WATCHED_START = timedelta(seconds=20), timedelta(minutes=5)

@@ -81,11 +81,18 @@ class Spread:
         placed: Tensor = torch.linalg.qr(torch.cat(factors)).Q[start : start + len(R)]
         return Q @ placed
 
+    @staticmethod
+    def bytes_held(classes: int, dim: int) -> int:
+        """What each of several ranks holds for a certificate beside its blocks, however many there
+        are.
+        """
+        return 8 * classes * (_ARRAYS * dim + _VECTORS)
+
     def fits(self, classes: int, dim: int, device: torch.device) -> bool:
         """Whether every rank has room for what a certificate holds."""
         if self.layout is None:
             return True
-        return self.least(available_bytes(device) - 8.0 * classes * (_ARRAYS * dim + _VECTORS)) > 0
+        return self.least(available_bytes(device) - self.bytes_held(classes, dim)) > 0
 
 
 #: All is here.
