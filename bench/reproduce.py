@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from measure import environment
         from table import Record, add, lines
 
-        for row in [*rows, {"name": "in all", **total}]:
+        for row in [*rows, *([] if args.names else [{"name": "in all", **total}])]:
             record = Record({"name": row.pop("name")}, row)
             add(args.out, lines("reproduce", record, environment()))
 

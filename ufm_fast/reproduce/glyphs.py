@@ -21,7 +21,7 @@ from ufm_fast.reproduce.claim import Claim, Evidence, Quantity
 from ufm_fast.reproduce.common import Rows
 from ufm_fast.theory import ce_minimum
 
-DECAY, BATCH, EPOCHS = 1e-6, 64, 12
+DECAY, BATCH, EPOCHS = 1e-6, 64, 10
 #: Epochs after which the features are measured, beside the last.
 LOOKS = (1, 2, 3, 4, 6, 8)
 MEASURED = ("nc1_quotient", "nc2_classifier", "nc2_means", "nc3")
@@ -97,11 +97,11 @@ ROWS = (
     Claim(
         "glyphs-large-k",
         "ours",
-        "A small network of hundreds of classes moves towards collapse as it fits its training "
-        "set.",
+        "A small network fits hundreds of classes long before its last layer collapses: NC1 to NC3 "
+        "by epoch, beside the model's minimum.",
         "none",
         "898 characters that 14 fonts draw, look-alikes left out, CNN with batch normalisation and "
-        "1024 features, batch 64, Adam 2e-3, decay 1e-6, 12 epochs",
+        "1024 features, batch 64, Adam 2e-3, decay 1e-6, 10 epochs",
         tuple(
             Quantity(name)
             for name in (

@@ -2,11 +2,10 @@
 exploring deep neural collapse, arXiv 2202.08087.
 
 Momentum .1/.9 with two ReLU layers comes within 1e-6 of the minimum in 30,000 steps from some
-starts only (November 2026, float64): of twenty from N(0, .1^2) nine ended within 1e-6 of it in
-relative terms, six of them within 1e-8, and the others 7e-6 to 1.7e-4 above; none of nine from
-other starts did (N(0, 1/width) and that times .3 and .1, an orthogonal one: 1.6e-5 to 5.5e-4).
-Where it is slow, NC1 is rounding already, but the means of H are no frame yet, and the gap falls as
-a power of the step. So the row asks for the best of five starts, and reports how many of them
+starts only: of the row's five, N(0, .1^2), the last ended 1.3e-10 above it in relative terms, the
+others 2.6e-5 to 1.7e-4 (AMD EPYC (Zen 3), torch 2.13.0, 2026-11-30; the seeds' curves stand in the
+row's CSV). Where it is slow, NC1 is rounding already, but the means of H are no frame yet, and the
+gap falls as a power of the step. So the row asks for the best of five starts, and reports how many
 came so near.
 """
 
