@@ -18,6 +18,8 @@ From the simplest to the cleverest:
     squared_error.py  Gram matrices in float64, for the squared error
     row_sums.py       the kernels between the passes: from the sums of a row's tiles to its factors
     rows.py           loss and gradient factors of a row from its sums
+    head_checks.py    what a driver of a head refuses
+    head_parts.py     what the drivers of a head share
     head.py           drivers on torch tensors: values and gradients
     fp8_head.py       driver on torch tensors of mode fp8, with its fall-back to bfloat16
     replays.py        steps recorded as CUDA graphs and replayed

@@ -20,15 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .head import (
-    check,
-    check_buffers,
-    coefficients,
-    column_sums,
-    features_of,
-    settled,
-    subtract_targets,
-)
+from .head_checks import check, check_buffers
+from .head_parts import coefficients, column_sums, features_of, settled, subtract_targets
 from .hvp import move_exponentials
 from .launch import on_device
 from .matvec import exponential_product

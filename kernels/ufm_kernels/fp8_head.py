@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import fp8
-from .head import add_targets, check, check_buffers, coefficients, column_sums, features_of, finish
+from .head_checks import check, check_buffers
+from .head_parts import add_targets, coefficients, column_sums, features_of, finish
 from .launch import on_device
 from .off_target import off_target
 from .operands import MODES, logit_operands, operand, padded

@@ -130,7 +130,7 @@ class Rows:
         The second launch is always issued and ends at once on the device unless a row needs it: no
         synchronisation. `into` is what the first returned, statistics (3, tiles, rows) or a tuple
         that begins with them, to be written again.
-        band: of `row_sums.raise_offsets`, see `head.band_of`.
+        band: of `row_sums.raise_offsets`, see `head_parts.band_of`.
         """
         first = sweep()
         statistics = first[0] if isinstance(first, tuple) else first

@@ -5,7 +5,8 @@ d.
 import torch
 from torch import Tensor
 
-from .head import add_targets, check_buffers
+from .head_checks import check_buffers
+from .head_parts import add_targets
 from .launch import on_device
 from .operands import mode_named, operand
 from .products import add_product

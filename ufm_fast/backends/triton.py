@@ -49,12 +49,8 @@ from ufm_fast.targets import Targets
 from ufm_kernels import rows as kernel_rows
 from ufm_kernels.curvature import cross_entropy_curvature, logit_gradient, softmax_hvp
 from ufm_kernels.fp8_head import fp8_value_and_grad
-from ufm_kernels.head import (
-    NARROW,
-    one_pass_value_and_grad,
-    softmax_value_and_grad,
-    who_multiplies,
-)
+from ufm_kernels.head import NARROW, one_pass_value_and_grad, softmax_value_and_grad
+from ufm_kernels.head_parts import who_multiplies
 from ufm_kernels.operands import MODES
 from ufm_kernels.replays import Replays
 from ufm_kernels.tiles import REPLAYED

@@ -28,7 +28,7 @@ from ufm_fast.backends.sweep import Chunk, Entries
 from ufm_fast.backends.triton_labels import MAX_TARGETS
 from ufm_fast.backends.triton_memory import SOFTMAX_MODE, planned_rows, softmax_plan
 from ufm_fast.errors import InputError
-from ufm_kernels.head import add_weight, band_of, who_multiplies
+from ufm_kernels.head_parts import add_weight, band_of, who_multiplies
 from ufm_kernels.library import library_product
 from ufm_kernels.off_target import off_target
 from ufm_kernels.operands import empty_chunk, mode_named, operand, product_operand
