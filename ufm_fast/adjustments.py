@@ -24,8 +24,8 @@ kappa_r), so the convex form carries over, with layers too: dual rows g_r of the
 bound (`certificates.softmax`, `.squares`, `.focal` without a bias, and with one by the convex
 envelope alone), where the norm is that of the rows n_r / (N sqrt(n_r kappa_r)) g_r S; weighted sets
 likewise (`.weighted`). On unit rows the bound of `certificates.spheres` needs the gradient in Z
-alone, and offsets, margins and scales are constants there. With a frozen factor scales and factors
-have none. Margins in the angle (ArcFace) are another thing: `angular_margins`.
+alone, and offsets, margins and scales are constants there. With a frozen factor all of it carries
+over (`.frozen`). Margins in the angle (ArcFace) are another thing: `angular_margins`.
 """
 
 from __future__ import annotations

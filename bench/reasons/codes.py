@@ -1,7 +1,9 @@
 """Evaluations of penalised cross-entropy with K > d + 1, with and without the model of
 `curvature.codes`. No clock but a ratio.
 
-lambda_W = 1e-3, lambda_H = 1e-3 / N, start `normal`, L-BFGS with 10 pairs, until |grad| <= 1e-6 mu.
+lambda_W = 1e-3, lambda_H = 1e-3 / N, start `normal`, until |grad| <= 1e-6 mu: L-BFGS with 10 pairs,
+or by ``--method auto`` with the finish by Newton-CG where it stalls. ``--only WORD``: cases whose
+name holds it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from bench.table import Record
 from ufm_fast import Problem
 from ufm_fast.objective import Objective
+from ufm_fast.solvers.auto import LBFGSThenNewton
 from ufm_fast.solvers.curvature.codes import Codes
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.starts import make_start
@@ -24,11 +27,12 @@ CASES = {
     "200, 32, counts 1..500": {"dim": 32, "counts": torch.logspace(0, 2.7, 200).round().long()},
     "500, 32, balanced": {"classes": 500, "dim": 32, "per_class": 1},
 }
+METHODS = {"lbfgs": LBFGS, "auto": LBFGSThenNewton}
 
 
-def run(problem: Problem, most: float) -> dict[str, object]:
+def run(problem: Problem, most: float, method: str) -> dict[str, object]:
     objective = Objective(problem)
-    solver = LBFGS()
+    solver = METHODS[method]()
     started = time.perf_counter()
     state = solver.init(objective, make_start(objective, "normal"))
     goal = 1e-6 * problem.mu
@@ -47,12 +51,17 @@ def run(problem: Problem, most: float) -> dict[str, object]:
     }
 
 
-def records(most: float = 6000.0, models: str = "identity,codes") -> Iterator[Record]:
+def records(
+    most: float = 6000.0, models: str = "identity,codes", method: str = "lbfgs", only: str = ""
+) -> Iterator[Record]:
     for name, data in CASES.items():
+        if only not in name:
+            continue
         N = int(data["counts"].sum()) if "counts" in data else data["classes"]
         problem = Problem(**data, lambda_w=1e-3, lambda_h=1e-3 / N)
         for model in models.split(","):
             with patch.object(
                 Codes, "serves", Codes.serves if model == "codes" else lambda row, objective: False
             ):
-                yield Record({"case": name, "most": f"{most:g}"}, run(problem, most), model)
+                case = {"case": name, "most": f"{most:g}", "method": method}
+                yield Record(case, run(problem, most, method), model)

@@ -63,15 +63,10 @@ from ufm_fast.theory.tables import (
 )
 
 LAYERS = ("linear", "relu")
-#: Losses that are convex in the logits, and in W and H each where no scale stands before them.
+#: Losses that are convex in the logits, and so in W and in H.
 CONVEX = (
-    "ce",
-    "pick-all",
-    "mse",
-    "mse dense",
-    "ce shifted",
-    "pick-all shifted",
-    "pick-all weighted",
+    *("ce", *adjusted("ce"), "mse", "mse scaled", "mse dense"),
+    *("pick-all", *adjusted("pick-all"), "pick-all weighted", *adjusted("pick-all weighted")),
 )
 
 #: Which certifier serves which kind of problem.
