@@ -69,10 +69,10 @@ def codes() -> Iterator[Record]:
 
 
 def margins() -> Iterator[Record]:
-    found = solve(problem(100, 10, 320.0), start="normal", tol=1e-4, **QUICK)
+    found = solve(problem(100, 10, 96.0), start="normal", tol=1e-6, **QUICK)
     margin = one_vs_rest(found.point.W)[0]
     measured = {"one_vs_rest": f"{margin:.4f}", "evaluations": int(found.evaluations)}
-    yield Record({"case": "K = 100, d = 10, t = 320, tol = 1e-4"}, measured)
+    yield Record({"case": "K = 100, d = 10, t = 96, tol = 1e-6"}, measured)
 
 
 PARTS = {"simplices": simplices, "angles": angles, "codes": codes, "margins": margins}
