@@ -189,6 +189,7 @@ def test_a_broken_cell_takes_the_steps_that_are_left(monkeypatch: pytest.MonkeyP
     )
     assert half["value"] == pytest.approx(whole["value"], rel=1e-12)
     assert (half["resumed_at"], whole.get("resumed_at")) == (33, None)
+    assert half["evaluations"] == whole["evaluations"] + 2  # the saved point, at each resume
     assert worker.solve_cell(Path("half"), given) == {
         "state": "done"
     }  # a limit that was reached is an end

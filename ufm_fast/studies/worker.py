@@ -19,7 +19,10 @@ study that goes on must not find its cells still being solved by nobody's proces
 A broken cell goes on from its saved state, by the steps that are left of ``max_steps``. Two begin
 anew, so that the table is that of an undisturbed study: one that has taken less than ten seconds,
 and one of several restarts, of which a resume would begin no other. What a state does not hold (the
-pairs of L-BFGS, a momentum) is lost to a resume: it may take other steps to the same minimum.
+pairs of L-BFGS, a momentum, the step length of a search) is lost to a resume: it may take other
+steps to the same minimum, and end elsewhere where ``max_steps`` ends it. A method without any, such
+as gradient descent at a given rate, evaluates the saved point once more and takes the same steps.
+The table says of such cells where they went on (``resumed_at``).
 
 Decisions
 
