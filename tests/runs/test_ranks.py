@@ -107,6 +107,36 @@ def test_a_rank_ends_without_the_interpreters_shutdown():
         assert ("shut down" in done.stdout) is ends
 
 
+def test_a_rank_that_ends_before_it_is_connected_keeps_nobody_waiting():
+    code = """
+import os, socket, threading, time
+from datetime import timedelta
+from torch.distributed import TCPStore
+from ufm_fast.runs import ranks
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+ranks.START = timedelta(seconds=4)
+other = threading.Thread(target=lambda: TCPStore("127.0.0.1", port, 2).set("here 1", ""))
+other.start()
+begun = time.monotonic()
+try:
+    with ranks.joined():
+        pass
+except Exception as error:
+    print(ranks.is_loss(error), time.monotonic() - begun < 60, flush=True)
+os._exit(0)
+"""
+    path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 def test_torchrun_is_all_that_a_user_types(tmp_path, capsys):
     alone = tmp_path / "alone"
     assert main(["solve", *DEEP, "--out", str(alone), *QUIET]) == 0

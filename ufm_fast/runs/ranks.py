@@ -107,6 +107,7 @@ def joined() -> Iterator[Ranks]:
     """
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _set_pg_timeout
     from torch.distributed.rendezvous import rendezvous
 
     most = WATCHED_START if "TORCHELASTIC_RUN_ID" in os.environ else START
@@ -114,7 +115,9 @@ def joined() -> Iterator[Ranks]:
     store.set(f"here {rank}", "")
     store.wait([f"here {other}" for other in range(number)], most)
     kind = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(kind, store=store, rank=rank, world_size=number, timeout=LIMIT)
+    # A rank that ends between its word and its connections must not keep the others for LIMIT.
+    dist.init_process_group(kind, store=store, rank=rank, world_size=number, timeout=most)
+    _set_pg_timeout(LIMIT)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     yield Ranks(rank, number)
@@ -144,7 +147,7 @@ def is_loss(error: BaseException) -> bool:
     import torch.distributed as dist
 
     words = str(error).lower()
-    told = any(word in words for word in ("gloo", "nccl", "connection", "socket"))
+    told = any(word in words for word in ("gloo", "nccl", "connection", "socket", "wait timeout"))
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and told)
 
 
