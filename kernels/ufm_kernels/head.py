@@ -36,7 +36,8 @@ longest (`bench/results/nvidia-h200.csv`); contenders run in random order since.
 
 2026-11-29. A common offset of the logits cancels: the row's shift is taken off before the scale to
 bits, one subtraction and one product where there was one fused product, and a target that rounding
-alone keeps from the largest other logit is made level with it (`head_parts.band_of`). Not timed on a device.
+alone keeps from the largest other logit is made level with it (`head_parts.band_of`). Not timed on
+a device.
 
 2026-11-26. Three passes fewer on the device, by counting; not timed yet. Fresh gradients are
 written by the library's first product (a beta of 0) instead of cleared and added to: at (4096,
