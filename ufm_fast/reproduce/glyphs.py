@@ -3,8 +3,12 @@ fonts (ours).
 
 The last width is beyond K - 1, so that a simplex fits and the model's minimum is the closed form.
 
-Without batch normalisation 20 epochs of a network with 256 features ended at a training accuracy
-of 96.8 % (898 classes, batch 64, Adam 1.5e-3, decay 1e-5; November 2026).
+The full setting ends at a training accuracy of 99.46 % (99.3 % after 8 of its 10 epochs) and a test
+accuracy of .868, in 165 s of the processor after the data are made, the measuring among them (one
+thread of an AMD EPYC (Zen 3), torch 2.13.0, 2026-11-30). The last layer has not collapsed by then:
+the NC1 quotient rises from .42 to .57 while NC2 of the means falls from 1.29 to 1.25 and NC3 from
+1.34 to 1.31, and the objective, .031, is 17 times the model's minimum, .0019. Without batch
+normalisation 20 epochs of a network with 256 features ended at 96.8 %.
 """
 
 from __future__ import annotations
@@ -115,7 +119,7 @@ ROWS = (
             )
         ),
         _large,
-        seconds=300,
+        seconds=200,
         quick="characters that 22 fonts draw, 3 epochs",
         quick_seconds=20,
     ),
