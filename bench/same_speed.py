@@ -130,6 +130,11 @@ def measure(
     }
 
 
+def commit_of(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,7 +154,8 @@ def main() -> None:
 
     for K, d in SHAPES:
         for loss in args.losses:
-            record = Record(*measure(args.old.resolve(), loss, K, d, args.rounds))
+            figures = measure(args.old.resolve(), loss, K, d, args.rounds)
+            record = Record(*figures, note=f"against {commit_of(args.old)}")
             print(*record.case.values(), *record.measured.values(), sep="\t")
             if args.out:
                 add(args.out, lines("same_speed", record, environment()))
