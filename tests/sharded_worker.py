@@ -140,6 +140,11 @@ def heads(
             one.value_and_grad(x, statistics=True),
             many.value_and_grad(at, statistics=True),
         )
+        again = many.value_and_grad(at)
+        repeats = again.value == found.value and all(
+            map(torch.equal, again.gradient.parts(), found.gradient.parts())
+        )
+        yield f"{name} repeats to the bit", float(not repeats), 0.0
         yield f"{name} value", abs(found.value / expected.value - 1), 1e-12
         gradient = whole(found.gradient)
         yield (
