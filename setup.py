@@ -54,6 +54,8 @@ setup(
             *TABLES,
             "pytest>=8",
             "hypothesis>=6.100",
+            "pytest-benchmark>=4",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "mypy>=1.10",
             "setuptools>=68",

@@ -1,10 +1,17 @@
-"""Values of kernels run under triton's interpreter in one process of their own, and each is
-reported under its own id.
+"""How tests share a machine, and where values of kernels are checked.
+
+``pytest`` alone runs everything in one process; ``pytest -n auto --dist loadfile`` in as many as
+there are cores, at most ``MOST``, a file at a time in each. Either way a process has one thread:
+small products wait longer for the threads of another process than they take.
+
+Values of kernels run under triton's interpreter in a process of their own, and each is reported
+under its own id.
 
 The decorator of a kernel reads TRITON_INTERPRET when it is imported, and the compile gate wants it
 unset. So tests marked ``interpreted`` are collected here, but called in a child with that variable,
-which says of each how it went as soon as it has ended. On a CUDA device they run here, compiled;
-with the variable set by hand, here, interpreted.
+which says of each how it went as soon as it has ended: a child for all that are chosen, beside the
+other tests, or under ``-n`` a child for each file. On a CUDA device they run here, compiled; with
+the variable set by hand, here, interpreted.
 """
 
 from __future__ import annotations
@@ -19,8 +26,11 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for children
+
+MOST = 4  # processes of ``-n auto``: each takes up to a gigabyte
 _REPORTS = "UFM_TEST_REPORTS"  # the child's file descriptor to write to
-CHILD = pytest.StashKey["Child"]()
+CHILDREN = pytest.StashKey[dict[Path | None, "Child"]]()
 
 
 class Child:
@@ -31,7 +41,6 @@ class Child:
         environment = {
             **os.environ,
             "TRITON_INTERPRET": "1",
-            "OMP_NUM_THREADS": "1",
             _REPORTS: str(write),
         }
         command = [sys.executable, "-m", "pytest", "--rootdir", str(config.rootpath), *ids]
@@ -70,6 +79,12 @@ class Child:
         self.output.close()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MOST, allowed or 1)
+
+
 def _in_child(item: pytest.Item) -> bool:
     if item.get_closest_marker("interpreted") is None or os.environ.get("TRITON_INTERPRET") == "1":
         return False
@@ -82,11 +97,7 @@ def _in_child(item: pytest.Item) -> bool:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not _in_child(pyfuncitem):
         return None
-    session = pyfuncitem.session
-    if CHILD not in session.stash:
-        ids = [item.nodeid for item in session.items if _in_child(item)]
-        session.stash[CHILD] = Child(session.config, ids)
-    outcome, text = session.stash[CHILD].report(pyfuncitem.nodeid)
+    outcome, text = _child_of(pyfuncitem).report(pyfuncitem.nodeid)
     if outcome == "failed":
         pytest.fail(text, pytrace=False)
     if outcome == "skipped":
@@ -94,9 +105,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def _child_of(item: pytest.Function) -> Child:
+    """The child that runs this test; under ``-n`` a process sees every item, and runs a file."""
+    children = item.session.stash.setdefault(CHILDREN, {})
+    of = item.path if hasattr(item.config, "workerinput") else None
+    if of not in children:
+        ids = [
+            one.nodeid for one in item.session.items if _in_child(one) and of in (None, one.path)
+        ]
+        children[of] = Child(item.config, ids)
+    return children[of]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if CHILD in session.stash:
-        session.stash[CHILD].close()
+    for child in session.stash.get(CHILDREN, {}).values():
+        child.close()
 
 
 _worst: dict[str, tuple[str, str]] = {}
