@@ -46,21 +46,19 @@ import torch
 from ufm_fast.backends import BACKENDS, make_backend
 from ufm_fast.backends.base import HeadPlan, HeadShape, compute_dtype
 from ufm_fast.backends.chunks import buffer_bytes, chunk_rows
-from ufm_fast.backends.cost import Cost, best_mesh, what_moves
 from ufm_fast.backends.residual import block_bytes
 from ufm_fast.calibration import Terms, rates_of, seconds
 from ufm_fast.errors import InputError
-from ufm_fast.layout import height
 from ufm_fast.losses import SquaredError
 from ufm_fast.memory import available_bytes
 from ufm_fast.metrics.rows import block_rows
 from ufm_fast.objective import Objective
+from ufm_fast.plan_notes import notes_of
 from ufm_fast.problem import DTYPES, Problem
 from ufm_fast.solvers.curvature.base import Curvature
 from ufm_fast.solvers.curvature.table import curvature_of
 from ufm_fast.solvers.table import HISTORY, METHODS
 from ufm_fast.theory.certificates import EXACT_CLASSES, held_bytes
-from ufm_fast.theory.certificates.spread import Spread
 from ufm_fast.theory.separation import held_together
 
 
@@ -242,7 +240,7 @@ def make_plan(
         free=available_bytes(device),
         notes=[],
     )
-    plan.notes.extend([*filter(None, [held_together(problem)]), *_notes(plan, reduced, method)])
+    plan.notes.extend([*filter(None, [held_together(problem)]), *notes_of(plan, reduced, method)])
     return plan
 
 
@@ -411,91 +409,3 @@ def _measuring(problem: Problem, R: int) -> int:
     item = compute_dtype(problem.torch_dtype).itemsize
     block = 8 * d * min(max(R, K), block_rows(d))
     return R * d * (item + 2 * 8) + (10 if d > K else 8) * block + 5 * 8 * min(K, 1024) ** 2
-
-
-def _notes(plan: Plan, reduced: int, method: str) -> list[str]:
-    notes = []
-    if reduced < plan.samples:
-        share = reduced / plan.samples
-        if plan.reduce == "classes":
-            notes.append(
-                f"reduce=classes is exact here: {reduced:,} rows for {plan.samples:,} samples "
-                f"({share:.1%} of the work)"
-            )
-        else:
-            notes.append(
-                f"--reduce classes would solve {reduced:,} rows for {plan.samples:,} samples, "
-                f"with the same minimum"
-            )
-    else:
-        notes.append("reduce=classes saves nothing here: each row has a target of its own")
-    if plan.classes > EXACT_CLASSES:
-        notes.append(
-            f"the certificate will be probabilistic: an exact one needs at most {EXACT_CLASSES:,} "
-            f"classes"
-        )
-    name = "lbfgs" if method == "auto" else method
-    for backend in plan.backends:
-        need = plan.steps(method, backend.name)
-        if need > plan.free:
-            notes.append(
-                f"not enough memory for {name} on {backend.name}: {readable(need)} needed, "
-                f"{readable(plan.free)} free; "
-                + ("use --backend tiled" if backend.name == "reference" else _mend(plan, name))
-                + _shared(plan, method, backend.name)
-            )
-    largest = max(plan.backends, key=lambda row: row.kept).name
-    if plan.proof(largest) > plan.free:
-        wanted = readable(plan.proof(largest))
-        notes.append(
-            f"not enough memory for the certificate: {wanted} needed, {readable(plan.free)} free; "
-            "solve it with --no-certificate" + _proved_by_ranks(plan)
-        )
-    return notes
-
-
-def _shared(plan: Plan, method: str, backend: str) -> str:
-    """How many devices like this would hold it, in words."""
-    number = plan.devices(method, backend)
-    if number is None or backend == "reference":
-        return ""
-    K, R, d, item = plan.classes, plan.rows, plan.widths[-1], plan.itemsize
-    mesh = best_mesh(K, R, d, number)
-    sent = sum(Cost(K, R, d, mesh, min(512, height(R, number)), item).sent().values())
-    proof = _rank_proof(plan)
-    held = f", and {readable(proof)} of each for the certificate" if proof <= plan.free else ""
-    return (
-        f", or {number} devices like this (torchrun, --mesh {mesh[0]}x{mesh[1]}: "
-        f"{what_moves(mesh)}, which sends least, {readable(sent)} a device an evaluation{held}"
-        f"{'' if held else '; without a certificate, for which each holds ' + readable(proof)})"
-    )
-
-
-def _rank_proof(plan: Plan) -> int:
-    """Bytes that each of several devices holds for a certificate, beside its blocks."""
-    K, exact = plan.classes, plan.classes <= EXACT_CLASSES
-    return Spread.bytes_held(K, plan.widths[-1]) + (3 * 8 * K**2 if exact else 0)
-
-
-def _proved_by_ranks(plan: Plan) -> str:
-    """Whether several devices like this would have room for a certificate, in words."""
-    held = _rank_proof(plan)
-    fits = held < plan.free
-    return f", or on several devices, each of which holds {readable(held)} for it" if fits else ""
-
-
-def _mend(plan: Plan, method: str) -> str:
-    if plan.reduce == "none" and plan.rows > plan.classes:
-        return "use --reduce classes"
-    if method == "lbfgs":
-        return "use a smaller --history, --method gd or --dtype float32"
-    return "use --dtype float32, a smaller --dim, or a machine with more memory"
-
-
-def readable(size: float) -> str:
-    """Bytes in words: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
