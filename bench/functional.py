@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.measure import in_turn, median_ratio
+from bench.measure import in_turn, ratio
 from bench.table import Record
 from ufm_fast.benchmark.rivals import DROP_IN, OURS, PRODUCTS, SHAPES, available, make
 
@@ -44,7 +44,7 @@ def measure(shape: tuple[int, int, int], rounds: int) -> Iterator[Record]:
             {
                 "seconds": f"{median:.4g}",
                 "rounds": len(times),
-                "time_over_ours": f"{median_ratio(times, seconds[DROP_IN][: len(times)]):.3f}",
+                "time_over_ours": f"{ratio(times, seconds[DROP_IN]):.3f}",
                 "GFLOP/s": f"{6e-9 * shape[0] * shape[1] * shape[2] / median:.4g}",
                 "error": f"{error:.1e}",
             },

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.measure import in_child, in_turn, median_ratio, peak_rss_bytes, reset_peak
+from bench.measure import in_child, in_turn, peak_rss_bytes, ratio, reset_peak
 from bench.table import Record
 from ufm_fast.benchmark.rivals import OURS, PRODUCTS, SHAPES, available, inputs, make
 
@@ -39,7 +39,6 @@ def measure(shape: tuple[int, int, int], rounds: int) -> Iterator[Record]:
     seconds, failed = in_turn(makers, rounds)
     for name, times in seconds.items():
         once, figures = len(times) < rounds, {}
-        ours, products = (seconds[x][: len(times)] for x in (OURS, PRODUCTS))
         if name != PRODUCTS and not once:
             size = in_child("bench.head", "extra_bytes", name, shape)
             figures["extra_MB"] = round(size / 1e6, 1)
@@ -47,8 +46,8 @@ def measure(shape: tuple[int, int, int], rounds: int) -> Iterator[Record]:
             case,
             {
                 "seconds": round(statistics.median(times), 4),
-                "time_over_ours": round(median_ratio(times, ours), 3),
-                "percent_of_products": round(100 * median_ratio(products, times), 1),
+                "time_over_ours": round(ratio(times, seconds[OURS]), 3),
+                "percent_of_products": round(100 * ratio(seconds[PRODUCTS], times), 1),
                 "calls": len(times),
                 **figures,
             },

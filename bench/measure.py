@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "interleave",
     "median_ratio",
     "peak_rss_bytes",
+    "ratio",
     "reset_peak",
 ]
 
@@ -77,6 +78,12 @@ def in_turn(
         else:
             calls[name] = call
     return {**interleave(calls, rounds, warmup=0), **once}, failed
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """`median_ratio` over the rounds that both have: one of them may have been called once."""
+    rounds = min(len(a), len(b))
+    return median_ratio(a[:rounds], b[:rounds])
 
 
 def in_child(module: str, function: str, *arguments: object) -> Any:

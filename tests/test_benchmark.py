@@ -16,7 +16,7 @@ from command_line import refused
 
 import bench.__main__ as cases
 from bench import table
-from bench.measure import in_child, in_turn
+from bench.measure import in_child, in_turn, ratio
 from ufm_fast.benchmark import claims
 from ufm_fast.benchmark.measuring import interleave, median_ratio
 from ufm_fast.benchmark.rivals import available, inputs, make
@@ -138,6 +138,7 @@ def test_a_slow_contender_is_called_once_and_one_that_fails_says_why():
     made = {"fine": lambda: lambda: None, "slow": lambda: lambda: time.sleep(0.03)}
     seconds, failed = in_turn({**made, "broken": lambda: 1 // 0}, rounds=3, slow=0.02)
     assert {name: len(times) for name, times in seconds.items()} == {"fine": 3, "slow": 1}
+    assert ratio(seconds["slow"], seconds["fine"]) > 1.0 > ratio(seconds["fine"], seconds["slow"])
     assert failed == {"broken": "ZeroDivisionError: integer division or modulo by zero"}
 
 
