@@ -44,9 +44,10 @@ CASES: dict[str, tuple[str, ...]] = {
 SCRIPTS = (
     "gpu", "breakdown", "tune", "sharded", "rank_kills", "reproduce", "same_bits", "same_speed",
 )  # fmt: skip
-#: What is no case of its own: what the cases share.
+#: What is no case of its own: what the cases share, and cases of pytest-benchmark.
 SHARED = (
     "__main__", "measure", "table", "oracle", "peers", "device", "device_solve", "gpu_plots",
+    "test_heads",
 )  # fmt: skip
 
 
