@@ -5,7 +5,8 @@ A rank has its block of W, and the means of the same classes, summed from the ra
 rows (`exchange`). No rank has all of W or of the means, but where K <= d + 1: then they are no more
 numbers than those sums, and formulas that go entry by entry want them whole. Of the table's rows
 those are computed that need nothing else (`SUMS`); what compares pairs of classes, or samples with
-all classes, is measured in one process from the saved run.
+all classes, is measured in one process from the saved run. A point of few numbers the first rank
+measures as a whole (`measure.GATHERED`).
 """
 
 from __future__ import annotations
