@@ -24,10 +24,9 @@ where a class's rows are with their class.
 Sums have a fixed order on a fixed mesh, so results repeat to the bit.
 
 2026-11-30. The ranks of one machine share its cache and its memory, so the size of a chunk is bound
-for all of their buffers together (`Mesh.neighbours`): at K = N = 20,000, d = 128, float32 on two
-ranks a chunk has 528 rows, as in one process, where it had 608, and with the start drawn in float32
-a rank's peak is 60 MiB where one process's is 108 (`bench/sharded.py`, two cores of an AMD EPYC,
-torch 2.13.0). 400 rows would save 5 MiB more and cost 2 % of the time, 272 rows 9 %.
+for all of their buffers together (`Mesh.neighbours`), and a start is drawn into the dtype of the
+solve: at K = N = 20,000, d = 128, float32 on two ranks that is most of a rank's peak
+(`bench/sharded.py`). Fewer rows than a process takes would save little more, and cost time.
 """
 
 from __future__ import annotations
