@@ -3,7 +3,7 @@ operands.
 """
 
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -32,9 +32,13 @@ def descriptor(matrix, block):
     return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], list(block))
 
 
+# A wrapped constant by its value and type (True is not 1): to wrap one takes microseconds.
+_constant = lru_cache(maxsize=None, typed=True)(tl.constexpr)
+
+
 def constants(*values):
     """The last members of a bundle of arguments: what a kernel is compiled for."""
-    return map(tl.constexpr, values)
+    return map(_constant, values)
 
 
 def head_of(bias, labels, unused, classes):
