@@ -214,8 +214,9 @@ def test_what_a_kink_and_a_small_start_mean_is_said(
     assert "zero is a strict local minimum" in " ".join(summary("small")["notes"])
     from ufm_fast.solvers import staged
 
-    monkeypatch.setattr(staged, "ROUNDINGS", (1e-1,))
+    monkeypatch.setattr(staged.RoundedKinks, "kinks", (1e-1,))
     monkeypatch.setattr(staged, "STAGE_STEPS", 5)  # too few for any stage
+    monkeypatch.setattr(staged.RoundedKinks, "last_steps", 5)
     assert solve(*RELU, "--out", "kink", "--loss", "mse") == 3
     assert summary("kink")["outcome"] == "kink"
     assert "stopped at a kink of the ReLU" in capsys.readouterr().err
