@@ -73,6 +73,16 @@ def test_minima_are_certified(problem):
         assert closed.certificate.certified
 
 
+@pytest.mark.parametrize("margin", [{}, {"margin": 0.3}, {"angular_margin": 0.5}])
+@pytest.mark.parametrize("start", ["spectral", "normal"])
+def test_rounded_lengths_take_no_value_below_the_minimum(margin, start):
+    problem = sphere(4, 6, 1.0, dtype="float32", **margin)
+    solution = solve(problem, start=start)
+    assert solution.value >= closed_form(problem).value * (1 - 1e-12)
+    assert solution.certificate.kind == "exact"
+    assert "please report" not in solution.message
+
+
 def test_with_few_dimensions_the_bound_holds_and_certifies_nothing():
     for problem in (sphere(5, 3, 4.0), sphere(12, 3, 10.0)):
         at_minimum, at_start = (

@@ -34,7 +34,7 @@ AGREEMENT = 1e-9
 
 def at_saved_point(objective: Objective, run: Run, model: Point, *, exactly: bool) -> Evaluation:
     """Value and gradient at the model point that is saved: ``exactly`` in float64, else at least in
-    float32.
+    float32; of unit rows with the rounding of their lengths taken off.
     """
     problem = objective.problem
     dtype = "float64" if exactly else "float32" if problem.dtype == "bfloat16" else problem.dtype
@@ -44,7 +44,7 @@ def at_saved_point(objective: Objective, run: Run, model: Point, *, exactly: boo
     wide = Objective(
         replace(problem, dtype=dtype), backend=backend, reduce=objective.reduce, variables="raw"
     )
-    return wide.value_and_grad(model.to(dtype=wide.dtype))
+    return wide.value_and_grad(wide.geometry.project(model.to(dtype=wide.dtype)))
 
 
 def of_closed_form(

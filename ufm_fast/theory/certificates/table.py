@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 
 from ufm_fast.backends.sharded_sweep import parts_of
+from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.targets import Rows
@@ -116,5 +117,8 @@ def certify(
                 "more memory"
             )
         rows = parts_of(rows, point.layout)
-    candidate = Candidate(problem, rows, point.to(dtype=torch.float64), exact_classes, seed)
+    exactly = point.to(dtype=torch.float64)
+    if point.W.dtype != torch.float64:  # lengths that are rounded may take f below its minimum
+        exactly = GEOMETRIES[problem.constraint]().project(exactly)
+    candidate = Candidate(problem, rows, exactly, exact_classes, seed)
     return judge(candidate.value, certifier(candidate))
