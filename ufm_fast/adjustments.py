@@ -144,7 +144,9 @@ def make_adjustment(
     counts = integers(counts, "counts")
     if logit_adjustment is None and margin is None and class_scales is None and margin_power == 0:
         return Adjustment()
-    n = counts.double().cpu()
+    if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool((counts > 0).any()):
+        raise InputError("counts must be the samples of each class, K numbers >= 0, not all zero")
+    n, temperature = counts.double().cpu(), number(temperature, "temperature")
     power = number(margin_power, "margin_power")
     if power < 0:
         raise InputError(f"margin_power must be >= 0, got {power}; LDAM has 0.25")
@@ -188,6 +190,8 @@ def _each(
         return None
     if isinstance(given, (int, float)):
         values = rule(number(given, name))
+        if not bool(values.isfinite().all()):
+            raise InputError(f"{name} = {given} is beyond float64 for a class; go nearer to 0")
     else:
         try:
             several = given.tolist() if hasattr(given, "tolist") else given

@@ -216,4 +216,4 @@ def test_a_missing_package_and_runs_of_the_other_kind(
         capsys, "train", "--resume", "r", "--seed", "1"
     )
     assert "holds this very run" in refused(capsys, "train", *TINY, "--out", "r")
-    assert "error" in refused(capsys, "solve", "--resume", "r")
+    assert "train --resume r" in refused(capsys, "solve", "--resume", "r")

@@ -110,6 +110,22 @@ def test_nothing_to_change_changes_no_bit():
 
 
 @pytest.mark.parametrize(
+    ("counts", "rules", "words"),
+    [
+        ([0, 0], {"margin": 1.0}, "counts"),
+        ([], {"margin": 1.0}, "counts"),
+        ([-1, 2], {"margin": 1.0}, "counts"),
+        ([[1, 2]], {"margin": 1.0}, "counts"),
+        ([1, 2], {"class_scales": -1e4}, "beyond float64"),
+        ([1, 2], {"margin": 1.0, "temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_rules_and_counts_are_checked(counts, rules, words):
+    with pytest.raises(InputError, match=words):
+        make_adjustment(counts, **rules)
+
+
+@pytest.mark.parametrize(
     ("given", "error", "words"),
     [
         ({"adjustment": 0.3}, InputTypeError, "make_adjustment"),

@@ -152,6 +152,7 @@ def test_accuracy_by_the_number_of_labels():
         ({"optimiser": "lion"}, "optimiser"),
         ({"schedule": "x"}, "schedule"),
         ({"steps": 0}, "steps"),
+        ({"batch": 1, "architecture": Architecture(model="cnn-bn")}, "batch must be at least 2"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"weight_decay": -1.0}, "weight_decay"),
     ],

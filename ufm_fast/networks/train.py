@@ -76,6 +76,8 @@ class Options:
                 )
         for name in ("steps", "batch"):
             whole(getattr(self, name), name, 1)
+        if self.batch == 1 and self.architecture.model == "cnn-bn":
+            raise InputError("batch must be at least 2 for model cnn-bn, whose means are a batch's")
         whole(self.seed, "seed", 0, 2**63 - 1)
         if not number(self.learning_rate, "learning_rate") > 0:
             raise InputError(f"learning_rate must be > 0, got {self.learning_rate}")

@@ -20,8 +20,10 @@ from ufm_fast.errors import InputError
 from ufm_fast.runs import settings
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.job import Job, check_choices, check_solvable, given_point, of_ranks
+from ufm_fast.runs.model import is_network
 from ufm_fast.runs.options import SETTINGS, resumable
 from ufm_fast.runs.settings import Config
+from ufm_fast.runs.words import quoted
 
 if TYPE_CHECKING:
     from ufm_fast.point import Point
@@ -43,6 +45,11 @@ def resume(
     from ufm_fast.runs.state import data_arguments
 
     run = RunDirectory.open(path, "resume")
+    if is_network(run):
+        raise InputError(
+            f"resume: {path} is a run of ufm-fast train; go on with: ufm-fast train --resume "
+            f"{quoted(path)}"
+        )
     stamp = run.stamp()
     run.config = settings.read_saved(run.config, path)
     config = _changed(run.config, given, file)
