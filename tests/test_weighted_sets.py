@@ -39,7 +39,7 @@ def dense() -> tuple[torch.Tensor, torch.Tensor]:
     q[
         torch.repeat_interleave(torch.arange(5), torch.tensor(POINTER).diff()),
         torch.tensor(ENTRIES),
-    ] = torch.tensor(WEIGHTS).double()
+    ] = torch.tensor(WEIGHTS, dtype=torch.float64)
     return q, torch.tensor(COUNTS).double()
 
 
@@ -181,6 +181,11 @@ def test_runs_keep_the_weights(tmp_path, monkeypatch, capsys):
 def test_bad_weights_are_named(weights, error, words):
     with pytest.raises(error, match=words):
         sets(weights)
+
+
+def test_plain_numbers_keep_their_digits():
+    found = TargetSets.create([0, 2, 3], [0, 1, 2], 4, weights=[0.3, 0.7, 1.1])
+    assert found.weights.tolist() == [0.3, 0.7, 1.1]
 
 
 def test_faces_that_take_sets_without_weights_say_so():

@@ -248,7 +248,8 @@ class TargetSets:
 def _entry_weights(given: object, entries: int) -> Tensor | None:
     """Positive float64 (entries,); None where all are one. Errors: InputError / InputTypeError."""
     try:
-        weights = torch.as_tensor(given).detach().cpu().double()
+        found = given.detach().cpu() if isinstance(given, Tensor) else given
+        weights = torch.as_tensor(found, dtype=torch.float64, device="cpu")  # lists keep digits
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputTypeError(
             f"weights must hold a number for each entry of indices ({error})"
