@@ -186,6 +186,8 @@ def test_bad_weights_are_named(weights, error, words):
 def test_plain_numbers_keep_their_digits():
     found = TargetSets.create([0, 2, 3], [0, 1, 2], 4, weights=[0.3, 0.7, 1.1])
     assert found.weights.tolist() == [0.3, 0.7, 1.1]
+    rows = Problem(target_sets=found, **LAMBDAS).rows()
+    assert rows.targets.weights.tolist() == [0.3, 0.7, 1.1]
 
 
 def test_faces_that_take_sets_without_weights_say_so():

@@ -240,7 +240,7 @@ class TargetSets:
         weights = (
             None
             if self.weights is None
-            else torch.tensor([q for members in order for _, q in members]).double()
+            else torch.tensor([q for members in order for _, q in members], dtype=torch.float64)
         )
         return TargetSets(merged, flat, counts, weights), index
 
