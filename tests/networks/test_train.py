@@ -178,6 +178,11 @@ def test_bad_architectures_are_named(bad, message):
         Architecture(**bad)
 
 
+def test_a_run_that_diverges_names_the_rate():
+    with pytest.raises(InputError, match=r"diverged: the loss after step \d+ is .*learning_rate"):
+        Training(_data(), replace(SMALL, learning_rate=1e15)).run()
+
+
 def test_what_does_not_fit_together():
     with pytest.raises(InputError, match="pick-all for data toy"):
         Training(_data(multi_label=True), SMALL)

@@ -211,6 +211,7 @@ class _Log:
             return
         test = {f"test_{name}": value for name, value in self.training.evaluate("test").items()}
         train = self.training.evaluate("train")
+        self.training.check_loss(train["loss"])
         metrics = {} if self.training.data.multi_label else self._metrics()
         record = {
             "step": step,

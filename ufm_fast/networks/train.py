@@ -122,12 +122,21 @@ class Training:
                 group["lr"] = self.rate()
             self.optimiser.zero_grad(set_to_none=True)
             loss = self.options.loss_of(self.network, self.data.train.where(batch))
+            self.check_loss(float(loss.detach()))
             torch.autograd.backward(loss)
             self.optimiser.step()
             self.step += 1
             if on_step is not None:
                 on_step(self.step, float(loss.detach()))
         return self
+
+    def check_loss(self, loss: float) -> None:
+        """Errors: InputError for a loss after the steps so far that is no number, or infinite."""
+        if not math.isfinite(loss):
+            raise InputError(
+                f"training diverged: the loss after step {self.step} is {loss}; lower "
+                f"learning_rate = {self.options.learning_rate:g}"
+            )
 
     def rate(self) -> float:
         """Learning rate of the next step."""
