@@ -86,11 +86,12 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> float:
     return median_ratio(a[:rounds], b[:rounds])
 
 
-def in_child(module: str, function: str, *arguments: object) -> Any:
+def in_child(module: str, function: str, *arguments: object, hands_back: bool = True) -> Any:
     """What a function of a module of bench/ returns in a process of its own, by JSON.
 
     There, memory that is freed goes back to the system at once: else a contender would reuse what
-    the set-up freed, unseen. Errors: RuntimeError with the last line that the child said.
+    the set-up freed, unseen. That costs time: seconds are measured without ``hands_back``.
+    Errors: RuntimeError with the last line that the child said.
     """
     code = (
         f"import json, sys; from {module} import {function}; "
@@ -101,7 +102,7 @@ def in_child(module: str, function: str, *arguments: object) -> Any:
         [sys.executable, "-c", code, json.dumps(arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+        env={**os.environ, **(ENVIRONMENT if hands_back else {}), "PYTHONPATH": path},
     )
     if done.returncode:
         raise RuntimeError(f"{module}.{function}: {(done.stderr.splitlines() or ['killed'])[-1]}")
