@@ -251,6 +251,11 @@ def test_the_module_hands_them_on() -> None:
             InputError,
             "divisor must be a number or a real tensor of one",
         ),
+        (
+            {"divisor": torch.tensor(2.0, requires_grad=True)},
+            InputError,
+            "divisor must not require a gradient",
+        ),
         ({"divisor": 2, "reduction": "none"}, InputError, "divisor divides the sum"),
         ({"softcap": 0.0}, InputError, "softcap must be a positive number"),
         ({"softcap": 3.0, "label_smoothing": 0.1}, InputError, "softcap goes with class indices"),

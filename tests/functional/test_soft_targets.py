@@ -135,7 +135,9 @@ def test_the_operators() -> None:
             InputTypeError,
             "indices must be integers of the shape of weights",
         ),
-        ({"indptr": torch.arange(3)}, InputError, "with indptr, of shape"),
+        ({"indptr": torch.arange(99)}, InputError, r"indptr must have shape .* got \(99,\)"),
+        ({"indptr": torch.zeros(len(INDICES) + 1)}, InputTypeError, "indptr must be integers"),
+        ({"indptr": torch.arange(len(INDICES) + 1)}, InputError, "weights must be vectors, got"),
     ],
 )
 def test_bad_soft_targets_are_refused(

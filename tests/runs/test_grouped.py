@@ -18,9 +18,11 @@ from ufm_fast import solve as minimise
 from ufm_fast.class_groups import ClassGroups
 from ufm_fast.cli import main
 from ufm_fast.groups import group_minimum
+from ufm_fast.groups.choice import by_groups
 from ufm_fast.metrics import METRICS
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.grouped import load_groups
+from ufm_fast.solvers.options import SolveOptions
 
 TAIL = ("--groups", "3:50,5:9,40:2", "--dim", "47", "--lambda-w", "0.01", "--lambda-h", "0.005")
 
@@ -79,6 +81,7 @@ def test_auto_takes_groups_where_classes_have_no_exact_certificate() -> None:
         ({}, {"method": "gd"}, "drop method"),
         ({}, {"start": "normal"}, "drop start"),
         ({}, {"max_steps": 5}, "drop max_steps"),
+        ({}, {"backend": "tiled"}, "drop backend"),
     ],
 )
 def test_what_groups_do_not_serve_is_refused(change: dict, options: dict, message: str) -> None:
@@ -87,6 +90,13 @@ def test_what_groups_do_not_serve_is_refused(change: dict, options: dict, messag
     )
     with pytest.raises(InputError, match=message):
         minimise(problem, reduce="groups", **options)
+
+
+@pytest.mark.parametrize("backend", ["sharded", "sharded-tiled"])
+def test_ranks_are_told_that_one_process_solves_groups(backend: str) -> None:
+    problem = Problem(dim=9, groups=[(4, 3), (5, 2)], lambda_w=1e-3, lambda_h=1e-3)
+    with pytest.raises(InputError, match="start it without torchrun"):
+        by_groups(problem, SolveOptions(reduce="groups", backend=backend))
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ def check_divisor(divisor: object, reduction: str, device: torch.device) -> floa
             "the rows"
         )
     if isinstance(divisor, Tensor):
+        if divisor.requires_grad:
+            raise InputError("divisor must not require a gradient; pass divisor.detach()")
         return _scalar(divisor, "divisor", device).detach().double()
     value = real(divisor, "divisor")
     if not 0.0 < value < math.inf:

@@ -115,9 +115,17 @@ def _entries(
             indices.reshape(-1).long().masked_fill(padding, 0),
             flat.masked_fill(padding, 0.0),
         )
-    if indices.dim() != 1 or tuple(indptr.shape) != (rows + 1,):
+    if indptr.is_floating_point() or indptr.dtype == torch.bool:
+        raise InputTypeError(f"indptr must be integers, got {indptr.dtype}; pass indptr.long()")
+    if tuple(indptr.shape) != (rows + 1,):
         raise InputError(
-            f"with indptr, of shape ({rows + 1},), indices and weights must be vectors"
+            f"indptr must have shape ({rows + 1},), one more than the {rows} rows of input, got "
+            f"{tuple(indptr.shape)}"
+        )
+    if indices.dim() != 1:
+        raise InputError(
+            f"with indptr, indices and weights must be vectors, got {tuple(indices.shape)}; "
+            f"flatten them"
         )
     return indptr.long(), indices.long(), flat
 

@@ -45,6 +45,8 @@ def by_groups(problem: Problem, options: SolveOptions, *, begun: bool = False) -
     ] * begun
     if options.reduce == "groups":
         check_served(problem)
+        if options.backend.startswith("sharded"):
+            raise InputError("reduce groups is solved in one process; start it without torchrun")
         if chosen:
             raise InputError(
                 f"{chosen[0]} does not go with reduce groups, which has a method of its own; drop "
