@@ -19,7 +19,7 @@ _FLOORS = (
     "angular_margins layout point trunks datasets lanczos memory",
     "class_groups geometries penalties samples problem",
     "backends metrics",
-    "objective deep_starts sharded_starts",
+    "objective scales deep_starts sharded_starts",
     "starts theory measure",
     "solvers functional groups",
     "nn solving verdicts landscape",

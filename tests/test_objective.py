@@ -89,9 +89,9 @@ def test_reduction_equals_the_full_problem_at_equal_features(problem, variables,
     )
     assert every.value == pytest.approx(at.value, rel=1e-12)
     assert every.data_value == pytest.approx(at.data_value, rel=1e-12)
-    to_raw = every.gradient.H / full.row_scale
+    to_raw = every.gradient.H / full.scales.rows
     summed = torch.zeros_like(x.H).index_add_(0, problem.sample_row(), to_raw)
-    torch.testing.assert_close(summed, at.gradient.H / reduced.row_scale, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(summed, at.gradient.H / reduced.scales.rows, rtol=1e-9, atol=1e-12)
 
 
 def test_relations_between_losses():

@@ -52,7 +52,7 @@ def deep_start(
     scales = balancing_scales((problem.lambda_w, problem.lambda_h, *problem.hidden_penalties))
     W, H, *hidden = (X * s for X, s in zip(factors, scales, strict=True))
     H = H / counts[part].sqrt()[:, None]
-    x = objective.from_model(W, H.to(objective.row_scale.device), None, hidden)
+    x = objective.from_model(W, H.to(objective.scales.rows.device), None, hidden)
     return x.W, x.H, x.hidden
 
 

@@ -1,11 +1,10 @@
-"""The objective in the variables a solver works in: the only place where lambda, 1/N and the
-scaling are decided.
+"""The objective in the variables a solver works in (`scales`): its value and derivatives are those
+of a backend's data term, of the trunk before it and of the penalties, along the geometry.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -14,7 +13,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ufm_fast.adjustments import Adjustment
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.sharded import ShardedBackend
@@ -24,15 +22,14 @@ from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES, Flat, Spheres, TiedSpheres
 from ufm_fast.layout import Layout
 from ufm_fast.losses import SquaredError
-from ufm_fast.penalties import Penalties, balancing_scales
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
+from ufm_fast.scales import VARIABLES, Scales
 from ufm_fast.stopwatch import NO_WATCH, NoWatch
 from ufm_fast.targets import Rows
 from ufm_fast.trunks import Gradients as TrunkGradients
 from ufm_fast.trunks import ReLU, Tape
 
-VARIABLES = ("balanced", "raw")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -60,21 +57,12 @@ def _exact(method: _Method) -> _Method:
 
 
 class Objective:
-    """f and its derivatives over the rows of a problem.
+    """f and its derivatives over the rows of a problem, in the variables of ``scales``: 'balanced',
+    or 'raw', as those of a problem on spheres, whose rows keep their length, always are.
 
-    Solver variables x = (B, A, c, V_1 ..) relate to the model's by  W = s_W B,
-    h_r = row_scale_r a_r,  b = bias_scale c, W_j = s_j V_j.  With ``variables='balanced'`` the s of
-    `penalties.balancing_scales`, row_scale_r = s_H / sqrt(n_r)  and bias_scale = (1 +
-    lambda_b/mu)^(-1/2),  so that with one layer
-
-        f = sum_r (n_r/N) l(B a_r / sqrt(n_r) + b, y_r) + mu/2 (|A|^2 + |B|^2) + mu lambda_b / (mu +
-        lambda_b) |c|^2 / 2
-
-    with mu = sqrt(lambda_w lambda_h), which is the same function, far better conditioned when
-    counts or penalties differ. 'raw' has all scales 1, and so has a problem on spheres, whose rows
-    keep their length. ``reduce='classes'`` has one row for each class (exact); 'none' a row for
-    each sample; 'auto' is 'classes'. Parameters are kept in float32 where the problem's dtype is
-    bfloat16, and rounded to it before each product.
+    ``reduce='classes'`` has one row for each class (exact); 'none' a row for each sample; 'auto' is
+    'classes'. Parameters are kept in float32 where the problem's dtype is bfloat16, and rounded to
+    it before each product.
 
     Solvers touch the space through ``move``, ``carry`` and the tangent gradient alone. With the
     backend `sharded` each rank has its blocks of a point (``layout``), and ``targets``,
@@ -110,21 +98,20 @@ class Objective:
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
         self.targets = here.targets.to(device)
-        self.adjustment = self._adjustment_of(problem)
         self.angular = problem.angular
         if self.angular is not None:
             labels = self.targets.indices
             self.geometry = TiedSpheres(labels, self.angular.angles[labels] > 0)
         counts = here.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
-        self._set_scales(problem.penalty_weights(here))
+        self.scales = Scales.of(
+            problem,
+            problem.penalty_weights(here),
+            balanced=self.variables == "balanced",
+            layout=self.layout,
+        )
         self._spent = [0.0]  # shared with `rounded` copies
         self._last: _Pass | None = None
-
-    def _adjustment_of(self, problem: Problem) -> Adjustment:
-        """What is changed in the logits of the classes here."""
-        found = problem.adjustment
-        return found if self.layout is None else found.part(self.layout.class_part)
 
     def _spread(self) -> Layout | None:
         """Which rank holds what. Errors: InputError for what only one process has."""
@@ -132,70 +119,6 @@ class Objective:
             return None
         refuse_spread(self.problem)
         return Layout(self.backend.mesh, self.problem.num_classes, self.rows.number)
-
-    def _set_scales(self, weights: Tensor) -> None:
-        """Scales and penalties of the solver's variables; ``weights`` of the rows in the
-        penalty.
-        """
-        problem, balanced = self.problem, self.variables == "balanced"
-        factors = (problem.lambda_w, problem.lambda_h, *problem.hidden_penalties)
-        if balanced and all(factors) and problem.freeze is None:
-            self.weight_scale, _, *hidden = balancing_scales(factors)
-            self.bias_scale = (
-                (1 + problem.lambda_b / problem.mu) ** -0.5 if problem.lambda_b > 0 else 1.0
-            )
-        else:
-            self.weight_scale, self.bias_scale, hidden = (
-                1.0,
-                1.0,
-                [1.0] * len(problem.hidden_penalties),
-            )
-        self.hidden_scales = tuple(hidden)
-        before_features = math.prod(self.hidden_scales, start=self.weight_scale)
-        self._set_class_scale(device=weights.device)
-        row_scale = weights.rsqrt() / before_features if balanced else torch.ones_like(weights)
-        self.row_scale = row_scale.to(self.dtype)[:, None]
-        self.penalties = Penalties(
-            self._classifier_penalty(),
-            (problem.lambda_h * weights * row_scale**2)[:, None],
-            problem.lambda_b * self.bias_scale**2,
-            tuple(
-                a * s**2 for a, s in zip(problem.hidden_penalties, self.hidden_scales, strict=True)
-            ),
-        ).to(self.dtype)
-        self.logit_scale = (problem.temperature * row_scale * before_features).to(self.dtype)[
-            :, None
-        ]
-        self._logit_even = bool((self.logit_scale == 1).all())
-
-    def _set_class_scale(self, device: torch.device) -> None:
-        """Balanced rows of W are sqrt(eta_k) w_k where classes have penalties of their own: another
-        scale of theirs in the logits.
-        """
-        factors, self.class_scale = self.problem.classifier_factors, None
-        if factors is None or self.variables != "balanced" or self.problem.freeze is not None:
-            return
-        scale = factors.to(device).rsqrt()
-        own = self.adjustment.scale
-        self.adjustment = replace(self.adjustment, scale=scale if own is None else own * scale)
-        self.class_scale = scale.to(self.dtype)[:, None]
-
-    def _classifier_penalty(self) -> float | Tensor:
-        """lambda of W, or of each of its rows (K, 1), in the solver's variables."""
-        of_all, factors = (
-            self.problem.lambda_w * self.weight_scale**2,
-            self.problem.classifier_factors,
-        )
-        if factors is None or self.class_scale is not None:
-            return of_all
-        return of_all * factors.to(self.row_weight.device)[:, None]
-
-    def _rows_of_w(self, W: Tensor, *, back: bool = False) -> Tensor:
-        """The model's rows of the solver's, or ``back``."""
-        scale = (
-            self.weight_scale if self.class_scale is None else self.weight_scale * self.class_scale
-        )
-        return W / scale if back else W * scale
 
     @property
     def evaluations(self) -> float:
@@ -213,39 +136,23 @@ class Objective:
         """
         if self.layout is not None or not self.problem.one_penalty or self.problem.weighted:
             return False
-        return self.trunk.empty and not self.geometry.curved and not self.adjustment
+        return self.trunk.empty and not self.geometry.curved and not self.scales.adjustment
 
     def agreed(self, answer: bool) -> bool:
         """What all ranks go by where their answers may differ: the first one's."""
         return answer if self.layout is None else self.layout.mesh.agreed(answer)
 
-    # ---- maps between the solver's variables and the model's
-    # ---------------------------------------------------------
+    # ---- the model's parameters
 
     def from_model(
         self, W: Tensor, H: Tensor, b: Tensor | None, hidden: Sequence[Tensor] = ()
     ) -> Point:
         """Solver variables of a model point with one feature row for each row of the problem."""
-        bias = None if b is None else b.to(self.dtype) / self.bias_scale
-        layers = tuple(
-            V.to(self.dtype) / s for V, s in zip(hidden, self.hidden_scales, strict=True)
-        )
-        return Point(
-            self._rows_of_w(W.to(self.dtype), back=True),
-            H.to(self.dtype) / self.row_scale,
-            bias,
-            layers,
-            self.layout,
-        )
+        return self.scales.from_model(W, H, b, hidden)
 
     def to_model(self, x: Point) -> Point:
         """The model's parameters with one feature row for each row of the problem."""
-        layers = tuple(V * s for V, s in zip(x.hidden, self.hidden_scales, strict=True))
-        return Point(self._rows_of_w(x.W), x.H * self.row_scale, self.bias(x), layers, self.layout)
-
-    def bias(self, x: Point) -> Tensor | None:
-        """The model's bias at solver variables x."""
-        return x.b if x.b is None or self.bias_scale == 1.0 else x.b * self.bias_scale
+        return self.scales.to_model(x)
 
     def lift(self, x: Point) -> Point:
         """(W, H, b) with one feature row for each of the N samples."""
@@ -262,7 +169,6 @@ class Objective:
         )
 
     # ---- value and derivatives
-    # ---------------------------------------------------------------------------------------
 
     def head_input(self, x: Point) -> HeadInput:
         """The data term's input: features scaled so that the logits are features @ B' + b."""
@@ -272,18 +178,15 @@ class Objective:
         """The pass through the trunk, of features in units of the logits: temperature and the rows'
         scales taken in.
         """
-        return self.trunk.forward(self._features(x), x.hidden)
-
-    def _features(self, x: Point) -> Tensor:
-        return x.H if self._logit_even else x.H * self.logit_scale
+        return self.trunk.forward(self.scales.features(x), x.hidden)
 
     def _head(self, x: Point, features: Tensor, *, direction: bool = False) -> HeadInput:
-        adjustment, dtype = self.adjustment, self.problem.torch_dtype
+        adjustment, dtype = self.scales.adjustment, self.problem.torch_dtype
         head = HeadInput(
             self.problem.loss,
             features,
             x.W,
-            self.bias(x),
+            self.scales.model_bias(x),
             self.targets,
             self.row_weight,
             layout=self.layout,
@@ -301,7 +204,7 @@ class Objective:
         factor).
         """
         self.evaluations += 1
-        gradient, out = self._prefilled(x)
+        gradient, out = self.scales.prefilled(x)
         tape = self.forward(x)
         pulled = None if self.trunk.empty else torch.zeros_like(tape.features)
         with self.watch("head"):
@@ -310,7 +213,7 @@ class Objective:
             )
         if pulled is not None:
             gradient = _with(gradient, *self._of_all_rows(*tape.pull(pulled)))
-        self._unscale(gradient)
+        self.scales.to_variables(gradient)
         gradient, normal = self.geometry.split(x, gradient)
         if pulled is not None or normal is not None:
             self._last = _Pass(x, tape, pulled, normal)
@@ -330,14 +233,14 @@ class Objective:
                 if frozen_w
                 else replace(v, H=torch.zeros_like(v.H))
             )
-        product, out = self._prefilled(v)
+        product, out = self.scales.prefilled(v)
         if self.trunk.empty:
             with self.watch("head"):
                 self.backend.head_hvp(
-                    self.head_input(x), self._head(v, self._features(v), direction=True), out
+                    self.head_input(x), self._head(v, self.scales.features(v), direction=True), out
                 )
         else:
-            at, moves = self._pass(x), (self._features(v), v.hidden)
+            at, moves = self._pass(x), (self.scales.features(v), v.hidden)
             assert at.pulled is not None
             change = torch.zeros_like(at.pulled)
             direction = self._head(v, at.tape.push(*moves), direction=True)
@@ -347,7 +250,7 @@ class Objective:
                 )
             bent = self._of_all_rows(*at.tape.curve(at.pulled, change, *moves))
             product = _with(product, *bent)
-        self._unscale(product)
+        self.scales.to_variables(product)
         return (
             self.geometry.hessian(x, v, self._pass(x).normal, product)
             if self.geometry.curved
@@ -366,37 +269,27 @@ class Objective:
         (`trunks.ReLU`), or those of its angular margins (`angular_margins`).
         """
         if self.angular is None:
-            return self._activated(ReLU(e))
-        other = copy.copy(self)
-        other.angular, other.geometry, other._last = (
-            replace(self.angular, rounding=e),
-            Spheres(),
-            None,
-        )
-        return other
+            return self._changed(trunk=replace(self.trunk, activation=ReLU(e)))
+        return self._changed(angular=replace(self.angular, rounding=e), geometry=Spheres())
 
     def resting(self, part: float) -> Objective:
         """The same objective, with derivatives of the piece on which inputs of its ReLU up to that
         part of the largest rest.
         """
-        return self._activated(ReLU(rest=part))
-
-    def _activated(self, activation: ReLU) -> Objective:
-        other = copy.copy(self)
-        other.trunk = replace(self.trunk, activation=activation)
-        other._last = None
-        return other
+        return self._changed(trunk=replace(self.trunk, activation=ReLU(rest=part)))
 
     def tempered(self, temperature: float) -> Objective:
         """The same objective on spheres at another temperature."""
+        problem, angular = replace(self.problem, temperature=temperature), self.angular
+        return self._changed(
+            problem=problem,
+            scales=self.scales.tempered(problem),
+            angular=None if angular is None else replace(angular, temperature=temperature),
+        )
+
+    def _changed(self, **parts: Any) -> Objective:
         other = copy.copy(self)
-        other.problem = replace(self.problem, temperature=temperature)
-        other.adjustment = self._adjustment_of(other.problem)
-        other.logit_scale = self.logit_scale * (temperature / self.problem.temperature)
-        if self.angular is not None:
-            other.angular = replace(self.angular, temperature=temperature)
-        other._logit_even = bool((other.logit_scale == 1).all())
-        other._last = None
+        vars(other).update(parts, _last=None)
         return other
 
     def _pass(self, x: Point) -> _Pass:
@@ -422,36 +315,7 @@ class Objective:
     @_exact
     def penalty(self, x: Point) -> float:
         """lambda terms of f, in float64."""
-        return self.penalties.value(x)
-
-    def _prefilled(self, x: Point) -> tuple[Point, Gradients]:
-        """Buffers that hold lambda times the parameter, in the units that the backend adds its sums
-        in.
-        """
-        freeze, penalties = self.problem.freeze, self.penalties
-        W = torch.zeros_like(x.W) if freeze == "w" else x.W * penalties.weight
-        if self.adjustment.scale is not None:
-            W = W / self.adjustment.scale.to(W.dtype)[:, None]
-        if freeze == "h":
-            H = torch.zeros_like(x.H)
-        elif self._logit_even:
-            H = x.H * (float(penalties.rows[0]) if penalties.even else penalties.rows)
-        else:
-            H = x.H * (penalties.rows / self.logit_scale)
-        b = (
-            None if x.b is None else x.b * (self.problem.lambda_b * self.bias_scale)
-        )  # in the units of the sums
-        hidden = tuple(V * a for V, a in zip(x.hidden, penalties.hidden, strict=True))
-        out = Gradients(None if freeze == "h" else H, None if freeze == "w" else W, b)
-        return Point(W, H, b, hidden, self.layout), out
-
-    def _unscale(self, gradient: Point) -> None:
-        if not self._logit_even:
-            gradient.H.mul_(self.logit_scale)
-        if self.adjustment.scale is not None:
-            gradient.W.mul_(self.adjustment.scale.to(gradient.W.dtype)[:, None])
-        if gradient.b is not None and self.bias_scale != 1.0:
-            gradient.b.mul_(self.bias_scale)
+        return self.scales.penalties.value(x)
 
     @cached_property
     def value_floor(self) -> float:
@@ -468,8 +332,7 @@ class Objective:
             return 0.0 if exact else 1e-15
         return 0.0
 
-    # ---- scales that stopping rules compare with
-    # ----------------------------------------------------------------------
+    # ---- what stopping rules compare with
 
     def gradient_scale(self, x: Point) -> float:
         """What a gradient norm is small against: max(sum of lambda |part| over the factors, mu) in
@@ -480,7 +343,7 @@ class Objective:
             normal = self._pass(x).normal
             assert normal is not None
             return max(normal.norm(), 1e-300)
-        return max(self.penalties.size(x), self.problem.mu, 1e-300)
+        return max(self.scales.penalties.size(x), self.problem.mu, 1e-300)
 
 
 def refuse_spread(problem: Problem) -> None:

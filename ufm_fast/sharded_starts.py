@@ -78,10 +78,10 @@ def sharded_start(
     if name != "spectral":
         d = problem.dim
         factor = (1e-3 if name == "small" else 1.0) / math.sqrt(d)
-        W = normal_rows(seed, "W", layout.class_part, d).mul_(factor).div_(objective.weight_scale)
+        W = normal_rows(seed, "W", layout.class_part, d).mul_(factor).div_(objective.scales.weight)
         W = W.to(objective.dtype)  # before the next one is drawn, in float64
         H = normal_rows(seed, "H", layout.row_part, d).mul_(factor)
-        return Point(W, H.div_(objective.row_scale.double().cpu()).to(objective.dtype))
+        return Point(W, H.div_(objective.scales.rows.double().cpu()).to(objective.dtype))
     whole = dense(Objective(problem, reduce=objective.reduce, variables=objective.variables))
     if whole is None:
         return _code(objective, layout, seed, strength)

@@ -160,7 +160,7 @@ def _random(objective: Objective, name: str, generator: torch.Generator) -> tupl
     if name == "orthogonal":
         return orthonormal(B), orthonormal(A)
     factor = 1e-3 if name == "small" else 1.0
-    return factor * B / objective.weight_scale, factor * A / objective.row_scale.double().cpu()
+    return factor * B / objective.scales.weight, factor * A / objective.scales.rows.double().cpu()
 
 
 def _balance(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,8 +255,8 @@ def _factors(objective: Objective, U: Tensor, s: Tensor, V: Tensor) -> tuple[Ten
     # The logits of a row are <b, a> / (sqrt(n) scales): the factors of Z are those of the solver's
     # variables already, once the rows' own scale is taken out.
     scale = (
-        objective.row_scale.double().cpu()
-        * objective.weight_scale
+        objective.scales.rows.double().cpu()
+        * objective.scales.weight
         * objective.rows.counts.double().sqrt()[:, None]
     )
     A, B = torch.zeros(R, d, dtype=torch.float64), torch.zeros(K, d, dtype=torch.float64)

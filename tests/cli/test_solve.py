@@ -38,8 +38,8 @@ def test_importing_the_command_line_and_its_help_imports_no_torch() -> None:
 def test_choices_in_the_help_are_those_of_the_library() -> None:
     from ufm_fast.backends import BACKENDS
     from ufm_fast.losses import LOSSES
-    from ufm_fast.objective import VARIABLES
     from ufm_fast.problem import BIASES, DTYPES
+    from ufm_fast.scales import VARIABLES
     from ufm_fast.solving import METHODS
     from ufm_fast.starts import STARTS
 

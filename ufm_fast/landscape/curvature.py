@@ -93,10 +93,10 @@ def curvature_unit(objective: Objective) -> float:
     """
     if objective.geometry.curved:
         return objective.problem.temperature / objective.rows.number
-    of_w = torch.as_tensor(objective.penalties.weight)
-    penalties = {"w": float(of_w.min()), "h": float(objective.penalties.rows.min())}
+    of_w = torch.as_tensor(objective.scales.penalties.weight)
+    penalties = {"w": float(of_w.min()), "h": float(objective.scales.penalties.rows.min())}
     moving = [value for name, value in penalties.items() if name != objective.problem.freeze]
-    return min(*moving, *objective.penalties.hidden, math.inf)
+    return min(*moving, *objective.scales.penalties.hidden, math.inf)
 
 
 @torch.no_grad()

@@ -54,23 +54,23 @@ class Alternating:
     @staticmethod
     def _features(objective: Objective, x: Point) -> Tensor:
         weight = objective.row_weight[:, None].to(x.W.dtype)
-        scale = objective.logit_scale
+        scale = objective.scales.logits
         values, vectors = torch.linalg.eigh(gram(x.W))
         values, vectors = values.clamp_min(0.0).to(x.W.dtype), vectors.to(x.W.dtype)
         right = _targets_times(objective, x.W)
-        if (b := objective.bias(x)) is not None:
+        if (b := objective.scales.model_bias(x)) is not None:
             right = right - b @ x.W
         rotated = (right @ vectors) * (weight * scale)
         features: Tensor = (
-            rotated / (weight * scale.square() * values + objective.penalties.rows)
+            rotated / (weight * scale.square() * values + objective.scales.penalties.rows)
         ) @ vectors.T
         return features
 
     @staticmethod
     def _classifier(objective: Objective, x: Point) -> Point:
         problem, weight = objective.problem, objective.row_weight
-        H = x.H * objective.logit_scale
-        S = gram(H, weight) + objective.penalties.weight * torch.eye(
+        H = x.H * objective.scales.logits
+        S = gram(H, weight) + objective.scales.penalties.weight * torch.eye(
             H.shape[1], dtype=torch.float64, device=H.device
         )
         C = _class_sums(objective, H)
@@ -84,7 +84,7 @@ class Alternating:
         Sm = torch.cholesky_solve(m[:, None], factor)[:, 0]
         b = ((v - C.double() @ Sm) / (1.0 + problem.lambda_b - m @ Sm)).to(x.b.dtype)
         return Point(
-            _solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b / objective.bias_scale
+            _solve_rows(C.addr_(b, m.to(C.dtype), alpha=-1), factor), x.H, b / objective.scales.bias
         )
 
     @staticmethod
@@ -92,10 +92,10 @@ class Alternating:
         if x.b is None:
             return x
         weight = objective.row_weight
-        m = ((x.H * objective.logit_scale).double() * weight[:, None]).sum(0)
+        m = ((x.H * objective.scales.logits).double() * weight[:, None]).sum(0)
         v = _shares(objective)
         b = (v - x.W.double() @ m) / (1.0 + objective.problem.lambda_b)
-        return Point(x.W, x.H, (b / objective.bias_scale).to(x.b.dtype))
+        return Point(x.W, x.H, (b / objective.scales.bias).to(x.b.dtype))
 
 
 def _targets_times(objective: Objective, W: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from ufm_fast.arguments import number, whole
 from ufm_fast.backends import SHARDED, make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.pairwise import Mode as Pairwise
-from ufm_fast.objective import VARIABLES, refuse_spread
+from ufm_fast.objective import refuse_spread
 from ufm_fast.problem import REDUCTIONS, Problem
+from ufm_fast.scales import VARIABLES
 from ufm_fast.sharded_starts import SHARDED_STARTS
 from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import DEFAULT_START, RANDOM_STARTS, STARTS

@@ -60,7 +60,7 @@ class CodePreconditioner:
         p = torch.softmax(z, 1)
         curving = weight * p * (1.0 - p)
         of_rows = _second_moments(p, B) - _outer(p @ B)
-        unit = (weight * objective.logit_scale.double().square())[:, :, None]
+        unit = (weight * objective.scales.logits.double().square())[:, :, None]
         eye = mu * torch.eye(B.shape[1], dtype=torch.float64, device=B.device)
         factors = [
             torch.linalg.cholesky_ex(blocks + eye)
@@ -71,7 +71,8 @@ class CodePreconditioner:
         bias = (
             None
             if x.b is None
-            else curving.sum(0) * objective.bias_scale**2 + max(objective.penalties.bias, 1e-2 * mu)
+            else curving.sum(0) * objective.scales.bias**2
+            + max(objective.scales.penalties.bias, 1e-2 * mu)
         )
         classes, rows = (torch.cholesky_inverse(factor).to(x.W.dtype) for factor, _ in factors)
         return cls(classes, rows, bias)

@@ -96,7 +96,7 @@ def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple
     # From zero, eta is N times the logit gap that the step reaches.
     eta = N * float(gap.mean())
     G = objective.backend.logit_gradient(objective.head_input(best)).times(identity)
-    U, s, Vh = torch.linalg.svd(best.H @ best.W.T - (eta * objective.logit_scale) * G)
+    U, s, Vh = torch.linalg.svd(best.H @ best.W.T - (eta * objective.scales.logits) * G)
     root = (s - eta * mu).clamp_min(0.0).sqrt()
     A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)
     A[:, :K], B[:, :K] = U * root, Vh.T * root
@@ -150,13 +150,14 @@ class PairPreconditioner:
         slope = objective.row_weight * (
             problem.loss.weight(l, p).abs() * p + problem.loss.smoothing
         )
-        h = slope / (K - 1) * objective.logit_scale[:, 0].double().square()
+        h = slope / (K - 1) * objective.scales.logits[:, 0].double().square()
         s = 0.5 * (x.W[:, :K].diagonal() + x.H[:, :K].diagonal()).double()
         floor = 1e-2 * s.abs().max().clamp_min(1e-12)
         bias = (
             None
             if x.b is None
-            else (slope + slope.sum() / K) * objective.bias_scale**2 + objective.penalties.bias
+            else (slope + slope.sum() / K) * objective.scales.bias**2
+            + objective.scales.penalties.bias
         )
         return cls(s.clamp_min(float(floor)), h, problem.mu, bias)
 

@@ -89,17 +89,17 @@ class TargetPreconditioner:
         several = _several(targets)
         rows, columns = (part[several] for part in targets.slice(0, targets.rows))
         group = torch.unique_consecutive(rows, return_inverse=True)[1]
-        unit = objective.logit_scale[rows]
+        unit = objective.scales.logits[rows]
         features, classes = x.H[rows] * unit, x.W[columns]
         z = torch.linalg.vecdot(features, classes).double()
-        bias = objective.bias(x)
+        bias = objective.scales.model_bias(x)
         if bias is not None:
             z = z + bias[columns].double()
         same = rows[:, None] == rows
         p = torch.softmax(torch.where(same, z, -torch.inf), 1).diagonal()
         coefficient = ((objective.row_weight * targets.sizes())[rows].double() * p).sqrt()
         classes = classes * unit
-        beta = 0.0 if bias is None else objective.bias_scale
+        beta = 0.0 if bias is None else objective.scales.bias
         gram = torch.where(same, classes.double() @ classes.double().T, 0.0)
         gram += torch.where(
             columns[:, None] == columns, features.double() @ features.double().T + beta**2, 0.0

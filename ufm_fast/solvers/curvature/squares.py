@@ -129,7 +129,7 @@ class SquaredPreconditioner:
         """At a point in the solver's variables."""
         alpha, features = objective.problem.num_samples**-0.5, x.H
         if x.b is not None:
-            column = objective.bias_scale / alpha * objective.row_weight.sqrt()
+            column = objective.scales.bias / alpha * objective.row_weight.sqrt()
             features = torch.cat([x.H, column.to(x.H.dtype)[:, None]], 1)
         return cls(_Span.of(x.W, alpha), _Span.of(features, alpha), 2.0 * objective.problem.mu)
 
