@@ -17,7 +17,6 @@ from ufm_fast.backends import ShardedBackend
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Mesh, block, mesh_shape
 from ufm_fast.objective import Objective
-from ufm_fast.targets import TargetSets
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +85,6 @@ UNKNOWN = {
     "margins in the angle": {"classes": 3, "constraint": "sphere", "angular_margin": 0.3},
     "classifier_penalties": {"counts": [3, 1, 2], "classifier_penalties": [1.0, 2.0, 3.0]},
     "target vectors": {"targets": torch.eye(3), "loss": "mse"},
-    "weighted target sets": {
-        "target_sets": TargetSets.create([0, 2, 3], [0, 1, 2], 3, weights=[0.5, 1.0, 2.0]),
-        "loss": "pick-all",
-    },
 }
 
 

@@ -350,7 +350,6 @@ def refuse_spread(problem: Problem) -> None:
     """Errors: InputError for a problem that only one process solves."""
     clashes = (
         (problem.dense, "target vectors"),
-        (problem.weighted, "weighted target sets"),
         (problem.angular is not None, "margins in the angle"),
         (problem.classifier_factors is not None, "classifier_penalties"),
     )

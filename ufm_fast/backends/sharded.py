@@ -49,7 +49,6 @@ from ufm_fast.backends.base import (
     RowStatistics,
     compute_dtype,
     in_sums_dtype,
-    weighed,
 )
 from ufm_fast.backends.exchange import Exchange
 from ufm_fast.backends.logit_gradient import ChunkGradient, add_change
@@ -60,6 +59,7 @@ from ufm_fast.backends.sharded_sweep import (
     layout_of,
     uneven_here,
 )
+from ufm_fast.backends.sharded_weighted import TiltedGradient
 from ufm_fast.backends.squared_head import SquaredErrorHead
 from ufm_fast.layout import Layout, Mesh, share
 from ufm_fast.losses import SoftmaxLoss, SquaredError
@@ -113,11 +113,11 @@ class ShardedSoftmaxHead:
         total = torch.zeros((), dtype=torch.float64, device=x.weight.device)
         margins, masses = [total.new_zeros(0)], [total.new_zeros(0)]
         for part, c, (h,) in sweep.chunks(x.features, statistics=statistics):
-            total += weighed(c.row_weight, c.value)
+            total += sweep.value(c, h)
             if c.margin is not None:
                 margins.append(sweep.own(c.margin, part))
                 masses.append(sweep.own(c.log_mass, part))
-            G, forward = sweep.gradient(c), sums.forward(h)
+            G, forward = sweep.with_tilt(c), sums.forward(h)
             if sweep.spends(out):
                 G.store(sums.bias)
             elif sums.bias is not None:
@@ -127,7 +127,7 @@ class ShardedSoftmaxHead:
         sums.settle()
         if out.bias is not None and sweep.loss.smoothing:
             out.bias.add_(sweep.loss.smoothing * uneven_here(x))
-        value = self.mesh.total(float(total) if self.mesh.classes.place == 0 else 0.0)
+        value = self.mesh.total(float(total))
         rows = RowStatistics(torch.cat(margins), torch.cat(masses)) if statistics else None
         return HeadResult(total.new_tensor(value), rows)
 
@@ -143,14 +143,14 @@ class ShardedSoftmaxHead:
             if db is not None:
                 dz.add_(db[:, None])
             forward = sums.forward(h)
-            _add_products(sweep.gradient(c), dW, forward, dh, sums.weight)
+            _add_products(sweep.with_tilt(c), dW, forward, dh, sums.weight)
             add_change(sweep.loss, c, W, dz, Gradients(forward, sums.weight, sums.bias))
             sums.send(forward, part)
         sums.settle()
 
     def losses(self, x: HeadInput) -> Tensor:
         sweep = self.sweep(x, 1)
-        parts = [sweep.own(c.value, part) for part, c, _ in sweep.chunks(x.features)]
+        parts = [sweep.losses(c, h, part) for part, c, (h,) in sweep.chunks(x.features)]
         return torch.cat([x.row_weight.new_zeros(0, dtype=torch.float64), *parts])
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
@@ -233,7 +233,7 @@ class _Gradient:
         of_classes = sweep.group(right)
         for part, c, (h,) in sweep.chunks(self.x.features):
             forward = sums.forward(h)
-            _add_products(sweep.gradient(c), of_classes, forward, h, None)
+            _add_products(sweep.with_tilt(c), of_classes, forward, h, None)
             sums.send(forward, part)
         sums.settle()
         return product
@@ -245,13 +245,13 @@ class _Gradient:
             Sums.of(self.head.mesh, self.x, Gradients(None, product, None)),
         )
         for _, c, (_, own) in sweep.chunks(self.x.features, left):
-            _add_products(sweep.gradient(c), None, None, own, sums.weight)
+            _add_products(sweep.with_tilt(c), None, None, own, sums.weight)
         sums.settle()
         return product
 
 
 def _add_products(
-    G: ChunkGradient,
+    G: ChunkGradient | TiltedGradient,
     right: Tensor | None,
     forward: Tensor | None,
     left: Tensor,

@@ -19,16 +19,20 @@ from ufm_fast.backends.base import (
     HeadShape,
     compute_dtype,
     softmax_loss,
+    weighed,
 )
 from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exponentials import Exponentials, exponentials, target_logits
 from ufm_fast.backends.logit_gradient import ChunkGradient, centred
+from ufm_fast.backends.sharded_weighted import TiltedGradient, tilts
 from ufm_fast.backends.sums import class_totals
 from ufm_fast.backends.sweep import Chunk, Entries, Sweep, Told, finished
 from ufm_fast.backends.tiled import TiledSoftmaxHead, spends
+from ufm_fast.backends.weighted import Tilt, one_label
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Coming, Layout, Mesh, gathered, padded
 from ufm_fast.targets import Rows, Targets
+from ufm_fast.weighted_targets import WeightedTargets
 
 
 def parts_of(rows: Rows, layout: Layout) -> Rows:
@@ -37,7 +41,12 @@ def parts_of(rows: Rows, layout: Layout) -> Rows:
     if targets.indptr is None:
         return Rows(Targets(targets.indices[part]), rows.counts[part])
     pointer = targets.indptr[part.start : part.stop + 1]
-    own = Targets(targets.indices[int(pointer[0]) : int(pointer[-1])], pointer - pointer[0])
+    entries, pointer = slice(int(pointer[0]), int(pointer[-1])), pointer - pointer[0]
+    if isinstance(targets, WeightedTargets):
+        weights = targets.weights[entries]
+        own: Targets = WeightedTargets(targets.indices[entries], pointer, weights=weights)
+    else:
+        own = Targets(targets.indices[entries], pointer)
     return Rows(own, rows.counts[part])
 
 
@@ -74,9 +83,8 @@ def _means(
     return mean[: W.shape[1]].to(W.dtype), mean[: W.shape[1]], None if bias is None else mean[-1]
 
 
-def _known(x: HeadInput, layout: Layout, height: int) -> tuple[list[Targets], Tensor]:
-    """The targets of each chunk's rows, and the weights (C, rows) of all; both are remembered on
-    the targets.
+def _known(x: HeadInput, layout: Layout, height: int) -> list[Targets]:
+    """The targets of each chunk's rows, remembered on the targets.
 
     Rows that fill a chunk up weigh nothing and have class 0 as their target.
     """
@@ -89,13 +97,22 @@ def _known(x: HeadInput, layout: Layout, height: int) -> tuple[list[Targets], Te
             _targets(sizes, classes, start, height, x.targets.single)
             for start in range(0, layout.row_height, height)
         ]
-    chunks = cast("list[Targets]", kept[key])
-    of_weights = (*key, "weights")
-    weights = cast("tuple[Tensor, Tensor] | None", kept.get(of_weights))
-    if weights is None or weights[0] is not x.row_weight:
-        whole = axis.gather(padded(x.row_weight.double(), len(chunks) * height), "targets").wait()
-        kept[of_weights] = weights = x.row_weight, whole.reshape(axis.size, -1)
-    return chunks, weights[1]
+    return cast("list[Targets]", kept[key])
+
+
+def chunk_weights(x: HeadInput, layout: Layout, height: int) -> Tensor:
+    """The weights (C, rows) of the rows of all chunks, remembered on the targets; zero where a
+    chunk is filled up.
+    """
+    axis, kept = layout.mesh.classes, x.targets.remembered
+    key = "weights", height, layout.mesh.shape
+    found = cast("tuple[Tensor, Tensor] | None", kept.get(key))
+    if found is None or found[0] is not x.row_weight:
+        rows = -(-layout.row_height // height) * height
+        whole = axis.gather(padded(x.row_weight.double(), rows), "targets").wait()
+        found = x.row_weight, whole.reshape(axis.size, -1)
+        kept[key] = found
+    return found[1]
 
 
 def uneven_here(x: HeadInput) -> Tensor:
@@ -135,11 +152,18 @@ class ShardedSweep(Sweep):
     def __init__(
         self, x: HeadInput, layout: Layout, W: Tensor, bias: Tensor | None, height: int
     ) -> None:
+        self.tilts: list[Tilt] | None = None
+        if isinstance(x.targets, WeightedTargets):
+            self.tilts = tilts(x, layout, height, chunk_weights(x, layout, height))
+            self.totals, x = x.targets.sums(), one_label(x)
         self.x, self.loss, self.layout, self.height = x, softmax_loss(x), layout, height
         self.W, self.bias = W, bias
         self.buffer = self._empty(layout.mesh.shape[0] * height)
         self.mean, self.exact, self.mean_bias = _means(layout, W, bias, self.loss.smoothing)
-        self.targets, self.row_weight = _known(x, layout, height)
+        self.targets, self.row_weight = (
+            _known(x, layout, height),
+            chunk_weights(x, layout, height),
+        )
         rows, axis = len(self.targets) * height, layout.mesh.classes
         self.margin = (
             None
@@ -170,6 +194,29 @@ class ShardedSweep(Sweep):
         """The gradient in the logits of the chunk that was made last."""
         return ChunkGradient(self.loss, c)
 
+    def with_tilt(self, c: Chunk) -> ChunkGradient | TiltedGradient:
+        """The same, with what weighted sets add to it."""
+        G = self.gradient(c)
+        return G if self.tilt is None else TiltedGradient(G, self.tilt)
+
+    def value(self, c: Chunk, h: Tensor) -> Tensor:
+        """What this rank counts of the chunk's part of the data term."""
+        first = self.layout.mesh.classes.place == 0
+        total = weighed(c.row_weight, c.value) if first else c.value.new_zeros(())
+        tilt = self.tilt
+        return total if tilt is None else total + tilt.row_weight @ self._tilted(tilt, h)
+
+    def losses(self, c: Chunk, h: Tensor, part: slice) -> Tensor:
+        """The losses of this rank's rows in the chunk."""
+        own = self.own(c.value, part)
+        if self.tilt is None:
+            return own
+        tilted = self.layout.mesh.classes.sum_(self._tilted(self.tilt, h), "row sums")
+        return self.totals[part] * own + self.own(tilted, part)
+
+    def _tilted(self, tilt: Tilt, h: Tensor) -> Tensor:
+        return tilt.values(h, self.W, self.bias)
+
     def spends(self, out: Gradients) -> bool:
         """Whether the gradient takes the place of its exponentials (`tiled.spends`)."""
         return spends(self.W, out)
@@ -188,6 +235,7 @@ class ShardedSweep(Sweep):
         starts = range(0, self.layout.row_height, self.height)
         coming = self._sent(moving, 0) if starts else []
         for number, start in enumerate(starts):
+            self.tilt = None if self.tilts is None else self.tilts[number]
             now = [part.wait() for part in coming]
             coming = (
                 self._sent(moving, start + self.height) if start + self.height in starts else []

@@ -10,7 +10,9 @@ blocks of entries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,56 +46,76 @@ class PickAllHead:
     ) -> HeadResult:
         if not isinstance(x.targets, WeightedTargets):
             return self.inner.value_and_grad(x, out, statistics=statistics)
-        plain, tilt = one_label(x), _Tilt(x)
+        plain, tilt = one_label(x), Tilt.of(x)
         result = self.inner.value_and_grad(plain, out, statistics=statistics)
         tilt.add(Gradients(out.features, out.weight, out.bias), x.features, x.weight)
-        return HeadResult(result.value + weighed(x.row_weight, tilt.values(x)), result.statistics)
+        return HeadResult(
+            result.value + weighed(x.row_weight, tilt.values(x.features, x.weight, x.bias)),
+            result.statistics,
+        )
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         if not isinstance(x.targets, WeightedTargets):
             return self.inner.hvp(x, v, out)
         self.inner.hvp(one_label(x), one_label(v), out)
-        _Tilt(x).add(Gradients(out.features, out.weight, None), v.features, v.weight)
+        Tilt.of(x).add(Gradients(out.features, out.weight, None), v.features, v.weight)
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
         if not isinstance(x.targets, WeightedTargets):
             return self.inner.logit_gradient(x)
-        return _Gradient(self.inner.logit_gradient(one_label(x)), _Tilt(x))
+        return _Gradient(self.inner.logit_gradient(one_label(x)), Tilt.of(x))
 
     def losses(self, x: HeadInput) -> Tensor:
         if not isinstance(x.targets, WeightedTargets):
             return self.inner.losses(x)
-        return x.targets.sums() * self.inner.losses(one_label(x)) + _Tilt(x).values(x)
+        return x.targets.sums() * self.inner.losses(one_label(x)) + Tilt.of(x).values(
+            x.features, x.weight, x.bias
+        )
 
     def plan(self, shape: HeadShape) -> HeadPlan:
         return self.inner.plan(shape)
 
 
 def one_label(x: HeadInput) -> HeadInput:
-    """Rows with the label of their largest weight, each weighing Q times as much."""
+    """Rows with the label of their largest weight, each weighing Q times as much; both are
+    remembered on the targets.
+    """
     assert isinstance(x.targets, WeightedTargets)
-    key = ("one label",)
-    if key not in x.targets.remembered:
-        x.targets.remembered[key] = Targets(x.targets.leading()[0])
-    labels = x.targets.remembered[key]
-    assert isinstance(labels, Targets)
-    return replace(
-        x, loss=CrossEntropy(), targets=labels, row_weight=x.row_weight.double() * x.targets.sums()
-    )
+    kept, key = x.targets.remembered, ("one label",)
+    found = cast("tuple[Targets, Tensor, Tensor] | None", kept.get(key))
+    if found is None or found[1] is not x.row_weight:
+        labels = Targets(x.targets.leading()[0]) if found is None else found[0]
+        found = labels, x.row_weight, x.row_weight.double() * x.targets.sums()
+        kept[key] = found
+    return replace(x, loss=CrossEntropy(), targets=found[0], row_weight=found[2])
 
 
-class _Tilt:
-    """D C, by its entries."""
+@dataclass(frozen=True)
+class Tilt:
+    """D C of some rows and classes, by its entries: ``rows`` and ``classes`` where they are,
+    ``pull`` c, all (entries,), and ``row_weight`` o, (R,), float64.
+    """
 
-    def __init__(self, x: HeadInput) -> None:
+    rows: Tensor
+    classes: Tensor
+    pull: Tensor
+    row_weight: Tensor
+
+    @classmethod
+    def of(cls, x: HeadInput) -> Tilt:
+        """That of a head."""
         assert isinstance(x.targets, WeightedTargets)
-        self.rows, self.classes, self.pull = (
+        return cls(
             x.targets.entry_rows(),
             x.targets.indices,
             x.targets.leading()[1],
+            x.row_weight.double(),
         )
-        self.row_weight = x.row_weight.double()
-        self.entries = self.pull * self.row_weight[self.rows]
+
+    @cached_property
+    def entries(self) -> Tensor:
+        """o_r c_rk, (entries,)."""
+        return self.pull * self.row_weight[self.rows]
 
     def _blocks(self, columns: int) -> Iterator[slice]:
         step = max(1, _BLOCK // columns)
@@ -115,21 +137,25 @@ class _Tilt:
         for part in self._blocks(left.shape[1]):
             add_class_sums(out, self.classes[part], left[self.rows[part]], self.entries[part])
 
+    def add_class_sums(self, out: Tensor) -> None:
+        """out + C' o, (K,)."""
+        out.index_add_(0, self.classes, self.entries.to(out.dtype))
+
     def add(self, out: Gradients, features: Tensor, weight: Tensor) -> None:
         if out.features is not None:
             out.features.add_(self.times(weight))
         if out.weight is not None:
             self.add_transposed(out.weight, features)
         if out.bias is not None:
-            out.bias.index_add_(0, self.classes, self.entries.to(out.bias.dtype))
+            self.add_class_sums(out.bias)
 
-    def values(self, x: HeadInput) -> Tensor:
+    def values(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """<c_r, z_r> of each row, float64 (R,)."""
         total = self.row_weight.new_zeros(self.row_weight.numel())
-        for part in self._blocks(x.weight.shape[1]):
+        for part in self._blocks(weight.shape[1]):
             rows, classes = self.rows[part], self.classes[part]
-            z = torch.linalg.vecdot(x.features[rows].double(), x.weight[classes].double())
-            z = z if x.bias is None else z + x.bias[classes].double()
+            z = torch.linalg.vecdot(features[rows].double(), weight[classes].double())
+            z = z if bias is None else z + bias[classes].double()
             total.index_add_(0, rows, self.pull[part] * z)
         return total
 
@@ -137,7 +163,7 @@ class _Tilt:
 class _Gradient:
     """The logit gradient with the sparse term."""
 
-    def __init__(self, inner: LogitGradient, tilt: _Tilt) -> None:
+    def __init__(self, inner: LogitGradient, tilt: Tilt) -> None:
         self.inner, self.tilt = inner, tilt
 
     def times(self, right: Tensor) -> Tensor:
