@@ -35,11 +35,11 @@ from ufm_fast.metrics.spread import SUMS
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.sharded_starts import SHARDED_STARTS, cut
+from ufm_fast.sharded_starts import cut
 from ufm_fast.solvers import first_order, lbfgs, minimise
 from ufm_fast.solvers.solution import StepRecord
 from ufm_fast.solving import solve
-from ufm_fast.starts import make_start
+from ufm_fast.starts import STARTS, make_start
 from ufm_fast.targets import TargetSets
 from ufm_fast.theory.certificates import certify
 
@@ -262,7 +262,7 @@ def starts(mesh: Mesh, folder: Path) -> Iterator[Check]:
     """Starts are those of the world before, of another number of ranks; the spectral one is that of
     one process.
     """
-    for name in SHARDED_STARTS:
+    for name in STARTS:
         for d, given in (
             (2, _NINE),
             (12, _NINE),
@@ -271,6 +271,8 @@ def starts(mesh: Mesh, folder: Path) -> Iterator[Check]:
             (6, WEIGHTED),
             (3, WEIGHTED),
         ):
+            if name == "balanced" and "layers" in given:
+                continue  # which no start is
             problem = Problem(dim=d, **given)
             objective = Objective(problem, backend=ShardedBackend(mesh))
             found = whole(make_start(objective, name, seed=3))
@@ -280,7 +282,17 @@ def starts(mesh: Mesh, folder: Path) -> Iterator[Check]:
             before = Point.of(torch.load(path))
             if name == "spectral" and d in (6, 12):
                 before = make_start(Objective(problem), name, seed=3)
-            yield f"start {name} {d}", found.axpy(-1.0, before).norm(), 1e-14
+            yield f"start {name} {d}", found.axpy(-1.0, before).norm(), 1e-13
+            if given is _NINE and name in ("orthogonal", "balanced"):
+                yield f"start {name} {d} is {name}", _unlike(name, found), 1e-13
+
+
+def _unlike(name: str, x: Point) -> torch.Tensor:
+    """How far the factors are from orthonormal columns (or rows), or from one Gram matrix."""
+    if name == "balanced":
+        return (x.W.T @ x.W - x.H.T @ x.H).norm()
+    inner = [X.T @ X if len(X) >= X.shape[1] else X @ X.T for X in (x.W, x.H)]
+    return torch.stack([(G - torch.eye(len(G), dtype=G.dtype)).norm() for G in inner]).max()
 
 
 _EASY = {"lambda_w": 0.03, "lambda_h": 0.03}
@@ -297,7 +309,11 @@ SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"counts": [3, 1, 2], "dim": 4, "constraint": "sphere", "temperature": 20.0}, {}),
     ({**_SMALL, "logit_adjustment": 1.0, "class_scales": 0.3, "feature_penalties": 0.5}, {}),
     ({**WEIGHTED, "dim": 4, "bias": "free", **_EASY}, {}),
-    *((_SMALL, {"method": name, **_TEN}) for name in ("sign", "momentum", "nesterov", "adam")),
+    *(
+        (_SMALL, {"method": name, **_TEN})
+        for name in ("sign", "momentum", "nesterov", "adam", "spectral")
+    ),
+    ({**_SMALL, "layers": 2, "bias": "free", "dim": 2}, {"method": "spectral", **_TEN}),
     (_SMALL, {"method": "gd", "learning_rate": 0.5, **_TEN}),
 ]
 
@@ -500,6 +516,17 @@ def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
     yield "unlike ranks saved", 2 - len(saves), 0.0
 
 
+def several_starts() -> Iterator[Check]:
+    """Each of several starts has its row, with the rank of its logits."""
+    found = solve(
+        Problem(counts=[3, 1, 2, 5, 4], dim=6, **_EASY),
+        backend="sharded",
+        start="orthogonal",
+        restarts=2,
+    )
+    yield f"several starts {found.restarts}", sum(row.rank != 4 for row in found.restarts), 0.0
+
+
 def interrupted(mesh: Mesh) -> Iterator[Check]:
     """A rank that is told to stop stops all of them, at the same step."""
 
@@ -539,6 +566,7 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
         yield from counted(Mesh.of_world("2x2"))
     if ranks == 3:
         yield from unlike_ranks(Mesh.of_world())
+        yield from several_starts()
     if ranks == 4:
         yield from solves(0)
         yield from interrupted(Mesh.of_world())

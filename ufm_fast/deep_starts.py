@@ -15,6 +15,7 @@ from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.penalties import balancing_scales
+from ufm_fast.tall import orthonormal
 
 Factors = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # W, H, hidden
 #: Of ``small``: close to zero, which with layers is a strict local minimum.
@@ -42,10 +43,12 @@ def deep_start(
         factors = _spectral(objective)
     else:
         factors = list(map(draw, names, shapes))
-        factors = [
-            orthonormal(X) if name == "orthogonal" else X / math.sqrt(X.shape[1]) for X in factors
-        ]
-        if name != "orthogonal":
+        if name == "orthogonal":
+            mesh = None if objective.layout is None else objective.layout.mesh
+            spread = [mesh, mesh, *(None for _ in trunk.shapes)]  # all ranks have hidden layers
+            factors = list(map(orthonormal, factors, spread))
+        else:
+            factors = [X / math.sqrt(X.shape[1]) for X in factors]
             factors[0] = factors[0] * trunk.activation.gain
             factors[3:] = [X * trunk.activation.gain for X in factors[3:]]
         factors = [SMALL * X for X in factors] if name == "small" else factors
@@ -54,12 +57,6 @@ def deep_start(
     H = H / counts[part].sqrt()[:, None]
     x = objective.from_model(W, H.to(objective.scales.rows.device), None, hidden)
     return x.W, x.H, x.hidden
-
-
-def orthonormal(X: Tensor) -> Tensor:
-    """Orthonormal columns, or rows where they are fewer, that span those of X."""
-    Q: Tensor = torch.linalg.qr(X if X.shape[0] >= X.shape[1] else X.T).Q
-    return Q if X.shape[0] >= X.shape[1] else Q.T
 
 
 def _spectral(objective: Objective) -> list[Tensor]:

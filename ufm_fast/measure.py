@@ -44,6 +44,7 @@ from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
+from ufm_fast.tall import qr
 from ufm_fast.targets import Rows
 from ufm_fast.theory.imbalanced import seli_distance, seli_logit_distance
 from ufm_fast.theory.separation import predicted_frame
@@ -274,11 +275,13 @@ def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
 
 def logit_spectrum(problem: Problem, rows: Rows, model: Point) -> Tensor:
     """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a
-    product of rows x classes.
+    product of rows x classes. ``rows`` are all of them also where the point is a rank's part.
     """
+    layout = model.layout
+    here, mesh = (rows, None) if layout is None else (parts_of(rows, layout), layout.mesh)
     features = problem.features(model).double()
-    weighted = features * rows.counts.to(features)[:, None].sqrt()
-    R, S = (torch.linalg.qr(part, mode="r").R for part in (weighted, model.W.double()))
+    weighted = features * here.counts.to(features)[:, None].sqrt()
+    R, S = (qr(part, mesh)[1] for part in (weighted, model.W.double()))
     spectrum: Tensor = torch.linalg.svdvals(R @ S.T)
     return spectrum
 

@@ -6,7 +6,8 @@ block's number seed. They are not those of a start in one process, whose generat
 and then H. The spectral start of up to 4,096 classes and rows is worked out by the first rank, as
 in one process; beyond that, or with d < K - 1, it is a random code, whose rows of H are the code
 words of their classes. With layers the spectral start is worked out by every rank, of any
-size.
+size. Orthonormal and balanced factors are made of the normal ones by their triangular factors
+(`tall`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from ufm_fast.deep_starts import deep_start
 from ufm_fast.layout import Layout
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
+from ufm_fast.tall import matched, orthonormal
 
 _BLOCK = 1 << 10  # rows of a generator
-SHARDED_STARTS = ("spectral", "normal", "small")
 
 
 def normal_rows(seed: int, part: str, rows: slice, columns: int) -> Tensor:
@@ -71,10 +72,11 @@ def sharded_start(
     """
     layout, problem = objective.layout, objective.problem
     assert layout is not None
-    assert name in SHARDED_STARTS, "which SolveOptions check"
     if name != "spectral" and not objective.trunk.empty:
         drawn = deep_start(objective, name, partial(_part, layout, seed), layout.row_part)
         return Point(drawn[0], drawn[1], None, drawn[2])
+    if name in ("orthogonal", "balanced"):
+        return _framed(objective, layout, name, seed)
     if name != "spectral":
         d = problem.dim
         factor = (1e-3 if name == "small" else 1.0) / math.sqrt(d)
@@ -87,6 +89,15 @@ def sharded_start(
         return _code(objective, layout, seed, strength)
     shared = whole.to(device=layout.mesh.device).map(layout.mesh.shared).to(device="cpu")
     return cut(layout, shared)
+
+
+def _framed(objective: Objective, layout: Layout, name: str, seed: int) -> Point:
+    """Random factors with orthonormal columns, or with one Gram matrix, made of normal ones."""
+    K, R, d = layout.classes, layout.rows, objective.problem.dim
+    W, H = (_part(layout, seed, part, (n, d)) / math.sqrt(d) for part, n in (("W", K), ("H", R)))
+    if name == "balanced":
+        return Point(*matched(W, H, min(K, R, d), layout.mesh))
+    return Point(orthonormal(W, layout.mesh), orthonormal(H, layout.mesh))
 
 
 def _code(objective: Objective, layout: Layout, seed: int, strength: Tensor) -> Point:

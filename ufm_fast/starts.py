@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import whole
-from ufm_fast.deep_starts import deep_start, orthonormal, target_spectrum
+from ufm_fast.deep_starts import deep_start, target_spectrum
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.sharded_starts import cut, sharded_start
+from ufm_fast.tall import matched, orthonormal
 from ufm_fast.weighted_targets import WeightedTargets
 
 #: Starts that a seed changes, whatever the problem: what restarts need.
@@ -51,8 +52,7 @@ def make_start(
 
     All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to
     length one. On several ranks each has its blocks of the start (`sharded_starts`).
-    Errors: InputError for an unknown name, ``balanced`` with layers, or ``orthogonal`` or
-    ``balanced`` on several ranks.
+    Errors: InputError for an unknown name, or ``balanced`` with layers.
     """
     if name not in STARTS:
         raise InputError(f"start must be one of {', '.join(STARTS)} or a file; got {name!r}")
@@ -156,22 +156,11 @@ def _random(objective: Objective, name: str, generator: torch.Generator) -> tupl
         for shape in shapes
     )
     if name == "balanced":
-        return _balance(B, A)
+        return matched(B, A, min(problem.num_classes, R, problem.dim))
     if name == "orthogonal":
         return orthonormal(B), orthonormal(A)
     factor = 1e-3 if name == "small" else 1.0
     return factor * B / objective.scales.weight, factor * A / objective.scales.rows.double().cpu()
-
-
-def _balance(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Give A the Gram matrix of B by a d x d linear map (on the columns that both span)."""
-    size = min(B.shape[0], A.shape[0], B.shape[1])
-    if size < B.shape[1]:
-        B, A = B.clone(), A.clone()
-        B[:, size:], A[:, size:] = 0.0, 0.0
-    root = torch.linalg.qr(B[:, :size]).R
-    A[:, :size] = torch.linalg.qr(A[:, :size]).Q @ root
-    return B, A
 
 
 def levels(objective: Objective) -> Tensor:

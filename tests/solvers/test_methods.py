@@ -17,12 +17,12 @@ from ufm_fast.objective import Objective
 from ufm_fast.runs.foreign import read_start
 from ufm_fast.solvers.curvature import sets as set_models
 from ufm_fast.solvers.curvature import squares
-from ufm_fast.solvers.first_order import polar_factor
 from ufm_fast.solvers.lbfgs import LBFGS
 from ufm_fast.solvers.minimise import log_spaced, minimise
 from ufm_fast.solvers.options import SolveOptions
 from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import STARTS, make_start
+from ufm_fast.tall import polar_factor
 from ufm_fast.targets import Targets, TargetSets
 from ufm_fast.theory import closed_form
 

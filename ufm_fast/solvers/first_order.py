@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import State, largest_curvature
 from ufm_fast.solvers.solution import Outcome
+from ufm_fast.tall import polar_factor
 
-_QUINTIC = 3.4445, -4.7750, 2.0315  # of Muon
 _OVERFLOW = "the value overflowed: lower learning_rate"
 
 
@@ -113,7 +113,7 @@ class SteepestDescent(GradientDescent):
         self.name = name
 
     def _direction(self, objective: Objective, x: Point, gradient: Point) -> Point:
-        s = gradient.map(torch.sign if self.name == "sign" else polar_factor)
+        s = gradient.map(torch.sign) if self.name == "sign" else _polar(gradient)
         if objective.geometry.curved:
             s = objective.geometry.tangent(x, s)
         if self.learning_rate is not None:
@@ -121,31 +121,22 @@ class SteepestDescent(GradientDescent):
         return s.zip(gradient, lambda part, g: _projected(part, g, gradient.summed))
 
 
+def _polar(gradient: Point) -> Point:
+    """The polar factor of each part, of which ranks have blocks but for the hidden layers."""
+    mesh = None if gradient.layout is None else gradient.layout.mesh
+    return replace(
+        gradient,
+        W=polar_factor(gradient.W, mesh),
+        H=polar_factor(gradient.H, mesh),
+        b=None if gradient.b is None else polar_factor(gradient.b, mesh),
+        hidden=tuple(map(polar_factor, gradient.hidden)),
+    )
+
+
 def _projected(s: Tensor, gradient: Tensor, summed: Callable[[float], float]) -> Tensor:
     s64 = s.double()
     along, square = summed(float((s64 * gradient).sum())), summed(float(s64.square().sum()))
     return s * torch.tensor(along / max(square, 1e-300), dtype=torch.float64).to(s)
-
-
-def polar_factor(G: Tensor) -> Tensor:
-    """U V' of G = U S V', of a vector G / |G|; zero of zero. By products with the smaller Gram
-    matrix alone.
-
-    Newton-Schulz: ten steps of Muon's quintic raise singular values above 4e-6 |G| to within [0.68,
-    1.21], six of the cubic take them from there to 1; smaller ones end below 1, and none is divided
-    by.
-    """
-    X = G[:, None] if G.ndim == 1 else G
-    wide = X.shape[0] <= X.shape[1]
-    X = (X if wide else X.T) / X.norm().clamp_min(torch.finfo(X.dtype).tiny)
-    a, b, c = _QUINTIC
-    for _ in range(10):
-        S = X @ X.T
-        X = a * X + (b * S + c * S @ S) @ X
-    for _ in range(6):
-        X = 1.5 * X - 0.5 * (X @ X.T) @ X
-    polar: Tensor = (X if wide else X.T).reshape(G.shape)
-    return polar
 
 
 def _pushed(velocity: Point | None, momentum: float, gradient: Point, rate: float) -> Point:

@@ -13,7 +13,6 @@ from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.objective import refuse_spread
 from ufm_fast.problem import REDUCTIONS, Problem
 from ufm_fast.scales import VARIABLES
-from ufm_fast.sharded_starts import SHARDED_STARTS
 from ufm_fast.solvers.table import METHODS
 from ufm_fast.starts import DEFAULT_START, RANDOM_STARTS, STARTS
 
@@ -126,12 +125,6 @@ class SolveOptions:
             raise InputError(
                 f"method {self.method} takes whole factors, and on several ranks there are none; "
                 f"use auto"
-            )
-        if self.start not in SHARDED_STARTS:
-            starts = ", ".join(SHARDED_STARTS)
-            raise InputError(
-                f"start {self.start} takes whole factors; on several ranks start is {starts}, or "
-                f"a file"
             )
         refuse_spread(problem)
 

@@ -195,7 +195,7 @@ class StartLoop:
 
     def _row(self, run: Run, seed: int, steps: int, evaluations: float) -> Restart:
         model, value = self.objective.to_model(run.state.point), run.state.evaluation.value
-        fits = math.isfinite(value) and usable(model) and self.objective.layout is None
+        fits = math.isfinite(value) and usable(model)
         rank = (
             logit_rank(logit_spectrum(self.objective.problem, self.objective.rows, model))
             if fits

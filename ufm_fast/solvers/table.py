@@ -97,7 +97,7 @@ METHODS: dict[str, SolverSpec] = {
     "momentum": SolverSpec(_descent(momentum=True), 4, (*_OF_RATE, "momentum")),
     "nesterov": SolverSpec(_descent(momentum=True, nesterov=True), 5, (*_OF_RATE, "momentum")),
     "sign": SolverSpec(_steepest("sign"), 2, _OF_RATE),
-    "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE, spread=False),
+    "spectral": SolverSpec(_steepest("spectral"), 2, _OF_RATE),
     "adam": SolverSpec(lambda problem, options: Adam(options.learning_rate), 7, _OF_RATE),
     "lbfgs": SolverSpec(
         lambda problem, options: LBFGS(options.history or HISTORY), 4, ("history",)

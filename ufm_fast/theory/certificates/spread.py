@@ -16,13 +16,13 @@ K x K Gram matrix, which has more entries than W wherever K > d.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from ufm_fast.layout import Layout, gathered
 from ufm_fast.memory import available_bytes
+from ufm_fast.tall import qr
 
 _WHAT = "certificate"  # in the counts of bytes that are sent
 #: Arrays of K x d that a probabilistic norm holds at a time, and the vectors of its Krylov space.
@@ -69,17 +69,8 @@ class Spread:
         )
 
     def orthonormal(self, rows: Tensor) -> Tensor:
-        """Q of the QR decomposition of a matrix of which these are the rows here: of theirs, and of
-        all triangular factors.
-        """
-        Q, R = cast("tuple[Tensor, Tensor]", torch.linalg.qr(rows))
-        if self.layout is None:
-            return Q
-        world = self.layout.mesh.world
-        factors = gathered(world, R, _WHAT)
-        start = sum(len(factor) for factor in factors[: world.place])
-        placed: Tensor = torch.linalg.qr(torch.cat(factors)).Q[start : start + len(R)]
-        return Q @ placed
+        """Q of the QR decomposition of a matrix of which these are the rows here."""
+        return qr(rows, None if self.layout is None else self.layout.mesh)[0]
 
     @staticmethod
     def bytes_held(classes: int, dim: int) -> int:
