@@ -34,7 +34,7 @@ def run_ranks(script: str, number: int, folder: Path, *arguments: str) -> None:
         for rank in range(number)
     ]
     try:
-        said = [rank.communicate(timeout=300)[1] for rank in ranks]
+        said = [rank.communicate(timeout=600)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -109,6 +109,10 @@ MODELS: list[dict[str, Any]] = [
     {"logit_adjustment": 1.0, "margin": 0.5, "class_scales": 0.3, "smoothing": 0.1},
     {"feature_penalties": 0.5, "loss": "focal"},
     {"feature_penalties": 0.5, "loss": "mse"},
+    {"classifier_penalties": [2.0, 1.0, 0.1, 3.0, 0.5], "class_scales": 0.3, "bias": "free"},
+    {"classifier_penalties": -0.5, "loss": "mse", "bias": "penalised", "lambda_b": 0.1},
+    {"classifier_penalties": -0.5, "loss": "focal", "feature_penalties": 0.5},
+    {"classifier_penalties": -1.0, "layers": 2, "activation": "relu"},
     {**WEIGHTED, "logit_adjustment": [0.1, 0.0, -1.0, 2.0, 0.3], "class_scales": 0.3},
     {**WEIGHTED, "layers": 2},
 ]
@@ -297,6 +301,7 @@ def _unlike(name: str, x: Point) -> torch.Tensor:
 
 _EASY = {"lambda_w": 0.03, "lambda_h": 0.03}
 _SMALL = {"counts": [3, 1, 2], "dim": 4, **_EASY}
+_OWN = {"classifier_penalties": [1.0, 3.0, 0.2]}
 _TEN = {"max_steps": 10, "tol": 1e-14}
 #: Solves from one start, whose minima (or tenth points) are those of one process.
 SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -308,6 +313,8 @@ SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({**_SMALL, "layers": 3, "loss": "mse"}, {}),
     ({"counts": [3, 1, 2], "dim": 4, "constraint": "sphere", "temperature": 20.0}, {}),
     ({**_SMALL, "logit_adjustment": 1.0, "class_scales": 0.3, "feature_penalties": 0.5}, {}),
+    ({**_SMALL, **_OWN, "bias": "free"}, {}),
+    ({**_SMALL, **_OWN, "loss": "mse"}, {"variables": "raw"}),
     ({**WEIGHTED, "dim": 4, "bias": "free", **_EASY}, {}),
     *(
         (_SMALL, {"method": name, **_TEN})
@@ -351,7 +358,7 @@ def certificates(mesh: Mesh, every: int) -> Iterator[Check]:
         *problems(),
         *models(),
         *(
-            ("frozen " + f, Problem(**_SMALL, freeze=f, bias="penalised", lambda_b=0.1))
+            ("frozen " + f, Problem(**_SMALL, **_OWN, freeze=f, bias="penalised", lambda_b=0.1))
             for f in "wh"
         ),
     ]
@@ -387,6 +394,7 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
     ({"counts": [2] * 7, "dim": 3}, "none"),
     ({"counts": [3, 0, 1, 4], "dim": 6}, "none"),
     ({"counts": [0, 4, 0, 0, 0], "dim": 3}, "none"),
+    ({"counts": [3, 1, 2, 2], "dim": 2, "classifier_penalties": -1.0}, "classes"),
 ]
 
 
@@ -580,12 +588,14 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
     if ranks == 4:
         yield from (
             ("2x2 " + name, *rest)
-            for name, *rest in heads(Mesh.of_world("2x2"), cases[::4], scale=30.0)
+            for name, *rest in heads(
+                Mesh.of_world("2x2"), [*cases[::4], *list(models())[6:8]], scale=30.0
+            )
         )
 
 
 def join(ranks: int, rank: int, folder: Path) -> None:
-    store, limit = f"file://{folder}/store{ranks}", timedelta(minutes=4)
+    store, limit = f"file://{folder}/store{ranks}", timedelta(minutes=8)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=limit)
     found: list[list[object]] = []
     try:

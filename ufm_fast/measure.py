@@ -98,7 +98,7 @@ def measure(
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
     deep = len(inputs) > 1
     if model.layout is not None:
-        balanced = not deep and problem.feature_factors is None
+        balanced = not deep and problem.one_penalty
         lambdas = (problem.lambda_w, problem.lambda_h)
         given = lambdas if balanced and all(lambdas) else None
         return spread_metrics(inputs[-1], model.W, here, problem.counts, model.layout, given)
@@ -204,7 +204,8 @@ def _of_regression(
 
 def _penalties(problem: Problem, rows: Rows, model: Point) -> Penalties:
     """The penalties of a point's parts, on its device."""
-    return problem.penalties(replace(rows, counts=rows.counts.to(model.H.device)))
+    here = replace(rows, counts=rows.counts.to(model.H.device))
+    return problem.penalties(here, model.layout)
 
 
 def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:

@@ -351,7 +351,6 @@ def refuse_spread(problem: Problem) -> None:
     clashes = (
         (problem.dense, "target vectors"),
         (problem.angular is not None, "margins in the angle"),
-        (problem.classifier_factors is not None, "classifier_penalties"),
     )
     for clash, words in clashes:
         if clash:

@@ -27,6 +27,7 @@ from ufm_fast.angular_margins import AngularMargin, make_angular
 from ufm_fast.arguments import cpu_by_default, device_of, number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
+from ufm_fast.layout import Layout
 from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
 from ufm_fast.penalties import Penalties, geometric_mean
 from ufm_fast.point import Point
@@ -582,11 +583,14 @@ class Problem:
         features = self.trunk.forward(point.H, point.hidden).features
         return features if self.temperature == 1.0 else self.temperature * features
 
-    def penalties(self, rows: Rows) -> Penalties:
+    def penalties(self, rows: Rows, layout: Layout | None = None) -> Penalties:
         """lambda of each part of a model point with these rows, each of which weighs its number of
-        samples (times the factor of its class, `feature_factors`); float64.
+        samples (times the factor of its class, `feature_factors`); float64. With a ``layout`` rows
+        and rows of W are this rank's.
         """
         weights, factors = self.penalty_weights(rows), self.classifier_factors
+        if factors is not None and layout is not None:
+            factors = factors[layout.class_part]
         of_w = self.lambda_w if factors is None else self.lambda_w * factors.to(weights)[:, None]
         return Penalties(
             of_w, (self.lambda_h * weights)[:, None], self.lambda_b, self.hidden_penalties

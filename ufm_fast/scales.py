@@ -67,7 +67,8 @@ class Scales:
         weight, bias, hidden = _of_factors(problem, balanced)
         before_features = math.prod(hidden, start=weight)
         rows = weights.rsqrt() / before_features if balanced else torch.ones_like(weights)
-        adjustment, factors = _adjustment(problem, layout), _class_factors(problem, weights.device)
+        adjustment = _adjustment(problem, layout)
+        factors = _class_factors(problem, layout, weights.device)
         penalty, classes = problem.lambda_w * weight**2, None
         if factors is not None and balanced and problem.freeze is None:
             scale = factors.rsqrt()
@@ -180,7 +181,9 @@ def _adjustment(problem: Problem, layout: Layout | None) -> Adjustment:
     return problem.adjustment if layout is None else problem.adjustment.part(layout.class_part)
 
 
-def _class_factors(problem: Problem, device: torch.device) -> Tensor | None:
+def _class_factors(problem: Problem, layout: Layout | None, device: torch.device) -> Tensor | None:
     """Factors on lambda_w of the classes here, float64."""
     factors = problem.classifier_factors
-    return None if factors is None else factors.to(device)
+    if factors is None:
+        return None
+    return factors.to(device) if layout is None else factors[layout.class_part].to(device)

@@ -147,7 +147,8 @@ class Candidate:
 
     @property
     def penalty(self) -> float:
-        return self.problem.penalties(replace(self.rows, counts=self.counts)).value(self.point)
+        here = replace(self.rows, counts=self.counts)
+        return self.problem.penalties(here, self.point.layout).value(self.point)
 
     @cached_property
     def mu(self) -> float:
@@ -177,10 +178,9 @@ class Candidate:
             )  # a rank may have no rows
             found = dense_norm(blocks, classes, spread)
         else:
-            factors = self.problem.classifier_factors
-            left = self.point.W
+            left, factors = self.point.W, self.problem.classifier_factors
             if factors is not None:
-                left = left * factors.to(left).sqrt()[:, None]
+                left = left * self.spread.here(factors).to(left).sqrt()[:, None]
             left, right = spans or (left, self.head.features * self.weights.sqrt()[:, None])
             U, V = spread.whole(_basis(left, spread)), _basis(right, spread)
             found = split_norm(dual.forward, dual.adjoint, U, V, seed=self.seed, spread=spread)

@@ -74,8 +74,8 @@ def _bound(candidate: Candidate, dual: _SphereDual) -> Proof:
         dual.scale(a, c)
         # Where a and c hold the rows, G A^-1/2 and its transpose take A^1/2 W and C^1/2 H to one
         # another.
-        part = slice(None) if spread.layout is None else spread.layout.class_part
-        spans = candidate.point.W * a[part].sqrt()[:, None], candidate.point.H * c.sqrt()[:, None]
+        of_w = spread.here(a).sqrt()[:, None]
+        spans = candidate.point.W * of_w, candidate.point.H * c.sqrt()[:, None]
         norm: NormBound = candidate.norm(dual, spans)
         reach = norm.value * math.sqrt(float(a.sum()) * spread.number(float(c.sum())))
         if fit - product - reach > best:

@@ -68,6 +68,10 @@ class Spread:
             else torch.cat(gathered(self.layout.mesh.world, classes, _WHAT))
         )
 
+    def here(self, whole: Tensor) -> Tensor:
+        """The rows of W, or entries of b, that are here, of all."""
+        return whole if self.layout is None else whole[self.layout.class_part]
+
     def orthonormal(self, rows: Tensor) -> Tensor:
         """Q of the QR decomposition of a matrix of which these are the rows here."""
         return qr(rows, None if self.layout is None else self.layout.mesh)[0]
