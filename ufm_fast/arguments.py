@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ INTEGERS = (
 )
 #: What float64 counts one by one: sums of samples beyond it would not be exact.
 MOST = 2**53
+#: Columns of H or of a layer. Beyond it no machine holds the vectors: a slip.
+MOST_DIM = 2**31 - 1
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -93,6 +95,16 @@ def number(value: object, name: str) -> float:
     if not math.isfinite(found):
         raise InputError(f"{name} must be a finite number, got {found}")
     return found
+
+
+def sequence(values: Any, name: str) -> list[Any]:
+    """``values`` as a list. Errors: InputTypeError unless they are in an array or a sequence."""
+    try:
+        return list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError as error:
+        raise InputTypeError(
+            f"{name} must be a number or a sequence of numbers, got {values!r}"
+        ) from error
 
 
 def integers(values: object, name: str) -> Tensor:

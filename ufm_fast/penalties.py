@@ -17,6 +17,9 @@ factors. `variables="raw"` is there for the dynamics of the papers.
 that no penalty is far above mu. With lambda_b = 100 and mu = 3e-6 the bias had a curvature 3e7
 times the others' and cost thousands of evaluations; now as many as with a small one
 (`tests/solvers/test_methods.py`).
+
+2026-11-25. Each lambda of a factor is zero or within [1e-30, 1e30], and lambda_b at least 1e-12,
+below which float64 cannot tell the bias from a free one, nor a certificate bound it.
 """
 
 from __future__ import annotations
@@ -25,11 +28,75 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import number, sequence
+from ufm_fast.errors import InputError
 from ufm_fast.point import Point, inner
+from ufm_fast.samples import Samples
+
+#: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a
+#: little less than 1e30.
+LEAST_PENALTY, MOST_PENALTY = 1e-30, 1e30
+#: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
+LEAST_BIAS_PENALTY = 1e-12
+
+
+def checked_penalty(given: Any, name: str) -> float:
+    """A lambda: zero, or within its range. Errors: InputError / InputTypeError."""
+    value = number(given, name)
+    if value < 0:
+        raise InputError(f"{name} must be a finite number >= 0, got {value}")
+    if value != 0 and not LEAST_PENALTY <= value <= MOST_PENALTY:
+        raise InputError(
+            f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}"
+        )
+    return value
+
+
+def checked_hidden_penalties(given: Any, layers: int) -> float | tuple[float, ...] | None:
+    """``lambda_hidden`` of a problem: None, one number, or one for each of W_1 .. W_(M-1).
+
+    Errors: InputError / InputTypeError.
+    """
+    if given is None:
+        return None
+    if layers == 1:
+        raise InputError(
+            "lambda_hidden goes with hidden layers, and layers is 1; drop it, or give layers >= 2"
+        )
+    several = not isinstance(given, (int, float, np.number))
+    listed = sequence(given, "lambda_hidden") if several else [given]
+    values = tuple(number(x, "lambda_hidden") for x in listed)
+    if several and len(values) != layers - 1:
+        raise InputError(
+            f"lambda_hidden must be one number or one for each of {layers - 1} hidden layers, got "
+            f"{len(values)}"
+        )
+    for value in values:
+        if not LEAST_PENALTY <= value <= MOST_PENALTY:
+            raise InputError(
+                f"lambda_hidden must lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}; "
+                f"give it > 0"
+            )
+    return values if several else values[0]
+
+
+def default_penalty(samples: Samples, smoothing: float, *, centred: bool, layers: int) -> float:
+    """5e-4, and with one layer at most half of what holds balanced classes together, c = K sqrt(n)
+    mu = 1 - smoothing, to two digits; of target vectors, ``centred`` or not, times their size.
+    """
+    half = 0.5 * (1.0 - smoothing) / math.sqrt(samples.classes * samples.number)
+    vectors = samples.given_vectors
+    if vectors is not None:  # of unit vectors as many as there are samples this is one
+        moved = vectors - vectors.mean(0) if centred else vectors
+        size = float(moved.norm()) / math.sqrt(len(vectors))
+        half *= size if size > LEAST_PENALTY else 1.0
+    return min(5e-4, float(f"{half:.1e}")) if layers == 1 else 5e-4
 
 
 def geometric_mean(factors: Sequence[float]) -> float:

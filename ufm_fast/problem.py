@@ -3,49 +3,46 @@ built.
 
 Decisions
 
-2026-11-25. Sizes and penalties have ranges (`problem.py`): sums of samples up to 2^53, which
-float64 counts one by one; up to 2^28 classes; lambda_W and lambda_H zero or within [1e-30, 1e30];
-lambda_b at least 1e-12, below which float64 cannot tell the bias from a free one, nor a certificate
-bound it. A solve on the command line is refused before its run directory is made if point, gradient
-and one step do not fit the free memory.
+2026-11-25. Sizes and penalties have ranges, which stand where they are checked (`arguments`,
+`samples`, `trunks`, `penalties`); what goes with what is in `contradictions`. A solve on the
+command line is refused before its run directory is made if point, gradient and one step do not fit
+the free memory.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast import contradictions
 from ufm_fast.adjustments import Adjustment, make_adjustment, penalty_factors
 from ufm_fast.angular_margins import AngularMargin, make_angular
-from ufm_fast.arguments import cpu_by_default, device_of, number, whole
+from ufm_fast.arguments import MOST_DIM, cpu_by_default, device_of, number, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.layout import Layout
-from ufm_fast.losses import Loss, SquaredError, make_loss, registered_name
-from ufm_fast.penalties import Penalties, geometric_mean
+from ufm_fast.losses import Loss, make_loss, registered_name
+from ufm_fast.penalties import (
+    Penalties,
+    checked_hidden_penalties,
+    checked_penalty,
+    default_penalty,
+    geometric_mean,
+)
 from ufm_fast.point import Point
 from ufm_fast.samples import DATA, Samples
 from ufm_fast.targets import Rows, TargetSets
-from ufm_fast.trunks import TRUNKS, Trunk
+from ufm_fast.trunks import MOST_LAYERS, TRUNKS, Trunk, checked_widths
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 BIASES = ("none", "penalised", "free")
 FREEZES = (None, "w", "h")
 REDUCTIONS = ("auto", "classes", "none", "groups")
-#: Beyond it no machine holds the vectors; a number that large is a slip.
-MOST_DIM, MOST_LAYERS = 2**31 - 1, 1000
-#: Smaller or larger ones leave nothing of the objective in float64. Written out: 1 / 1e-30 is a
-#: little less than 1e30.
-LEAST_PENALTY, MOST_PENALTY = 1e-30, 1e30
-#: With a smaller one a bias is free but for rounding, and neither theory nor certificate can tell.
-LEAST_BIAS_PENALTY = 1e-12
 
 
 class Kind(NamedTuple):
@@ -198,23 +195,28 @@ class Problem:
             self._set(item.name, given[item.name])
         self._set("dim", whole(self.dim, "dim", 1, MOST_DIM))
         self._set("seed", whole(self.seed, "seed", 0, 2**63 - 1))
+        self._set("loss", self._loss_object())
+        self._check_choices()
+        self._check_layers()
+        self._gather({name: given[name] for name in DATA if given[name] is not None})
+        self._check_penalties()
+        contradictions.of_penalties(self)
+        contradictions.of_adjustments(self)
+
+    def _loss_object(self) -> Loss:
         if isinstance(self.loss, str):
-            self._set("loss", self._named_loss(self.loss))
-        elif not isinstance(self.loss, Loss):
+            return self._named_loss(self.loss)
+        if not isinstance(self.loss, Loss):
             raise InputTypeError(
                 f"loss must be a name or a loss object, got {type(self.loss).__name__}"
             )
-        elif (self.smoothing or self.gamma is not None) and not (
+        if (self.smoothing or self.gamma is not None) and not (
             registered_name(self.loss) and self.loss == self._named_loss(self.loss.name)
         ):
             raise InputError(
                 "smoothing and gamma go with a loss given by name; set them in the loss object"
             )
-        self._check_choices()
-        self._check_layers()
-        self._gather({name: given[name] for name in DATA if given[name] is not None})
-        self._check_penalties()
-        self._check_adjustment()
+        return self.loss
 
     def _named_loss(self, name: str) -> Loss:
         return make_loss(name, smoothing=self.smoothing, gamma=self.gamma)
@@ -250,98 +252,13 @@ class Problem:
         )
         self._set("samples", samples.with_classes(self.classes))
         self._set("classes", self.samples.classes)
-        if self.samples.given_sets is not None and not self.multi_label:
-            name = next(iter(self.samples.given))
-            raise InputError(
-                f"{name} goes with the loss pick-all, not {self.loss.name}; choose loss pick-all"
-            )
-        if self.dense and not isinstance(self.loss, SquaredError):
-            raise InputError(
-                f"targets are vectors, which go with the loss mse, not {self.loss.name}; choose "
-                f"loss mse"
-            )
+        contradictions.of_data(self)
 
     def _check_layers(self) -> None:
-        M = whole(self.layers, "layers", 1, MOST_LAYERS)
-        if M == 1 and self.activation != "linear":
-            raise InputError(
-                f"activation {self.activation} stands between layers, and layers is 1; give "
-                f"layers >= 2"
-            )
-        if M > 1 and self.freeze is not None:
-            raise InputError(
-                f"freeze {self.freeze} goes with one layer; drop freeze, or layers = {M}"
-            )
-        widths = self.widths
-        if widths is not None and not isinstance(widths, (int, np.integer)):
-            given = [whole(d, "widths", 1, MOST_DIM) for d in _sequence(widths, "widths")]
-            if len(given) != M:
-                raise InputError(
-                    f"widths must hold d_0 .. d_(M-1), {M} numbers for layers = {M}, got "
-                    f"{len(given)}"
-                )
-            if given[0] != self.dim:
-                raise InputError(
-                    f"widths begins with {given[0]} but dim is {self.dim}; dim is d_0, the "
-                    f"columns of H"
-                )
-            widths = tuple(given)
-        elif widths is not None:
-            widths = whole(widths, "widths", 1, MOST_DIM)
-            if M == 1:
-                raise InputError(
-                    f"widths = {widths} are of hidden layers, and layers is 1; give layers >= 2, "
-                    f"or dim alone"
-                )
-        self._set("widths", widths)
-        self._check_hidden_penalties(M)
-
-    def _check_hidden_penalties(self, M: int) -> None:
-        given = self.lambda_hidden
-        if given is None:
-            return
-        if M == 1:
-            raise InputError(
-                "lambda_hidden goes with hidden layers, and layers is 1; drop it, or give layers "
-                ">= 2"
-            )
-        several = not isinstance(given, (int, float, np.number))
-        values = [
-            number(x, "lambda_hidden")
-            for x in (_sequence(given, "lambda_hidden") if several else [given])
-        ]
-        if several and len(values) != M - 1:
-            raise InputError(
-                f"lambda_hidden must be one number or one for each of {M - 1} hidden layers, got "
-                f"{len(values)}"
-            )
-        for value in values:
-            if not LEAST_PENALTY <= value <= MOST_PENALTY:
-                raise InputError(
-                    f"lambda_hidden must lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got "
-                    f"{value}; give it > 0"
-                )
-        self._set("lambda_hidden", tuple(values) if several else values[0])
-
-    def _check_sphere(self) -> None:
-        """What goes with unit rows of W and H."""
-        clashes = (
-            (self.bias != "none", f"bias {self.bias!r}", "bias 'none'"),
-            (
-                self.lambda_w != 0 or self.lambda_h != 0,
-                "lambda_w or lambda_h > 0",
-                "no penalties (or zeros)",
-            ),
-            (self.layers > 1, f"layers = {self.layers}", "one layer"),
-            (self.freeze is not None, f"freeze {self.freeze}", "nothing frozen"),
-            (self.loss.name != "ce", f"loss {self.loss.name}", "loss ce"),
-            (self.dim < 2, f"dim = {self.dim}", "dim >= 2"),
-        )
-        for clash, given, wanted in clashes:
-            if clash:
-                raise InputError(
-                    f"constraint sphere contradicts {given}; rows of length one take {wanted}"
-                )
+        layers = whole(self.layers, "layers", 1, MOST_LAYERS)
+        contradictions.of_layers(self)
+        self._set("widths", checked_widths(self.widths, layers, self.dim))
+        self._set("lambda_hidden", checked_hidden_penalties(self.lambda_hidden, layers))
 
     def _check_penalties(self) -> None:
         temperature = number(self.temperature, "temperature")
@@ -357,112 +274,14 @@ class Problem:
             if getattr(self, name) is None:
                 self._set(name, self._default_penalty())
         for name in ("lambda_w", "lambda_h", "lambda_b"):
-            value = number(getattr(self, name), name)
-            if value < 0:
-                raise InputError(f"{name} must be a finite number >= 0, got {value}")
-            if value != 0 and not LEAST_PENALTY <= value <= MOST_PENALTY:
-                raise InputError(
-                    f"{name} must be 0 or lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got {value}"
-                )
-            self._set(name, value)
-        if self.constraint != "none":
-            return self._check_sphere()
-        if 0 < self.lambda_b < LEAST_BIAS_PENALTY:
-            raise InputError(
-                f"lambda_b must be 0 or at least {LEAST_BIAS_PENALTY:g}, got {self.lambda_b}; use "
-                f"bias 'free' for less"
-            )
-        for name, frozen in (("lambda_w", "w"), ("lambda_h", "h")):
-            if getattr(self, name) == 0 and self.freeze != frozen:
-                raise InputError(
-                    f"{name} = 0 leaves the objective without a minimiser; give {name} > 0 or "
-                    f"freeze {frozen}"
-                )
-        self._check_bias()
+            self._set(name, checked_penalty(getattr(self, name), name))
 
     def _default_penalty(self) -> float:
-        """5e-4, and at most half of what holds balanced classes together, c = K sqrt(n) mu = 1 -
-        smoothing, to two digits.
-        """
         if self.constraint != "none":
             return 0.0
-        half = 0.5 * (1.0 - self.loss.smoothing) / math.sqrt(self.classes * self.num_samples)
-        vectors = self.samples.given_vectors
-        if vectors is not None:  # of unit vectors as many as there are samples this is one
-            size = float(
-                (vectors - vectors.mean(0) if self.bias == "free" else vectors).norm()
-            ) / math.sqrt(len(vectors))
-            half *= size if size > LEAST_PENALTY else 1.0
-        return min(5e-4, float(f"{half:.1e}")) if self.layers == 1 else 5e-4
-
-    def _check_bias(self) -> None:
-        if self.bias == "penalised" and self.lambda_b == 0:
-            raise InputError(
-                "bias 'penalised' needs lambda_b > 0; give lambda_b or choose bias 'free'"
-            )
-        if self.bias != "penalised" and self.lambda_b > 0:
-            raise InputError(
-                f"lambda_b = {self.lambda_b} contradicts bias {self.bias!r}; choose bias "
-                f"'penalised'"
-            )
-        empty = (
-            self.bias == "free"
-            and not isinstance(self.loss, SquaredError)
-            and bool((self.counts == 0).any())
+        return default_penalty(
+            self.samples, self.loss.smoothing, centred=self.bias == "free", layers=self.layers
         )
-        if empty and not self.loss.smoothing:
-            raise InputError(
-                "a free bias has no minimiser when a class is empty; choose bias 'penalised' or "
-                "drop the class"
-            )
-
-    def _check_adjustment(self) -> None:
-        adjustment = self.adjustment
-        if isinstance(self.loss, SquaredError) and adjustment:
-            raise InputError(
-                "logit_adjustment, margin and class_scales go with softmax losses, not mse; drop "
-                "them, or choose ce"
-            )
-        self._check_angular()
-        if self.multi_label and adjustment.margin is not None:
-            raise InputError(
-                f"margin goes with one label a sample, not with the loss {self.loss.name}; drop "
-                f"it, or choose ce"
-            )
-        self._check_factors()
-
-    def _check_factors(self) -> None:
-        """What goes with penalties of each class."""
-        clashes = [
-            (self.constraint != "none", "unit rows"),
-            (self.dense, "target vectors"),
-            (self.multi_label, f"loss {self.loss.name}"),
-        ]
-        for name, factors, wanted, against in (
-            ("feature_penalties", self.feature_factors, "one label a sample", clashes),
-            ("classifier_penalties", self.classifier_factors, "classes", clashes[:2]),
-        ):
-            what = next((words for clash, words in against if clash), "")
-            if factors is not None and what:
-                raise InputError(
-                    f"{name} go with {wanted} and penalties, not with {what}; drop them"
-                )
-
-    def _check_angular(self) -> None:
-        """What goes with margins in the angle."""
-        if self.angular is None:
-            return
-        for clash, given, wanted in (
-            (self.constraint != "sphere", f"constraint {self.constraint}", "constraint sphere"),
-            (self.loss.smoothing != 0, f"smoothing = {self.loss.smoothing}", "no smoothing"),
-            (self.adjustment.scale is not None, "class_scales", "rows without scales"),
-            (self.dtype == "bfloat16", "dtype bfloat16", "dtype float64 or float32"),
-        ):
-            if clash:
-                raise InputError(
-                    f"angular_margin is of the angle between unit rows and takes {wanted}, not "
-                    f"{given}"
-                )
 
     @cached_property
     def angular(self) -> AngularMargin | None:
@@ -641,12 +460,3 @@ class Problem:
         solution is lifted back.
         """
         return self.samples.sample_row(as_sets=self.multi_label)
-
-
-def _sequence(values: Any, name: str) -> list[Any]:
-    try:
-        return list(values.tolist() if hasattr(values, "tolist") else values)
-    except TypeError as error:
-        raise InputTypeError(
-            f"{name} must be a number or a sequence of numbers, got {values!r}"
-        ) from error

@@ -11,10 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ufm_fast.arguments import MOST_DIM, sequence, whole
+from ufm_fast.errors import InputError
+
+#: A number larger than it is a slip.
+MOST_LAYERS = 1000
 Gradients = tuple[Tensor, tuple[Tensor, ...]]  # of H and of the hidden layers
 
 
@@ -71,6 +78,34 @@ class ReLU(Linear):
 
 #: Activations by the name that ``activation=`` takes.
 TRUNKS: dict[str, type[Linear]] = {"linear": Linear, "relu": ReLU}
+
+
+def checked_widths(given: Any, layers: int, dim: int) -> int | tuple[int, ...] | None:
+    """``widths`` of a problem: None, one number for d_1 .. d_(M-1), or all of d_0 .. d_(M-1).
+
+    Errors: InputError / InputTypeError naming the number and the mend.
+    """
+    if given is None:
+        return None
+    if isinstance(given, (int, np.integer)):
+        width = whole(given, "widths", 1, MOST_DIM)
+        if layers == 1:
+            raise InputError(
+                f"widths = {width} are of hidden layers, and layers is 1; give layers >= 2, or dim "
+                f"alone"
+            )
+        return width
+    widths = tuple(whole(d, "widths", 1, MOST_DIM) for d in sequence(given, "widths"))
+    if len(widths) != layers:
+        raise InputError(
+            f"widths must hold d_0 .. d_(M-1), {layers} numbers for layers = {layers}, got "
+            f"{len(widths)}"
+        )
+    if widths[0] != dim:
+        raise InputError(
+            f"widths begins with {widths[0]} but dim is {dim}; dim is d_0, the columns of H"
+        )
+    return widths
 
 
 @dataclass(frozen=True)
