@@ -26,9 +26,10 @@ import torch.distributed as dist
 from strategies import BIAS_CASES, LOSS_CASES, random_point
 
 from ufm_fast import measure as measuring
-from ufm_fast import point
+from ufm_fast import point, solving
 from ufm_fast.backends import ShardedBackend, TiledBackend, has_triton, sharded_sweep
 from ufm_fast.backends.cost import Cost
+from ufm_fast.errors import InputError
 from ufm_fast.layout import STOP, Mesh, gathered
 from ufm_fast.measure import collapse_metrics, measure
 from ufm_fast.metrics.spread import SUMS
@@ -303,6 +304,7 @@ _EASY = {"lambda_w": 0.03, "lambda_h": 0.03}
 _SMALL = {"counts": [3, 1, 2], "dim": 4, **_EASY}
 _OWN = {"classifier_penalties": [1.0, 3.0, 0.2]}
 _TEN = {"max_steps": 10, "tol": 1e-14}
+_BY_TURNS, _FIXED = {"method": "alternating", **_TEN}, {"freeze": "w"}
 #: Solves from one start, whose minima (or tenth points) are those of one process.
 SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"counts": [3, 0, 2, 5, 4], "dim": 6, **_EASY}, {}),
@@ -322,6 +324,10 @@ SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({**_SMALL, "layers": 2, "bias": "free", "dim": 2}, {"method": "spectral", **_TEN}),
     (_SMALL, {"method": "gd", "learning_rate": 0.5, **_TEN}),
+    *(
+        ({"counts": [3, 0, 2, 4], "dim": 3, **_EASY, "loss": "mse", **given}, _BY_TURNS)
+        for given in ({}, {"bias": "free", "feature_penalties": 0.5}, {"bias": "free", **_FIXED})
+    ),
 ]
 
 
@@ -524,6 +530,36 @@ def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
     yield "unlike ranks saved", 2 - len(saves), 0.0
 
 
+#: Problems whose minimum is known as a point: labels, sets, layers, all samples apart, none left.
+KNOWN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"counts": [3, 3, 3, 1, 0], "dim": 5, "loss": "mse", **_EASY}, {"reduce": "none"}),
+    ({"classes": 5, "multiplicities": "1:1,2:1", "loss": "pick-all", "dim": 6, "bias": "free"}, {}),
+    ({"counts": [2, 2, 1], "dim": 4, "loss": "mse", "layers": 2}, {}),
+]
+
+
+def known_minima() -> Iterator[Check]:
+    """The closed form's point, proved where one process proves it; more numbers are refused."""
+    for given, options in KNOWN:
+        expected, found = (
+            solve(Problem(**given), method="closed-form", backend=name, **options)
+            for name in ("tiled", "sharded")
+        )
+        yield f"closed form {given}", abs(found.value / expected.value - 1), 1e-12
+        yield f"closed form {given} {found.message}", found.outcome is not expected.outcome, 0.0
+    try:
+        with mock.patch.object(solving, "GATHERED", 10):
+            solve(Problem(**given), method="closed-form", backend="sharded")
+    except InputError as error:
+        yield f"closed form of many numbers: {error}", "up to 10 numbers" not in str(error), 0.0
+    found = solve(Problem(counts=[0, 5, 0], loss="mse", bias="free", dim=4), backend="sharded")
+    yield "all that a bias fits", found.value, 0.0
+    yield "the bias alone fits it", abs(found.point.norm() - 1.0), 0.0
+    again = solve(Problem(**given), backend="sharded", method="lbfgs")
+    on = solve(Problem(**given), backend="sharded", initial=again.point, max_steps=0)
+    yield "goes on with layers", abs(on.value / again.value - 1), 1e-14
+
+
 def several_starts() -> Iterator[Check]:
     """Each of several starts has its row, with the rank of its logits."""
     found = solve(
@@ -575,6 +611,8 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
     if ranks == 3:
         yield from unlike_ranks(Mesh.of_world())
         yield from several_starts()
+        yield from known_minima()
+        yield from solves(*range(len(SOLVES) - 3, len(SOLVES)))
     if ranks == 4:
         yield from solves(0)
         yield from interrupted(Mesh.of_world())

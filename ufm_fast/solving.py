@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import cpu_by_default
-from ufm_fast.backends import make_backend
+from ufm_fast.backends import SHARDED, make_backend
 from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError
 from ufm_fast.groups.choice import by_groups, minimise_groups
 from ufm_fast.groups.lifting import lifted_solution
 from ufm_fast.losses import SquaredError
-from ufm_fast.measure import measure, usable
+from ufm_fast.measure import GATHERED, measure, usable
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
+from ufm_fast.sharded_starts import cut
 from ufm_fast.solvers.base import State
 from ufm_fast.solvers.callbacks import Callback, Callbacks, OnLog, OnPoint
 from ufm_fast.solvers.minimise import Run
@@ -30,6 +31,7 @@ from ufm_fast.solvers.restarts import Begun, OnSave, StartLoop, last_record
 from ufm_fast.solvers.solution import Effort, Outcome, Restart, Solution, Starts
 from ufm_fast.solvers.table import METHODS
 from ufm_fast.stopwatch import NO_WATCH, NoWatch
+from ufm_fast.tall import of_first
 from ufm_fast.theory import ClosedForm, closed_form
 from ufm_fast.theory.certificates import certify
 from ufm_fast.theory.structures import recognise
@@ -41,9 +43,17 @@ __all__ = ["METHODS", "check", "solve"]
 def check(problem: Problem, options: SolveOptions) -> None:
     """What ``solve`` would refuse before its first step. Errors: InputError naming the option."""
     options.check(problem)
-    if options.method == "closed-form" and closed_form(problem) is None:
+    if options.method != "closed-form":
+        return
+    if closed_form(problem) is None:
         raise InputError(
             "method closed-form: no closed form is known for this problem; use method auto"
+        )
+    size = problem.entries(problem.rows(problem.reduction(options.reduce)).number)
+    if options.backend in SHARDED and size > GATHERED:
+        raise InputError(
+            f"method closed-form on several ranks has the whole point on each of them first, up to "
+            f"{GATHERED:,} numbers, and W and H are {size:,}; use method auto, or one process"
         )
 
 
@@ -172,10 +182,11 @@ def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
     if b is None and problem.bias != "none":
         b = torch.zeros(problem.num_classes, dtype=torch.float64)
     device = torch.device(problem.device)
-    hidden = [V.to(device) for V in theory.hidden()]
-    x = objective.from_model(
-        W.to(device), H.to(device), None if b is None else b.to(device), hidden
-    )
+    point = Point(W, H, b, theory.hidden()).to(device=device)
+    if objective.layout is not None:
+        mesh = objective.layout.mesh
+        point = cut(objective.layout, point.map(lambda part: of_first(part, mesh)))
+    x = objective.from_model(point.W, point.H, point.b, point.hidden)
     found = objective.value_and_grad(x)
     return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
 
@@ -191,20 +202,19 @@ def _fitted_by_bias(objective: Objective, run: Run) -> Run:
         or problem.freeze is not None
     ):
         return run
-    if objective.layout is not None:
-        return run
     target = _only_target(objective)
     if target is None or not run.outcome.success:
         return run
     nothing = objective.to_model(run.state.point).zeros()
     assert nothing.b is not None
-    exact = objective.from_model(nothing.W, nothing.H, target.to(nothing.b))
+    here = slice(None) if objective.layout is None else objective.layout.class_part
+    exact = objective.from_model(nothing.W, nothing.H, target[here].to(nothing.b))
     return replace(run, state=State(exact, objective.value_and_grad(exact)))
 
 
 def _only_target(objective: Objective) -> Tensor | None:
     """The target vector of all samples (K,), if they have but one."""
-    targets, counts = objective.targets, objective.problem.counts
+    targets, counts = objective.rows.targets, objective.problem.counts
     if isinstance(targets, DenseTargets):
         first = targets.values[0]
         return first if bool((targets.values == first).all()) else None

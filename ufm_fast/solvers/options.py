@@ -120,14 +120,6 @@ class SolveOptions:
         if value is not None and not number(value, name) > 0:
             raise InputError(f"{name} must be > 0, got {value}")
 
-    def _check_spread(self, problem: Problem) -> None:
-        if not METHODS[self.method].spread:
-            raise InputError(
-                f"method {self.method} takes whole factors, and on several ranks there are none; "
-                f"use auto"
-            )
-        refuse_spread(problem)
-
     def check(self, problem: Problem) -> None:
         """What contradicts the problem. Errors: InputError naming the option; InputTypeError for
         something else.
@@ -138,6 +130,6 @@ class SolveOptions:
         if refusal:
             raise InputError(f"method {self.method} {refusal}")
         if self.backend in SHARDED:
-            self._check_spread(problem)
+            refuse_spread(problem)
         problem.reduction(self.reduce)
         make_backend(self.backend, problem.device, problem.torch_dtype, self.mesh)

@@ -38,14 +38,12 @@ class SolverSpec:
     """A row. ``vectors``: beside the point and its gradient, the next point and its gradient
     included; of methods with a history 2 a pair more. ``refuses``: what is wrong with a problem, in
     words that go on after the method's name, or None.
-    ``spread``: whether it runs on several ranks, of which none has whole factors.
     """
 
     make: Callable[[Problem, SolveOptions], Solver]
     vectors: int
     options: tuple[str, ...] = ()
     refuses: Callable[[Problem], str | None] = _none
-    spread: bool = True
 
 
 def _auto(problem: Problem, options: SolveOptions) -> Solver:
@@ -104,10 +102,6 @@ METHODS: dict[str, SolverSpec] = {
     ),
     "cg": SolverSpec(lambda problem, options: ConjugateGradient(), 7),
     "newton-cg": SolverSpec(lambda problem, options: NewtonCG(), 5),
-    "alternating": SolverSpec(
-        lambda problem, options: Alternating(), 2, (), _needs_squares, spread=False
-    ),
-    "closed-form": SolverSpec(
-        lambda problem, options: NewtonCG(), 1, spread=False
-    ),  # evaluates its point only
+    "alternating": SolverSpec(lambda problem, options: Alternating(), 2, (), _needs_squares),
+    "closed-form": SolverSpec(lambda problem, options: NewtonCG(), 1),  # evaluates its point only
 }
