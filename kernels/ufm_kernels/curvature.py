@@ -140,11 +140,11 @@ def softmax_hvp(
         )
         # The target entries take what makes the row sum to zero with E as it was rounded.
         moves.append(own + target_share(z[part], known[part]) * (moved - own.sum(1))[:, None])
-        ones = torch.ones_like(scale)
-        add_product(out_features[part], e, V, passes=passes, depth=classes, down=down, factor=ones)
+        add_product(out_features[part], e, V, passes=passes, depth=classes, down=down)
         product, _ = product_operand(features[part], chosen)
         add_product(out_weight, e, product, passes=passes, depth=len(e), transposed=True, down=down)
         if out_bias is not None:
+            ones = torch.ones_like(scale)
             add_weighted_sums(sums, e, ones, passes=passes, classes=classes)
     own, moved = coefficients(every, smoothing), torch.cat(moves)
     add_target_terms(

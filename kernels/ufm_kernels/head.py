@@ -247,7 +247,7 @@ def one_pass_value_and_grad(
     )
     rows = Rows.of(z, labels, row_weight)
     sweep = partial(forward, H, W, V, bias, rows.offset, labels, passes=chosen.passes)
-    _, product = rows.settle(sweep, weight_fn, band=band_of(H, chosen))
+    _, product = rows.settle(sweep, weight_fn, band=band_of(H.shape[1], chosen))
     own = coefficients(rows, smoothing)
     if need_features:
         grad_features.addcmul_(product.sum(0)[:, : features.shape[1]], rows.factor[:, None])

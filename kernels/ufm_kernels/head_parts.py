@@ -72,18 +72,18 @@ def settled(
         sweep = partial(sweep_by_blocks, *operands, *blockwise)
     else:
         sweep = partial(off_target, *operands, passes=mode.passes, classes=len(W))
-    return rows.settle(sweep, weight_fn, rounded=rounded, band=band_of(H, mode))
+    return rows.settle(sweep, weight_fn, rounded=rounded, band=band_of(H.shape[1], mode))
 
 
-def band_of(H: Tensor, mode: Mode) -> float:
+def band_of(width: int, mode: Mode) -> float:
     """How far a logit of a tile may lie from the same sum in another order, relative to it, where
     all terms have one sign.
 
     A tile adds 16 products at a time, and tensor cores truncate. Pairs are rounded themselves,
-    unlike the target's logit.
+    unlike the target's logit. width: of the logits' operands, with both halves.
     """
     pairs = 2.0**-21 if mode.logits == torch.float32 else 2.0**-17
-    return (8 + H.shape[1] / 16) * 2.0**-24 + (pairs if mode.passes > 1 else 0.0)
+    return (8 + width / 16) * 2.0**-24 + (pairs if mode.passes > 1 else 0.0)
 
 
 def coefficients(rows: Rows, smoothing: float) -> Tensor:

@@ -18,7 +18,9 @@ loss
 by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A
 Hessian product has three times the features' and classes' bytes in place of two. A bias adds its
 entries to ``classes``, and one number to the mean. Weighted sets send what single labels do.
-`tests/sharded_worker.py` holds the formulas to what is counted, to the byte.
+Kernels send a number a row more, 2 (C - 1) q 8 bytes, for a chunk that has a target not far from
+the others (`triton_sharded`). `tests/sharded_worker.py` holds the formulas to what is counted, to
+the byte.
 """
 
 from __future__ import annotations

@@ -184,7 +184,12 @@ def alike(exact: Tensor, rounded: Tensor, others: Tensor) -> Tensor:
     """The target's logits: as the product rounded them where others are as large, so that equal
     logits stay equal.
     """
-    return torch.where((exact - others).abs() <= 0.5 * exact.abs(), rounded, exact)
+    return torch.where(near_others(exact, others), rounded, exact)
+
+
+def near_others(exact: Tensor, others: Tensor) -> Tensor:
+    """Whether others are as large as the target's logits."""
+    return (exact - others).abs() <= 0.5 * exact.abs()
 
 
 def target_logits(

@@ -23,6 +23,8 @@ for one more pass over the changes (`tests/backends/test_tiled.py`). The kernels
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -180,17 +182,30 @@ def add_change(loss: SoftmaxLoss, c: Chunk, W: Tensor, dz: Tensor, out: Gradient
     target, and the mean of dz under E/s' decides everything.
     """
     exact = _change(loss, c, dz)
-    entry = exact.to(W.dtype)
+    add_products(c, W, out)
+    add_entries(c, W, exact, out)
+
+
+def add_products(c: Chunk, W: Tensor, out: Gradients) -> None:
+    """Add E W, E' H and E'1 (float64), whatever stands in E."""
     if out.features is not None:
-        block = out.features[c.start : c.stop]
-        block.addmm_(c.E.T, W)
-        block.index_add_(0, c.entry_row, W.index_select(0, c.entry_class).mul_(entry[:, None]))
+        out.features[c.start : c.stop].addmm_(c.E.T, W)
     if out.weight is not None:
         add_product(out.weight, c.E, c.features)
+    if out.bias is not None:
+        out.bias.add_(c.E.sum(1))
+
+
+def add_entries(c: Chunk, W: Tensor, exact: Tensor, out: Gradients) -> None:
+    """The same of a matrix that is ``exact`` at the target entries and zero elsewhere."""
+    if out.features is not None:
+        pull = W.index_select(0, c.entry_class).mul_(exact.to(W.dtype)[:, None])
+        out.features[c.start : c.stop].index_add_(0, c.entry_row, pull)
+    if out.weight is not None:
         rows = c.features if c.single else c.features.index_select(0, c.entry_row)
         add_class_sums(out.weight, c.entry_class, rows, exact)
     if out.bias is not None:
-        out.bias.add_(c.E.sum(1)).add_(class_totals(c.E.shape[0], c.entry_class, exact))
+        out.bias.add_(class_totals(out.bias.shape[0], c.entry_class, exact))
 
 
 def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
@@ -199,23 +214,43 @@ def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
     target_dz = c.row_sum(entry_dz if c.single else entry_dz * c.entry_share)
     # Taken off first, so that a class with nearly all the mass is left with a small number, and not
     # two that cancel.
-    middle = c.total(_column_products(c.E, dz).double() / c.mass).to(dz.dtype)
+    middle = c.total(column_products(c.E, dz).double() / c.mass).to(dz.dtype)
     dz.sub_(middle)
-    rest = c.total(_column_products(c.E, dz).double() / c.mass)
-    mean = middle.double() + rest - target_dz
-    slope, bend = (
-        _slope(loss, c),
-        torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p),
-    )
-    scale, q = c.p / c.mass, 1.0 - c.p
-    factor = (slope * scale).to(dz.dtype)
-    shift = (scale * ((slope * q + bend) * mean - slope * rest)).to(dz.dtype)
-    c.E.mul_(dz.mul_(factor).add_(shift))
-    inner = (slope * q)[c.entry_row] * c.entry_share * (entry_dz - target_dz[c.entry_row])
-    return inner - ((slope * q + bend) * c.p * mean)[c.entry_row] * c.entry_share
+    rest = c.total(column_products(c.E, dz).double() / c.mass)
+    rows = RowChange.of(loss, c, middle.double() + rest - target_dz, rest)
+    c.E.mul_(dz.mul_(rows.factor.to(dz.dtype)).add_(rows.shift.to(dz.dtype)))
+    return rows.apart(c, entry_dz, target_dz) - rows.pull[c.entry_row] * c.entry_share
 
 
-def _column_products(A: Tensor, B: Tensor) -> Tensor:
+class RowChange(NamedTuple):
+    """dG of the rows of a chunk, float64: E (factor dz + shift) off target, ``pull`` in all; minus
+    that at the targets, by their shares, and ``held`` times what their own changes differ by.
+    """
+
+    factor: Tensor
+    shift: Tensor
+    pull: Tensor
+    held: Tensor
+
+    @classmethod
+    def of(cls, loss: SoftmaxLoss, c: Chunk, mean: Tensor, rest: Tensor) -> RowChange:
+        """``mean``: of dz under E/s', less the targets' mean change; ``rest``: the same of dz as
+        it will be multiplied.
+        """
+        slope, bend = (
+            _slope(loss, c),
+            torch.zeros_like(c.p) if loss.multi_label else c.row_weight * loss.bend(c.l, c.p),
+        )
+        scale, q = c.p / c.mass, 1.0 - c.p
+        shift = scale * ((slope * q + bend) * mean - slope * rest)
+        return cls(slope * scale, shift, (slope * q + bend) * c.p * mean, slope * q)
+
+    def apart(self, c: Chunk, entry_dz: Tensor, target_dz: Tensor) -> Tensor:
+        """What the target entries of a row differ by; its sum is zero."""
+        return self.held[c.entry_row] * c.entry_share * (entry_dz - target_dz[c.entry_row])
+
+
+def column_products(A: Tensor, B: Tensor) -> Tensor:
     """Inner products of the columns of A and B, by blocks of rows that bound the memory of the
     elementwise product.
     """

@@ -51,7 +51,7 @@ from ufm_fast.backends.base import (
     in_sums_dtype,
 )
 from ufm_fast.backends.exchange import Exchange
-from ufm_fast.backends.logit_gradient import ChunkGradient, add_change
+from ufm_fast.backends.logit_gradient import ChunkGradient
 from ufm_fast.backends.sharded_sweep import (
     ShardedSweep,
     Sums,
@@ -92,17 +92,15 @@ _SWEEPS: dict[str, Callable[[], type[ShardedSweep]]] = {
 
 
 class ShardedSoftmaxHead:
-    """Every softmax loss, by chunks of rows that go round. ``first_order``: the sweeps of all but
-    Hessian products.
-    """
+    """Every softmax loss, by chunks of rows that go round. ``kind``: of the sweeps."""
 
     def __init__(
         self,
         mesh: Mesh,
         chunk: int | None = None,
-        first_order: type[ShardedSweep] = ShardedSweep,
+        kind: type[ShardedSweep] = ShardedSweep,
     ) -> None:
-        self.mesh, self.chunk, self.first_order = mesh, chunk, first_order
+        self.mesh, self.chunk, self.kind = mesh, chunk, kind
         self.heights: dict[tuple[object, ...], int] = {}
 
     def value_and_grad(
@@ -134,17 +132,10 @@ class ShardedSoftmaxHead:
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         out = out.cleared()
         sweep, sums = self.sweep(x, 2), Sums.of(self.mesh, x, out)
-        W, dW = sweep.W, sweep.group(v.weight)
-        db = None if v.bias is None else sweep.group(v.bias)
-        change = torch.empty(sweep.buffer.shape, dtype=W.dtype, device=W.device)
+        along = sweep.along(v)
         for part, c, (h, dh) in sweep.chunks(x.features, v.features):
-            dz = torch.mm(W, dh.T, out=change)
-            dz.addmm_(dW, h.T)
-            if db is not None:
-                dz.add_(db[:, None])
             forward = sums.forward(h)
-            _add_products(sweep.with_tilt(c), dW, forward, dh, sums.weight)
-            add_change(sweep.loss, c, W, dz, Gradients(forward, sums.weight, sums.bias))
+            along.add(c, dh, Gradients(forward, sums.weight, sums.bias))
             sums.send(forward, part)
         sums.settle()
 
@@ -159,27 +150,26 @@ class ShardedSoftmaxHead:
     def plan(self, shape: HeadShape) -> HeadPlan:
         C, S = self.mesh.shape
         here = replace(shape, rows=share(shape.rows, S), classes=share(shape.classes, C))
-        return self.first_order.plan(here, self.chunk)
+        return self.kind.plan(here, self.chunk)
 
     def sweep(self, x: HeadInput, buffers: int = 1) -> ShardedSweep:
         """The chunks of an input, and what is known before the first of them. A Hessian product
         has two buffers.
         """
         layout, dtype = layout_of(x), compute_dtype(x.weight.dtype)
-        kind = self.first_order if buffers == 1 else ShardedSweep
-        height = self._height(x, layout, buffers, kind)
+        height = self._height(x, layout, buffers)
         W = gathered_classes(layout, x.weight.to(dtype))
         bias = None if x.bias is None else gathered_classes(layout, x.bias.double())
-        return kind(x, layout, W, bias, height)
+        return self.kind(x, layout, W, bias, height)
 
-    def _height(self, x: HeadInput, layout: Layout, buffers: int, kind: type[ShardedSweep]) -> int:
+    def _height(self, x: HeadInput, layout: Layout, buffers: int) -> int:
         """Rows of a rank in a chunk: what suits the rank with the least memory, on all of them."""
         C, S = self.mesh.shape
         key = layout.classes, layout.rows, x.weight.dtype, buffers
         if key not in self.heights:
             rows, classes = C * layout.row_height, max(1, S * layout.class_height)
             shared = buffers * self.mesh.neighbours
-            most = self.chunk or kind.rows_of_chunk(x, rows, classes, shared)
+            most = self.chunk or self.kind.rows_of_chunk(x, rows, classes, shared)
             number = share(layout.row_height, max(1, int(self.mesh.least(most)) // C))
             self.heights[key] = share(layout.row_height, number)
         return self.heights[key]

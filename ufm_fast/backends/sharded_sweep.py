@@ -24,6 +24,7 @@ from ufm_fast.backends.base import (
 from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exponentials import Exponentials, exponentials, target_logits
 from ufm_fast.backends.logit_gradient import ChunkGradient, centred
+from ufm_fast.backends.sharded_hessian import Direction
 from ufm_fast.backends.sharded_weighted import TiltedGradient, tilts
 from ufm_fast.backends.sums import class_totals
 from ufm_fast.backends.sweep import Chunk, Entries, Sweep, Told, finished
@@ -172,6 +173,11 @@ class ShardedSweep(Sweep):
         )
         self.first = layout.group_classes().start
 
+    @property
+    def tops(self) -> bool:
+        """Whether the largest logits off target are asked for."""
+        return self.statistics
+
     @staticmethod
     def rows_of_chunk(x: HeadInput, rows: int, classes: int, buffers: int) -> int:
         """Rows of a chunk that suit this rank; ``buffers``: how many of its size the ranks of this
@@ -216,6 +222,10 @@ class ShardedSweep(Sweep):
 
     def _tilted(self, tilt: Tilt, h: Tensor) -> Tensor:
         return tilt.values(h, self.W, self.bias)
+
+    def along(self, v: HeadInput) -> Direction:
+        """What chunks add to the Hessian product along ``v``."""
+        return Direction(self, v)
 
     def spends(self, out: Gradients) -> bool:
         """Whether the gradient takes the place of its exponentials (`tiled.spends`)."""
@@ -321,9 +331,8 @@ class ShardedSweep(Sweep):
             total, level = _by_the_largest(axis, mass, offset)
         if tilts and x.margin is not None:
             tilts = [tilts[0] - x.margin * (1.0 - 1.0 / self.layout.classes)]
-        top = (
-            None if top is None else axis.most_(top.clone(), "row sums")
-        )  # it may be the offset itself
+        others = entries.of_rows(total.log() + level)
+        rounded, top = self._compared(z, rounded, others, top, entries)
         return Told(
             z,
             rounded,
@@ -334,16 +343,28 @@ class ShardedSweep(Sweep):
             top,
         ), offset
 
+    def _compared(
+        self, z: Tensor, rounded: Tensor, others: Tensor, top: Tensor | None, entries: Entries
+    ) -> tuple[Tensor, Tensor | None]:
+        """The targets' logits as products round them, and with statistics the largest logit off
+        target of each row, over all ranks. ``others``: log-sums of the exponentials off target, of
+        the rows of the entries; ``top``: the largest here.
+        """
+        if top is None:
+            return rounded, None
+        # A clone: it may be the offset itself.
+        return rounded, self.layout.mesh.classes.most_(top.clone(), "row sums")
+
     def _exponentials(self, h: Tensor, guess: Tensor, mine: Entries, z: Tensor) -> Exponentials:
         """`exponentials.exponentials` of the classes here, also of none. ``z``: the exact logits of
         the entries.
         """
         W, bias = self.W, self.bias
         if W.shape[0] == 0:
-            least = torch.full_like(guess, -math.inf) if self.statistics else None
+            least = torch.full_like(guess, -math.inf) if self.tops else None
             return Exponentials(torch.zeros_like(guess), guess, least, guess.new_zeros(0))
         of_logits = None if bias is None else bias.to(W.dtype)
-        rows, classes, top = mine.rows, mine.classes, self.statistics
+        rows, classes, top = mine.rows, mine.classes, self.tops
         return exponentials(h, W, of_logits, guess, rows, classes, self.buffer, top=top)
 
 

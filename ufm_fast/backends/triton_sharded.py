@@ -1,5 +1,5 @@
-"""A rank's part of the sharded softmax head by the kernels of ufm_kernels: float32 and half
-precision, on CUDA.
+"""A rank's part of the sharded softmax head by the kernels of ufm_kernels: float32 and bfloat16,
+on CUDA.
 
 The kernels make E of a chunk of rows and this place's classes, and multiply it; everything between,
 and all that ranks say to one another, is that of `sharded_sweep`. So a rank may multiply by kernels
@@ -8,9 +8,10 @@ row or where it has no classes. Precisions are those of `triton`, and products o
 rounded are rescaled row by row, each rank's by its own sums: then a row of the gradient sums to
 zero over all ranks.
 
-Hessian products are torch's (`ShardedSweep`): what the kernels' own would tell other ranks between
-its passes is not written. Targets' logits that rounding alone tells from the largest other one are
-made level with it on the rank that has the target's class, not with those of other ranks.
+A target's logit that rounding alone tells from the largest other one is made level with it, as in
+one process. That one may be on another rank, and a largest number can't come with the message of
+sums; so where that message tells that a target of the chunk is not far from the others, one more
+goes round. Near collapse none is. Hessian products are `triton_hessian`.
 """
 
 from __future__ import annotations
@@ -21,32 +22,42 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput, HeadPlan, HeadShape
-from ufm_fast.backends.exponentials import Exponentials
+from ufm_fast.backends.exponentials import Exponentials, near_others
 from ufm_fast.backends.logit_gradient import ChunkGradient
+from ufm_fast.backends.sharded_hessian import Direction
 from ufm_fast.backends.sharded_sweep import ShardedSweep
 from ufm_fast.backends.sweep import Chunk, Entries
+from ufm_fast.backends.triton_hessian import KernelDirection
 from ufm_fast.backends.triton_labels import MAX_TARGETS
 from ufm_fast.backends.triton_memory import SOFTMAX_MODE, planned_rows, softmax_plan
 from ufm_fast.errors import InputError
 from ufm_kernels.head_parts import add_weight, band_of, who_multiplies
 from ufm_kernels.library import library_product
 from ufm_kernels.off_target import off_target
-from ufm_kernels.operands import empty_chunk, mode_named, operand, product_operand
+from ufm_kernels.operands import (
+    empty_chunk,
+    mode_named,
+    operand,
+    operand_width,
+    product_operand,
+)
 from ufm_kernels.products import add_product, add_weighted_sums
 
+#: The precisions of the dtypes that a problem may have.
+_MODES = {dtype: SOFTMAX_MODE[dtype] for dtype in (torch.float32, torch.bfloat16)}
 #: Sums of exponentials beyond which a row takes its largest logit as the offset.
 _SAFE = 2.0**40
 
 
 def mode_of(dtype: torch.dtype) -> str:
     """The precision of a head of that dtype. Errors: InputError where the kernels have none."""
-    if dtype not in SOFTMAX_MODE:
+    if dtype not in _MODES:
         name = str(dtype).removeprefix("torch.")
         raise InputError(
             f"backend sharded-triton has no {name} kernels; use backend sharded-tiled for {name}, "
             f"or dtype float32"
         )
-    return SOFTMAX_MODE[dtype]
+    return _MODES[dtype]
 
 
 class KernelSweep(ShardedSweep):
@@ -69,10 +80,10 @@ class KernelSweep(ShardedSweep):
     def _empty(self, rows: int) -> Tensor:
         self.name = mode_of(self.x.weight.dtype)
         self.mode = mode_named(self.name)
-        self._right: tuple[Tensor, Tensor, bool] | None = None
+        self._rights: list[tuple[Tensor, Tensor, bool]] = []
         if not len(self.W):
             return self.W.new_empty(0, rows)
-        self._operand = operand(self.W, self.mode.logits, self.mode.passes)
+        self.operand = operand(self.W, self.mode.logits, self.mode.passes)
         self._offsets = None if self.bias is None else self.bias.float().contiguous()
         return empty_chunk(rows, len(self.W), self.mode, self.W.device)
 
@@ -81,16 +92,32 @@ class KernelSweep(ShardedSweep):
         self.kernels = labels is not None
         if labels is None:
             return self._by_torch(h, guess, mine, z)
-        H, offset = operand(h, self.mode.logits, self.mode.passes), guess.float()
+        self.rows_operand = H = operand(h, self.mode.logits, self.mode.passes)
+        offset = guess.float()
         mass, kept, top = self._swept(H, offset, labels)
         hostile = (~((mass < _SAFE) & (mass > 1 / _SAFE))) & (top > -torch.inf)
         if bool(hostile.any()):
             offset = torch.where(hostile, top.float(), offset)
             mass, kept, top = self._swept(H, offset, labels)
         self.rescale = torch.where(kept > 0, mass / kept.where(kept > 0, 1.0), 1.0).float()
-        others, band = top[mine.rows], band_of(H, self.mode)
-        rounded = torch.where((z - others).abs() <= band * z.abs(), others, z)
-        return Exponentials(mass, offset.double(), top if self.statistics else None, rounded)
+        return Exponentials(mass, offset.double(), top, z)
+
+    @property
+    def tops(self) -> bool:
+        return True
+
+    def _compared(
+        self, z: Tensor, rounded: Tensor, others: Tensor, top: Tensor | None, entries: Entries
+    ) -> tuple[Tensor, Tensor | None]:
+        # Of all ranks' numbers, so the same on each.
+        if not (self.statistics or bool(near_others(z, others).any())):
+            return rounded, None
+        _, top = super()._compared(z, rounded, others, top, entries)
+        assert top is not None
+        width = operand_width(self.x.features.shape[1], self.mode.logits, self.mode.passes)
+        largest, band = entries.of_rows(top), band_of(width, self.mode)
+        level = z.isfinite() & ((z - largest).abs() <= band * z.abs())
+        return torch.where(level, largest, rounded), top if self.statistics else None
 
     def _by_torch(self, h: Tensor, guess: Tensor, mine: Entries, z: Tensor) -> Exponentials:
         """The same into a buffer of torch's, for this chunk."""
@@ -106,7 +133,7 @@ class KernelSweep(ShardedSweep):
         """
         statistics = off_target(
             H,
-            self._operand,
+            self.operand,
             self._offsets,
             offset,
             labels,
@@ -118,30 +145,39 @@ class KernelSweep(ShardedSweep):
         return mass, kept, statistics[2].amax(0).double()
 
     def gradient(self, c: Chunk) -> ChunkGradient:
-        if self.kernels:
-            return _KernelGradient(self, c)
+        return self.kernel_gradient(c) if self.kernels else self.torch_gradient(c)
+
+    def kernel_gradient(self, c: Chunk) -> KernelGradient:
+        return KernelGradient(self, c)
+
+    def torch_gradient(self, c: Chunk) -> ChunkGradient:
         c.E = self.by_torch
         return super().gradient(c)
+
+    def along(self, v: HeadInput) -> Direction:
+        return KernelDirection(self, v)
 
     def spends(self, out: Gradients) -> bool:
         return False
 
     def right_of(self, right: Tensor, who: str) -> tuple[Tensor, bool]:
         """A matrix (K, c) as the second factor of a product with E, and whether it lies that way;
-        the last one is remembered.
+        the last two are remembered.
         """
-        if self._right is None or self._right[0] is not right:
-            mode, library = self.mode, who == "library"
-            prepared = (
-                (operand(right, mode.products, mode.passes), True)
-                if library
-                else product_operand(right, mode)
-            )
-            self._right = (right, *prepared)
-        return self._right[1:]
+        for matrix, prepared, down in self._rights:
+            if matrix is right:
+                return prepared, down
+        mode = self.mode
+        prepared, down = (
+            (operand(right, mode.products, mode.passes), True)
+            if who == "library"
+            else product_operand(right, mode)
+        )
+        self._rights = [*self._rights[-1:], (right, prepared, down)]
+        return prepared, down
 
 
-class _KernelGradient(ChunkGradient):
+class KernelGradient(ChunkGradient):
     """The gradient in the logits of a chunk whose E is as the kernels store it, (rows, halves x
     width).
     """
@@ -159,15 +195,23 @@ class _KernelGradient(ChunkGradient):
         self.add_entry_sums(out)
 
     def add_times(self, right: Tensor, out: Tensor, *, fresh: bool = False) -> None:
-        E, classes, passes = self.chunk.E, len(right), self.mode.passes
         if fresh:
             out.zero_()
+        self.add_scaled(self.exponentials_times(right), right, out)
+
+    def exponentials_times(self, right: Tensor) -> Tensor:
+        """E right, for what stands in E."""
+        E, classes, mode = self.chunk.E, len(right), self.mode
         V, down = self.sweep.right_of(right, self.who[0])
         if self.who[0] == "library":
-            product = library_product(E[:, :classes], V[:, : right.shape[1]])
-            out.addcmul_(product, self.of_rows[:, None])
-        else:
-            add_product(out, E, V, passes=passes, depth=classes, down=down, factor=self.of_rows)
+            return library_product(E[:, :classes], V[:, : right.shape[1]])
+        product = torch.zeros(len(E), right.shape[1], device=E.device)
+        add_product(product, E, V, passes=mode.passes, depth=classes, down=down)
+        return product
+
+    def add_scaled(self, product: Tensor, right: Tensor, out: Tensor) -> None:
+        """out += G right, from ``product`` = E right."""
+        out.addcmul_(product, self.of_rows[:, None])
         self.add_entry_times(right, out)
         self.add_even_times(right, out)
 
