@@ -12,7 +12,8 @@ import pytest
 from ufm_fast import calibration
 from ufm_fast.calibration import Terms, rates_of, seconds
 from ufm_fast.objective import Objective
-from ufm_fast.plan import make_plan, terms_of
+from ufm_fast.plan import make_plan
+from ufm_fast.plan.work import terms_of
 from ufm_fast.problem import Problem
 from ufm_fast.solvers.curvature import curvature_of
 

@@ -23,8 +23,7 @@ _FLOORS = (
     "starts theory measure",
     "solvers functional groups",
     "nn solving verdicts landscape",
-    "benchmark calibration runs presets plots curves plan plan_notes doctor tensorboard continual "
-    "networks",
+    "benchmark calibration runs presets plots curves plan doctor tensorboard continual networks",
     "reproduce studies",
     "cli __main__",
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ufm_fast import plan as planning
 from ufm_fast.backends.cost import what_moves
 from ufm_fast.errors import InputError
-from ufm_fast.plan import make_plan, matmul_rate
-from ufm_fast.plan_notes import readable
+from ufm_fast.plan import make as planning
+from ufm_fast.plan import make_plan
+from ufm_fast.plan.notes import readable
+from ufm_fast.plan.work import matmul_rate
 from ufm_fast.problem import Problem
 from ufm_fast.solving import METHODS
 

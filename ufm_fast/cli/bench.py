@@ -81,7 +81,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def cell(name: str, value: Any) -> str:
     """A value of that column in words."""
-    from ufm_fast.plan_notes import readable
+    from ufm_fast.plan.notes import readable
 
     if value is None or isinstance(value, str):
         return value or ""

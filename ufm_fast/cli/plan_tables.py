@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def group_plan_table(plan: GroupPlan) -> Table:
     """The table of ``ufm-fast plan`` for a solve on groups."""
-    from ufm_fast.plan_notes import readable
+    from ufm_fast.plan.notes import readable
 
     table = Table(title="solved on groups of equal counts", title_justify="left", show_header=False)
     for name, text in (
@@ -31,7 +31,7 @@ def group_plan_table(plan: GroupPlan) -> Table:
 
 
 def _layer_sizes(plan: Plan) -> Iterator[tuple[str, str]]:
-    from ufm_fast.plan_notes import readable
+    from ufm_fast.plan.notes import readable
 
     if len(plan.widths) > 1:
         yield "widths", ", ".join(map("{:,}".format, plan.widths))
@@ -43,7 +43,7 @@ def _layer_sizes(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """The tables of ``ufm-fast plan``."""
-    from ufm_fast.plan_notes import readable
+    from ufm_fast.plan.notes import readable
 
     sizes = Table(title="problem", title_justify="left", show_header=False)
     for name, text in (

@@ -188,7 +188,7 @@ def _short(text: str, most: int) -> str:
 
 def _print_cells(cells: list[Cell], *, json: bool) -> None:
     """A row a cell: what it will take."""
-    from ufm_fast.plan_notes import readable
+    from ufm_fast.plan.notes import readable
 
     rows: list[dict[str, Any]] = []
     for cell in cells:
