@@ -26,7 +26,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ufm_fast", "ufm_fast.*"]) + find_packages("kernels"),
     package_dir={"ufm_kernels": "kernels/ufm_kernels"},
-    package_data={"ufm_fast": ["py.typed", "studies/ready/*.toml"], "ufm_kernels": ["py.typed"]},
+    package_data={
+        "ufm_fast": ["py.typed", "presets.toml", "studies/ready/*.toml"],
+        "ufm_kernels": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import math
 import os
 import platform
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -176,6 +178,12 @@ def read_text(path: Path, name: str, errors: str = "strict") -> str:
         raise InputError(
             f"{name}: {path} is missing, truncated or not text ({first_line(error)})"
         ) from error
+
+
+def toml_of(text: str) -> dict[str, Any]:
+    """The content of TOML. Errors: ValueError or RecursionError."""
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    return dict(toml.loads(text))
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ufm_fast.arguments import number
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.presets import get_preset
-from ufm_fast.runs.files import config_hash
+from ufm_fast.runs.files import config_hash, toml_of
 from ufm_fast.runs.options import SETTINGS, taken_by
 
 if TYPE_CHECKING:
@@ -110,9 +108,8 @@ def lay_over(config: Config, layer: Mapping[str, Any]) -> None:
 
 def read_toml(path: Path) -> Config:
     """Settings of a TOML file, keys as the flags are named, with dashes or underscores."""
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        content = toml.loads(path.read_text(encoding="utf-8"))
+        content = toml_of(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"config: can't read {path} ({error.strerror}); give a TOML file"

@@ -19,10 +19,8 @@ none may look like a setting.
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +28,7 @@ from typing import Any
 
 from ufm_fast.arguments import number, whole
 from ufm_fast.errors import InputError
-from ufm_fast.runs.files import read_text
+from ufm_fast.runs.files import read_text, toml_of
 from ufm_fast.runs.options import SETTINGS
 from ufm_fast.runs.settings import typed
 from ufm_fast.studies.expressions import SYMBOLS
@@ -95,9 +93,8 @@ def read_study(path: Path) -> Study:
 
 def parse(text: str, where: str) -> Content:
     """TOML. Errors: InputError."""
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        return dict(toml.loads(text))
+        return toml_of(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"study: {where} is not valid TOML ({error})") from error
 
