@@ -1,8 +1,8 @@
-"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER DEVICE`` is one
-of two.
+"""What a rank does in the tests of DTensors: ``python dtensor_worker.py RANK FOLDER DEVICE RANKS``.
 
-One start serves all tests. Each rank writes RANK.json: for each check its name, an error and what
-is allowed.
+One start serves all tests: all ranks together, then the first two, and meanwhile the last alone.
+Each writes RANK-NUMBER.json for the number of ranks together: for each check its name, an error and
+what is allowed.
 """
 
 from __future__ import annotations
@@ -17,35 +17,31 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from dtensor_options import (
+    Check,
+    buffers,
+    numbers,
+    options,
+    relative,
+    second_derivatives,
+    spread,
+    whole,
+    whole_only,
+)
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
+from ufm_fast.adjustments import Adjustment
 from ufm_fast.errors import InputError
 from ufm_fast.functional import distributed, linear_cross_entropy
 from ufm_fast.nn import LinearCrossEntropyLoss
 
-Check = tuple[str, float, float]
 #: (N, K, d): blocks of one height, ragged ones of both, and a rank without rows.
 SHAPES = ((6, 4, 3), (7, 5, 3), (1, 3, 2))
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach(), expected.detach()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def spread(mesh: DeviceMesh, x: Tensor) -> DTensor:
-    return distribute_tensor(x.detach(), mesh, [Shard(0)], src_data_rank=None).requires_grad_(
-        x.requires_grad
-    )
 
 
 def values(mesh: DeviceMesh) -> Iterator[Check]:
@@ -88,11 +84,7 @@ def values(mesh: DeviceMesh) -> Iterator[Check]:
             )
             yield f"{name} value", relative(many.full_tensor(), one), 1e-12
             for x, part in zip(tensors, parts, strict=True):
-                gradient = part.grad
-                if isinstance(gradient, DTensor):
-                    gradient = gradient.full_tensor()
-                else:
-                    dist.all_reduce(gradient)
+                gradient = whole(mesh, part.grad)
                 yield f"{name} gradient {tuple(x.shape)}", relative(gradient, x.grad), 1e-12
 
 
@@ -112,8 +104,7 @@ def weights(mesh: DeviceMesh) -> Iterator[Check]:
             one_h, one_w, target, weight=by_class, sample_weight=by_sample, **given
         )
         (one @ upstream if reduction == "none" else one).backward()
-        kinds = (False,) if smoothing and by_class is not None else (True, False)
-        for sharded in kinds:
+        for sharded in (True, False):
             name = f"weights {reduction} {by_class} {by_sample} {divisor} {smoothing} {sharded}"
             x = spread(mesh, H.clone().requires_grad_())
             classifier = W.detach().clone().requires_grad_()
@@ -124,12 +115,7 @@ def weights(mesh: DeviceMesh) -> Iterator[Check]:
             )
             (many * spread(mesh, upstream) if reduction == "none" else many).sum().backward()
             yield f"{name} value", relative(many.full_tensor(), one), 1e-12
-            gradient = classifier.grad
-            if isinstance(gradient, DTensor):
-                gradient = gradient.full_tensor()
-            else:
-                dist.all_reduce(gradient)
-            yield f"{name} weight", relative(gradient, one_w.grad), 1e-12
+            yield f"{name} weight", relative(whole(mesh, classifier.grad), one_w.grad), 1e-12
             yield f"{name} features", relative(x.grad.full_tensor(), one_h.grad), 1e-12
 
 
@@ -161,28 +147,6 @@ def edges(mesh: DeviceMesh) -> Iterator[Check]:
     yield "redistributed", relative(found.full_tensor(), linear_cross_entropy(H, W, target)), 1e-12
 
 
-def second_derivatives(mesh: DeviceMesh) -> Iterator[Check]:
-    """Of a whole classifier, as of one process; `refusals` has those by class."""
-    H, W, v, target = (
-        numbers(5, 3).requires_grad_(),
-        numbers(4, 3).requires_grad_(),
-        numbers(5, 3),
-        torch.arange(5) % 4,
-    )
-    x, weight = spread(mesh, H), W.detach().clone().requires_grad_()
-    for features, classifier, labels, along in (
-        (H, W, target, v),
-        (x, weight, spread(mesh, target), spread(mesh, v)),
-    ):
-        (slope,) = torch.autograd.grad(
-            linear_cross_entropy(features, classifier, labels), features, create_graph=True
-        )
-        torch.autograd.backward((slope * along).sum())
-    dist.all_reduce(weight.grad)
-    yield "second derivative in the features", relative(x.grad.full_tensor(), H.grad), 1e-12
-    yield "second derivative in the weight", relative(weight.grad, W.grad), 1e-12
-
-
 def refusals(mesh: DeviceMesh) -> Iterator[Check]:
     """Each is refused on both ranks, and none of them waits for the other."""
     rank = mesh.get_local_rank()
@@ -211,19 +175,30 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
         "linear_weight must have placements": call(weight=W.redistribute(placements=[Replicate()])),
         "linear_bias must be a DTensor": call(linear_bias=whole[:, 0]),
         "target must have placements": call(labels=target.redistribute(placements=[Replicate()])),
-        "weight does not go with label_smoothing": lambda: linear_cross_entropy(
-            H, W, target, weight=whole[:, 0].abs(), label_smoothing=0.1
-        ),
         "weight must be a plain tensor": lambda: linear_cross_entropy(
             H, W, target, weight=spread(mesh, whole[:, 0])
         ),
-        "softcap does not go with DTensors": call(softcap=3.0),
+        "weight differs": lambda: linear_cross_entropy(
+            H, W, target, weight=whole[:, 0].abs() + rank
+        ),
+        "logit_scale differs": call(logit_scale=1.0 + rank),
+        "logit_scale must have placements": call(logit_scale=spread(mesh, whole[0])),
+        "softcap differs": call(softcap=(3.0, None)[rank]),
+        "adjustment differs": call(adjustment=Adjustment(offset=whole[:, 0] + rank)),
+        "adjustment goes with class indices": call(
+            adjustment=Adjustment(margin=whole[:, 0]), softcap=3.0
+        ),
+        "main_grad differs": call(main_grad=((W.detach(), None)[rank], None)),
+        "main_grad must be a DTensor": call(main_grad=(whole, None)),
+        "main_grad of linear_weight must be a plain tensor": call(
+            weight=whole, main_grad=(W, None)
+        ),
+        "options must be None": call(options=3),
         "divisor differs": call(divisor=3.0 + rank),
         "sample_weight must have placements": call(
             sample_weight=spread(mesh, whole[:, 0]).redistribute(placements=[Replicate()])
         ),
         "target must hold class indices": call(labels=mine.double()),
-        "label_smoothing must be less than 1": call(label_smoothing=1.0),
         "reduction must be one of": call(reduction="max"),
         "target must have shape": call(labels=torch.arange(6)),
         "rows of input differs": call(
@@ -247,12 +222,13 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
     x = H.detach().requires_grad_()
     for reduction in ("mean", "none"):
         value = linear_cross_entropy(x, W, target, reduction=reduction).sum()
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
         try:
-            torch.autograd.grad(value, x, create_graph=True)
+            torch.autograd.grad(slope.sum(), x, create_graph=True)
             said = "nothing"
         except NotImplementedError as error:
             said = str(error)
-        yield f"second derivatives: {said}", float("second derivatives" not in said), 0.0
+        yield f"third derivatives: {said}", float("third derivatives" not in said), 0.0
 
 
 def messages(mesh: DeviceMesh) -> Iterator[Check]:
@@ -273,7 +249,7 @@ def messages(mesh: DeviceMesh) -> Iterator[Check]:
         module.load_state_dict(head.state_dict())
     parallelize_module(by_class, mesh, {"linear": ColwiseParallel()})
     fully_shard(wrapped, mesh=mesh, reshard_after_forward=False).set_gradient_divide_factor(1.0)
-    traffic = distributed._head(mesh.get_group(), 2, mesh.get_local_rank(), H.device).mesh.traffic
+    traffic = distributed._mesh(mesh.get_group(), 2, mesh.get_local_rank(), H.device).traffic
     traffic.clear()
     by_class(H, target).backward()
     yield "features go round once each way", abs(traffic["features"] - 2 * (N // 2) * d * 8), 0.0
@@ -304,22 +280,30 @@ def example(mesh: DeviceMesh) -> Iterator[Check]:
     yield f"example {first} {second}", relative(torch.tensor(second), torch.tensor(first)), 1e-4
 
 
+OF_ANY = (options, buffers, second_derivatives)
+OF_TWO = (values, weights, whole_only, edges, refusals, messages, example)
+
+
 def main() -> None:
-    rank, folder, device = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    rank, folder, device, ranks = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
     torch.set_default_device(device if device == "cpu" else f"{device}:{rank}")
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl",
         init_method=f"file://{folder}/meeting",
         rank=rank,
-        world_size=2,
+        world_size=ranks,
         timeout=timedelta(seconds=60),
     )
-    mesh, checks = init_device_mesh(device, (2,)), []
-    for checked in (values, weights, edges, second_derivatives, refusals, messages, example):
-        torch.manual_seed(0)
-        checks += list(checked(mesh))
-    (folder / f"{rank}.json").write_text(json.dumps(checks))
+    together = [list(range(ranks)), *([[0, 1], [2]] if ranks > 2 else [])]
+    meshes = [DeviceMesh(device, members) for members in together]
+    for members, mesh in zip(together, meshes, strict=True):
+        if rank in members:
+            checks: list[Check] = []
+            for checked in OF_ANY + OF_TWO if len(members) == 2 else OF_ANY:
+                torch.manual_seed(0)
+                checks += list(checked(mesh))
+            (folder / f"{rank}-{len(members)}.json").write_text(json.dumps(checks))
     dist.destroy_process_group()
 
 

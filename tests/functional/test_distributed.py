@@ -1,4 +1,4 @@
-"""The drop-in loss of DTensors: what `dtensor_worker` checked on two gloo processes, and what a
+"""The drop-in loss of DTensors: what `dtensor_worker` checked on gloo processes, and what a
 plain call does not import.
 """
 
@@ -14,16 +14,25 @@ import torch
 from ranks import run_ranks
 
 
-def _check_two_ranks(folder: Path, device: str) -> None:
-    run_ranks("dtensor_worker.py", 2, folder, device)
-    for rank in range(2):
-        checked = json.loads((folder / f"{rank}.json").read_text())
+def _check(folder: Path, number: int) -> None:
+    files = sorted(folder.glob(f"*-{number}.json"))
+    assert len(files) == number
+    for file in files:
+        checked = json.loads(file.read_text())
         assert len(checked) > 500
         assert not [found for found in checked if not found[1] <= found[2]]
 
 
-def test_dtensors_give_what_one_process_does(tmp_path: Path) -> None:
-    _check_two_ranks(tmp_path, "cpu")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks("dtensor_worker.py", 3, folder, "cpu", "3")
+    return folder
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_dtensors_give_what_one_process_does(number: int, folder: Path) -> None:
+    _check(folder, number)
 
 
 @pytest.mark.gpu
@@ -31,7 +40,8 @@ def test_dtensors_give_what_one_process_does(tmp_path: Path) -> None:
     torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device"
 )
 def test_dtensors_on_gpus_give_what_one_process_does(tmp_path: Path) -> None:
-    _check_two_ranks(tmp_path, "cuda")
+    run_ranks("dtensor_worker.py", 2, tmp_path, "cuda", "2")
+    _check(tmp_path, 2)
 
 
 def test_a_plain_call_does_not_import_what_dtensors_need() -> None:

@@ -9,6 +9,10 @@ row with target y is torch's
 Both parts add into the same buffers, so that a gradient in half precision is rounded once, where
 the parts have cancelled. With an infinite weight every row loses infinitely, as in torch, and no
 gradient is a number.
+
+Rows and classes may be spread over ranks (an input with a layout, a backend of the ranks): a rank
+asks the others for the rows of W that are its rows' targets, and sends back their sums
+(`exchange`). The class weights are those of all classes.
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ from ufm_fast.backends.base import (
     LogitGradient,
     weighed,
 )
-from ufm_fast.backends.gram import row_blocks
-from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
+from ufm_fast.backends.exchange import Exchange
+from ufm_fast.backends.gram import Home, row_blocks
+from ufm_fast.backends.sums import weighted_sum
 
 
 class ClassWeighted:
@@ -43,7 +48,12 @@ class ClassWeighted:
 
     @property
     def _share(self) -> Tensor:
+        """t, of all classes."""
         return self.smoothing / self.weight.numel() * self.weight
+
+    def _here(self, x: HeadInput) -> Tensor:
+        """t of the classes here."""
+        return self._share if x.layout is None else self._share[x.layout.class_part]
 
     def _factor(self, x: HeadInput) -> Tensor:
         """What multiplies the cross-entropy of each row."""
@@ -55,22 +65,22 @@ class ClassWeighted:
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         result = self.backend.head(self._plain(x), out, statistics=statistics)
+        home = _home(x)
         self._add(out, x.features, x.weight, x)
         if out.bias is not None:
-            o = x.row_weight.double()
-            pull = class_totals(self.weight.numel(), x.targets.indices, o) * self._share.sum()
-            out.bias.add_(pull - self._share * o.sum())
-        return HeadResult(
-            self._or_infinite(result.value + weighed(x.row_weight, self._tilt(x)), x),
-            result.statistics,
-        )
+            o, share = x.row_weight.double(), self._here(x)
+            pull = home.totals(share.numel(), o) * self._share.sum()
+            out.bias.add_(pull - share * home.total(o.sum()))
+        tilt = home.total(weighed(x.row_weight, self._tilt(x)))
+        return HeadResult(self._or_infinite(result.value + tilt, x), result.statistics)
 
     def _or_infinite(self, value: Tensor, x: HeadInput) -> Tensor:
         """The data term; of an infinite weight infinity times the weight of all rows, where finite
         parts are NaN.
         """
         level = self._share.sum()
-        return torch.where(level.isinf(), level * x.row_weight.double().sum(), value)
+        total = _home(x).total(x.row_weight.double().sum())
+        return torch.where(level.isinf(), level * total, value)
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
         self.backend.head_hvp(self._plain(x), v, out)
@@ -94,35 +104,45 @@ class ClassWeighted:
         """The logit gradient G of the term of rank one: adds G weight for the rows, and G' features
         for the classes.
         """
-        y, o, share = x.targets.indices, x.row_weight.double(), self._share
-        level = share.sum()
+        home, o, share = _home(x), x.row_weight.double(), self._here(x)
+        level = self._share.sum()
         if out.features is not None and weight is not None:
-            middle = weighted_sum(weight, share)
-            for part in row_blocks(len(y)):
-                pull = level * weight.index_select(0, y[part]).double() - middle
+            middle, of_targets = home.total(weighted_sum(weight, share)), home.rows(weight)
+            for part in row_blocks(o.numel()):
+                pull = level * of_targets(part).double() - middle
                 out.features[part].add_(o[part, None] * pull)
         if out.weight is not None and features is not None:
-            for part in row_blocks(len(y)):
-                add_class_sums(out.weight, y[part], features[part], level * o[part])
-            out.weight.sub_(torch.outer(share, weighted_sum(features, o)))
+            for part in row_blocks(o.numel()):
+                home.add(out.weight, part, features[part], level * o[part])
+            home.settle(out.weight)
+            out.weight.sub_(torch.outer(share, home.total(weighted_sum(features, o))))
 
     def _tilt(self, x: HeadInput) -> Tensor:
         """|t| z_y - <t, z> of each row, float64: the target's row of W less the weighted mean of
         all.
         """
-        y, share = x.targets.indices, self._share
-        level, middle, tilt = share.sum(), weighted_sum(x.weight, share), []
-        for part in row_blocks(len(y)):
-            pull = level * x.weight.index_select(0, y[part]).double() - middle
+        home, share, tilt = _home(x), self._here(x), []
+        level, middle = self._share.sum(), home.total(weighted_sum(x.weight, share))
+        of_targets = home.rows(x.weight)
+        for part in row_blocks(x.row_weight.numel()):
+            pull = level * of_targets(part).double() - middle
             tilt.append((x.features[part].double() * pull).sum(1))
         total = torch.cat([share[:0], *tilt])
         if x.bias is None:
             return total
         b = x.bias.double()
+        own = home.rows(b)(slice(None))
         # Where the target is impossible (-inf), the loss is infinite already, and must not become
         # nan here.
-        usual, spared = (level * c[y] - share @ c for c in (b, b.masked_fill(b == -torch.inf, 0.0)))
-        return total + torch.where(b[y] == -torch.inf, spared, usual)
+        usual = level * own - home.total(share @ b)
+        possible = b.masked_fill(b == -torch.inf, 0.0)
+        spared = level * own.masked_fill(own == -torch.inf, 0.0) - home.total(share @ possible)
+        return total + torch.where(own == -torch.inf, spared, usual)
+
+
+def _home(x: HeadInput) -> Home:
+    """Where rows and classes are."""
+    return Home(x.targets.indices) if x.layout is None else Exchange.of(x)
 
 
 class _WeightedGradient:

@@ -84,7 +84,7 @@ def exponentials(
     if not size <= _FAR and _far(offset):
         _logits(h, W, bias, 1.0, E)
         rounded = E[columns, rows].double()
-        mass, offset = _from_largest(E, rows, columns)
+        mass, offset = from_largest(E, rows, columns)
         return Exponentials(mass, offset, offset, rounded)
     _logits(h, W, bias, _BITS, E)
     rounded = E[columns, rows].double()
@@ -132,14 +132,14 @@ def _with_hostile(
         entries = torch.nonzero(position[rows] >= 0).reshape(-1)
         place = position[rows[entries]]
         rounded = rounded.index_copy(0, entries, z[columns[entries], place].double())
-        mass[bad], largest = _from_largest(z, place, columns[entries])
+        mass[bad], largest = from_largest(z, place, columns[entries])
         E[:, bad] = z
         offset = offset.index_copy(0, bad, largest)
         top = None if top is None else top.index_copy(0, bad, largest)
     return Exponentials(mass, offset, top, rounded)
 
 
-def _from_largest(z: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def from_largest(z: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Logits in nats become exponentials relative to the largest off target; their sums and those
     largest, float64 (C,).
     """

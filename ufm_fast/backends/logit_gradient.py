@@ -181,7 +181,7 @@ def add_change(loss: SoftmaxLoss, c: Chunk, W: Tensor, dz: Tensor, out: Gradient
     With z~ the change relative to the targets' mean change, dG is weight p (E/s') (dz - z~) off
     target, and the mean of dz under E/s' decides everything.
     """
-    exact = _change(loss, c, dz)
+    exact = changed(loss, c, dz)
     add_products(c, W, out)
     add_entries(c, W, exact, out)
 
@@ -208,8 +208,10 @@ def add_entries(c: Chunk, W: Tensor, exact: Tensor, out: Gradients) -> None:
         out.bias.add_(class_totals(out.bias.shape[0], c.entry_class, exact))
 
 
-def _change(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
-    """E becomes dG off target; returned are its target entries, float64."""
+def changed(loss: SoftmaxLoss, c: Chunk, dz: Tensor) -> Tensor:
+    """E becomes dG off target for a change dz of the logits, which is overwritten; returned are the
+    target entries of dG, float64.
+    """
     entry_dz = dz[c.entry_class, c.entry_row].double()
     target_dz = c.row_sum(entry_dz if c.single else entry_dz * c.entry_share)
     # Taken off first, so that a class with nearly all the mass is left with a small number, and not

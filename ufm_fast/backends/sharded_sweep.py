@@ -227,6 +227,10 @@ class ShardedSweep(Sweep):
         """What chunks add to the Hessian product along ``v``."""
         return Direction(self, v)
 
+    def bent(self, z: Tensor) -> Tensor:
+        """What the loss sees of logits z."""
+        return z
+
     def spends(self, out: Gradients) -> bool:
         """Whether the gradient takes the place of its exponentials (`tiled.spends`)."""
         return spends(self.W, out)
@@ -316,6 +320,7 @@ class ShardedSweep(Sweep):
         if self.bias is not None and self.mean_bias is not None:
             guess, z = guess + self.mean_bias, z + self.bias[mine.classes]
             tilt = None if tilt is None else tilt + (self.bias[mine.classes] - self.mean_bias)
+        guess, z = self.bent(guess), self.bent(z)
         mass, offset, top, rounded = self._exponentials(h, guess, mine, z)
         # One message: a sum of exponentials a row, and two or three numbers a target from the rank
         # that has its class.

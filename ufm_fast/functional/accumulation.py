@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.functional.checks import is_dtensor
 from ufm_fast.functional.registration import operator
 from ufm_fast.functional.rules import value_and_gradients
 
-_TWICE = "second derivatives in a parameter with main_grad are not available; leave main_grad out"
+TWICE = "second derivatives in a parameter with main_grad are not available; leave main_grad out"
 
 
 class MainGrad(NamedTuple):
@@ -47,10 +48,13 @@ def checked_buffers(main_grad: object, weight: Tensor, bias: Tensor | None) -> M
         if (
             like is None
             or not isinstance(buffer, Tensor)
+            or is_dtensor(buffer)
             or buffer.shape != like.shape
             or buffer.device != like.device
         ):
-            raise InputError(f"main_grad of {name} must be a tensor of its shape and on its device")
+            raise InputError(
+                f"main_grad of {name} must be a plain tensor of its shape and on its device"
+            )
         if buffer.dtype != compute_dtype(like.dtype) or buffer.requires_grad:
             raise InputError(
                 f"main_grad of {name} must be {compute_dtype(like.dtype)} and require no gradient "
@@ -83,7 +87,7 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> Any:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise NotImplementedError(_TWICE)
+        raise NotImplementedError(TWICE)
     accumulate(ctx.buffer, ctx.saved_tensors[0], upstream)
     return upstream, None, None, None
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor
 from ufm_fast.adjustments import Adjustment
 from ufm_fast.errors import InputError
 from ufm_fast.functional import checks
-from ufm_fast.functional.accumulation import checked_buffers
-from ufm_fast.functional.labels import checked_labels
+from ufm_fast.functional.cross_entropy import Asked, checked_call
 from ufm_fast.functional.precision import prepared
-from ufm_fast.functional.reductions import of_probabilities, of_rows, over_heads, single_label
+from ufm_fast.functional.reductions import of_rows, single_label
 from ufm_fast.functional.row_weights import Reduction
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
@@ -81,71 +79,39 @@ def linear_cross_entropy(
     and 'sum', one head, and class indices.
 
     On several ranks: DTensors on one device mesh, input and linear_weight (and linear_bias) with
-    ``Shard(0)``, target alike or each rank's labels; the result is a DTensor, and no weight moves.
-    Under FSDP2, in the forward of its module, the weight is plain and whole. Class indices with one
-    head, bias, smoothing, ignore_index, reduction, sample_weight (of each rank's rows), divisor and
-    weight (whole on each rank; by class not with smoothing); a DTensor weight is differentiable
-    once.
+    ``Shard(0)``, target and sample_weight alike or of each rank's rows; the result is a DTensor,
+    and no weight moves. Under FSDP2, in the forward of its module, linear_weight is plain and
+    whole. Every argument is served alike; a DTensor linear_weight has one head and class indices,
+    and main_grad then holds DTensors like it. ``weight`` and ``adjustment`` are whole on each rank,
+    ``logit_scale`` a number, a plain tensor (whose gradient is this rank's share) or a DTensor with
+    ``Replicate()``. With weight and label_smoothing at once the rows of a DTensor linear_weight
+    that a rank's labels name come to it.
 
     Errors: InputError / InputTypeError for labels out of range other than ignore_index (default
     -100), mixed devices or dtypes, wrong shapes, fewer than 2 classes, a class weight that requires
     a gradient. All of input, linear_weight and linear_bias are kept for the backward, so none may
     be written in place before it (RuntimeError).
     """
+    asked = Asked(
+        weight,
+        reduction,
+        ignore_index,
+        label_smoothing,
+        options,
+        sample_weight,
+        divisor,
+        logit_scale,
+        softcap,
+        adjustment,
+        main_grad,
+    )
     if checks.is_dtensor(input) or checks.is_dtensor(linear_weight):
-        from ufm_fast.functional.distributed import Asked, sharded_cross_entropy
+        from ufm_fast.functional.distributed import sharded_cross_entropy
 
-        others: dict[str, object] = {
-            "logit_scale": logit_scale,
-            "softcap": softcap,
-            "adjustment": adjustment,
-            "main_grad": main_grad,
-        }
-        rows = (weight, sample_weight, divisor)
-        asked = Asked(reduction, ignore_index, label_smoothing, rows, others)
         return sharded_cross_entropy(input, linear_weight, target, linear_bias, asked)
     tensors = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    features, matrix, bias, dtype = prepared(tensors, logit_scale)
-    checks.check_target(target, input.device, differentiable=True)
-    shape = (*input.shape[:-1], *linear_weight.shape[1:-1])
-    chosen = Reduction.checked(reduction, linear_weight, shape, weight, sample_weight, divisor)
-    chosen = replace(chosen, into=checked_buffers(main_grad, linear_weight, linear_bias))
-    if chosen.into is not None and (reduction == "none" or target.is_floating_point()):
-        raise InputError(
-            "main_grad goes with class indices and reduction 'mean' or 'sum'; leave it out"
-        )
-    smoothing = checks.check_smoothing(label_smoothing)
-    cap = checks.check_softcap(softcap)
-    if cap is not None and (smoothing or target.is_floating_point()):
-        raise InputError(
-            "softcap goes with class indices and without label_smoothing; leave one of them out"
-        )
-    checks.check_options(options)
-    adjusted = checks.check_adjustment(adjustment, linear_weight)
-    weighted = cap is not None or (smoothing and weight is not None)
-    if adjusted and (target.is_floating_point() or (weighted and adjusted.margin is not None)):
-        raise InputError(
-            "adjustment goes with class indices, and margins without softcap or smoothed class "
-            "weights; leave one of them out"
-        )
-    if chosen.into is not None and (adjusted.scale is not None or adjusted.offset is not None):
-        raise InputError(
-            "main_grad takes gradients of linear_weight as it is, without offsets and scales; "
-            "leave one of them out"
-        )
-    matrix, bias = adjusted.classifier(matrix, bias)
-    if target.is_floating_point():
-        if ignore_index is not None:
-            raise InputError(
-                "ignore_index goes with class indices only; drop it or pass class indices as target"
-            )
-        return of_probabilities(features, matrix, bias, target, chosen, smoothing).to(dtype)
-    checks.check_labels_shape(target, shape)
-    ignore = -100 if ignore_index is None else checks.check_ignore_index(ignore_index)
-    labels, kept = checked_labels(target, linear_weight.shape[0], ignore)
-    return over_heads(
-        features, matrix, bias, labels, kept, chosen, smoothing, cap, adjusted.margin
-    ).to(dtype)
+    call = checked_call(tensors, target, asked)
+    return call.value().to(call.dtype)
 
 
 def linear_focal_loss(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ufm_fast.backends import Gradients, HeadInput
+from ufm_fast.backends import Backend, Gradients, HeadInput
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.functional.head_inputs import head_input
 from ufm_fast.functional.registration import operator
@@ -168,7 +168,7 @@ def head_product(
     backend, x = head_input(
         features, weight, bias, indices, indptr, class_weight, row_weight, loss, parameter
     )
-    direction = _direction(x, v_features, v_weight, v_bias)
+    direction = direction_at(x, v_features, v_weight, v_bias)
     buffers, rows = zeros_for((features, weight, bias), need), active_rows(x)
     if rows is not None:
         direction = rows_of(direction, rows)
@@ -184,7 +184,7 @@ def head_product(
 head_product.register_fake(fake_gradients)
 
 
-def _direction(
+def direction_at(
     x: HeadInput, features: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> HeadInput:
     """A direction at ``x`` in its dtype of sums, with zeros for parts that do not move."""
@@ -221,8 +221,12 @@ def head_slopes(
     backend, x = head_input(
         features, weight, bias, indices, indptr, class_weight, _ones(features), loss, parameter
     )
-    v = _direction(x, v_features, v_weight, v_bias)
-    dtype, dim = compute_dtype(weight.dtype), features.shape[1]
+    return slopes_along(backend, x, direction_at(x, v_features, v_weight, v_bias))
+
+
+def slopes_along(backend: Backend, x: HeadInput, v: HeadInput) -> Tensor:
+    """`head_slopes` of a head's input and a direction."""
+    dtype, dim = compute_dtype(x.weight.dtype), x.features.shape[1]
     right = (
         [x.weight.to(dtype), v.weight]
         if v.bias is None

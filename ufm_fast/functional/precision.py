@@ -18,14 +18,15 @@ NAMES = ("input", "linear_weight", "linear_bias")
 
 
 def prepared(
-    tensors: dict[str, Any], logit_scale: object = None
+    tensors: dict[str, Any], logit_scale: object = None, whole: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
     """Checked (features, matrix, bias) in the dtype of the products, times the scale, and the dtype
-    of the result.
+    of the result. Unless ``whole`` they are parts of what has been checked for its shapes.
     """
     features, matrix, bias = tensors.values()
     dtype, products = dtypes_of(tensors)
-    checks.check_shapes(features, matrix, bias, NAMES)
+    if whole:
+        checks.check_shapes(features, matrix, bias, NAMES)
     if (
         logit_scale is not None
     ):  # a pass over N x d, before the one rounding to the dtype of the products

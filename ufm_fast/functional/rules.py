@@ -35,7 +35,7 @@ from ufm_fast.functional.registration import (
     wrapped,
 )
 
-_THIRD = "third derivatives of a fused loss are not available; take them of the dense expression"
+THIRD = "third derivatives of a fused loss are not available; take them of the dense expression"
 
 
 def _head_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -195,7 +195,7 @@ def _product_backward(ctx: Any, *upstream: Tensor | None) -> Any:
     direction.
     """
     if not ctx.linear:
-        raise NotImplementedError(_THIRD)
+        raise NotImplementedError(THIRD)
     *inputs, row_weight, _, _, _ = ctx.saved_tensors
     moving = list(ctx.needs_input_grad[7:10])
     total: list[Tensor | None] = [None] * 3
@@ -216,7 +216,7 @@ def _of_second_order(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     features, weight, bias, indices, indptr, class_weight, row_weight = tensors
     features, weight, bias, row_weight = (
-        refusing(x, _THIRD) for x in (features, weight, bias, row_weight)
+        refusing(x, THIRD) for x in (features, weight, bias, row_weight)
     )
     return features, weight, bias, indices, indptr, class_weight, row_weight
 
@@ -226,7 +226,7 @@ def _product_tangents(
 ) -> tuple[Tensor | None, ...]:
     """The product is linear in row_weight and in the direction."""
     if any(v is not None for v in moves[:3]):
-        raise NotImplementedError(_THIRD)
+        raise NotImplementedError(THIRD)
     *inputs, row_weight, v_features, v_weight, v_bias = saved
     loss = (ctx.loss, ctx.parameter, ctx.need)
     total: list[Tensor | None] = [None] * 3
