@@ -294,7 +294,7 @@ def test_a_free_bias_takes_the_offsets_in():
     ("case", "words"),
     [
         ({"margin": [1.0, 2.0]}, "margin must be one number or 4"),
-        ({"class_scales": [1.0, 2.0, 0.0, 1.0]}, "class_scales must be > 0"),
+        ({"class_scales": [1.0, 2.0, 0.0, 1.0]}, "class_scales must lie in"),
         ({"class_scales": [1.0]}, "class_scales must be one number or 4"),
         ({"margin_power": 0.25}, "margin_power goes with one number as margin"),
         ({"margin": 1.0, "margin_power": -1.0}, "margin_power must be >= 0"),
@@ -303,13 +303,13 @@ def test_a_free_bias_takes_the_offsets_in():
         ({"margin": 1.0, "loss": "mse"}, "go with softmax losses"),
         ({"margin": 1.0, "loss": "pick-all"}, "margin goes with one label"),
         ({"classifier_penalties": [1.0, 2.0]}, "classifier_penalties must be one number or 4"),
-        ({"classifier_penalties": [1.0, 2.0, 0.0, 1.0]}, "classifier_penalties must be > 0"),
+        ({"classifier_penalties": [1.0, 2.0, 0.0, 1.0]}, "classifier_penalties must lie in"),
         (
             {"classifier_penalties": 1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0},
             "not with unit rows",
         ),
         ({"feature_penalties": [1.0, 2.0]}, "feature_penalties must be one number or 4"),
-        ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must be > 0"),
+        ({"feature_penalties": [1.0, 2.0, 0.0, 1.0]}, "feature_penalties must lie in"),
         ({"feature_penalties": -1.0, "loss": "pick-all"}, "not with loss pick-all"),
         (
             {"feature_penalties": -1.0, "constraint": "sphere", "lambda_w": 0.0, "lambda_h": 0.0},
@@ -320,6 +320,33 @@ def test_a_free_bias_takes_the_offsets_in():
 def test_what_contradicts_is_said(case, words):
     with pytest.raises(InputError, match=words):
         Problem(**{**SMALL, **case})
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("classifier_penalties", (1e-16, 1e16)),
+        ("feature_penalties", (1e-16, 1e16)),
+        ("class_scales", (1e-8, 1e8)),
+    ],
+)
+def test_factors_that_the_arithmetic_does_not_bear_are_refused(name, ends):
+    for end in ends:
+        found = solve(Problem(**SMALL, **{name: [1.0, end, 1.0, 1.0]}), metrics=False)
+        assert found.certificate.certified, (end, found.certificate)
+    for beyond in (ends[0] / 2, ends[1] * 2, 1e-320, 1e300):
+        words = f"{name} must lie in .*, got {beyond} for class 1; bring it nearer to 1"
+        with pytest.raises(InputError, match=words.replace("+", "\\+")):
+            Problem(**SMALL, **{name: [1.0, beyond, 1.0, 1.0]})
+    with pytest.raises(InputError, match=f"{name} = 60.0 is .* for class [12]; go nearer to 0"):
+        Problem(**SMALL, **{name: 60.0})
+
+
+def test_the_penalty_of_a_class_is_one_that_all_could_have():
+    for name, of_all in (("classifier_penalties", "lambda_w"), ("feature_penalties", "lambda_h")):
+        given = {**SMALL, of_all: 1e-20, name: [1.0, 1.0, 1e-12, 1.0]}
+        with pytest.raises(InputError, match=f"{of_all} times {name} must .* for class 2; change"):
+            Problem(**given)
 
 
 def test_on_the_command_line(tmp_path, capsys):

@@ -83,6 +83,13 @@ def test_rounded_lengths_take_no_value_below_the_minimum(margin, start):
     assert "please report" not in solution.message
 
 
+def test_squares_that_vanish_in_float32_end_no_solve():
+    problem = Problem(
+        counts=[7, 4, 2, 1], dim=5, constraint="sphere", temperature=1e4, dtype="float32"
+    )
+    assert solve(problem, metrics=False).value == pytest.approx(0.0, abs=1e-30)
+
+
 def test_with_few_dimensions_the_bound_holds_and_certifies_nothing():
     for problem in (sphere(5, 3, 4.0), sphere(12, 3, 10.0)):
         at_minimum, at_start = (

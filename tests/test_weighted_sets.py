@@ -176,6 +176,8 @@ def test_runs_keep_the_weights(tmp_path, monkeypatch, capsys):
         ([1.0] * 9, InputError, r"shape \(10,\)"),
         ([float("nan")] * 10, InputError, "finite and > 0"),
         (["a"] * 10, InputTypeError, "weights"),
+        ([1e-30] * 10, InputError, "largest weight .* must lie in .* divide all weights by it"),
+        ([1.0] * 9 + [1e200], InputError, "largest weight .* must lie in"),
     ],
 )
 def test_bad_weights_are_named(weights, error, words):
@@ -188,6 +190,14 @@ def test_plain_numbers_keep_their_digits():
     assert found.weights.tolist() == [0.3, 0.7, 1.1]
     rows = Problem(target_sets=found, **LAMBDAS).rows()
     assert rows.targets.weights.tolist() == [0.3, 0.7, 1.1]
+
+
+@pytest.mark.parametrize("heavy", [1e8, 1e16])
+def test_light_labels_beside_a_heavy_one_keep_their_digits(heavy):
+    data = TargetSets.create([0, 2, 3, 4], [0, 1, 2, 3], 4, weights=[heavy, 1.0, 1.0, 1.0])
+    found = solve(Problem(target_sets=data, **LAMBDAS), metrics=False)
+    assert found.certificate.certified, found.certificate
+    assert found.certificate.relative_gap < 1e-10
 
 
 def test_faces_that_take_sets_without_weights_say_so():

@@ -26,6 +26,9 @@ INTEGERS = (
     torch.int64,
     torch.uint64,
 )
+#: Factors of a class, a row or of all logits. Of what stands beside one that is further from 1 than
+#: 1 / eps nothing is left in float64, and solves end far from their minimum.
+LEAST_FACTOR, MOST_FACTOR = 1e-16, 1e16
 #: What float64 counts one by one: sums of samples beyond it would not be exact.
 MOST = 2**53
 #: Columns of H or of a layer. Beyond it no machine holds the vectors: a slip.
@@ -105,6 +108,19 @@ def sequence(values: Any, name: str) -> list[Any]:
         raise InputTypeError(
             f"{name} must be a number or a sequence of numbers, got {values!r}"
         ) from error
+
+
+def factor(value: object, name: str) -> float:
+    """``value`` as a float between the least and the most factor. Errors: as `number`, and
+    InputError beyond them.
+    """
+    found = number(value, name)
+    if not LEAST_FACTOR <= found <= MOST_FACTOR:
+        raise InputError(
+            f"{name} must lie in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}], got {found}; bring it nearer "
+            f"to 1"
+        )
+    return found
 
 
 def integers(values: object, name: str) -> Tensor:

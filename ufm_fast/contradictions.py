@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from ufm_fast.errors import InputError
 from ufm_fast.losses import SquaredError
-from ufm_fast.penalties import LEAST_BIAS_PENALTY
+from ufm_fast.penalties import LEAST_BIAS_PENALTY, LEAST_PENALTY, MOST_PENALTY
 
 if TYPE_CHECKING:
     from ufm_fast.problem import Problem
@@ -147,3 +150,18 @@ def _of_factors(problem: Problem) -> None:
         what = next((words for clash, words in against if clash), "")
         if factors is not None and what:
             raise InputError(f"{name} go with {wanted} and penalties, not with {what}; drop them")
+    _of_products("lambda_w", problem.lambda_w, "classifier_penalties", problem.classifier_factors)
+    _of_products("lambda_h", problem.lambda_h, "feature_penalties", problem.feature_factors)
+
+
+def _of_products(of_all: str, value: float, name: str, factors: Tensor | None) -> None:
+    """The penalty of each class is one that all could have."""
+    if factors is None or value == 0:
+        return
+    products = value * factors
+    outside = torch.nonzero((products < LEAST_PENALTY) | (products > MOST_PENALTY))[:1, 0].tolist()
+    for k in outside:
+        raise InputError(
+            f"{of_all} times {name} must lie in [{LEAST_PENALTY:g}, {MOST_PENALTY:g}], got "
+            f"{float(products[k]):g} for class {k}; change {of_all}"
+        )

@@ -22,7 +22,7 @@ from torch import Tensor
 from ufm_fast import contradictions
 from ufm_fast.adjustments import Adjustment, make_adjustment, penalty_factors
 from ufm_fast.angular_margins import AngularMargin, make_angular
-from ufm_fast.arguments import MOST_DIM, cpu_by_default, device_of, number, whole
+from ufm_fast.arguments import MOST_DIM, cpu_by_default, device_of, factor, whole
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.layout import Layout
@@ -261,9 +261,7 @@ class Problem:
         self._set("lambda_hidden", checked_hidden_penalties(self.lambda_hidden, layers))
 
     def _check_penalties(self) -> None:
-        temperature = number(self.temperature, "temperature")
-        if not temperature > 0:
-            raise InputError(f"temperature must be > 0, got {temperature}")
+        temperature = factor(self.temperature, "temperature")
         if self.constraint == "none" and temperature != 1.0:
             raise InputError(
                 f"temperature = {temperature} goes with constraint sphere; without it scales are "

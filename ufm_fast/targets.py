@@ -18,7 +18,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import MOST, cpu_by_default, integers, whole
+from ufm_fast.arguments import (
+    LEAST_FACTOR,
+    MOST,
+    MOST_FACTOR,
+    cpu_by_default,
+    integers,
+    whole,
+)
 from ufm_fast.errors import InputError, InputTypeError
 
 #: Of all sets of some sizes; beyond it the number was a slip, and no machine holds their features.
@@ -262,6 +269,12 @@ def _entry_weights(given: object, entries: int) -> Tensor | None:
     if not bool((torch.isfinite(weights) & (weights > 0)).all()):
         raise InputError(
             "weights of target sets must be finite and > 0; drop the entries that weigh nothing"
+        )
+    largest = float(weights.max()) if entries else 1.0
+    if not LEAST_FACTOR <= largest <= MOST_FACTOR:
+        raise InputError(
+            f"the largest weight of target sets must lie in [{LEAST_FACTOR:g}, {MOST_FACTOR:g}], "
+            f"got {largest}; divide all weights by it"
         )
     return None if bool((weights == 1).all()) else weights
 

@@ -58,4 +58,7 @@ class WeightedTargets(Targets):
             self.weights != largest[rows], number
         )
         first = torch.full_like(self.sizes(), number).scatter_reduce(0, rows, places, "amin")
-        return self.indices[first], (-self.weights).index_add(0, first, self.sums())
+        # Q - q_y as the sum of the others: as a difference it would lose what they are less than it
+        others = self.weights.index_fill(0, first, 0.0)
+        total = others.new_zeros(self.rows).index_add_(0, rows, others)
+        return self.indices[first], (-others).index_add(0, first, total)

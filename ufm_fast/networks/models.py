@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ufm_fast.arguments import number, whole
+from ufm_fast.arguments import factor, whole
 from ufm_fast.errors import InputError
 from ufm_fast.theory import simplex_frame
 
@@ -49,8 +49,8 @@ class Architecture:
         for width in self.widths:
             whole(width, "widths", 1, 2**20)
         whole(self.unbiased, "unbiased", 0, len(self.widths) + 1)
-        if self.normalised is not None and not number(self.normalised, "normalised") > 0:
-            raise InputError(f"normalised must be a temperature > 0, got {self.normalised}")
+        if self.normalised is not None:
+            factor(self.normalised, "normalised")
 
 
 class Network(nn.Module):

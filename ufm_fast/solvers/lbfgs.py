@@ -77,7 +77,8 @@ class LBFGS:
             pairs, s = memory.pairs, found.point.axpy(-1.0, state.point)
             y = found.evaluation.gradient.axpy(-1.0, gradient)
         sy = s.dot(y)
-        if sy > 1e-14 * s.norm() * y.norm():
+        size = y.norm()  # zero where its squares are below float32
+        if size > 0 and sy > 1e-14 * s.norm() * size:
             pairs = (*pairs, (s, y, sy))[-self.history :]
         progress = memory.progress.update(
             objective, found.evaluation, found.evaluation.gradient.norm()

@@ -200,12 +200,19 @@ class SoftmaxDual:
             # -q log q with q = (1 + x) / M: near q = 1 the logarithm keeps its digits.
             x, M = (theta * g).clamp_min(-1.0), c.M[c.entry_row]
             own = torch.where(x > -1.0, (1.0 + x) / M * (M.log() - torch.log1p(x)), 0.0)
-        else:  # 1 - q_y is what is small: keep its digits
-            x = (self.loss.smoothing * (K - 1) / K - theta * g).clamp(0.0, 1.0)
-            own = -torch.xlogy(1.0 - x, 1.0 - x)
-            own = torch.where(x < 0.5, -(1.0 - x) * torch.log1p(-x), own)
+        else:
+            own = entropy_beside(self.loss.smoothing * (K - 1) / K - theta * g)
         total: Tensor = rows.index_add(0, c.entry_row, own)
         return c.M * total
+
+
+def entropy_beside(rest: Tensor) -> Tensor:
+    """-q log q of q = 1 - rest, with the digits of a rest that is small; beyond [0, 1] it is taken
+    at the end.
+    """
+    x = rest.clamp(0.0, 1.0)
+    far = -torch.xlogy(1.0 - x, 1.0 - x)
+    return torch.where(x < 0.5, -(1.0 - x) * torch.log1p(-x), far)
 
 
 def held_bytes(rows: int, classes: int, free_bytes: int) -> int:

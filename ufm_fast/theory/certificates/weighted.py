@@ -18,7 +18,7 @@ from torch import Tensor
 from ufm_fast.backends.sweep import Chunk
 from ufm_fast.backends.weighted import one_label
 from ufm_fast.theory.certificates.base import Candidate, Proof, theta
-from ufm_fast.theory.certificates.softmax import SoftmaxDual
+from ufm_fast.theory.certificates.softmax import SoftmaxDual, entropy_beside
 from ufm_fast.weighted_targets import WeightedTargets
 
 
@@ -36,6 +36,10 @@ class _WeightedDual(SoftmaxDual):
         targets = candidate.head.targets
         assert isinstance(targets, WeightedTargets)
         self.targets, self.sums, self.pull = targets, targets.sums(), targets.leading()[1]
+        #: Q less the largest weight, of each row
+        self.others = torch.zeros_like(self.sums).index_add_(
+            0, targets.entry_rows(), self.pull.clamp_min(0.0)
+        )
         self.plain = replace(one_label(candidate.head), row_weight=candidate.head.row_weight)
         super().__init__(candidate)
 
@@ -70,7 +74,10 @@ class _WeightedDual(SoftmaxDual):
 
     def _row_bounds(self, c: Chunk, G: Tensor, theta: float) -> Tensor:
         rows, classes, part = self._entries(c)
-        total = self.sums[c.start : c.stop]
+        total, leading = self.sums[c.start : c.stop], (c.entry_row, c.entry_class)
+        rest = (self.others[c.start : c.stop] - theta * G[leading]) / total
         G.mul_(theta).index_put_((rows, classes), self.targets.weights[part], accumulate=True)
-        entropy: Tensor = torch.special.entr(G.div_(total[:, None]).clamp_min_(0.0)).sum(1)
-        return total * entropy
+        G[leading] = 0.0
+        entropy = torch.special.entr(G.div_(total[:, None]).clamp_min_(0.0)).sum(1)
+        found: Tensor = total * (entropy + entropy_beside(rest))
+        return found
