@@ -74,15 +74,17 @@ def solve(
     """Solve a problem into a run directory. Without flags: a small balanced cross-entropy
     problem.
     """
-    from ufm_fast.cli import commands
-
     if list_presets:
+        from ufm_fast.cli import commands
+
         commands.print_presets(json)
         return
-    shown = commands.Shown(
+    from ufm_fast.cli import solve as command
+
+    shown = command.Shown(
         json=json, quiet=quiet, plots=plots, verbose=verbose, tensorboard=tensorboard
     )
-    code = commands.solve(given, config, out, resume, shown)
+    code = command.solve(given, config, out, resume, shown)
     raise typer.Exit(TOLD if code == INTERRUPTED else code)
 
 

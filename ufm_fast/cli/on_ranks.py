@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ufm_fast.cli import commands
 from ufm_fast.cli.app import BAD_INPUT, FAILED, INTERRUPTED
+from ufm_fast.cli.solve import Shown, run_job
 from ufm_fast.errors import InputError
 from ufm_fast.runs import ranks as several
 from ufm_fast.runs.directory import RunDirectory
@@ -29,9 +29,9 @@ def solve_on_ranks(
     file: Path | None,
     out: Path | None,
     resume: Path | None,
-    shown: commands.Shown,
+    shown: Shown,
 ) -> int:
-    """`commands.solve` on this rank; returns the exit code, the same on all."""
+    """`solve.solve` on this rank; returns the exit code, the same on all."""
     run: Path | None = resume
     try:
         with several.joined() as here, several.stopping_together():
@@ -53,10 +53,10 @@ def solve_on_ranks(
             own = (
                 replace(shown, plots=shown.plots and small)
                 if here.first
-                else commands.Shown(quiet=True, plots=False)
+                else Shown(quiet=True, plots=False)
             )
             try:
-                code = commands.run_job(lambda: job, own, speaks=here.first)
+                code = run_job(lambda: job, own, speaks=here.first)
             except KeyboardInterrupt:
                 code = INTERRUPTED
                 if here.first:

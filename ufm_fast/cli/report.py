@@ -6,7 +6,8 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,9 +15,6 @@ from rich.text import Text
 
 from ufm_fast.runs.files import json_ready
 from ufm_fast.runs.words import printable
-
-if TYPE_CHECKING:
-    pass
 
 #: Metrics of the final table, by the frame that theory predicts: one for each of NC1-NC4; all are
 #: in summary.json.
@@ -250,3 +248,10 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.{digits}g}"
+
+
+def list_paths(title: str, paths: list[Path]) -> None:
+    # Not through rich, which would break long paths.
+    print(printable(title))
+    for path in paths:
+        print(f"  {printable(str(path))}")
