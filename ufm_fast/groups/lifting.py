@@ -7,7 +7,7 @@ import math
 import torch
 
 from ufm_fast.errors import InputError
-from ufm_fast.groups.geometry import group_metrics
+from ufm_fast.groups.metrics import group_metrics
 from ufm_fast.groups.minimum import GroupMinimum
 from ufm_fast.memory import available_bytes
 from ufm_fast.point import Point
