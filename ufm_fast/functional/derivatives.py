@@ -21,18 +21,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ufm_fast.arguments import number
-from ufm_fast.backends import BACKENDS, Backend, Gradients, HeadInput, RowStatistics, make_backend
+from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics
 from ufm_fast.backends.base import compute_dtype
-from ufm_fast.errors import InputError, InputTypeError
-from ufm_fast.functional import checks
-from ufm_fast.functional.head_inputs import backend_for
+from ufm_fast.functional.head_arguments import (
+    PARTS,
+    capturing,
+    checked_direction,
+    checked_head,
+    checked_penalties,
+)
 from ufm_fast.functional.rows import over_rows, rows_of, rows_with_weight
-from ufm_fast.functional.target_sets import checked_sets
-from ufm_fast.losses import Loss, make_loss
-from ufm_fast.targets import Targets, check_labels
-
-PARTS = ("features", "weight", "bias")
+from ufm_fast.losses import Loss
 
 
 class HeadGradients(NamedTuple):
@@ -97,7 +96,7 @@ def value_and_grad(
     where l is 1e-35.
     Errors: InputError / InputTypeError naming the argument and the mend.
     """
-    chosen, x, wanted = _arguments(
+    chosen, x, wanted = checked_head(
         loss,
         features,
         weight,
@@ -110,7 +109,7 @@ def value_and_grad(
         need,
         backend,
     )
-    penalties = _penalties(lambda_h, lambda_w, lambda_b)
+    penalties = checked_penalties(lambda_h, lambda_w, lambda_b)
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         points = (x.features, x.weight, x.bias)
         out = _prefilled(points, penalties, wanted)
@@ -160,7 +159,7 @@ def hvp(
     and errors otherwise as in ``value_and_grad``. Equivalent to ``torch.autograd.functional.hvp``
     of the dense expression.
     """
-    chosen, x, wanted = _arguments(
+    chosen, x, wanted = checked_head(
         loss,
         features,
         weight,
@@ -174,9 +173,9 @@ def hvp(
         backend,
     )
     points = (x.features, x.weight, x.bias)
-    parts = _checked_direction(direction, points)
+    parts = checked_direction(direction, points)
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        penalties = _penalties(lambda_h, lambda_w, lambda_b)
+        penalties = checked_penalties(lambda_h, lambda_w, lambda_b)
         out = _prefilled(parts, penalties, wanted)
         v_features, v_weight, v_bias = parts
         assert v_features is not None
@@ -189,114 +188,11 @@ def hvp(
     return HeadGradients(*out)
 
 
-def _arguments(
-    loss: str | Loss,
-    features: Tensor,
-    weight: Tensor,
-    targets: Any,
-    bias: Tensor | None,
-    row_weight: Tensor | None,
-    reduction: str,
-    smoothing: float,
-    gamma: float | None,
-    need: Collection[str],
-    backend: str | Backend,
-) -> tuple[Backend, HeadInput, list[bool]]:
-    tensors = {"features": features, "weight": weight, "bias": bias}
-    checks.check_floats(tensors, one_dtype=True)
-    checks.check_shapes(features, weight, bias, ("features", "weight", "bias"))
-    if features.dim() != 2 or weight.dim() != 2:
-        raise InputError(
-            f"features must be (N, d) and weight (K, d), got {tuple(features.shape)}, "
-            f"{tuple(weight.shape)}"
-        )
-    if reduction not in ("mean", "sum"):
-        raise InputError(f"reduction must be mean or sum, got {reduction!r}")
-    if isinstance(loss, str):
-        loss = make_loss(loss, smoothing=smoothing, gamma=gamma)
-    elif not isinstance(loss, Loss):
-        raise InputTypeError(f"loss must be a name or a loss object, got {type(loss).__name__}")
-    elif smoothing or gamma is not None:
-        raise InputError(
-            "smoothing and gamma go with a loss given by name; set them in the loss object"
-        )
-    checks.check_need(need, PARTS)
-    rows = _row_weight(row_weight, features, reduction)
-    checked = _targets(loss, targets, features, weight.shape[0])
-    bias = None if bias is None else bias.detach().contiguous()
-    x = HeadInput(
-        loss, features.detach().contiguous(), weight.detach().contiguous(), bias, checked, rows
-    )
-    return (
-        _backend(backend, weight.device, weight.dtype),
-        x,
-        [part in need and tensors[part] is not None for part in PARTS],
-    )
-
-
-def _backend(backend: str | Backend, device: torch.device, dtype: torch.dtype) -> Backend:
-    if backend == "auto":
-        return backend_for(device.type, dtype)
-    if isinstance(backend, str):
-        return make_backend(backend, device, dtype)
-    if not hasattr(backend, "head_hvp"):
-        raise InputTypeError(
-            f"backend must be one of {', '.join(BACKENDS)} or a backend, got "
-            f"{type(backend).__name__}"
-        )
-    return backend
-
-
-def _targets(loss: Loss, targets: Any, features: Tensor, classes: int) -> Targets:
-    if loss.multi_label:
-        indptr, indices = checked_sets(targets, features.shape[0], classes, features.device)
-        return Targets(indices, indptr)
-    targets = targets.indices if isinstance(targets, Targets) and targets.single else targets
-    checks.check_tensor(targets, "targets")
-    if targets.requires_grad:
-        raise InputError("targets must not require a gradient; pass targets.detach()")
-    if targets.device != features.device:
-        raise InputError(
-            f"targets are on {targets.device} but features on {features.device}; move them with "
-            f".to()"
-        )
-    if tuple(targets.shape) != (features.shape[0],):
-        raise InputError(
-            f"targets must have shape ({features.shape[0]},), one class a row, got "
-            f"{tuple(targets.shape)}"
-        )
-    return Targets(check_labels(targets, classes, "targets", "give weight more rows").contiguous())
-
-
-def _row_weight(row_weight: Tensor | None, features: Tensor, reduction: str) -> Tensor:
-    if row_weight is None:
-        weights = torch.ones(features.shape[0], dtype=torch.float64, device=features.device)
-    else:
-        checks.check_floats({"features": features, "row_weight": row_weight}, one_dtype=False)
-        if tuple(row_weight.shape) != (features.shape[0],):
-            raise InputError(
-                f"row_weight must have shape ({features.shape[0]},), got {tuple(row_weight.shape)}"
-            )
-        weights = row_weight.detach().double()
-        if not _capturing(weights) and not bool(torch.isfinite(weights).all()):
-            raise InputError(
-                "row_weight must be finite, got NaN or infinity; give 0 to leave a row out"
-            )
-    return (
-        torch.where(weights == 0, 0.0, weights / weights.sum()) if reduction == "mean" else weights
-    )
-
-
 def _counted(x: HeadInput) -> Tensor | None:
     """Rows with a weight (None: all). The others may hold anything: 0 times NaN is NaN, so a
     backend must not see them.
     """
-    return None if _capturing(x.row_weight) else rows_with_weight(x)
-
-
-def _capturing(x: Tensor) -> bool:
-    """While a CUDA graph is captured nothing may wait for the device."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return None if capturing(x.row_weight) else rows_with_weight(x)
 
 
 def _with_others(
@@ -314,13 +210,6 @@ def _with_others(
     pairs = ((counted.margin, rest.margin), (counted.log_off_target_mass, rest.log_off_target_mass))
     margin, mass = (torch.cat(pair)[order] for pair in pairs)
     return RowStatistics(margin, mass)
-
-
-def _penalties(lambda_h: float, lambda_w: float, lambda_b: float) -> tuple[float, float, float]:
-    for name, value in (("lambda_h", lambda_h), ("lambda_w", lambda_w), ("lambda_b", lambda_b)):
-        if number(value, name) < 0:
-            raise InputError(f"{name} must be a finite number >= 0, got {value}")
-    return float(lambda_h), float(lambda_w), float(lambda_b)
 
 
 def _prefilled(
@@ -341,37 +230,6 @@ def _prefilled(
                 create(point.shape, dtype=compute_dtype(point.dtype), device=point.device)
             )
     return tuple(buffers)
-
-
-def _checked_direction(
-    direction: Any, points: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
-    if not isinstance(direction, tuple) or not 2 <= len(direction) <= 3:
-        raise InputError(
-            "direction must have the parts (features, weight) or (features, weight, bias), None "
-            "for zeros"
-        )
-    parts = [*direction, None][:3]
-    checked: list[Tensor | None] = []
-    for name, part, point in zip(PARTS, parts, points, strict=True):
-        if point is None and part is not None:
-            raise InputError(
-                f"direction has a {name} part but the head has no {name}; pass None there"
-            )
-        if part is not None and point is not None:
-            checks.check_floats({name: point, f"direction's {name}": part}, one_dtype=False)
-            if part.shape != point.shape:
-                raise InputError(
-                    f"direction's {name} must have shape {tuple(point.shape)}, got "
-                    f"{tuple(part.shape)}"
-                )
-        if point is None:
-            checked.append(None)
-        elif part is None:
-            checked.append(torch.zeros_like(point, dtype=compute_dtype(point.dtype)))
-        else:
-            checked.append(part.detach().to(compute_dtype(point.dtype)).contiguous())
-    return tuple(checked)
 
 
 def _quality(
