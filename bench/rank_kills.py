@@ -48,8 +48,14 @@ LINE = "another rank has ended, so this one ends too"
 
 
 def start(ranks: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """The ranks of ``python -m ufm_fast solve``, as torchrun starts them but for what torchrun
-    adds. '{rank}': its number.
+    """The ranks of ``python -m ufm_fast solve``."""
+    command = ("-m", "ufm_fast", "solve", "--no-plots", "--quiet")
+    return launch(ranks, sys.executable, *command, *arguments)
+
+
+def launch(ranks: int, *command: str) -> list[subprocess.Popen[str]]:
+    """Ranks of a command, as torchrun starts them but for what torchrun adds. '{rank}': its
+    number.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,7 +68,6 @@ def start(ranks: int, *arguments: str) -> list[subprocess.Popen[str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    command = [sys.executable, "-m", "ufm_fast", "solve", "--no-plots", "--quiet", *arguments]
     return [
         subprocess.Popen(
             [word.replace("{rank}", rank) for word in command],

@@ -7,17 +7,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bench import rank_kills
-from bench.rank_kills import PROBLEM, QUICK, SLOW, finish, kill_one, start
+from bench.rank_kills import PROBLEM, QUICK, SLOW, finish, kill_one, launch, start
 from ufm_fast import Problem
 from ufm_fast.cli import main
 from ufm_fast.errors import InputError
@@ -25,7 +27,7 @@ from ufm_fast.layout import Layout, Mesh
 from ufm_fast.point import Point
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.ranks import leave
-from ufm_fast.runs.shards import spread_point
+from ufm_fast.runs.shards import fingerprint, spread_point
 from ufm_fast.runs.state import load_rest, load_state
 
 QUIET = ("--quiet", "--no-plots")
@@ -140,24 +142,21 @@ os._exit(0)
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks of ``ufm_fast solve``, by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "ufm_fast", "solve", *arguments, "--no-plots"]
+    path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 def test_torchrun_is_all_that_a_user_types(tmp_path, capsys):
     alone = tmp_path / "alone"
     assert main(["solve", *DEEP, "--out", str(alone), *QUIET]) == 0
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    options = ["--out", str(tmp_path / "run"), "--mesh", "1x2", "--json", "--no-plots"]
-    command = [*torchrun, "-m", "ufm_fast", "solve", *DEEP, *options]
-    path = os.pathsep.join((str(rank_kills.ROOT), str(rank_kills.ROOT / "kernels")))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = torchrun(*DEEP, "--out", str(tmp_path / "run"), "--mesh", "1x2", "--json")
     assert done.returncode == 0, done.stderr
     found, expected = json.loads(done.stdout), summary(alone)
     assert found["value"] == pytest.approx(expected["value"], rel=1e-10)
@@ -174,17 +173,17 @@ def test_ranks_read_the_layers_of_a_run(tmp_path):
         main(["solve", *DEEP, "--max-steps", "2", "--start", "normal", "--out", str(run), *QUIET])
         == 3
     )
-    tensors, _, reduce, shards = load_rest(RunDirectory.open(run))
+    tensors, _, reduce, blocks = load_rest(RunDirectory.open(run))
     given = {"counts": [3, 1, 2], "dim": 6, "layers": 2}
     problem, x = Problem(**given), Point.of(load_state(RunDirectory.open(run))[0])
-    assert (reduce, shards) == ("classes", None)
+    assert (reduce, blocks.folder) == ("classes", None)
     for rank in range(2):
         layout = Layout(Mesh((2, 1), rank, torch.device("cpu")), 3, 3)
-        found = spread_point(run, None, problem, layout, (tensors["hidden1"],))
+        found = spread_point(run, blocks, problem, layout, (tensors["hidden1"],))
         assert torch.equal(found.W, x.W[layout.class_part])
         assert torch.equal(found.hidden[0], x.hidden[0])
         with pytest.raises(InputError, match="the layers in"):
-            spread_point(run, None, problem, layout)
+            spread_point(run, blocks, problem, layout)
 
 
 @pytest.mark.parametrize(("victim", "delay", "again"), [(0, 0.5, 1), (1, 1.0, 3), (1, 0.0, 1)])
@@ -213,13 +212,47 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
     assert load_state(RunDirectory.open(run))[1].step == summary(run)["steps"]
 
 
-def test_what_ranks_refuse_they_refuse_together(tmp_path):
-    for code, said in finish(start(2, *PROBLEM, "--mesh", "3x1", "--out", str(tmp_path / "run"))):
-        assert code == 2
-        assert (
-            said == "error: mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks\n"
-        )
-    assert not (tmp_path / "run").exists()
+def test_what_ranks_refuse_they_refuse_together(tmp_path, capsys):
+    for name, dim in (("same", "6"), ("alone", "7")):
+        problem = ("--counts", "3,1,2,5,4", "--dim", dim, "--bias", "free", "--max-steps", "3")
+        assert main(["solve", *problem, "--out", str(tmp_path / name), *QUIET]) == 3
+    worker = str(Path(__file__).with_name("refusal_worker.py"))
+    ended = finish(launch(2, sys.executable, worker, "{rank}", str(tmp_path)))
+    assert ended == [(0, "")] * 2
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    words = {
+        "mesh": "mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks",
+        "flags of another problem": "counts = '1,3,2,5,4' contradicts the run",
+        "state of another problem": "the hash in .*config.json is not that of its settings",
+        "state of another width": r"shards-\d+ is missing or damaged \(Size mismatch",
+        "state of another width, of one process": "W in .* does not fit config.json",
+        "mesh of a run": "mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks",
+        "unlike ranks": "rank 1 has other settings or data than rank 0; start every rank with",
+        "cut short": r"shards-\d+ is missing or damaged",
+        "a bit flipped": r"the numbers of b in .*shards-\d+ are not those that were written",
+        "a bit of one process": "the numbers of W in .* are not those that were written",
+        "no shards": r"shards-\d+ is missing or damaged",
+        "start of another problem": r"the start's W must have shape \(5, 6\), got \(5, 7\)",
+    }
+    assert first.keys() == second.keys() == {*words, "made", "goes on"}
+    for name, message in words.items():
+        for code, said in (first[name], second[name]):
+            assert code == 2, name
+            assert re.fullmatch(f"error: .*{message}.*\n", said), (name, said)
+    assert [found["made"] for found in (first, second)] == [[3, ""]] * 2
+    assert [found["goes on"] for found in (first, second)] == [[0, ""]] * 2
+    assert not (tmp_path / "refused").exists()
+    capsys.readouterr()
+    assert main(["metrics", str(tmp_path / "a bit flipped")]) == 2
+    assert "the numbers of b in" in capsys.readouterr().err
+
+
+def test_fingerprints_of_blocks_add_up():
+    x = torch.randn(7, 3, dtype=torch.float64)
+    parts = [fingerprint(x[start : start + 3], 3 * start) for start in (0, 3, 6)]
+    assert sum(parts) == fingerprint(x)
+    assert fingerprint(x.flip(0)) != fingerprint(x)
+    assert fingerprint(x[:0]) == 0
 
 
 def test_ranks_with_other_data_are_refused(tmp_path):
@@ -241,7 +274,14 @@ def test_ranks_with_other_data_are_refused(tmp_path):
 @pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL takes one rank a device"
 )
-def test_ranks_on_gpus_find_the_minimum(tmp_path, whole):
+def test_ranks_on_gpus_find_the_minimum_go_on_and_certify(tmp_path, whole):
+    """By NCCL; the drop-in loss is in tests/functional/test_distributed.py."""
     run = tmp_path / "run"
-    assert finish(start(2, *PROBLEM, "--device", "cuda", "--out", str(run))) == [(0, "")] * 2
+    given = (*PROBLEM, "--device", "cuda", "--max-steps", "4", "--quiet")
+    assert torchrun(*given, "--out", str(run)).returncode == 1  # torchrun's own, of a 3
+    assert summary(run)["steps"] == 4
+    done = torchrun("--resume", str(run), "--max-steps", "1000", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert summary(run)["backend"].startswith("sharded")
+    assert summary(run)["certificate"]["certified"]
     assert summary(run)["value"] == pytest.approx(whole, rel=1e-10)

@@ -49,9 +49,8 @@ class Job:
     asked: Mapping[str, Any] = field(
         default_factory=dict
     )  # of ``solve``, in the place of the configured: what ranks need
-    saved: Callable[[], Point] | None = (
-        None  # of ranks: where a run goes on, which all must call together
-    )
+    # Of ranks: where a run goes on, which all must read together, and then whether it is whole.
+    saved: tuple[Callable[[], Point], Callable[[Point], None]] | None = None
 
     @property
     def reduce(self) -> str:

@@ -30,6 +30,7 @@ from ufm_fast.runs.files import config_hash
 from ufm_fast.runs.guarded import Stamp
 
 if TYPE_CHECKING:
+    from ufm_fast.point import Point
     from ufm_fast.runs.job import Job
 
 #: Ranks that have not met by then are not all there: one that is killed in its first moment ends
@@ -257,7 +258,6 @@ def resume(
 ) -> Job | RunDirectory:
     """`resuming.resume` on several ranks. Errors: InputError on every rank."""
     from ufm_fast.runs import resuming
-    from ufm_fast.runs.files import first_line
 
     def content(job: Job | RunDirectory) -> str:
         return "finished" if isinstance(job, RunDirectory) else _content(job.config, [job.run.hash])
@@ -268,11 +268,26 @@ def resume(
     ranks.agree(lambda: found.run.lock(found.stamp) if ranks.first else None)
     found.run = SharedRun.of(found.run if ranks.first else None, ranks)
     if found.saved is not None:
-        try:
-            found.start = found.saved()
-        except Exception as error:  # others wait for this rank: its connections tell them
-            raise InputError(first_line(error)) from error
+        read, check = found.saved
+        start = found.start = ranks.agree(lambda: _read(read))
+        ranks.agree(lambda: check(start))
     return found
+
+
+def _read(saved: Callable[[], Point]) -> Point:
+    """This rank's blocks of a saved point. Errors: InputError; that of an exchange if a rank is
+    gone.
+    """
+    from ufm_fast.runs.files import first_line
+
+    try:
+        return saved()
+    except InputError:
+        raise
+    except Exception as error:
+        if is_loss(error):
+            raise
+        raise InputError(first_line(error)) from error
 
 
 def _content(config: Mapping[str, Any], hashes: list[str]) -> str:

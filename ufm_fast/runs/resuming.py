@@ -89,7 +89,7 @@ def resume(
         return Job(problem, config, run, given_point(problem, config), **rest)
     point = partial(saved.point, problem)
     if ranks:
-        rest["saved"] = point
+        rest["saved"] = point, saved.check
     # The closed form starts nowhere.
     start = None if ranks or config["method"] == "closed-form" else point()
     job = Job(problem, config, run, start, saved.progress, **rest)
@@ -106,11 +106,12 @@ class _Saved(NamedTuple):
     tensors: dict[str, Any]
     progress: Progress
     point: Callable[[Problem], Point]
+    check: Callable[[Point], None] = lambda _: None  # of ranks, once all have the point
 
 
 def _saved(run: RunDirectory, ranks: int) -> _Saved:
     from ufm_fast.layout import Layout, Mesh
-    from ufm_fast.runs.shards import spread_point
+    from ufm_fast.runs.shards import check_spread, spread_point
     from ufm_fast.runs.state import fitting_point, load_rest, load_state
 
     if not ranks:
@@ -120,17 +121,17 @@ def _saved(run: RunDirectory, ranks: int) -> _Saved:
             progress,
             lambda problem: fitting_point(run, problem, tensors, reduce, "resume"),
         )
-    tensors, progress, reduce, shards = load_rest(run)
+    tensors, progress, reduce, blocks = load_rest(run)
 
-    def blocks(problem: Problem) -> Point:
+    def point(problem: Problem) -> Point:
         layout = Layout(
             Mesh.of_world(None, problem.device), problem.num_classes, problem.rows(reduce).number
         )
         hidden = [name for name in tensors if name.startswith("hidden")]
         layers = tuple(tensors[f"hidden{j}"] for j in range(1, len(hidden) + 1))
-        return spread_point(run.path, shards, problem, layout, layers)
+        return spread_point(run.path, blocks, problem, layout, layers)
 
-    return _Saved(tensors, progress, blocks)
+    return _Saved(tensors, progress, point, partial(check_spread, run.path, blocks))
 
 
 def _resumed_groups(

@@ -6,15 +6,22 @@ pickles its index, and nothing here is ever pickled). The state (`state`) holds 
 layers too, and names the folder, and is written when all ranks have written theirs: so it names a
 whole one at any moment, and older ones are removed after that. Any number of ranks reads them, and
 one process.
+
+The state also has a sum of each of W, H and b over all numbers (`fingerprint`), to which any cut
+into blocks adds up: so a flipped bit of a disk is seen by whoever reads them, also by ranks that
+read the state of one process.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,12 +34,58 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.files import WriteError
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
+
 PREFIX = "shards-"
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK = 1 << 20  # numbers that a fingerprint takes at a time
 
 
-def save_shards(path: Path, point: Point) -> str:
-    """Write this rank's blocks; all ranks call it. The name of the folder. Errors: WriteError on
-    all ranks.
+@dataclass(frozen=True)
+class Blocks:
+    """Where a state has W, H and b, and their fingerprints: ``folder`` in its own, or none where
+    they are in the file; no ``sums`` in states of earlier versions.
+    """
+
+    folder: str | None
+    sums: Mapping[str, int]
+
+
+def fingerprint(x: Tensor, first: int = 0) -> Tensor:
+    """Sum over the numbers of x, row by row, of their bits times 2 i + 1 at place i from ``first``
+    on, modulo 2^64: int64 (). Those of blocks add up, and no change of one number leaves it alike.
+    """
+    words, total = x.detach().contiguous().reshape(-1).view(_BITS[x.itemsize]), None
+    for start in range(0, words.numel(), _BLOCK):
+        part = words[start : start + _BLOCK].to(torch.int64)
+        place = torch.arange(first + start, first + start + part.numel(), device=x.device)
+        found = (part * (2 * place + 1)).sum()
+        total = found if total is None else total + found
+    return torch.zeros((), dtype=torch.int64, device=x.device) if total is None else total
+
+
+def _sums(layout: Layout, parts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Fingerprints of the whole tensors, of this rank's blocks of them."""
+    world, found = layout.mesh.world, []
+    for name, part in parts.items():
+        rows = layout.row_part if name == "H" else layout.class_part
+        found.append(fingerprint(part, rows.start * part[:1].numel() if len(part) else 0))
+    return dict(zip(parts, world.sum_(torch.stack(found), "checkpoint").tolist(), strict=True))
+
+
+def _check_sums(found: Mapping[str, int], blocks: Blocks, where: Path, name: str) -> None:
+    for key, value in found.items():
+        if blocks.sums.get(key, value) != value:
+            raise InputError(
+                f"{name}: the numbers of {key} in {where} are not those that were written; the "
+                f"file was damaged, solve it anew"
+            )
+
+
+def save_shards(path: Path, point: Point) -> Blocks:
+    """Write this rank's blocks; all ranks call it. Where they are. Errors: WriteError on all
+    ranks.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -48,12 +101,9 @@ def save_shards(path: Path, point: Point) -> str:
     tensors = {name: _spread(layout, name, part.detach()) for name, part in parts.items()}
     try:
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:  # of any rank, told to all; it is no Exception
-        first = next(iter(error.failures.values()))[0]
-        raise WriteError(
-            folder, first if isinstance(first, Exception) else OSError(str(first))
-        ) from error
-    return folder.name
+    except CheckpointException as error:
+        raise WriteError(folder, _first(error)) from error
+    return Blocks(folder.name, _sums(layout, parts))
 
 
 def keep_shards(path: Path, name: str | None) -> None:
@@ -63,24 +113,26 @@ def keep_shards(path: Path, name: str | None) -> None:
             shutil.rmtree(path / other, ignore_errors=True)
 
 
-def read_shards(folder: Path, name: str) -> dict[str, Tensor]:
+def read_shards(path: Path, blocks: Blocks, name: str) -> dict[str, Tensor]:
     """The whole W, H and b, in one process. Errors: InputError for a folder that is missing or
     damaged.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+    folder = path / str(blocks.folder)
     try:
         entries = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         tensors = {key: torch.empty(x.size, dtype=x.properties.dtype) for key, x in entries.items()}  # type: ignore[union-attr]
         _load(tensors, folder, alone=True)
     except Exception as error:
         raise _damaged(folder, name, error) from error
+    _check_sums({key: int(fingerprint(x)) for key, x in tensors.items()}, blocks, folder, name)
     return tensors
 
 
 def spread_point(
     folder: Path,
-    shards: str | None,
+    blocks: Blocks,
     problem: Problem,
     layout: Layout,
     hidden: tuple[Tensor, ...] = (),
@@ -90,14 +142,16 @@ def spread_point(
 
     Errors: InputError for files that are damaged or do not fit the problem.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+
     shapes: dict[str, tuple[int, ...]] = {
         "W": (layout.classes, problem.head_dim),
         "H": (layout.rows, problem.dim),
     }
     shapes |= {} if problem.bias == "none" else {"b": (layout.classes,)}
-    where = folder / (shards or "state.safetensors")
+    where = folder / (blocks.folder or "state.safetensors")
     try:
-        if shards is None:
+        if blocks.folder is None:
             parts = _slices(where, shapes, layout)
         else:
             dtype = compute_dtype(problem.torch_dtype)
@@ -113,6 +167,8 @@ def spread_point(
             parts = {name: part.to_local() for name, part in tensors.items()}
     except InputError:
         raise
+    except CheckpointException as error:
+        raise _damaged(where, "resume", _first(error)) from error
     except Exception as error:
         raise _damaged(where, "resume", error) from error
     if tuple(tuple(layer.shape) for layer in hidden) != problem.trunk.shapes:
@@ -122,6 +178,15 @@ def spread_point(
         )
     point = Point(parts["W"], parts["H"], parts.get("b"), hidden, layout)
     return point.to(device=layout.mesh.device)
+
+
+def check_spread(folder: Path, blocks: Blocks, point: Point) -> None:
+    """Whether ``spread_point`` read what was written; all ranks call it, once all have read.
+    Errors: InputError on all of them.
+    """
+    assert point.layout is not None
+    found = _sums(point.layout, replace(point, hidden=()).named())
+    _check_sums(found, blocks, folder / (blocks.folder or "state.safetensors"), "resume")
 
 
 def _rows(number: int, layout: Layout) -> int:
@@ -160,11 +225,28 @@ def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent_log():
         warnings.filterwarnings(
             "ignore", "torch.distributed is", UserWarning
         )  # which one process does without
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+
+
+def _first(error: CheckpointException) -> Exception:
+    """What failed on some rank, of an error that all ranks are told; it is no Exception itself."""
+    first = next(iter(error.failures.values()))[0]
+    return first if isinstance(first, Exception) else OSError(str(first))
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    """Without what torch logs of a folder that it can't read: the error says it."""
+    log = logging.getLogger()  # which it takes
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _folders(path: Path) -> list[str]:

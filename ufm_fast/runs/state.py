@@ -26,7 +26,7 @@ from ufm_fast.point import Point
 from ufm_fast.problem import Problem
 from ufm_fast.runs.directory import RunDirectory
 from ufm_fast.runs.files import atomic
-from ufm_fast.runs.shards import keep_shards, read_shards, save_shards
+from ufm_fast.runs.shards import Blocks, fingerprint, keep_shards, read_shards, save_shards
 from ufm_fast.solvers.solution import Restart, Starts
 from ufm_fast.targets import TargetSets
 from ufm_fast.trunks import TRUNKS, Trunk
@@ -93,9 +93,9 @@ def save_state(
             tensors["sample_labels"] = problem.samples.given_labels
     if point.layout is None:
         return write_state(run, tensors, progress, reduce, problem.activation)
-    shards = save_shards(run.path, point)
+    blocks = save_shards(run.path, point)
     if point.layout.mesh.rank == 0:
-        write_state(run, tensors, progress, reduce, problem.activation, shards)
+        write_state(run, tensors, progress, reduce, problem.activation, blocks)
     point.layout.mesh.barrier()
 
 
@@ -105,10 +105,10 @@ def write_state(
     progress: Progress,
     reduce: str,
     activation: str = "linear",
-    shards: str | None = None,
+    blocks: Blocks | None = None,
 ) -> None:
-    """Write any tensors as a run's state; ``shards``: the folder that has W, H and b. Errors:
-    WriteError; the state before is kept.
+    """Write any tensors as a run's state; ``blocks``: where W, H and b are, if not among them.
+    Errors: WriteError; the state before is kept.
     """
     storages: set[int] = set()
     stored: Tensors = {}
@@ -130,11 +130,15 @@ def write_state(
     }
     if progress.starts is not None:
         metadata["starts"] = json.dumps(asdict(progress.starts))
-    if shards is not None:
-        metadata["shards"] = shards
+    if blocks is None:
+        own = [name for name in ("W", "H", "b") if name in stored]
+        blocks = Blocks(None, {name: int(fingerprint(stored[name])) for name in own})
+    metadata["sums"] = json.dumps(dict(blocks.sums))
+    if blocks.folder is not None:
+        metadata["shards"] = blocks.folder
     with run.alone(), atomic(run.state_file) as temporary:
         save_file(stored, temporary, metadata)
-    keep_shards(run.path, shards)
+    keep_shards(run.path, blocks.folder)
 
 
 def checksum(tensors: Tensors) -> str:
@@ -153,7 +157,7 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
     tensors, metadata = read_safetensors(run.state_file, "run")
     if "shards" in metadata:
         _check_sum(tensors, metadata, run.state_file, "run")
-        tensors |= read_shards(run.path / Path(metadata["shards"]).name, "run")
+        tensors |= read_shards(run.path, _blocks(run, metadata), "run")
         metadata = {name: value for name, value in metadata.items() if name != "checksum"}
     missing = [key for key in ("W", "H", "counts", "row_counts") if key not in tensors]
     if "runs" in tensors:
@@ -167,17 +171,27 @@ def load_state(run: RunDirectory) -> tuple[Tensors, Progress, str]:
     return tensors, *_progress(run, metadata)
 
 
-def load_rest(run: RunDirectory) -> tuple[Tensors, Progress, str, str | None]:
-    """What ``load_state`` gives but for the point, and the folder of its blocks, if it is there.
-    Errors: as ``load_state``.
+def load_rest(run: RunDirectory) -> tuple[Tensors, Progress, str, Blocks]:
+    """What ``load_state`` gives but for the point, and where that is. Errors: as
+    ``load_state``.
     """
     tensors, metadata = read_safetensors(run.state_file, "run", without=("W", "H", "b"))
     if metadata.get("format") != FORMAT or "counts" not in tensors or "row_counts" not in tensors:
         raise InputError(f"run: {run.state_file} is not a state of ufm-fast; solve it anew")
-    shards = metadata.get("shards")
-    if shards is not None:
+    if "shards" in metadata:
         _check_sum(tensors, metadata, run.state_file, "run")
-    return tensors, *_progress(run, metadata), None if shards is None else Path(shards).name
+    return tensors, *_progress(run, metadata), _blocks(run, metadata)
+
+
+def _blocks(run: RunDirectory, metadata: Mapping[str, str]) -> Blocks:
+    shards = metadata.get("shards")
+    try:
+        sums = {name: int(value) for name, value in json.loads(metadata.get("sums", "{}")).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"run: the sums in {run.state_file} are no numbers; it was damaged"
+        ) from error
+    return Blocks(None if shards is None else Path(shards).name, sums)
 
 
 def _progress(run: RunDirectory, metadata: Mapping[str, str]) -> tuple[Progress, str]:
