@@ -422,13 +422,15 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
     ({"counts": [2] * 7, "dim": 3}, "none"),
     ({"counts": [3, 0, 1, 4], "dim": 6}, "none"),
     ({"counts": [0, 4, 0, 0, 0], "dim": 3}, "none"),
+    ({"counts": [3, 1, 1, 2, 5, 2, 2], "dim": 3, "bias": "free"}, "classes"),
+    ({"counts": [3, 1, 2], "dim": 6, "bias": "free"}, "classes"),
     ({"counts": [3, 1, 2, 2], "dim": 2, "classifier_penalties": -1.0}, "classes"),
 ]
 
 
 def metrics(mesh: Mesh) -> Iterator[Check]:
-    """What d x d sums are enough for is as in one process, the same on every rank; also where all
-    is zero.
+    """What sums over classes are enough for is as in one process, the same on every rank; also
+    where all is zero.
     """
     for given, reduce in MEASURED:
         problem = Problem(**given)

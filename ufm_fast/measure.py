@@ -101,7 +101,9 @@ def measure(
         balanced = not deep and problem.one_penalty
         lambdas = (problem.lambda_w, problem.lambda_h)
         given = lambdas if balanced and all(lambdas) else None
-        return spread_metrics(inputs[-1], model.W, here, problem.counts, model.layout, given)
+        return spread_metrics(
+            inputs[-1], model.W, model.b, here, problem.counts, model.layout, given
+        )
     if problem.dense:
         return _of_vectors(problem, rows, model, inputs)
     labels, counts, alone = _single(rows, model.H.device)

@@ -95,9 +95,10 @@ def nc3_papyan(classifier: View, means: View) -> float:
     """Self-duality |W/|W| - M/|M||^2, M centred class means. Source: Papyan, Han and Donoho, arXiv
     2008.08186.
     """
-    scales = [torch.linalg.vector_norm(view.norms) for view in (classifier, means)]
+    scales = [view.rows.length(view.norms) for view in (classifier, means)]
     pairs = zip(classifier.blocks(), means.blocks(), strict=True)
-    return float(sum((w / scales[0] - m / scales[1]).square().sum() for w, m in pairs))
+    squares = ((w / scales[0] - m / scales[1]).square().sum() for w, m in pairs)
+    return float(classifier.rows.total(sum(squares, torch.zeros_like(scales[0]))))
 
 
 def nc_bias(classifier: View, centre: Tensor, bias: Tensor | None = None) -> float:
@@ -105,8 +106,9 @@ def nc_bias(classifier: View, centre: Tensor, bias: Tensor | None = None) -> flo
 
     centre: mu_G (d,). Source: Zhu et al., arXiv 2105.02375 (their code).
     """
-    logits = torch.cat([block @ centre for block in classifier.blocks()])
-    return float(torch.linalg.vector_norm(logits if bias is None else logits + bias))
+    none = centre.new_zeros(0)
+    logits = torch.cat([none, *(block @ centre for block in classifier.blocks())])
+    return float(classifier.rows.length(logits if bias is None else logits + bias))
 
 
 def _deviation(left: View, right: View, frame: bool) -> float:

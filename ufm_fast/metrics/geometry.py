@@ -24,7 +24,8 @@ def norm_variation(matrix: View) -> float:
 
     Source: Papyan, Han and Donoho, arXiv 2008.08186 (equinormness).
     """
-    return float(matrix.norms.std() / matrix.norms.mean())
+    mean, variance = matrix.rows.moments(matrix.norms)
+    return float(variance.sqrt() / mean)
 
 
 def cosine_moments(matrix: View) -> tuple[float, float]:
@@ -37,11 +38,12 @@ def cosine_moments(matrix: View) -> tuple[float, float]:
     on the ones vector it vanishes because deviations from a mean sum to zero. nan if a row is zero.
     """
     count, unit = matrix.count, matrix.unit
-    spread = sum(
-        (block.square().sum() for block in unit.centred()), torch.zeros_like(unit.mean[0])
-    ) / (count - 1)
+    none = torch.zeros_like(unit.mean[0])
+    square = sum((block.square().sum() for block in unit.centred()), none)
+    spread = unit.total(square) / (count - 1)
     plane = plane_distance(unit.about_mean, unit.about_mean, 1.0, spread)
-    cross = 2 * count * sum((block @ unit.mean).square().sum() for block in unit.centred())
+    square = sum(((block @ unit.mean).square().sum() for block in unit.centred()), none)
+    cross = 2 * count * unit.total(square)
     return 1 - float(spread), float(((plane + cross).clamp(min=0) / (count * (count - 1))).sqrt())
 
 
@@ -77,14 +79,14 @@ def self_duality(classifier: View, means: View) -> tuple[float, float]:
     Source: Jiang et al., arXiv 2310.05351 (GNC3); Wu and Papyan, arXiv 2405.17767 (UNC3). nan if a
     row is zero.
     """
-    gaps, start = [], 0
+    gaps, start = [classifier.norms.new_zeros(0)], 0
     for w, m in zip(classifier.blocks(), means.blocks(), strict=True):
         rows = slice(start, start + w.shape[0])
         difference = w / classifier.norms[rows, None] - m / means.norms[rows, None]
         gaps.append(difference.square().sum(1) / 2)
         start = rows.stop
-    gap = torch.cat(gaps)
-    return float(gap.mean()), float(gap.var())
+    mean, variance = classifier.rows.moments(torch.cat(gaps))
+    return float(mean), float(variance)
 
 
 @torch.no_grad()

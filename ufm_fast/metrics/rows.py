@@ -51,10 +51,14 @@ class RowMatrix:
     The mean is subtracted in two parts, m = base + residual: x - base is exact where the rows are
     close to one another, so C keeps its relative accuracy even when the spread of the rows is 1e-10
     of their size.
+
+    ``here``: rows that are read here, of ``count``; `spread` has matrices of which each rank reads
+    its own. What is summed over the rows goes through ``total``, ``length`` and ``moments``.
     """
 
     def __init__(self, read: Callable[[Index], Tensor], count: int, dim: int) -> None:
         self.read, self.count, self.dim = read, count, dim
+        self.here = count
         self._base = read(slice(0, count, -(-count // SAMPLE_ROWS))).mean(0)
         self._residual = torch.zeros_like(self._base)
         total = torch.zeros_like(self._base)
@@ -78,7 +82,24 @@ class RowMatrix:
     def centred(self) -> Iterator[Tensor]:
         """The centred rows C, a block at a time."""
         size = block_rows(self.dim)
-        return (self.take(slice(start, start + size)) for start in range(0, self.count, size))
+        return (self.take(slice(start, start + size)) for start in range(0, self.here, size))
+
+    def alike(self, read: Callable[[Index], Tensor]) -> RowMatrix:
+        """A matrix of other rows, as many, that are held where these are."""
+        return RowMatrix(read, self.count, self.dim)
+
+    def total(self, x: Tensor) -> Tensor:
+        """A sum over the rows, from that over the rows here."""
+        return x
+
+    def length(self, values: Tensor) -> Tensor:
+        """Euclidean norm of numbers of all rows, from those of the rows here."""
+        norm: Tensor = torch.linalg.vector_norm(values)
+        return norm
+
+    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of a number a row, from those of the rows here."""
+        return values.mean(), values.var()
 
     @cached_property
     def factor(self) -> Tensor:
@@ -132,10 +153,11 @@ class View:
 
     @cached_property
     def norms(self) -> Tensor:
-        """Euclidean norm of each row, (K,); its square may underflow, for a row is divided by its
-        largest entry first.
+        """Euclidean norm of each row that is here; its square may underflow, for a row is divided
+        by its largest entry first.
         """
-        return torch.cat([_norms(block) for block in self.blocks()])
+        none = self.offset.new_zeros(0)
+        return torch.cat([none, *(_norms(block) for block in self.blocks())])
 
     @cached_property
     def factor(self) -> Tensor:
@@ -153,9 +175,7 @@ class View:
     @cached_property
     def unit(self) -> RowMatrix:
         """These rows at length one. A zero row has no direction: it gives nan."""
-        return RowMatrix(
-            lambda index: self.take(index) / self.norms[index, None], self.count, self.dim
-        )
+        return self.rows.alike(lambda index: self.take(index) / self.norms[index, None])
 
 
 class RawView(View):
@@ -170,7 +190,7 @@ class RawView(View):
     def blocks(self) -> Iterator[Tensor]:
         """All rows, a block at a time."""
         size = block_rows(self.dim)
-        return (self.take(slice(start, start + size)) for start in range(0, self.count, size))
+        return (self.take(slice(start, start + size)) for start in range(0, self.rows.here, size))
 
 
 def _norms(block: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
-"""Metrics of a point on several ranks: NC1 to NC3, spectra and balance, from d x d sums over the
-ranks.
+"""Metrics of a point on several ranks: all that cost O((N + K) d^2), from sums over the ranks.
 
 A rank has its block of W, and the means of the same classes, summed from the ranks that hold their
-rows (`exchange`). No rank has all of W or of the means, but where K <= d + 1: then they are no more
-numbers than those sums, and formulas that go entry by entry want them whole. Of the table's rows
-those are computed that need nothing else (`SUMS`); what compares pairs of classes, or samples with
-all classes, is measured in one process from the saved run. A point of few numbers the first rank
-measures as a whole (`measure.GATHERED`).
+rows (`exchange`). So what compares a row of W with its class's mean is a sum over classes, and what
+goes by norms, spectra and Gram matrices needs d x d numbers of each rank. No rank has all of W or
+of the means, but where K <= d + 1: then they are no more numbers than those sums, and formulas that
+go entry by entry want them whole.
+
+What compares pairs of classes, or samples with all classes (``cost`` "pairwise" in the table: nc4,
+equiangularity, max_cosine, cdnv), is measured in one process from the saved run: exact, each block
+would go round to every rank, and drawn pairs lie on two ranks each. A point of few numbers the
+first rank measures as a whole (`measure.GATHERED`).
 """
 
 from __future__ import annotations
@@ -22,28 +25,20 @@ from ufm_fast.backends.gram import gram, row_blocks
 from ufm_fast.layout import Axis, Layout, gathered
 from ufm_fast.metrics.catalogue import METRICS
 from ufm_fast.metrics.inputs import Inputs
-from ufm_fast.metrics.rows import RowMatrix, View, block_rows, triangular_factor
+from ufm_fast.metrics.rows import Index, RowMatrix, View, triangular_factor
 from ufm_fast.metrics.statistics import ClassMoments
 from ufm_fast.targets import Rows
 
 _WHAT = "metrics"  # in the counts of bytes that are sent
 _OfRows = Callable[[slice], Tensor]  # a row for each of a block of rows
-_SPECTRA = ("effective_rank", "participation_ratio", "stable_rank")
-#: The metrics that sums of d x d matrices are enough for.
-SUMS = frozenset(
-    {
-        *("nc1_pinv", "nc1_trace", "nc1_quotient"),
-        *(name for name in METRICS if name.startswith("nc2_")),
-        *("nc3", "nc3_centred", "nc3_uncentred", "nc3_frame"),
-        *(f"{name}_{of}" for name in _SPECTRA for of in ("classifier", "means")),
-        *("balancedness", "balancedness_relative"),
-    }
-)
+#: The metrics that are sums over classes and d x d matrices.
+SUMS = frozenset(name for name, metric in METRICS.items() if metric.cost == "linear")
 
 
 def spread_metrics(
     features: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     rows: Rows,
     class_counts: Tensor,
     layout: Layout,
@@ -51,12 +46,13 @@ def spread_metrics(
 ) -> dict[str, float]:
     """The metrics of `SUMS` that ``collect`` has, the same on every rank.
 
-    features (R x d), ``rows`` (their targets and counts) and weight: this rank's blocks.
+    features (R x d), ``rows`` (their targets and counts), weight and bias: this rank's blocks.
     class_counts: (K,) samples of each class. penalties: lambda_w and lambda_h. Where the rows have
     several targets each, or one class has all, the metrics are the classifier's own.
     """
     inputs = SpreadInputs(
-        features, weight, rows, class_counts.to(weight.device).double(), layout, penalties
+        *(features, weight, bias, rows),
+        *(class_counts.to(weight.device).double(), layout, penalties),
     )
     names = [
         name for name, metric in METRICS.items() if name in SUMS and metric.needs <= inputs.given
@@ -70,23 +66,24 @@ def matrix(world: Axis, rows: Tensor, count: int) -> RowMatrix:
     """The matrix of ``count`` rows of which these are here: spread, or whole where it is small."""
     if count <= rows.shape[1] + 1:
         return RowMatrix.of(torch.cat(gathered(world, rows, _WHAT)))
-    return SpreadMatrix(world, rows, count)
+    zero = rows.new_zeros(rows.shape[1], dtype=torch.float64)
+    return SpreadMatrix(
+        world, lambda index: rows[index].to(torch.float64), rows.shape[0], count, zero
+    )
 
 
 class SpreadMatrix(RowMatrix):
-    """A matrix of which a rank has ``rows``: ``centred`` gives those, and mean, Gram matrix and
-    factor are of all.
+    """A matrix of which a rank reads ``here`` rows: ``centred`` gives those, and mean, Gram matrix
+    and factor are of all. zero: (d,) in float64.
     """
 
-    def __init__(self, world: Axis, rows: Tensor, count: int) -> None:
-        self.world, self.here, self.read = (
-            world,
-            rows.shape[0],
-            lambda index: rows[index].to(torch.float64),
-        )
-        self.count, self.dim = count, rows.shape[1]
+    def __init__(
+        self, world: Axis, read: Callable[[Index], Tensor], here: int, count: int, zero: Tensor
+    ) -> None:
+        self.world, self.read, self.here = world, read, here
+        self.count, self.dim = count, zero.numel()
         self._inner: dict[RowMatrix, Tensor] = {}
-        self._base = self._residual = rows.new_zeros(self.dim, dtype=torch.float64)
+        self._base = self._residual = zero
         self._base = self._average()
         self._residual = self._average()
         self.mean = self._base + self._residual
@@ -97,9 +94,19 @@ class SpreadMatrix(RowMatrix):
             total += block.sum(0)
         return self.world.sum_(total, _WHAT) / self.count
 
-    def centred(self) -> Iterator[Tensor]:
-        size = block_rows(self.dim)
-        return (self.take(slice(start, start + size)) for start in range(0, self.here, size))
+    def alike(self, read: Callable[[Index], Tensor]) -> RowMatrix:
+        zero = torch.zeros_like(self.mean)
+        return SpreadMatrix(self.world, read, self.here, self.count, zero)
+
+    def total(self, x: Tensor) -> Tensor:
+        return self.world.sum_(x.clone(), _WHAT)
+
+    def length(self, values: Tensor) -> Tensor:
+        return self.total(super().length(values).square()).sqrt()
+
+    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.total(values.sum()) / self.count
+        return mean, self.total((values - mean).square().sum()) / (self.count - 1)
 
     @cached_property
     def factor(self) -> Tensor:
@@ -107,10 +114,7 @@ class SpreadMatrix(RowMatrix):
 
     @cached_property
     def gram(self) -> Tensor:
-        total = self.mean.new_zeros(self.dim, self.dim)
-        for block in self.centred():
-            total.addmm_(block.T, block)
-        return self.world.sum_(total, _WHAT)
+        return self.world.sum_(super().gram, _WHAT)
 
     def inner(self, other: RowMatrix) -> Tensor:
         if other not in self._inner:
@@ -185,6 +189,7 @@ class SpreadInputs(Inputs):
         self,
         features: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         rows: Rows,
         class_counts: Tensor,
         layout: Layout,
@@ -198,6 +203,9 @@ class SpreadInputs(Inputs):
         )
         self.given = {"weight"}
         self.classifier = matrix(self.world, weight, layout.classes)
+        self.bias = bias
+        if bias is not None and not isinstance(self.classifier, SpreadMatrix):
+            self.bias = torch.cat(gathered(self.world, bias, _WHAT))
         if rows.targets.single and int((class_counts > 0).sum()) > 1:
             self.given.add("features")
             self.moments = SpreadMoments(features, rows, class_counts, layout)
