@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "a GPU (with --rehearse none is needed)": ("gpu", "breakdown", "tune"),
     "settled reasons": (
         "exponentials", "layout", "few_classes", "preconditioner", "squared_model", "pick_all",
-        "codes", "focal_bound",
+        "codes", "focal_bound", "rank_models",
     ),
 }  # fmt: skip
 SCRIPTS = (

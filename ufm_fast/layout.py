@@ -322,6 +322,18 @@ def gathered(axis: Axis, x: Tensor, what: str) -> list[Tensor]:
     return [part[:size] for part, size in zip(whole, sizes, strict=True)]
 
 
+def transposed(layout: Layout, x: Tensor) -> Tensor:
+    """The rows here of X' for a K x K matrix X of which x are the rows of the classes here: each
+    rank sends another the columns that are rows of its own.
+    """
+    K, ranks, height = layout.classes, layout.mesh.ranks, layout.class_height
+    here, others = len(x), [block(layout.classes, ranks, rank) for rank in range(ranks)]
+    sent = padded(x, height).T.contiguous()  # K x height: the rows of X' in order, this rank's part
+    counts = [part.stop - part.start for part in others], [here] * ranks
+    parts = layout.mesh.world.swap(sent, *counts, "curvature").reshape(ranks, here, height)
+    return parts.transpose(0, 1).reshape(here, ranks * height)[:, :K]
+
+
 def share(total: int, parts: int) -> int:
     """Ceiling of a quotient, at least one."""
     return max(1, math.ceil(total / parts))

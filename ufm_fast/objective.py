@@ -131,10 +131,8 @@ class Objective:
 
     @property
     def plain(self) -> bool:
-        """One layer in flat space, logits as they are, all in this process: what preconditioners
-        are made for.
-        """
-        if self.layout is not None or not self.problem.one_penalty or self.problem.weighted:
+        """One layer in flat space, logits as they are: what preconditioners are made for."""
+        if not self.problem.one_penalty or self.problem.weighted:
             return False
         return self.trunk.empty and not self.geometry.curved and not self.scales.adjustment
 
@@ -324,10 +322,11 @@ class Objective:
         """
         problem = self.problem
         if isinstance(problem.loss, SquaredError):
-            if self.layout is not None:
-                return 1e-15
             exact = by_residuals(
-                self.targets, problem.num_classes, problem.head_dim, bias=problem.bias != "none"
+                self.rows.targets,
+                problem.num_classes,
+                problem.head_dim,
+                bias=problem.bias != "none",
             )
             return 0.0 if exact else 1e-15
         return 0.0

@@ -19,7 +19,7 @@ chunk is multiplied the next one is on its way, and so are the last one's gradie
 
 Squared error (`gram`). Gram matrices, d x d, are summed over the ranks; each rank asks the others
 for the rows of W that are its rows' targets, and sends the sums of its rows back to them: nothing
-where a class's rows are with their class.
+where a class's rows are with their class. Few classes go by residuals (`sharded_residuals`).
 
 Sums have a fixed order on a fixed mesh, so results repeat to the bit.
 
@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends import gram
+from ufm_fast.backends import sharded_residuals as residuals
 from ufm_fast.backends.base import (
     Gradients,
     HeadByLoss,
@@ -52,6 +53,7 @@ from ufm_fast.backends.base import (
 )
 from ufm_fast.backends.exchange import Exchange
 from ufm_fast.backends.logit_gradient import ChunkGradient
+from ufm_fast.backends.sharded_residuals import near_classes
 from ufm_fast.backends.sharded_sweep import (
     ShardedSweep,
     Sums,
@@ -176,7 +178,9 @@ class ShardedSoftmaxHead:
 
 
 class ShardedSquaredErrorHead:
-    """Squared error by Gram matrices that are summed over the ranks."""
+    """Squared error by Gram matrices that are summed over the ranks, or by residuals where Grams
+    would lose digits.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -184,7 +188,12 @@ class ShardedSquaredErrorHead:
     def value_and_grad(
         self, x: HeadInput, out: Gradients, *, statistics: bool = False
     ) -> HeadResult:
-        fit = gram.value_and_grad(in_sums_dtype(x), out.cleared(), home=Exchange.of(x))
+        x, out, layout = in_sums_dtype(x), out.cleared(), layout_of(x)
+        near = near_classes(x, layout)
+        if near is None:
+            fit = gram.value_and_grad(x, out, home=Exchange.of(x))
+        else:
+            fit = residuals.value_and_grad(x, out, layout, near)
         return HeadResult(fit.new_tensor(self.mesh.total(float(fit))), None)
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:

@@ -16,15 +16,21 @@ bench/reasons/codes.py.)
 2026-11-30. At K = 500, d = 32 L-BFGS stalls with it at 1.4e-6 mu, after 3,149 evaluations. The
 default method ends what is left by Newton-CG, with one step of many products: 4.2e-8 mu after 4,865
 evaluations in all (`python -m bench codes --models codes --method auto`; torch 2.13.0).
+
+2026-11-30. On several ranks each has the blocks of its own rows and classes. To build them all
+others' classes pass by twice, and rows once, 256 of each rank at a time; a product sends nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ufm_fast.layout import Layout, gathered, share
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.memory import available_bytes
 from ufm_fast.objective import Evaluation, Objective
@@ -33,6 +39,7 @@ from ufm_fast.solvers.curvature.base import Built
 
 _EVERY = 60  # steps between two builds
 _BLOCK = 1 << 24  # numbers of a block of outer products
+_ROUND = 1 << 8  # rows of a rank that go to all at a time
 
 
 @dataclass(frozen=True)
@@ -50,32 +57,25 @@ class CodePreconditioner:
     @classmethod
     def build(cls, objective: Objective, x: Point) -> CodePreconditioner | None:
         """At a point in the solver's variables; None where rounding leaves nothing to invert."""
-        head, mu, weight = (
-            objective.head_input(x),
-            objective.problem.mu,
-            objective.row_weight[:, None],
-        )
+        layout, head, mu = objective.layout, objective.head_input(x), objective.problem.mu
+        weight, dtype = objective.row_weight[:, None].double(), x.W.dtype
         F, B = head.features.double(), head.weight.double()
-        z = F @ B.T if head.bias is None else F @ B.T + head.bias.double()
-        p = torch.softmax(z, 1)
-        curving = weight * p * (1.0 - p)
-        of_rows = _second_moments(p, B) - _outer(p @ B)
+        bias = B.new_zeros(len(B)) if head.bias is None else head.bias.double()
+        mass, of_rows = _of_rows(layout, F, B, bias)
+        of_classes, curving = _of_classes(layout, B, bias, F, mass, weight)
         unit = (weight * objective.scales.logits.double().square())[:, :, None]
         eye = mu * torch.eye(B.shape[1], dtype=torch.float64, device=B.device)
         factors = [
-            torch.linalg.cholesky_ex(blocks + eye)
-            for blocks in (_second_moments(curving.T, F), unit * of_rows)
+            torch.linalg.cholesky_ex(blocks + eye) for blocks in (of_classes, unit * of_rows)
         ]
-        if any(int(failed.max()) for _, failed in factors):
+        sound = not any(bool(failed.any()) for _, failed in factors)
+        if not (sound if layout is None else layout.all(sound)):
             return None
-        bias = (
-            None
-            if x.b is None
-            else curving.sum(0) * objective.scales.bias**2
-            + max(objective.scales.penalties.bias, 1e-2 * mu)
-        )
-        classes, rows = (torch.cholesky_inverse(factor).to(x.W.dtype) for factor, _ in factors)
-        return cls(classes, rows, bias)
+        classes, rows = (torch.cholesky_inverse(factor).to(dtype) for factor, _ in factors)
+        if x.b is None:
+            return cls(classes, rows, None)
+        scales = objective.scales
+        return cls(classes, rows, curving * scales.bias**2 + max(scales.penalties.bias, 1e-2 * mu))
 
     def apply(self, g: Point) -> Point:
         # Not bmm, which is a call a block too.
@@ -83,25 +83,70 @@ class CodePreconditioner:
             (inverse * part[:, None, :]).sum(2)
             for part, inverse in ((g.W, self.classes), (g.H, self.rows))
         )
-        return Point(
-            W, H, None if g.b is None or self.bias is None else g.b / self.bias.to(g.b.dtype)
+        b = None if g.b is None or self.bias is None else g.b / self.bias.to(g.b.dtype)
+        return replace(g, W=W, H=H, b=b)
+
+
+def _rounds(layout: Layout | None, height: int, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of each of the parts, of ranks ``_ROUND`` of each of them at a time, of at most
+    ``height`` a rank.
+    """
+    if layout is None:
+        yield parts
+        return
+    for start in range(0, height, _ROUND):
+        yield tuple(
+            torch.cat(gathered(layout.mesh.world, part[start : start + _ROUND], "curvature"))
+            for part in parts
         )
+
+
+def _of_rows(layout: Layout | None, F: Tensor, B: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """log sum_k exp z_rk of the rows here, (R, 1), and  B' diag(p_r) B - (B'p_r)(B'p_r)'  of
+    each.
+    """
+    R, d = F.shape
+    height = 0 if layout is None else layout.class_height
+    mass = F.new_full((R, 1), -math.inf)
+    for classes, b in _rounds(layout, height, B, bias):
+        mass = torch.logaddexp(mass, torch.logsumexp(F @ classes.T + b, 1, keepdim=True))
+    mean, total = F.new_zeros(R, d), F.new_zeros(R, d * d)
+    for classes, b in _rounds(layout, height, B, bias):
+        p = torch.exp(F @ classes.T + b - mass)
+        mean.addmm_(p, classes)
+        _add_second_moments(total, p, classes)
+    return mass, total.reshape(R, d, d) - _outer(mean)
+
+
+def _of_classes(
+    layout: Layout | None, B: Tensor, bias: Tensor, F: Tensor, mass: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """sum_r c_rk f_r f_r'  and  sum_r c_rk  with  c_rk = w_r p_rk (1 - p_rk)  of the classes
+    here.
+    """
+    K, d = B.shape
+    total, sums = B.new_zeros(K, d * d), B.new_zeros(K)
+    height = 0 if layout is None else layout.row_height
+    for features, of_row, w in _rounds(layout, height, F, mass, weight):
+        p = torch.exp(features @ B.T + bias - of_row)
+        curving = w * p * (1.0 - p)
+        sums += curving.sum(0)
+        _add_second_moments(total, curving.T, features)
+    return total.reshape(K, d, d), sums
 
 
 def _outer(X: Tensor) -> Tensor:
     return X[:, :, None] * X[:, None, :]
 
 
-def _second_moments(weights: Tensor, X: Tensor) -> Tensor:
-    """sum_i weights_ji x_i x_i' of each row j of ``weights`` (J x I), by blocks of rows of X (I x
-    d): (J, d, d).
+def _add_second_moments(total: Tensor, weights: Tensor, X: Tensor) -> None:
+    """total_j += sum_i weights_ji x_i x_i' for each row j of ``weights`` (J x I), by blocks of
+    rows of X (I x d): (J, d d).
     """
     d = X.shape[1]
-    total = X.new_zeros(weights.shape[0], d * d)
     for start in range(0, X.shape[0], size := max(1, _BLOCK // (d * d))):
         part = slice(start, start + size)
         total.addmm_(weights[:, part], _outer(X[part]).flatten(1))
-    return total.reshape(-1, d, d)
 
 
 def bytes_of(classes: int, rows: int, dim: int) -> int:
@@ -127,10 +172,16 @@ class Codes:
         balanced = objective.variables == "balanced" and problem.freeze is None and problem.mu > 0
         if not (objective.plain and type(problem.loss) is CrossEntropy and balanced and d + 1 < K):
             return False
-        return self.bytes_of(objective) <= available_bytes(objective.row_weight.device) // 4
+        layout, free = objective.layout, available_bytes(objective.row_weight.device) // 4
+        if layout is None:
+            return self.bytes_of(objective) <= free
+        return layout.all(self.bytes_of(objective) * layout.mesh.neighbours <= free)
 
     def bytes_of(self, objective: Objective) -> int:
-        return bytes_of(objective.problem.num_classes, objective.rows.number, objective.problem.dim)
+        problem, layout = objective.problem, objective.layout
+        ranks = 1 if layout is None else layout.mesh.ranks
+        K, R = (share(number, ranks) for number in (problem.num_classes, objective.rows.number))
+        return bytes_of(K, R, problem.dim)
 
     def work(self, objective: Objective) -> tuple[float, float]:
         K, R, d = objective.problem.num_classes, objective.rows.number, objective.problem.dim

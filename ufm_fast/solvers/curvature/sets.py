@@ -24,15 +24,19 @@ inner products of features and of classes. Ten random problems at K = 32, lambda
 30 steps, and at each Newton step. It is used up to 2,048 entries in rows of several targets, and
 beyond 256 where building it costs no more than five gradients. Tried and dropped: stopping CG by
 the preconditioned residual, which leaves the stiff directions unsolved.
+
+2026-11-30. On several ranks each has features and class of all entries, E x d numbers that are
+summed when the matrix is built, and a product sums E numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ufm_fast.layout import Layout
 from ufm_fast.losses import PickAll
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
@@ -63,16 +67,50 @@ def _several(targets: Targets) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TargetPreconditioner:
-    """Inverse of mu + J'J at a point. ``rows``, ``columns``, ``coefficient``, ``p`` (E,);
-    ``factor``: Cholesky, (E, E).
-
-    ``group`` (E,): the rows among those with several targets, of which there are fewer than E
-    however many have one.
+class _Held:
+    """The rows of a matrix at the E entries: ``at`` of those that are here, which are the entries
+    ``which`` (None: all).
     """
 
-    rows: Tensor
-    columns: Tensor
+    at: Tensor
+    number: int
+    which: Tensor | None = None
+
+    @classmethod
+    def of(cls, index: Tensor, part: slice | None) -> _Held:
+        """``index`` (E,): of rows, of which those of ``part`` are here."""
+        if part is None:
+            return cls(index, len(index))
+        which = torch.nonzero((index >= part.start) & (index < part.stop))[:, 0]
+        return cls(index[which] - part.start, len(index), which)
+
+    def entries(self, x: Tensor) -> Tensor:
+        """The row of x at each entry, (E, ...); zeros where it is elsewhere."""
+        if self.which is None:
+            return x[self.at]
+        return x.new_zeros(self.number, *x.shape[1:]).index_copy_(0, self.which, x[self.at])
+
+    def less(self, x: Tensor, change: Tensor, factor: float = 1.0) -> Tensor:
+        """x less what the entries change, times the factor."""
+        mine = change if self.which is None else change[self.which]
+        return x.index_add(0, self.at, mine.to(x.dtype), alpha=-factor)
+
+
+def _total(layout: Layout | None, part: Tensor) -> Tensor:
+    """A sum over the ranks of what each has, in place."""
+    return part if layout is None else layout.mesh.world.sum_(part, "curvature")
+
+
+@dataclass(frozen=True)
+class TargetPreconditioner:
+    """Inverse of mu + J'J at a point. ``coefficient``, ``p`` (E,); ``factor``: Cholesky, (E, E).
+
+    ``group`` (E,): the rows among those with several targets, of which there are fewer than E
+    however many have one. ``rows`` and ``columns``: what of H and W is here.
+    """
+
+    rows: _Held
+    columns: _Held
     group: Tensor
     features: Tensor  # f of each entry, (E, d)
     classes: Tensor  # s B of each entry, (E, d)
@@ -85,19 +123,23 @@ class TargetPreconditioner:
     @classmethod
     def build(cls, objective: Objective, x: Point) -> TargetPreconditioner | None:
         """At a point in the solver's variables; None where rounding leaves nothing to invert."""
-        targets, mu = objective.targets, objective.problem.mu
-        several = _several(targets)
-        rows, columns = (part[several] for part in targets.slice(0, targets.rows))
+        layout, mu = objective.layout, objective.problem.mu
+        rows, columns = _entries_of(objective)
         group = torch.unique_consecutive(rows, return_inverse=True)[1]
-        unit = objective.scales.logits[rows]
-        features, classes = x.H[rows] * unit, x.W[columns]
+        of_rows = _Held.of(rows, None if layout is None else layout.row_part)
+        of_columns = _Held.of(columns, None if layout is None else layout.class_part)
+        weight = objective.row_weight * objective.targets.sizes()
+        unit, weight, features = (
+            _total(layout, of_rows.entries(part)) for part in (objective.scales.logits, weight, x.H)
+        )
+        features, classes = features * unit, _total(layout, of_columns.entries(x.W))
         z = torch.linalg.vecdot(features, classes).double()
         bias = objective.scales.model_bias(x)
         if bias is not None:
-            z = z + bias[columns].double()
+            z = z + _total(layout, of_columns.entries(bias)).double()
         same = rows[:, None] == rows
         p = torch.softmax(torch.where(same, z, -torch.inf), 1).diagonal()
-        coefficient = ((objective.row_weight * targets.sizes())[rows].double() * p).sqrt()
+        coefficient = (weight.double() * p).sqrt()
         classes = classes * unit
         beta = 0.0 if bias is None else objective.scales.bias
         gram = torch.where(same, classes.double() @ classes.double().T, 0.0)
@@ -117,31 +159,35 @@ class TargetPreconditioner:
             factor, failed = torch.linalg.cholesky_ex(
                 gram + max(mu, raised * least) * torch.eye(len(p)).to(gram)
             )
-            if not int(failed):
-                return cls(
-                    rows, columns, group, features, classes, coefficient, p, factor, mu, beta
-                )
+            if layout.all(not int(failed)) if layout else not int(failed):
+                held = of_rows, of_columns, group, features, classes, coefficient, p
+                return cls(*held, factor, mu, beta)
         return None
 
     def apply(self, g: Point) -> Point:
         """(mu + J'J)^-1 g, a new point."""
-        change = torch.linalg.vecdot(self.features, g.W[self.columns]) + torch.linalg.vecdot(
-            self.classes, g.H[self.rows]
-        )
-        change = change.double()
+        of_classes, of_rows = self.columns.entries(g.W), self.rows.entries(g.H)
+        change = torch.linalg.vecdot(self.features, of_classes)
+        change = (change + torch.linalg.vecdot(self.classes, of_rows)).double()
         if g.b is not None:
-            change += self.bias_scale * g.b[self.columns].double()
+            change += self.bias_scale * self.columns.entries(g.b).double()
+        change = _total(g.layout, change)
         pull = self.coefficient * (change - _row_sum(self.p * change, self.group))
         pull = self.coefficient * torch.cholesky_solve(pull[:, None], self.factor)[:, 0]
         pull = (pull - self.p * _row_sum(pull, self.group)).to(g.W.dtype)
-        W = g.W.index_add(0, self.columns, self.features * pull[:, None], alpha=-1)
-        H = g.H.index_add(0, self.rows, self.classes * pull[:, None], alpha=-1)
-        b = (
-            None
-            if g.b is None
-            else g.b.index_add(0, self.columns, pull.to(g.b.dtype), alpha=-self.bias_scale)
-        )
-        return Point(W, H, b).scale(1.0 / self.mu)
+        W = self.columns.less(g.W, self.features * pull[:, None])
+        H = self.rows.less(g.H, self.classes * pull[:, None])
+        b = None if g.b is None else self.columns.less(g.b, pull, self.bias_scale)
+        return replace(g, W=W, H=H, b=b).scale(1.0 / self.mu)
+
+
+def _entries_of(objective: Objective) -> tuple[Tensor, Tensor]:
+    """Row and class of each entry of all rows with several targets."""
+    targets = objective.rows.targets
+    several = _several(targets)
+    rows, columns = (part[several] for part in targets.slice(0, targets.rows))
+    device = objective.row_weight.device
+    return rows.to(device), columns.to(device)
 
 
 def _row_sum(values: Tensor, group: Tensor) -> Tensor:
@@ -163,17 +209,19 @@ class Sets:
         balanced = objective.variables == "balanced" and problem.freeze is None
         if not (objective.plain and isinstance(problem.loss, PickAll) and balanced):
             return False
-        return entries(objective.targets, problem.num_classes, problem.dim) > 0
+        return self._entries(objective) > 0
+
+    @staticmethod
+    def _entries(objective: Objective) -> int:
+        problem = objective.problem
+        return entries(objective.rows.targets, problem.num_classes, problem.dim)
 
     def bytes_of(self, objective: Objective) -> int:
         """While the matrix of the entries is formed."""
-        return (
-            48
-            * entries(objective.targets, objective.problem.num_classes, objective.problem.dim) ** 2
-        )
+        return 48 * self._entries(objective) ** 2
 
     def work(self, objective: Objective) -> tuple[float, float]:
-        E = entries(objective.targets, objective.problem.num_classes, objective.problem.dim)
+        E = self._entries(objective)
         return 4.0 * E**2, E**3 / 3 / _EVERY
 
     def begin(self, objective: Objective, point: Point) -> Built:

@@ -29,21 +29,28 @@ step 30: sooner, a full step could put out a direction that the minimum needs, a
 ended at saddles (`tests/solvers/test_methods.py`). Penalties of 1e-10 still take many thousands.
 Tried and dropped: balanced factors every few steps of softmax losses, which cost more evaluations
 than they saved. Its vectors are planned (`bench/memory.py`).
+
+2026-11-30. On several ranks only d x d matrices are summed or gathered: the Grams, what a gradient
+has in the spans, and the triangular factors of balanced factors (`tall`). Twelve
+classes, d = 12, lambda = 1e-5: 45 evaluations in one process, on one rank and on two, where the
+identity took 386 on one (`python -m bench rank_models`, torch 2.13.0).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ufm_fast.backends.gram import gram
+from ufm_fast.layout import Axis, Mesh
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import rounding
 from ufm_fast.solvers.curvature.base import Built
+from ufm_fast.tall import of_first, qr
 
 #: The step of L-BFGS that builds it. Sooner, a full step can put out a direction that is wanted,
 #: and end at a saddle.
@@ -55,14 +62,14 @@ def balance(x: Point) -> Point:
     """The factors of the same product A B' with A'A = B'B, whose squares have the least sum: twice
     its nuclear norm.
     """
-    A, B = (torch.linalg.qr(part.double()) for part in (x.H, x.W))
-    U, s, Vh = torch.linalg.svd(A.R @ B.R.T, full_matrices=False)
+    mesh = None if x.layout is None else x.layout.mesh
+    (A, of_A), (B, of_B) = (qr(part.double(), mesh) for part in (x.H, x.W))
+    U, s, Vh = torch.linalg.svd(of_A @ of_B.T, full_matrices=False)
+    U, s, Vh = (of_first(part, mesh) for part in (U, s, Vh))
     root, pad = s.sqrt(), (0, x.W.shape[1] - len(s))
-    factors = (
-        torch.nn.functional.pad(part, pad) for part in (B.Q @ (Vh.T * root), A.Q @ (U * root))
-    )
+    factors = (torch.nn.functional.pad(part, pad) for part in (B @ (Vh.T * root), A @ (U * root)))
     W, H = (part.to(x.W.dtype) for part in factors)
-    return Point(W, H, x.b)
+    return replace(x, W=W, H=H)
 
 
 def move(
@@ -83,8 +90,8 @@ def move(
 
 @dataclass(frozen=True)
 class _Span:
-    """An orthonormal basis of the columns of alpha X (rows x d): X T, or T itself where the rows
-    are at most d.
+    """An orthonormal basis of the columns of alpha X (rows x d): X T, or T itself where all rows
+    are here and at most d.
 
     ``values`` (k,): eigenvalues of alpha^2 X X'. ``products`` (k x d): alpha basis' X.
     """
@@ -93,25 +100,33 @@ class _Span:
     T: Tensor
     values: Tensor
     products: Tensor
+    world: Axis | None  # of ranks that have the other rows
 
     @classmethod
-    def of(cls, X: Tensor, alpha: float) -> _Span:
+    def of(cls, X: Tensor, alpha: float, mesh: Mesh | None) -> _Span:
         """Of alpha X."""
-        few = X.shape[0] <= X.shape[1]
-        values, vectors = torch.linalg.eigh(X.double() @ X.T.double() if few else gram(X))
+        few, world = X.shape[0] <= X.shape[1] and mesh is None, None if mesh is None else mesh.world
+        inner = X.double() @ X.T.double() if few else _summed(gram(X), world)
+        values, vectors = (of_first(part, mesh) for part in torch.linalg.eigh(inner))
         keep = values > 1e-14 * values[-1].clamp_min(1e-300)
         values, vectors = values[keep], vectors[:, keep]
         T = (vectors if few else vectors / values.sqrt()).to(X.dtype)
         products = T.T @ X if few else (vectors * values.sqrt()).T.to(X.dtype)
-        return cls(None if few else X, T, (alpha**2 * values).to(X.dtype), alpha * products)
+        spectrum = (alpha**2 * values).to(X.dtype)
+        return cls(None if few else X, T, spectrum, alpha * products, world)
 
     def inside(self, Y: Tensor) -> Tensor:
         """basis' Y."""
-        return self.T.T @ Y if self.X is None else self.T.T @ (self.X.T @ Y)
+        return self.T.T @ (Y if self.X is None else _summed(self.X.T @ Y, self.world))
 
     def outside(self, Y: Tensor) -> Tensor:
         """basis Y."""
         return self.T @ Y if self.X is None else self.X @ (self.T @ Y)
+
+
+def _summed(part: Tensor, world: Axis | None) -> Tensor:
+    """A sum over all rows from that over the rows here, in place."""
+    return part if world is None else world.sum_(part, "curvature")
 
 
 @dataclass(frozen=True)
@@ -128,10 +143,12 @@ class SquaredPreconditioner:
     def build(cls, objective: Objective, x: Point) -> SquaredPreconditioner:
         """At a point in the solver's variables."""
         alpha, features = objective.problem.num_samples**-0.5, x.H
+        mesh = None if objective.layout is None else objective.layout.mesh
         if x.b is not None:
             column = objective.scales.bias / alpha * objective.row_weight.sqrt()
             features = torch.cat([x.H, column.to(x.H.dtype)[:, None]], 1)
-        return cls(_Span.of(x.W, alpha), _Span.of(features, alpha), 2.0 * objective.problem.mu)
+        spans = _Span.of(x.W, alpha, mesh), _Span.of(features, alpha, mesh)
+        return cls(*spans, 2.0 * objective.problem.mu)
 
     def apply(self, g: Point) -> Point:
         """(2 mu + J'J)^-1 g, a new point."""
@@ -149,7 +166,7 @@ class SquaredPreconditioner:
             - (self.classes.outside(both.T - column / v) + of_classes / v) @ self.features.products
         )
         W, b = (weight, None) if g.b is None else (weight[:, :-1], weight[:, -1])
-        return Point(W, H, b).scale(1.0 / self.shift)
+        return replace(g, W=W, H=H, b=b).scale(1.0 / self.shift)
 
 
 class Squares:
