@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from ufm_fast.adjustments import Adjustment
 from ufm_fast.functional import linear_cross_entropy
@@ -176,10 +176,23 @@ def whole_only(mesh: DeviceMesh) -> Iterator[Check]:
         yield from compared(
             mesh, name, tensors, soft, (False,), label_smoothing=0.1, logit_scale=2.0, **given
         )
+        yield from _gathered(mesh, name, tensors[0], tensors[1], soft, reduction=how)
         heads = (tensors[0], numbers(K, 2, d).requires_grad_(), numbers(K, 2).requires_grad_())
         target = torch.randint(K, (N, 2))
         given["sample_weight"] = None if samples is None else torch.rand(N, 2)
         yield from compared(mesh, f"two heads {how} {weight}", heads, target, (False,), **given)
+
+
+def _gathered(
+    mesh: DeviceMesh, name: str, H: Tensor, W: Tensor, soft: Tensor, **given: Any
+) -> Iterator[Check]:
+    """A classifier by class that is gathered for what only a whole one has, as refusals say."""
+    x, leaf = spread(mesh, H), spread(mesh, W)
+    whole_weight = leaf.full_tensor(grad_placements=[Partial()])
+    linear_cross_entropy(x, whole_weight, spread(mesh, soft), **given).sum().backward()
+    H.grad = W.grad = None
+    linear_cross_entropy(H, W, soft, **given).sum().backward()
+    yield f"{name}: gathered", relative(whole(mesh, leaf.grad), W.grad), 1e-12
 
 
 def buffers(mesh: DeviceMesh) -> Iterator[Check]:

@@ -130,6 +130,13 @@ def edges(mesh: DeviceMesh) -> Iterator[Check]:
         empty.backward()
         yield "mean of no rows is NaN", float(not empty.full_tensor().isnan()), 0.0
         yield "with gradients of zero", float(x.grad.full_tensor().norm()), 0.0
+        signs = torch.tensor([1.0, -0.5, *[0.0] * 4])  # which sum to 0 over the rows
+        over_0, exact = (
+            linear_cross_entropy(*tensors, weight=signs)
+            for tensors in ((x, classifier, spread(mesh, target)), (H, W, target))
+        )
+        yield "mean over weights of 0", float(over_0.full_tensor() != exact), 0.0
+        yield "which is infinite", float(exact.isfinite()), 0.0
         short = linear_cross_entropy(x.bfloat16(), classifier.bfloat16(), spread(mesh, target))
         yield "half precision", float(short.dtype != torch.bfloat16), 0.0
         yield (

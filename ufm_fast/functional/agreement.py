@@ -63,12 +63,22 @@ def _said(input: Tensor, linear_weight: Tensor, call: CheckedCall) -> list[float
 
 
 def _digest(vector: Tensor | None) -> float:
-    """A number that vectors share if they are equal to the bit, and hardly otherwise; 0 of none."""
+    """A number that vectors share if they are equal to the bit, and hardly otherwise; 0 of none.
+
+    Remembered on the vector while it is unwritten: of a million classes it takes as long as a step
+    may.
+    """
     if vector is None:
         return 0.0
-    bits = vector.double().view(torch.int64)
+    version = None if vector.is_inference() else vector._version
+    known = getattr(vector, "_ufm_digest", None)
+    if known is not None and version is not None and known[0] == version:
+        return float(known[1])
+    bits = vector.detach().double().contiguous().view(torch.int64)
     places = torch.arange(1, 2 * bits.numel(), 2, device=bits.device)
-    return 1.0 + (int((bits * places).sum()) & _DIGITS)
+    digest = 1.0 + (int((bits * places).sum()) & _DIGITS)
+    vector._ufm_digest = version, digest  # type: ignore[attr-defined]
+    return digest
 
 
 def agreed(

@@ -28,7 +28,6 @@ This file, and torch.distributed.tensor with it, is imported by the first call w
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +51,9 @@ from ufm_fast.layout import Layout, Mesh, block
 from ufm_fast.losses import CrossEntropy
 from ufm_fast.targets import Targets
 
+#: A whole weight on each rank, of which the gradient is each rank's share.
+_GATHERED = "linear_weight.full_tensor(grad_placements=[Partial()])"
+
 
 def sharded_cross_entropy(
     input: Tensor, linear_weight: Tensor, target: Tensor, bias: Tensor | None, asked: Asked
@@ -67,8 +69,8 @@ def sharded_cross_entropy(
     if not isinstance(input, DTensor):
         raise InputTypeError(
             "input must be a DTensor where linear_weight is one; write DTensor.from_local(input, "
-            "mesh, [Shard(0)]) of each "
-            "rank's samples, or pass linear_weight.full_tensor()"
+            "mesh, [Shard(0)]) of each rank's samples, or for each rank's own loss pass "
+            f"{_GATHERED}"
         )
     device_mesh = input.device_mesh
     if device_mesh.ndim != 1:
@@ -108,8 +110,10 @@ def sharded_cross_entropy(
     result = DTensor.from_local(value, device_mesh, [placement], run_check=False).redistribute(
         placements=[Replicate()]
     )
-    undefined = asked.reduction == "mean" and call.chosen.divisor is None and count == 0
-    return (result + math.nan if undefined else result).to(call.dtype)  # type: ignore[return-value]
+    if asked.reduction == "mean" and call.chosen.divisor is None and count == 0:
+        # Over 0, as torch has it; over no rows the gradients stay zero.
+        return (result + result.detach() / 0.0).to(call.dtype)  # type: ignore[return-value]
+    return result.to(call.dtype)  # type: ignore[return-value]
 
 
 @functools.lru_cache(maxsize=8)
@@ -131,7 +135,7 @@ def _checked(
         shapes = f"{tuple(input.shape)} and {tuple(weight.shape)}"
         raise InputError(
             f"input must have shape (N, d) and linear_weight (K, d) where they are DTensors, got "
-            f"{shapes}"
+            f"{shapes}; for several heads pass {_GATHERED}"
         )
     parts: dict[str, Tensor | None] = {"input": _local(input, "input", input)}
     for name, x in zip(NAMES[1:], (weight, bias), strict=True):
@@ -140,7 +144,7 @@ def _checked(
     if by_class and labels.is_floating_point():
         raise InputTypeError(
             f"target must hold class indices where linear_weight is a DTensor, got "
-            f"{labels.dtype}; pass linear_weight.full_tensor()"
+            f"{labels.dtype}; pass {_GATHERED}"
         )
     here = _here(input, asked, by_class)
     if not by_class:
