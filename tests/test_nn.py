@@ -321,7 +321,6 @@ def test_ufm_refuses() -> None:
 
 
 # ---- LinearCrossEntropyLoss
-# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

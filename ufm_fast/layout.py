@@ -5,9 +5,8 @@ has the places i and j. Rows of W (and b) are cut into P blocks of one height, c
 r holds the r-th; rows of H likewise. The last blocks may be short or empty. So every number of a
 point is held once, which is what `Point.dot` needs, and the blocks are those of a DTensor with
 ``Shard(0)``, which is how checkpoints see them. The ranks of one place i hold neighbouring classes
-between
-them: together they are the classes that an evaluation multiplies there with the rows of place j
-(`backends.sharded`).
+between them: together they are the classes that an evaluation multiplies there with the rows of
+place j (`backends.sharded`).
 
 A number that decides anything is summed over all ranks, and a sum is the same number on each of
 them, so that all take the same branch whatever their rounding, memory and clock. What must be one
@@ -190,7 +189,6 @@ class Mesh:
         return init_device_mesh(self.device.type, (self.ranks,))
 
     # ---- numbers that decide
-    # ------------------------------------------------------------------------------------------
 
     def total(self, value: float) -> float:
         """The sum over the ranks. Raises KeyboardInterrupt on all of them where one was told to

@@ -51,9 +51,8 @@ class Kind(NamedTuple):
     ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
     for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales,
     or with penalties of each class, as 'NAME scaled', with margins in the angle, whatever else, as
-    'NAME angular', the squared error to target vectors as 'mse
-    dense', and the pick-all loss of weighted sets as 'pick-all weighted'. A kind that no row of a
-    table names has nothing there.
+    'NAME angular', the squared error to target vectors as 'mse dense', and the pick-all loss of
+    weighted sets as 'pick-all weighted'. A kind that no row of a table names has nothing there.
     """
 
     trunk: str
@@ -82,13 +81,13 @@ class Problem:
     - ``counts``: K class counts (zeros allowed: an empty class still is an output);
     - ``groups``: pairs (classes, samples of each), or the words '10:500,90:50';
     - ``labels``: integers in [0, K), an array or tensor, a .npy file, or the name of a data set
-    (``digits``, ``glyphs``);
+      (``digits``, ``glyphs``);
     - ``target_sets``: a TargetSets of multi-label data (loss ``pick-all``), with weights of
-    distillation or of next tokens;
+      distillation or of next tokens;
     - ``multiplicities``: {m: n_m}, or the words '1:310,2:20': all C(K, m) sets of m labels, n_m
-    samples each (``pick-all``);
+      samples each (``pick-all``);
     - ``targets``: an N x t array of target vectors, of regression or of encoded labels (loss
-    ``mse``; K is t then);
+      ``mse``; K is t then);
 
     and become ``samples`` (Samples), which ``dataclasses.replace(problem, lambda_w=...)`` hands on,
     while ``dataclasses.replace(problem, counts=...)`` puts new data in their place. ``classes`` may

@@ -204,7 +204,6 @@ class Samples:
         return self if classes in (None, self.classes) else Samples.create(classes, **self.given)
 
     # ---- what is derived
-    # ---------------------------------------------------------------------------------------------
 
     @cached_property
     def number(self) -> int:

@@ -75,20 +75,17 @@ def solve(
 
     - ``problem``: what is minimised.
     - ``options``: a SolveOptions; or its fields as keywords (``changes``), which also change one
-    that is given.
+      that is given.
     - ``initial``: a Point to start from, with W, one H row for each row (or each sample), b and
-    hidden layers
-      (``runs.foreign.read_start`` reads one from a file).
+      hidden layers (``runs.foreign.read_start`` reads one from a file).
     - ``callbacks``: hear of phases, log points, steps and the end (`Callback`); ``on_log(record,
-    model_point)`` is the ``log``
-      of one, called with a function that gives the model's Point.
+      model_point)`` is the ``log`` of one, called with a function that gives the model's Point.
     - ``on_save(record, model_point, starts)``: called whenever the point is worth saving: every ten
-    seconds, at an error, at
-      the end before certificate and metrics; of several starts the best, at the end of each, too.
+      seconds, at an error, at the end before certificate and metrics; of several starts the best,
+      at the end of each, too.
     - ``watch``: a Stopwatch for the seconds by phase.
     - ``spent``: what earlier runs that this one continues have spent; ``starts``: how far they came
-    of several, ``initial``
-      being the point that was saved with it.
+      of several, ``initial`` being the point that was saved with it.
 
     Returns a Solution: point, value, outcome, theory, certificate, metrics. Ctrl-C returns the
     point that was reached, outcome 'interrupted'.

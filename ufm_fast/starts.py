@@ -36,20 +36,18 @@ def make_start(
     """Initial point in the solver's variables.
 
     - ``normal``: W and H iid N(0, 1/d), so that logits are of order 1/sqrt(d). With layers all
-    factors are normal in the
-      balanced variables (`penalties`), of variance 1/width of their input, 2/width behind a ReLU;
+      factors are normal in the balanced variables (`penalties`), of variance 1/width of their
+      input, 2/width behind a ReLU;
     - ``orthogonal``: random factors with orthonormal rows or columns, in the balanced variables;
     - ``small``: ``normal`` times 1e-3, near the saddle at zero, where dynamics start in the papers'
-    figures. With layers
-      zero is a strict local minimum, and that is where it ends;
+      figures. With layers zero is a strict local minimum, and that is where it ends;
     - ``balanced``: random, but with A'A = B'B as critical points have (lambda_w W'W = lambda_h H'H
-    in the model); one layer;
+      in the model); one layer;
     - ``spectral``: the balanced factors of the logits that each class would have at the minimum of
-    a balanced problem with
-      its own count (for equal counts and d >= K - 1 that is the minimiser, a simplex ETF); a random
-      code where d < K - 1. Of target vectors it is the minimiser, but for a penalised bias.
-      With layers each factor takes its share of the singular values of a simplex, or of an
-      orthogonal frame (squared error, ReLU), whose level has the least value on its ray.
+      a balanced problem with its own count (for equal counts and d >= K - 1 that is the minimiser,
+      a simplex ETF); a random code where d < K - 1. Of target vectors it is the minimiser, but for
+      a penalised bias. With layers each factor takes its share of the singular values of a simplex,
+      or of an orthogonal frame (squared error, ReLU), whose level has the least value on its ray.
 
     All are multiplied by ``scale``. The bias starts at zero. On spheres the rows are then scaled to
     length one. On several ranks each has its blocks of the start (`sharded_starts`).

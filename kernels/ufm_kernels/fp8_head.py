@@ -53,8 +53,8 @@ def fp8_value_and_grad(
     products, fp32 (R,).
 
     Bfloat16 features and weight, one label a row, no smoothing; buffers are added to, and None
-    costs no product. Chunks whose estimates have a root
-    mean square above `bound` take bfloat16 products.
+    costs no product. Chunks whose estimates have a root mean square above `bound` take bfloat16
+    products.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit; a device other than sm_90.

@@ -11,24 +11,25 @@ Decisions
 test passed at the first try. What the clock said of the design:
 
 - *The epilogue of the off-target exponentials was half its time at small d.* float32 to bfloat16
-one at a time runs on the unit that the exponentials need; `exp` with denormals is five instructions
-where one fused product and one exponential do (the offset times log2 e is rounded: 1e-7 of the
-offset, in bf16 mode alone); masks were taken in every tile. d = 128: 9.4 ms, then 4.2 ms. A program
-now loads for its next tile while it finishes one (`flatten`), two programs of 128 x 128 share a
-multiprocessor below d = 2048, and a tile leaves in halves. From there on a bias has a tile of its
-own: with its columns the one that was timed spills under triton 3.6.0.
+  one at a time runs on the unit that the exponentials need; `exp` with denormals is five
+  instructions where one fused product and one exponential do (the offset times log2 e is rounded:
+  1e-7 of the offset, in bf16 mode alone); masks were taken in every tile. d = 128: 9.4 ms, then 4.2
+  ms. A program now loads for its next tile while it finishes one (`flatten`), two programs of 128 x
+  128 share a multiprocessor below d = 2048, and a tile leaves in halves. From there on a bias has a
+  tile of its own: with its columns the one that was timed spills under triton 3.6.0.
 - *A library's product adds in place* (`addmm` with float32 out), and its dH goes through a small
-epilogue kernel. The table in `tiles` says who multiplies: the library, but for dH at d from 1024 to
-2048 and from 4096, and ours alone where torch is asked for deterministic algorithms (cuBLAS repeats
-bit for bit on one stream, but refuses then, unless its workspace is set; products with one vector,
-of smoothing and biases, need that), where saving the pass of the epilogue was worth 0.2 to 4 %.
+  epilogue kernel. The table in `tiles` says who multiplies: the library, but for dH at d from 1024
+  to 2048 and from 4096, and ours alone where torch is asked for deterministic algorithms (cuBLAS
+  repeats bit for bit on one stream, but refuses then, unless its workspace is set; products with
+  one vector, of smoothing and biases, need that), where saving the pass of the epilogue was worth
+  0.2 to 4 %.
 - *tf32 operands lie along the depth* (`product_operand` writes the transpose in the pass that
-rounds it): products in tf32x3 take half the time.
+  rounds it): products in tf32x3 take half the time.
 - *The squared error's own kernel is gone.* The persistent product was faster for the same sum,
-targets included. Gram matrices are cut into more parts.
+  targets included. Gram matrices are cut into more parts.
 - *Chunks are up to 2 GiB or 8192 rows*, the larger: fewer launches, and fewer passes over dW.
 - On the host triton's `cdiv` costs microseconds a call, and a step had fourteen: ours is plain
-Python.
+  Python.
 
 A comparison within a few per cent depends on who ran before: the card's power limit follows. The
 same path listed twice differed by 7 % at (65536, 65536, 512), and by up to 26 % where launches take

@@ -90,8 +90,7 @@ def move_exponentials(H, W, dH, dW, db, base, slope, curvature, E, *, passes, la
     (rows,) fp32.
 
     H, dH (rows, .) and W, dW (classes, .): operands of `passes`. db (classes,) or None. base,
-    slope, curvature: (rows,)
-    fp32: the target entry of dz, phi'(s) and phi''(s) ds.
+    slope, curvature: (rows,) fp32: the target entry of dz, phi'(s) and phi''(s) ds.
     """
     check_written(E=E)
     H, W, dH, dW, db, base, slope, curvature = laid_out(H, W, dH, dW, db, base, slope, curvature)

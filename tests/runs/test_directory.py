@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 
 # ---- writing
-# --------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -62,7 +61,6 @@ def test_the_hash_does_not_see_the_order_of_keys() -> None:
 
 
 # ---- creating and opening
-# -------------------------------------------------------------------------------------------
 
 
 def test_what_is_created_is_read_back(tmp_path: Path) -> None:
@@ -144,7 +142,6 @@ def test_a_missing_folder_and_a_missing_configuration(tmp_path: Path) -> None:
 
 
 # ---- the log
-# --------------------------------------------------------------------------------------------------
 
 
 def test_a_last_line_cut_short_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> None:
@@ -168,7 +165,6 @@ def test_truncating_keeps_the_steps_that_the_state_has_seen(tmp_path: Path) -> N
 
 
 # ---- damaged files
-# --------------------------------------------------------------------------------------------------
 
 
 def test_deep_nesting_and_pipes_are_words(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ def saved_step(path: str = "r") -> int:
 
 
 # ---- what was reached is saved
-# ----------------------------------------------------------------------------------------
 
 
 def test_a_certificate_that_runs_out_of_memory_keeps_the_last_point(
@@ -98,7 +97,6 @@ def test_the_state_is_saved_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # ---- places that can't be written any more
-# ------------------------------------------------------------------------------
 
 
 def test_a_folder_that_is_moved_meanwhile_is_said(
@@ -140,7 +138,6 @@ def test_a_line_of_the_log_is_written_whole_or_not(monkeypatch: pytest.MonkeyPat
 
 
 # ---- folders
-# --------------------------------------------------------------------------------------------------
 
 
 def test_what_a_killed_start_left_is_swept_and_foreign_files_are_not(
@@ -203,7 +200,6 @@ def test_links_do_not_lead_elsewhere(capsys: pytest.CaptureFixture[str]) -> None
 
 
 # ---- several writers
-# --------------------------------------------------------------------------------------------------
 
 
 def test_a_writer_stops_where_another_has_gone_on() -> None:
@@ -232,7 +228,6 @@ def test_a_late_process_hears_of_the_other(capsys: pytest.CaptureFixture[str]) -
 
 
 # ---- figures
-# --------------------------------------------------------------------------------------------------
 
 
 def test_what_keeps_a_figure_from_being_drawn_is_said_in_a_line(

@@ -50,7 +50,6 @@ def test_ten_kills_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- a full disk
-# --------------------------------------------------------------------------------------------------
 
 
 def fill(patch: pytest.MonkeyPatch, at: int) -> None:

@@ -148,7 +148,6 @@ def test_a_cell_that_fails_is_said_and_the_others_go_on(
 
 
 # ---- cells that go on
-# --------------------------------------------------------------------------------------------------
 
 
 def interrupted(
@@ -240,7 +239,6 @@ def test_a_cell_that_another_process_has_is_waited_for(monkeypatch: pytest.Monke
 
 
 # ---- signals
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda number: number.name)
@@ -272,7 +270,6 @@ def test_a_signal_saves_the_cells_and_the_same_command_goes_on(number: signal.Si
 
 
 # ---- before it runs
-# --------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_prints_the_cells_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

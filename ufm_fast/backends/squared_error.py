@@ -12,9 +12,8 @@ the means m_k of their classes: with delta_r = h_r - m_(y_r), E_r = E(m) + W del
     s_k = sum_(y_r = k) o_r delta_r,    S = sum_r o_r delta_r delta_r'
 
 where nothing cancels (o_k sums the weights of a class, and s is zero where they are equal). Classes
-without rows have zero
-targets: they go with the others while K <= D, and else by Grams, which have nothing to cancel
-there.
+without rows have zero targets: they go with the others while K <= D, and else by Grams, which have
+nothing to cancel there.
 
 Decisions
 

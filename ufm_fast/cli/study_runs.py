@@ -116,7 +116,6 @@ def _say_end(progress: Progress, folder: Path) -> None:
 
 
 # ---- while it runs
-# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -183,7 +182,6 @@ def _short(text: str, most: int) -> str:
 
 
 # ---- before it runs
-# --------------------------------------------------------------------------------------------------
 
 
 def _print_cells(cells: list[Cell], *, json: bool) -> None:

@@ -122,7 +122,6 @@ def _mesh(group: Any, ranks: int, rank: int, device: torch.device) -> Mesh:
 
 
 # ---- checks
-# --------------------------------------------------------------------------------------------------
 
 
 def _checked(
@@ -206,7 +205,6 @@ def _local(x: Tensor, name: str, input: DTensor) -> Tensor:
 
 
 # ---- values
-# --------------------------------------------------------------------------------------------------
 
 
 def _whole(call: CheckedCall, count: float) -> Tensor:

@@ -204,9 +204,9 @@ def linear_pick_all(
     Shapes: input (N, d), linear_weight (K, d), linear_bias (K,). ``target`` is one of
 
     - Targets or TargetSets: the sets in CSR form, ``indices[indptr[r]:indptr[r + 1]]`` those of row
-    r;
+      r;
     - an integer tensor (N, m): the classes of each row, padded with negative numbers; (N,) is one
-    class a row;
+      class a row;
     - a sequence of N sequences of classes.
 
     'mean' is over rows; ``sample_weight`` (N,), ``divisor`` and ``logit_scale`` as in

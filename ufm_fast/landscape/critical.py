@@ -33,11 +33,11 @@ class Landscape:
     ``classification``, the first of these that holds:
     - 'not critical': ``relative_gradient`` is above the tolerance;
     - 'strict saddle': the Rayleigh quotient is below -``threshold``, which is a proof. At a kink it
-    is that of the active
-      piece alone and proves nothing, so there the value has to fall along the vector too;
+      is that of the active piece alone and proves nothing, so there the value has to fall along the
+      vector too;
     - 'global minimum (certified)': the certificate says so;
     - 'no negative curvature found': none below ``curvature.lower_bound``, but for its failure
-    probability.
+      probability.
 
     ``kinks``: inputs of ReLUs that are zero, ``tied``: rows at the kink of their margin in the
     angle; ``note`` says what that means here. ``certificate`` is

@@ -60,10 +60,9 @@ def collect(
     (K, d), or None: the class means' own. bias: b (K,). Tensors on one device or numpy arrays, any
     floating dtype; sums are float64.
     counts: (N,), row r stands for counts[r] equal samples. classes: K where weight does not tell
-    it. lambda_w,
-    lambda_h: the penalties lambda/2 |.|^2, for balancedness. Classes without samples have no mean:
-    metrics of the means, and those that pair W with the means, are over the classes that have
-    samples; metrics of W alone are over all of its rows.
+    it. lambda_w, lambda_h: the penalties lambda/2 |.|^2, for balancedness. Classes without samples
+    have no mean: metrics of the means, and those that pair W with the means, are over the classes
+    that have samples; metrics of W alone are over all of its rows.
 
     pairwise: metrics over pairs of classes and NC4, of cost O(K^2 d + N K d): "auto" takes them
     exactly up to 20,000 classes and beyond that from `pairs` random pairs (`rows` rows for NC4)

@@ -2,9 +2,8 @@
 network's or a model's.
 
 ``probe`` takes them of any module's layers; ``probe_solution`` of the layers of a solved model, by
-the names that its metrics
-have: ``layer0`` is H itself, ``layer1`` s(W_1 h), .., each with the next factor as its weight, the
-classifier W last.
+the names that its metrics have: ``layer0`` is H itself, ``layer1`` s(W_1 h), .., each with the next
+factor as its weight, the classifier W last.
 """
 
 from __future__ import annotations

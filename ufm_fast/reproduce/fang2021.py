@@ -27,8 +27,8 @@ POINTS = (1.0, 3.0, 10.0, 100.0, 1000.0)
 
 def _direct(majority: int, ratio: float, price: float, seed: int) -> tuple[float, float]:
     """The penalised form sum_A CE + (1/R) sum_B CE + price/2 (|W|^2 + |H|^2), minimised by torch's
-    L-BFGS from a random
-    start: its value and the mean cosine of minority rows, nan where they are zero.
+    L-BFGS from a random start: its value and the mean cosine of minority rows, nan where they are
+    zero.
     """
     generator = torch.Generator().manual_seed(seed)
     W, H = (

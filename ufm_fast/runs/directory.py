@@ -63,7 +63,6 @@ class RunDirectory(Guarded):
         self._made: list[Path] = []
 
     # ---- making and opening
-    # ----------------------------------------------------------------------------------------
 
     @classmethod
     def create(
@@ -167,7 +166,6 @@ class RunDirectory(Guarded):
             write_text(self.path / "config.json", pretty_json(content))
 
     # ---- summary and log
-    # -------------------------------------------------------------------------------------------
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -225,7 +223,6 @@ class RunDirectory(Guarded):
             write_text(self.path / LOG, "".join(kept))
 
     # ---- state
-    # ----------------------------------------------------------------------------------------------
 
     @property
     def state_file(self) -> Path:

@@ -3,8 +3,8 @@
 A file is written beside its final name and renamed over it, so a reader sees the old one or the new
 one. A temporary file is named after its process and machine, so that what a killed process left is
 known as such, and swept. What the machine can't write (no space, an error of the disk, a folder
-that was moved) is an InputError like a user's other
-troubles: one line that names the file and the mend.
+that was moved) is an InputError like a user's other troubles: one line that names the file and the
+mend.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class WriteError(InputError):
 
 
 # ---- writing
-# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -163,7 +162,6 @@ def _running(process: int) -> bool:
 
 
 # ---- reading
-# --------------------------------------------------------------------------------------------------
 
 
 def read_text(path: Path, name: str, errors: str = "strict") -> str:
@@ -202,7 +200,6 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 # ---- JSON
-# --------------------------------------------------------------------------------------------------
 
 
 def json_ready(value: Any) -> Any:

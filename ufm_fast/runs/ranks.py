@@ -229,7 +229,6 @@ class SharedRun(RunDirectory):
 
 
 # ---- jobs
-# --------------------------------------------------------------------------------------------------
 
 
 def prepare(ranks: Ranks, given: Mapping[str, Any], file: Path | None, out: Path | None) -> Job:

@@ -197,7 +197,6 @@ def _one(kind: type, value: Any, name: str) -> Any:
 
 
 # ---- what a configuration stands for
-# ---------------------------------------------------------------------------------
 
 
 def pick_device(name: str) -> tuple[str, str]:
@@ -243,7 +242,6 @@ def read_data(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # ---- the hash
-# --------------------------------------------------------------------------------------------------
 
 
 def digest(config: Mapping[str, Any], problem: Problem) -> str:

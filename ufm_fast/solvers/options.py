@@ -32,26 +32,24 @@ class SolveOptions:
     """Options of ``solve``.
 
     - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its
-    kinks
-      rounded ever less; on spheres, through other temperatures), always iterative.
+      kinks rounded ever less; on spheres, through other temperatures), always iterative.
     - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded',
-    'sharded-tiled', 'sharded-triton'; ``mesh``: its ranks, CxS.
+      'sharded-tiled', 'sharded-triton'; ``mesh``: its ranks, CxS.
     - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none'
-    one a sample; 'groups' the
-      numbers of classes of equal count, exact too (`ufm_fast.groups`), which 'auto' takes beyond
-      4,096 classes where dim holds the minimiser whatever it is.
+      one a sample; 'groups' the numbers of classes of equal count, exact too (`ufm_fast.groups`),
+      which 'auto' takes beyond 4,096 classes where dim holds the minimiser whatever it is.
     - ``variables``: 'balanced' or 'raw' (`Objective`).
     - ``start``: a name of STARTS; ``start_scale`` multiplies it.
     - ``restarts``: solve from so many seeds, problem.seed and on, and keep the best; needs a random
-    start.
+      start.
     - ``tol``: converged when |grad| <= tol max(sum of lambda |part|, mu); on spheres tol |Euclidean
-    gradient|.
+      gradient|.
     - ``max_steps``: of this call and each restart (None: the method's). ``log_every``: steps
-    between log points (None:
-      log-spaced). ``learning_rate``, ``momentum``, ``history``: of the methods that have them.
+      between log points (None: log-spaced). ``learning_rate``, ``momentum``, ``history``: of the
+      methods that have them.
     - ``log_metrics``: NC1 to NC3 at each log point, in ``history`` (None: where it costs little).
     - ``certificate``, ``metrics``: whether to make them; ``pairwise``: metrics over pairs of
-    classes.
+      classes.
     """
 
     method: str = "auto"

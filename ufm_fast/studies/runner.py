@@ -194,7 +194,6 @@ class Runner:
             self._table_at = now + max(_TABLE_SECONDS, 20.0 * (now - began))
 
     # ---- in a thread of the pool
-    # -------------------------------------------------------------------------------------
 
     def _solve_chain(self, chain: Chain) -> Chain:
         """Solve a chain; what is left of it where another process has its next cell."""

@@ -82,7 +82,6 @@ def check_column(rows: Sequence[Row], column: str) -> None:
 
 
 # ---- slopes
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,6 @@ def _setting(key: str) -> str:
 
 
 # ---- axes
-# --------------------------------------------------------------------------------------------------
 
 
 def _axes(section: Mapping[str, Any]) -> Iterator[Axis]:
@@ -263,7 +262,6 @@ def _range(name: str, bounds: Any) -> list[Any]:
 
 
 # ---- names that contradict one another
-# -------------------------------------------------------------------------------
 
 
 def _expression(name: str, text: Any) -> str:
@@ -335,7 +333,6 @@ def _check_warm(study: Study) -> None:
 
 
 # ---- figures
-# --------------------------------------------------------------------------------------------------
 
 
 def _plots(section: Mapping[str, Any]) -> Iterator[Plot]:

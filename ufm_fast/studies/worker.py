@@ -69,7 +69,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 # ---- the runner's end
-# ------------------------------------------------------------------------------------------------
 
 
 class Worker:
@@ -148,7 +147,6 @@ def _cause(code: int) -> str:
 
 
 # ---- the worker's end
-# ------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -225,7 +223,6 @@ def _end_with(*pipes: int) -> None:
 
 
 # ---- a cell
-# --------------------------------------------------------------------------------------------------
 
 
 def solve_cell(path: Path, given: Mapping[str, Any]) -> Reply:

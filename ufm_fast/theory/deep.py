@@ -9,15 +9,12 @@ singular value of the targets,
     (`profile`)
 
 - linear, no bias: the targets have sqrt(n_k); f* = sum of g over the d largest and t^2/2N of the
-others, d the
-  least width (arXiv 2202.08087 for M = 2, 2301.00437; any counts and widths);
+  others, d the least width (arXiv 2202.08087 for M = 2, 2301.00437; any counts and widths);
 - linear, free bias: b = n/N, and t^2 the eigenvalues of diag(n) - n n'/N, for no bias has smaller
-singular
-  values and g increases (our derivation; for one layer too);
+  singular values and g increases (our derivation; for one layer too);
 - cross-entropy: feasible points only, whose logits are a code's (`deep_code_value`); deep neural
-collapse is the
-  simplex's. None is proved to be the minimum, and which is lowest depends on depth (arXiv
-  2410.23169: not the simplex's, from K = 4 on with M >= 3 and from K = 6 on with M = 2).
+  collapse is the simplex's. None is proved to be the minimum, and which is lowest depends on depth
+  (arXiv 2410.23169: not the simplex's, from K = 4 on with M >= 3 and from K = 6 on with M = 2).
 
 With a ReLU the orthogonal frame of the squared error without a bias is non-negative, so its value
 is feasible; for M >= 4 it is not the least (arXiv 2405.14468). For any depth and activation the
@@ -179,7 +176,6 @@ def _centred(n: Tensor) -> tuple[Array, Vectors]:
 
 
 # ---- cross-entropy: codes
-# ------------------------------------------------------------------------------------------------
 
 
 def deep_code_value(code: Code, per_class: int, mu: float, factors: int) -> float:

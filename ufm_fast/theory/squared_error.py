@@ -54,7 +54,7 @@ def mse_minimum(
     f* = sum over kept classes of (tau sqrt(n_k) - tau^2/2)/N + sum over the others of n_k/(2N). The
     minimiser is an orthogonal frame, W h_k = (1 - tau/sqrt(n_k)) e_k; balanced with d >= K: f* = c
     - c^2/2 for c <= 1. The same holds under H >= 0. Source: arXiv 2202.08087 for balanced classes;
-    imbalance and d < K are our derivation.
+      imbalance and d < K are our derivation.
     """
     n = check_counts(counts)
     total = float(n.sum())

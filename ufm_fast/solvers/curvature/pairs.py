@@ -3,12 +3,11 @@ tens of steps.
 
 In the balanced variables the penalty's curvature mu and the logit gradient's coupling -mu between A
 and B cancel along "A and B move together", so that direction is as flat as the data term there, a
-few thousand times less than mu when K is
-large: that is what makes the problem slow. With the right basis of R^d (the gauge, free because
-f(AQ, BQ) = f(A, B)) both factors are nearly diagonal, A ~ B ~ diag(s), the logit gradient is nearly
--mu I, and the Hessian falls apart into 2 x 2
-blocks. For i != j let  x1 = (A_ij, B_ji),  x2 = (B_ij, A_ji),  v = (s_j, s_i),
-q = |v|^2, and let h_i be the curvature of row i's loss in one off-target logit. Then the block is
+few thousand times less than mu when K is large: that is what makes the problem slow. With the right
+basis of R^d (the gauge, free because f(AQ, BQ) = f(A, B)) both factors are nearly diagonal, A ~ B ~
+diag(s), the logit gradient is nearly -mu I, and the Hessian falls apart into 2 x 2 blocks.
+For i != j let  x1 = (A_ij, B_ji),  x2 = (B_ij, A_ji),  v = (s_j, s_i),  q = |v|^2, and let h_i be
+the curvature of row i's loss in one off-target logit. Then the block is
 
     along v          [[h_i q + mu, -mu], [-mu, h_j q + mu]]
     across v         mu [[1, -1], [-1, 1]], whose null vector is the rotation of i into j: the

@@ -6,9 +6,8 @@ that do:
 
 - ``dense_norm``: eigenvalues of the smaller Gram matrix, enlarged by their rounding error;
 - ``split_norm``: G is cut by the spans of two given orthonormal bases U, V into a 2 x 2 block
-operator. Three blocks are
-  formed exactly; the norm of the last, on the complements, is bounded by Lanczos but for a failure
-  probability (`lanczos`), and |G| <= |[[g11, g12], [g21, g22]]|_2.
+  operator. Three blocks are formed exactly; the norm of the last, on the complements, is bounded by
+  Lanczos but for a failure probability (`lanczos`), and |G| <= |[[g11, g12], [g21, g22]]|_2.
 
 Decisions
 

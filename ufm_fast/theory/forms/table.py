@@ -44,15 +44,14 @@ def closed_form(problem: Problem) -> ClosedForm | None:
     """The minimum of `problem` if a formula covers it, else None.
 
     Covered: cross-entropy (with smoothing) for balanced classes, two distinct counts, and any
-    counts where all collapses, and balanced on spheres (one margin for all too, in the cosine or
-    in the angle); focal loss for
-    balanced classes (with a bias, where that is
-    proved: `focal_minimum`); squared error without a bias or with a free one always, also with
-    linear layers, with a penalised one for balanced classes or where d is no less than the
-    minimiser's rank; squared error to target vectors with linear layers or one, and no bias or a
-    free one; pick-all where, for each size, all sets are equally frequent. Every kind of bias.
-    Softmax losses need d >= K-1 or a minimiser of rank <= d. Nothing is covered with a frozen
-    factor, nor any loss that is not exactly one of these.
+    counts where all collapses, and balanced on spheres (one margin for all too, in the cosine or in
+    the angle); focal loss for balanced classes (with a bias, where that is proved:
+    `focal_minimum`); squared error without a bias or with a free one always, also with linear
+    layers, with a penalised one for balanced classes or where d is no less than the minimiser's
+    rank; squared error to target vectors with linear layers or one, and no bias or a free one;
+    pick-all where, for each size, all sets are equally frequent. Every kind of bias. Softmax losses
+    need d >= K-1 or a minimiser of rank <= d. Nothing is covered with a frozen factor, nor any loss
+    that is not exactly one of these.
     """
     form = lookup(FORMS, problem.kind)
     return None if form is None else form(problem)
