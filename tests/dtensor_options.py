@@ -244,33 +244,36 @@ def second_derivatives(mesh: DeviceMesh) -> Iterator[Check]:
             samples = given.pop("sample_weight", None)
             scale = given.pop("logit_scale", None)
             if scale is not None:
-                given["logit_scale"] = 0.7
-            rows = numbers(N).requires_grad_()
-            leaves = [H, W, b, rows]
-            for x in leaves:
+                scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+            leaves = [H, W, b, numbers(N).requires_grad_(), scale]
+            for x in (H, W, b):
                 x.grad = None
             _differentiate_twice(leaves, target, v, samples, given)
             for by_class in (True, False):
-                parts = [*placed(mesh, (H, W, b), by_class), spread(mesh, rows)]
+                parts = [*placed(mesh, (H, W, b), by_class), spread(mesh, leaves[3]), None]
+                if scale is not None:
+                    parts[4] = placed(mesh, (H, scale), by_class)[1]
                 along = placed(mesh, v, by_class)
                 of_samples = None if samples is None else spread(mesh, samples)
                 _differentiate_twice(parts, spread(mesh, target), along, of_samples, given)
                 said = ", ".join(f"{name} {value}" for name, value in given.items())
                 for x, part in zip(leaves, parts, strict=True):
-                    name = f"second derivative {N} by class {by_class} {tuple(x.shape)}: {said}"
-                    if x.grad is not None:
+                    if x is not None and x.grad is not None:
+                        name = f"second derivative {N} by class {by_class} {tuple(x.shape)}: {said}"
                         yield name, relative(whole(mesh, part.grad), x.grad), 1e-12
 
 
 def _differentiate_twice(
-    leaves: list[Tensor],
+    leaves: list[Any],
     target: Tensor,
     v: list[Tensor],
     samples: Tensor | None,
     given: dict[str, Any],
 ) -> None:
-    H, W, b, rows = leaves
-    value = linear_cross_entropy(H, W, target, linear_bias=b, sample_weight=samples, **given)
+    H, W, b, rows, scale = leaves
+    value = linear_cross_entropy(
+        H, W, target, linear_bias=b, sample_weight=samples, logit_scale=scale, **given
+    )
     f, upstream = (value, rows) if value.dim() else (value.square(), None)
     slopes = torch.autograd.grad(f, (H, W, b), upstream, create_graph=True)
     # A share of the whole is a number of its own on each rank.

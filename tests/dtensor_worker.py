@@ -239,8 +239,8 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
 
 
 def messages(mesh: DeviceMesh) -> Iterator[Check]:
-    """By class no weight moves and features go round once each way; under FSDP2 the weight is
-    gathered once.
+    """By class no weight moves and features go round once each way, but rows that labels name for
+    weights with smoothing; under FSDP2 the weight is gathered once.
     """
     N, K, d = 8, 1000, 4
     H, target = spread(mesh, numbers(N, d).requires_grad_()), spread(mesh, torch.arange(N))
@@ -257,14 +257,20 @@ def messages(mesh: DeviceMesh) -> Iterator[Check]:
     parallelize_module(by_class, mesh, {"linear": ColwiseParallel()})
     fully_shard(wrapped, mesh=mesh, reshard_after_forward=False).set_gradient_divide_factor(1.0)
     traffic = distributed._mesh(mesh.get_group(), 2, mesh.get_local_rank(), H.device).traffic
-    traffic.clear()
+    linear, rows, of_classes = by_class.linear, 2 * (N // 2) * d * 8, torch.rand(K)
+    for given, more in (
+        ({}, 0),
+        ({"softcap": 3.0}, 0),
+        ({"adjustment": Adjustment(margin=torch.rand(K))}, 0),
+        ({"weight": of_classes, "label_smoothing": 0.1}, 2 * rows),
+    ):
+        traffic.clear()
+        linear_cross_entropy(H, linear.weight, target, linear_bias=linear.bias, **given).backward()
+        yield f"{[*given]}: features go once each way", abs(traffic["features"] - rows), 0.0
+        rest = traffic.total() - traffic["features"]
+        yield f"{[*given]}: else numbers of rows", max(0.0, rest - 600.0 - more), 0.0
+    linear.weight.grad = None
     by_class(H, target).backward()
-    yield "features go round once each way", abs(traffic["features"] - 2 * (N // 2) * d * 8), 0.0
-    yield (
-        "all else is numbers of rows",
-        max(0.0, traffic.total() - traffic["features"] - 600.0),
-        0.0,
-    )
     with CommDebugMode() as heard:
         wrapped(H, target).backward()
     gathers = {

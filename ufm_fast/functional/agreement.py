@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ufm_fast.adjustments import Adjustment
 from ufm_fast.errors import InputError
 from ufm_fast.functional import checks
 from ufm_fast.functional.cross_entropy import CheckedCall
@@ -42,8 +43,7 @@ _DIGITS = (1 << 52) - 1  # of a sum of bits: what a float64 holds
 def _said(input: Tensor, linear_weight: Tensor, call: CheckedCall) -> list[float]:
     """The numbers that `_ALIKE` names."""
     asked, chosen = call.asked, call.chosen
-    adjusted, scale = asked.adjustment, asked.logit_scale
-    offsets = [None] * 3 if adjusted is None else [*vars(adjusted).values()]
+    adjusted, scale = asked.adjustment or Adjustment(), asked.logit_scale
     rows, classes, dim = input.shape[0], linear_weight.shape[0], linear_weight.shape[-1]
     return [
         *map(float, (rows, classes, dim, linear_weight.numel(), call.features.element_size())),
@@ -57,7 +57,7 @@ def _said(input: Tensor, linear_weight: Tensor, call: CheckedCall) -> list[float
         float(chosen.divisor or 0.0),
         1.0 if scale is None else float(scale.detach() if isinstance(scale, Tensor) else scale),
         math.inf if call.softcap is None else call.softcap,
-        *map(_digest, offsets),
+        *map(_digest, (adjusted.offset, adjusted.margin, adjusted.scale)),
         *(float(buffer is not None) for buffer in chosen.into or (None, None)),
     ]
 

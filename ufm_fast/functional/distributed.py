@@ -72,15 +72,7 @@ def sharded_cross_entropy(
             "mesh, [Shard(0)]) of each rank's samples, or for each rank's own loss pass "
             f"{_GATHERED}"
         )
-    device_mesh = input.device_mesh
-    if device_mesh.ndim != 1:
-        raise InputError(
-            f"input must be on a mesh of one dimension, got {device_mesh}; take one of it, as "
-            f"mesh['data']"
-        )
-    mesh = _mesh(
-        device_mesh.get_group(), device_mesh.size(), device_mesh.get_local_rank(), input.device
-    )
+    mesh = _mesh_of(input)
     call, error = None, None
     try:
         call = _checked(input, linear_weight, target, bias, asked)
@@ -95,25 +87,35 @@ def sharded_cross_entropy(
     else:
         value = _whole(call, count)
     if asked.reduction == "none":
-        shape = torch.Size([input.shape[0], *value.shape[1:]])
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(
-            value.to(call.dtype),
-            device_mesh,
-            [Shard(0)],
-            run_check=False,
-            shape=shape,
-            stride=stride,
-        )
+        return _of_rows(value.to(call.dtype), input)
     placement = Replicate() if by_class else Partial()
     value = Replicated.apply(value, mesh.world)  # type: ignore[no-untyped-call]
-    result = DTensor.from_local(value, device_mesh, [placement], run_check=False).redistribute(
-        placements=[Replicate()]
-    )
+    result = DTensor.from_local(
+        value, input.device_mesh, [placement], run_check=False
+    ).redistribute(placements=[Replicate()])
     if asked.reduction == "mean" and call.chosen.divisor is None and count == 0:
         # Over 0, as torch has it; over no rows the gradients stay zero.
         return (result + result.detach() / 0.0).to(call.dtype)  # type: ignore[return-value]
     return result.to(call.dtype)  # type: ignore[return-value]
+
+
+def _of_rows(values: Tensor, input: DTensor) -> DTensor:
+    """Numbers of this rank's rows (and heads) as part of all."""
+    shape = torch.Size([input.shape[0], *values.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        values, input.device_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+    )
+
+
+def _mesh_of(input: DTensor) -> Mesh:
+    """The ranks of the input. Errors: InputError for a mesh of several dimensions."""
+    mesh = input.device_mesh
+    if mesh.ndim != 1:
+        raise InputError(
+            f"input must be on a mesh of one dimension, got {mesh}; take one of it, as mesh['data']"
+        )
+    return _mesh(mesh.get_group(), mesh.size(), mesh.get_local_rank(), input.device)
 
 
 @functools.lru_cache(maxsize=8)
