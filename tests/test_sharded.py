@@ -83,7 +83,6 @@ def test_ranks_on_cuda_multiply_by_kernels(monkeypatch):
 
 UNKNOWN = {
     "margins in the angle": {"classes": 3, "constraint": "sphere", "angular_margin": 0.3},
-    "target vectors": {"targets": torch.eye(3), "loss": "mse"},
 }
 
 

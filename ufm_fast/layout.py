@@ -286,10 +286,12 @@ class Layout:
     def row_height(self) -> int:
         return height(self.rows, self.mesh.ranks)
 
-    def group_classes(self) -> slice:
-        """The classes that the ranks of this rank's place on the class axis hold between them."""
-        S, place = self.mesh.shape[1], self.mesh.classes.place
-        step = S * self.class_height
+    def group_classes(self, place: int | None = None) -> slice:
+        """The classes that the ranks of a place on the class axis, this rank's if none is given,
+        hold between them.
+        """
+        place = self.mesh.classes.place if place is None else place
+        step = self.mesh.shape[1] * self.class_height
         return slice(min(place * step, self.classes), min((place + 1) * step, self.classes))
 
     def total(self, value: float) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.dense_targets import DenseTargets
-from ufm_fast.layout import gathered
+from ufm_fast.layout import Layout, gathered
 from ufm_fast.metrics import (
     ClassStatistics,
     RowMatrix,
@@ -38,7 +38,7 @@ from ufm_fast.metrics.imbalance import imbalance_metrics
 from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.regression import regression_metrics
-from ufm_fast.metrics.spread import SpreadMoments, matrix, spread_metrics
+from ufm_fast.metrics.spread import SpreadMoments, matrix, spread_balance, spread_metrics
 from ufm_fast.metrics.statistics import ClassMoments
 from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.penalties import Penalties
@@ -97,6 +97,8 @@ def measure(
     model = model.zeros() if gone else model
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
     deep = len(inputs) > 1
+    if problem.dense:
+        return _of_vectors(problem, rows, model, inputs)
     if model.layout is not None:
         balanced = not deep and problem.one_penalty
         lambdas = (problem.lambda_w, problem.lambda_h)
@@ -104,8 +106,6 @@ def measure(
         return spread_metrics(
             inputs[-1], model.W, model.b, here, problem.counts, model.layout, given
         )
-    if problem.dense:
-        return _of_vectors(problem, rows, model, inputs)
     labels, counts, alone = _single(rows, model.H.device)
     of_one = not deep and problem.one_penalty  # which balancedness is of
     lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h) if of_one else (None, None)
@@ -163,10 +163,13 @@ def _by_first(
 def _of_vectors(
     problem: Problem, rows: Rows, model: Point, inputs: Sequence[Tensor]
 ) -> dict[str, float]:
-    """Metrics with target vectors: of regression, of each layer's input, and of the factors."""
-    assert isinstance(rows.targets, DenseTargets)
-    counts = rows.counts.to(model.H.device)
-    found = _of_regression(problem, rows, inputs[-1], model.W)
+    """Metrics with target vectors: of regression, of each layer's input, and of the factors. On
+    several ranks those of the head, and of its factors; ``rows`` are all.
+    """
+    layout, counts = model.layout, rows.counts.to(model.H.device)
+    found = _of_regression(problem, rows, inputs[-1], model.W, layout)
+    if len(inputs) > 1 and layout is not None:
+        return found
     if len(inputs) > 1:
         for j, features in enumerate(inputs):
             found |= {
@@ -175,27 +178,34 @@ def _of_vectors(
             }
         return found | _of_layers(problem, rows, model)
     if None not in penalties(problem.lambda_w, problem.lambda_h):
-        names = ("balancedness", "balancedness_relative")
-        found |= dict(
-            zip(
-                names,
-                imbalance(model.W, model.H, problem.lambda_h / problem.lambda_w, counts),
-                strict=True,
-            )
+        names, ratio = (
+            ("balancedness", "balancedness_relative"),
+            problem.lambda_h / problem.lambda_w,
         )
+        if layout is None:
+            both = imbalance(model.W, model.H, ratio, counts)
+        else:
+            own, world = counts[layout.row_part], layout.mesh.world
+            both = spread_balance(world, model.W, model.H, own, ratio)
+        found |= dict(zip(names, both, strict=True))
     return found
 
 
 def _of_regression(
-    problem: Problem, rows: Rows, features: Tensor, weight: Tensor | None
+    problem: Problem,
+    rows: Rows,
+    features: Tensor,
+    weight: Tensor | None,
+    layout: Layout | None = None,
 ) -> dict[str, float]:
-    """NRC1-NRC3, and NC1 where targets repeat."""
+    """NRC1-NRC3, and in one process NC1 where targets repeat. ``rows`` are all."""
     assert isinstance(rows.targets, DenseTargets)
+    centred = problem.bias != "none"
     found = regression_metrics(
-        features, weight, rows.targets, rows.counts, centred=problem.bias != "none"
+        features, weight, rows.targets, rows.counts, centred=centred, layout=layout
     )
     distinct = problem.rows("classes").number
-    if 1 < distinct < problem.num_samples:
+    if layout is None and 1 < distinct < problem.num_samples:
         each = rows.number == problem.num_samples
         classes_of = problem.sample_row() if each else torch.arange(distinct)
         device = features.device
@@ -307,14 +317,13 @@ def collapse_metrics(
     told = _by_first(point, lambda whole: collapse_metrics(problem, whole, reduce, value))
     if told is not None:
         return told
-    rows, layout = problem.rows(reduce), point.layout
-    rows = rows if layout is None else parts_of(rows, layout)
+    every, layout = problem.rows(reduce), point.layout
+    rows = every if layout is None else parts_of(every, layout)
     if vanished(problem, rows, point, value):
         return {}
     if problem.dense and usable(point):
-        return _of_regression(
-            problem, rows, problem.trunk.forward(point.H, point.hidden).inputs[-1], point.W
-        )
+        features = problem.trunk.forward(point.H, point.hidden).inputs[-1]
+        return _of_regression(problem, every, features, point.W, layout)
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
     if layout is not None:

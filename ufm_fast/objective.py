@@ -347,10 +347,7 @@ class Objective:
 
 def refuse_spread(problem: Problem) -> None:
     """Errors: InputError for a problem that only one process solves."""
-    clashes = (
-        (problem.dense, "target vectors"),
-        (problem.angular is not None, "margins in the angle"),
-    )
+    clashes = ((problem.angular is not None, "margins in the angle"),)
     for clash, words in clashes:
         if clash:
             raise InputError(

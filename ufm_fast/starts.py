@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ufm_fast.arguments import whole
-from ufm_fast.deep_starts import deep_start, target_spectrum
+from ufm_fast.deep_starts import deep_start
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.layout import Layout
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.sharded_starts import cut, sharded_start
-from ufm_fast.tall import matched, orthonormal
+from ufm_fast.tall import matched, of_first, orthonormal
 from ufm_fast.weighted_targets import WeightedTargets
 
 #: Starts that a seed changes, whatever the problem: what restarts need.
@@ -58,7 +59,8 @@ def make_start(
     problem, layout = objective.problem, objective.layout
     seed = problem.seed if seed is None else whole(seed, "seed", 0, 2**63 - 1)
     generator = torch.Generator().manual_seed(seed)
-    if layout is not None:
+    own_rows = problem.dense and name == "spectral" and objective.trunk.empty
+    if layout is not None and not own_rows:
         strength = levels(objective) * objective.rows.counts.double().sqrt()
         spread = sharded_start(
             objective, name, seed, strength, lambda one: _dense_spectral(one, generator)
@@ -252,30 +254,40 @@ def _spectral(objective: Objective, generator: torch.Generator) -> tuple[Tensor,
     if not isinstance(problem.loss, SquaredError) or problem.bias == "free":
         Z -= Z.mean(1, keepdim=True)
     U, s, Vh = torch.linalg.svd(Z, full_matrices=False)
-    return _factors(objective, U, s, Vh.T)
+    return _factors(objective, U, s, Vh.T, objective.rows.counts)
 
 
 def _of_vectors(objective: Objective) -> tuple[Tensor, Tensor]:
     """Factors of the targets' singular values less the price of each; a hundredth is left of those
-    that cost more.
+    that cost more. On several ranks this one's rows of them.
     """
-    problem, (U, s, V) = objective.problem, target_spectrum(objective)
+    problem, targets = objective.problem, objective.rows.targets
+    assert isinstance(targets, DenseTargets)
+    counts, layout = objective.rows.counts, objective.layout
+    U, s, V, mean = targets.spectrum(counts, centred=problem.bias == "free")
     price = problem.num_samples * (problem.mu or max(problem.lambda_w, problem.lambda_h))
-    return _factors(objective, U, torch.maximum(s - price, 1e-2 * s), V)
+    if layout is not None:  # of the first one's directions, whose signs another machine may turn
+        s, V = (of_first(x, layout.mesh) for x in (s, V))
+        Y, counts = targets.values[layout.row_part], counts[layout.row_part]
+        U = (Y if mean is None else Y - mean) * counts.double().sqrt()[:, None] @ V
+        U, V = torch.where(s > 0, U / s, 0.0), V[layout.class_part]
+    return _factors(objective, U, torch.maximum(s - price, 1e-2 * s), V, counts)
 
 
-def _factors(objective: Objective, U: Tensor, s: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+def _factors(
+    objective: Objective, U: Tensor, s: Tensor, V: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
     """(B, A) of the solver's variables whose weighted logits D^1/2 Z are U diag(s) V', the d
-    largest of them.
+    largest of them, of as many classes and rows as V and U have.
     """
-    K, d, R = objective.problem.num_classes, objective.problem.dim, objective.rows.number
+    K, d, R = len(V), objective.problem.dim, len(U)
     keep = min(d, s.numel())
     # The logits of a row are <b, a> / (sqrt(n) scales): the factors of Z are those of the solver's
     # variables already, once the rows' own scale is taken out.
     scale = (
         objective.scales.rows.double().cpu()
         * objective.scales.weight
-        * objective.rows.counts.double().sqrt()[:, None]
+        * counts.double().sqrt()[:, None]
     )
     A, B = torch.zeros(R, d, dtype=torch.float64), torch.zeros(K, d, dtype=torch.float64)
     A[:, :keep] = U[:, :keep] * s[:keep].sqrt() / scale

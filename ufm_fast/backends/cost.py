@@ -18,9 +18,10 @@ loss
 by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A
 Hessian product has three times the features' and classes' bytes in place of two. A bias adds its
 entries to ``classes``, and one number to the mean. Weighted sets send what single labels do.
-Kernels send a number a row more, 2 (C - 1) q 8 bytes, for a chunk that has a target not far from
-the others (`triton_sharded`). `tests/sharded_worker.py` holds the formulas to what is counted, to
-the byte.
+Squared error to target vectors sends neither row sums nor the mean row of W, and takes no
+exponentials. Kernels send a number a row more, 2 (C - 1) q 8 bytes, for a chunk that has a target
+not far from the others (`triton_sharded`). `tests/sharded_worker.py` holds the formulas to what is
+counted, to the byte.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Cost:
     smoothing: bool = False
     margins: bool = False
     hidden: tuple[int, ...] = ()  # numbers of each hidden layer
+    vectors: bool = False  # squared error to target vectors
 
     @property
     def ranks(self) -> int:
@@ -57,8 +59,9 @@ class Cost:
         (C, S), P, d = self.mesh, self.ranks, self.dim
         of_classes = height(self.classes, P)
         chunks = math.ceil(height(self.rows, P) / self.chunk)
-        entries = 3 + self.smoothing  # a sum a row, two numbers a target, and a third
-        means = 2 * (C - 1) * 8 * (d + self.bias) // C
+        # A sum a row, two numbers a target, and a third; residuals need none of them, nor a mean.
+        entries = 0 if self.vectors else 3 + self.smoothing
+        means = 0 if self.vectors else 2 * (C - 1) * 8 * (d + self.bias) // C
         return {
             "features": 2 * (C - 1) * chunks * self.chunk * d * self.itemsize,
             "classes": 2 * (S - 1) * of_classes * (d * self.itemsize + 8 * self.bias),

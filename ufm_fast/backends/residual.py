@@ -31,7 +31,7 @@ def blocks(x: HeadInput, *, exact: bool = False) -> Iterator[tuple[slice, Tensor
     W, b, height = (
         x.weight.double(),
         None if x.bias is None else x.bias.double(),
-        _height(*x.weight.shape),
+        block_rows(*x.weight.shape),
     )
     bits = _bits(W.shape[1])
     top, rest = _cut(W, bits) if exact else (W, W)
@@ -78,7 +78,8 @@ class ResidualGradient:
 
     def times(self, right: Tensor) -> Tensor:
         """G right."""
-        return torch.cat([(G @ right.double()).to(right.dtype) for _, G in self._blocks()])
+        products = ((G @ right.double()).to(right.dtype) for _, G in self._blocks())
+        return torch.cat([right[:0], *products])
 
     def transposed_times(self, left: Tensor) -> Tensor:
         """G' left."""
@@ -130,7 +131,7 @@ def value_and_grad(x: HeadInput, out: Gradients) -> Tensor:
     for part, E in blocks(x):
         fit += 0.5 * (o[part] @ torch.linalg.vecdot(E, E))
         E *= o[part, None]
-        _add_products(out, part, ((E, x.features[part].double(), W),))
+        add_products(out, part, ((E, x.features[part].double(), W),))
     return fit
 
 
@@ -144,16 +145,16 @@ def hvp(x: HeadInput, v: HeadInput, out: Gradients) -> None:
             dE += v.bias.double()
         E *= o[part, None]
         dE *= o[part, None]
-        _add_products(out, part, ((dE, h, W), (E, dh, dW)))
+        add_products(out, part, ((dE, h, W), (E, dh, dW)))
 
 
 def losses(x: HeadInput) -> Tensor:
     """1/2 |E_r|^2 of each row, float64 (R,)."""
-    found = [0.5 * torch.linalg.vecdot(E, E) for _, E in blocks(x)]
-    return torch.cat(found)
+    none = x.row_weight.new_zeros(0, dtype=torch.float64)  # a rank may have no rows
+    return torch.cat([none, *(0.5 * torch.linalg.vecdot(E, E) for _, E in blocks(x))])
 
 
-def _add_products(
+def add_products(
     out: Gradients, part: slice, terms: tuple[tuple[Tensor, Tensor, Tensor], ...]
 ) -> None:
     """Sums of G'h and G w over terms (G, h, w), and the first term's G'1, in float64, into the
@@ -169,10 +170,11 @@ def _add_products(
 
 def block_bytes(rows: int, classes: int, dim: int) -> int:
     """Bytes of one block of E and of its rows of H."""
-    return 8 * (classes + dim) * min(rows, _height(classes, dim))
+    return 8 * (classes + dim) * min(rows, block_rows(classes, dim))
 
 
-def _height(classes: int, dim: int) -> int:
+def block_rows(classes: int, dim: int) -> int:
+    """Rows of a block of E."""
     return max(64, _ENTRIES // max(classes, dim))
 
 

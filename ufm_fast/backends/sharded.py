@@ -19,7 +19,8 @@ chunk is multiplied the next one is on its way, and so are the last one's gradie
 
 Squared error (`gram`). Gram matrices, d x d, are summed over the ranks; each rank asks the others
 for the rows of W that are its rows' targets, and sends the sums of its rows back to them: nothing
-where a class's rows are with their class. Few classes go by residuals (`sharded_residuals`).
+where a class's rows are with their class. Few classes go by residuals (`sharded_residuals`); so do
+target vectors, which meet the classes as they do for softmax losses (`sharded_vectors`).
 
 Sums have a fixed order on a fixed mesh, so results repeat to the bit.
 
@@ -53,16 +54,13 @@ from ufm_fast.backends.base import (
 )
 from ufm_fast.backends.exchange import Exchange
 from ufm_fast.backends.logit_gradient import ChunkGradient
+from ufm_fast.backends.rounds import Sums, chunk_height, gathered_classes, layout_of
 from ufm_fast.backends.sharded_residuals import near_classes
-from ufm_fast.backends.sharded_sweep import (
-    ShardedSweep,
-    Sums,
-    gathered_classes,
-    layout_of,
-    uneven_here,
-)
+from ufm_fast.backends.sharded_sweep import ShardedSweep, uneven_here
+from ufm_fast.backends.sharded_vectors import ShardedVectorsHead
 from ufm_fast.backends.sharded_weighted import TiltedGradient
 from ufm_fast.backends.squared_head import SquaredErrorHead
+from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.layout import Layout, Mesh, share
 from ufm_fast.losses import SoftmaxLoss, SquaredError
 
@@ -77,7 +75,7 @@ class ShardedBackend(HeadByLoss):
         self.mesh, self.name = mesh, f"sharded-{inner}"
         super().__init__(
             (SoftmaxLoss, ShardedSoftmaxHead(mesh, chunk, _SWEEPS[inner]())),
-            (SquaredError, ShardedSquaredErrorHead(mesh)),
+            (SquaredError, ShardedSquaredErrorHead(mesh, chunk)),
         )
 
 
@@ -172,22 +170,23 @@ class ShardedSoftmaxHead:
             rows, classes = C * layout.row_height, max(1, S * layout.class_height)
             shared = buffers * self.mesh.neighbours
             most = self.chunk or self.kind.rows_of_chunk(x, rows, classes, shared)
-            number = share(layout.row_height, max(1, int(self.mesh.least(most)) // C))
-            self.heights[key] = share(layout.row_height, number)
+            self.heights[key] = chunk_height(layout, int(self.mesh.least(most)))
         return self.heights[key]
 
 
 class ShardedSquaredErrorHead:
     """Squared error by Gram matrices that are summed over the ranks, or by residuals where Grams
-    would lose digits.
+    would lose digits, and to target vectors.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
+    def __init__(self, mesh: Mesh, chunk: int | None = None) -> None:
+        self.mesh, self.vectors = mesh, ShardedVectorsHead(mesh, chunk)
 
     def value_and_grad(
         self, x: HeadInput, out: Gradients, *, statistics: bool = False
     ) -> HeadResult:
+        if isinstance(x.targets, DenseTargets):
+            return self.vectors.value_and_grad(x, out)
         x, out, layout = in_sums_dtype(x), out.cleared(), layout_of(x)
         near = near_classes(x, layout)
         if near is None:
@@ -197,15 +196,23 @@ class ShardedSquaredErrorHead:
         return HeadResult(fit.new_tensor(self.mesh.total(float(fit))), None)
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
+        if isinstance(x.targets, DenseTargets):
+            return self.vectors.hvp(x, v, out)
         gram.hvp(in_sums_dtype(x), in_sums_dtype(v), out.cleared(), home=Exchange.of(x))
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
+        if isinstance(x.targets, DenseTargets):
+            return self.vectors.logit_gradient(x)
         return gram.GramGradient(in_sums_dtype(x), Exchange.of(x))
 
     def losses(self, x: HeadInput) -> Tensor:
+        if isinstance(x.targets, DenseTargets):
+            return self.vectors.losses(x)
         return gram.losses(x, home=Exchange.of(x))
 
     def plan(self, shape: HeadShape) -> HeadPlan:
+        if shape.dense:
+            return self.vectors.plan(shape)
         return SquaredErrorHead().plan(
             replace(
                 shape,

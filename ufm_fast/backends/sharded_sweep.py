@@ -1,12 +1,12 @@
-"""A pass of the sharded softmax head: chunks of rows that go round, what the ranks tell one another
-of them, and the sums that go back. `sharded` says what moves and why.
+"""A pass of the sharded softmax head: chunks of rows that go round (`rounds`), and what the ranks
+tell one another of them. `sharded` says what moves and why.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -24,14 +24,21 @@ from ufm_fast.backends.base import (
 from ufm_fast.backends.chunks import chunk_rows, stride
 from ufm_fast.backends.exponentials import Exponentials, exponentials, target_logits
 from ufm_fast.backends.logit_gradient import ChunkGradient, centred
+from ufm_fast.backends.rounds import (
+    chunk_weights,
+    gathered_classes,
+    going_round,
+    layout_of,
+    own_rows,
+)
 from ufm_fast.backends.sharded_hessian import Direction
 from ufm_fast.backends.sharded_weighted import TiltedGradient, tilts
 from ufm_fast.backends.sums import class_totals
 from ufm_fast.backends.sweep import Chunk, Entries, Sweep, Told, finished
 from ufm_fast.backends.tiled import TiledSoftmaxHead, spends
 from ufm_fast.backends.weighted import Tilt, one_label
-from ufm_fast.errors import InputError
-from ufm_fast.layout import Axis, Coming, Layout, Mesh, gathered, padded
+from ufm_fast.dense_targets import DenseTargets
+from ufm_fast.layout import Axis, Layout, gathered, padded
 from ufm_fast.targets import Rows, Targets
 from ufm_fast.weighted_targets import WeightedTargets
 
@@ -39,6 +46,8 @@ from ufm_fast.weighted_targets import WeightedTargets
 def parts_of(rows: Rows, layout: Layout) -> Rows:
     """This rank's rows."""
     part, targets = layout.row_part, rows.targets
+    if isinstance(targets, DenseTargets):
+        return Rows(DenseTargets.of(targets.values[part]), rows.counts[part])
     if targets.indptr is None:
         return Rows(Targets(targets.indices[part]), rows.counts[part])
     pointer = targets.indptr[part.start : part.stop + 1]
@@ -49,24 +58,6 @@ def parts_of(rows: Rows, layout: Layout) -> Rows:
     else:
         own = Targets(targets.indices[entries], pointer)
     return Rows(own, rows.counts[part])
-
-
-def layout_of(x: HeadInput) -> Layout:
-    if x.layout is None:
-        raise InputError(
-            "backend sharded computes with blocks of a point on several ranks; use it through "
-            "solve or Objective"
-        )
-    return x.layout
-
-
-def gathered_classes(layout: Layout, x: Tensor) -> Tensor:
-    """The rows of W, or entries of b, of all classes of this rank's place; ``x`` are its own."""
-    axis = layout.mesh.samples
-    if axis.size == 1:
-        return x
-    part = layout.group_classes()
-    return axis.gather(padded(x, layout.class_height), "classes").wait()[: part.stop - part.start]
 
 
 def _means(
@@ -99,21 +90,6 @@ def _known(x: HeadInput, layout: Layout, height: int) -> list[Targets]:
             for start in range(0, layout.row_height, height)
         ]
     return cast("list[Targets]", kept[key])
-
-
-def chunk_weights(x: HeadInput, layout: Layout, height: int) -> Tensor:
-    """The weights (C, rows) of the rows of all chunks, remembered on the targets; zero where a
-    chunk is filled up.
-    """
-    axis, kept = layout.mesh.classes, x.targets.remembered
-    key = "weights", height, layout.mesh.shape
-    found = cast("tuple[Tensor, Tensor] | None", kept.get(key))
-    if found is None or found[0] is not x.row_weight:
-        rows = -(-layout.row_height // height) * height
-        whole = axis.gather(padded(x.row_weight.double(), rows), "targets").wait()
-        found = x.row_weight, whole.reshape(axis.size, -1)
-        kept[key] = found
-    return found[1]
 
 
 def uneven_here(x: HeadInput) -> Tensor:
@@ -246,16 +222,11 @@ class ShardedSweep(Sweep):
         (the features first).
         """
         self.statistics = statistics
-        starts = range(0, self.layout.row_height, self.height)
-        coming = self._sent(moving, 0) if starts else []
-        for number, start in enumerate(starts):
+        for number, part, now in going_round(self.layout, self.height, self.W.dtype, *moving):
             self.tilt = None if self.tilts is None else self.tilts[number]
-            now = [part.wait() for part in coming]
-            coming = (
-                self._sent(moving, start + self.height) if start + self.height in starts else []
-            )
+            place = slice(number * self.height, (number + 1) * self.height)
             weights, margin = (
-                None if x is None else x[:, start : start + self.height].reshape(-1)
+                None if x is None else x[:, place].reshape(-1)
                 for x in (self.row_weight, self.margin)
             )
             assert weights is not None
@@ -266,25 +237,11 @@ class ShardedSweep(Sweep):
                 row_weight=weights,
                 margin=margin,
             )
-            yield (
-                slice(start, min(start + self.height, self.x.features.shape[0])),
-                self._of_rows(rows),
-                now,
-            )
-
-    def _sent(self, moving: tuple[Tensor, ...], start: int) -> list[Coming]:
-        part = slice(start, start + self.height)
-        return [
-            self.layout.mesh.classes.gather(
-                padded(x[part].to(self.W.dtype), self.height), "features"
-            )
-            for x in moving
-        ]
+            yield part, self._of_rows(rows), now
 
     def own(self, values: Tensor, part: slice) -> Tensor:
         """Those of this rank's rows, of numbers of a chunk's rows."""
-        start = self.layout.mesh.classes.place * self.height
-        return values[start : start + max(0, part.stop - part.start)]
+        return own_rows(self.layout, self.height, values, part)
 
     def _of_rows(self, x: HeadInput) -> Chunk:
         """The chunk of these rows, whose E and target entries are those of the classes here."""
@@ -379,57 +336,3 @@ def _by_the_largest(axis: Axis, mass: Tensor, offset: Tensor) -> tuple[Tensor, T
     largest = axis.most_(level.clone(), "row sums")
     safe = torch.where(largest.isfinite(), largest, 0.0)
     return axis.sum_(torch.exp(level - safe), "row sums"), safe
-
-
-@dataclass
-class Sums:
-    """Where a pass adds: buffers of this place's classes, and of a chunk's rows, which go back
-    while the next is multiplied.
-    """
-
-    mesh: Mesh
-    out: Gradients
-    weight: Tensor | None
-    bias: Tensor | None
-    _whole: tuple[Tensor | None, Tensor | None]  # of all S ranks of the place
-    _going: tuple[slice, Coming] | None = None
-
-    @classmethod
-    def of(cls, mesh: Mesh, x: HeadInput, out: Gradients) -> Sums:
-        layout, S = layout_of(x), mesh.shape[1]
-        part = layout.group_classes()
-        number, weight, bias = S * layout.class_height, out.weight, None
-        if weight is not None and S > 1:
-            weight = weight.new_zeros(number, weight.shape[1])
-        if out.bias is not None:
-            bias = torch.zeros(
-                number if S > 1 else out.bias.shape[0], dtype=torch.float64, device=out.bias.device
-            )
-        of_weight, of_bias = (
-            None if whole is None else whole[: part.stop - part.start] for whole in (weight, bias)
-        )
-        return cls(mesh, out, of_weight, of_bias, (weight, bias))
-
-    def forward(self, h: Tensor) -> Tensor | None:
-        """A buffer for the rows of a chunk, or None where nothing is asked for."""
-        like = self.out.features
-        return None if like is None else like.new_zeros(h.shape[0], like.shape[1])
-
-    def send(self, forward: Tensor | None, part: slice) -> None:
-        """Send the rows' sums home; those of the chunk before have come."""
-        self._receive()
-        if forward is not None:
-            self._going = part, self.mesh.classes.scatter_sum(forward, "features")
-
-    def _receive(self) -> None:
-        if self._going is not None and self.out.features is not None:
-            (part, coming), self._going = self._going, None
-            block = self.out.features[part]
-            block.add_(coming.wait()[: block.shape[0]])
-
-    def settle(self) -> None:
-        """Everything is where it belongs."""
-        self._receive()
-        for out, whole in zip((self.out.weight, self.out.bias), self._whole, strict=True):
-            if out is not None and whole is not None and whole is not out:
-                out.add_(self.mesh.samples.scatter_sum(whole, "classes").wait()[: out.shape[0]])

@@ -143,8 +143,9 @@ def _settled(x: HeadInput, value: Tensor) -> Tensor:
 def residual_sum(x: HeadInput) -> Tensor:
     """sum_r o_r (W h_r + b - e_y), float64 (K,), by exact residuals where those serve."""
     if isinstance(x.targets, DenseTargets):
-        o = x.row_weight.double()
-        return torch.stack([o[part] @ E for part, E in residual.blocks(x, exact=True)]).sum(0)
+        o, none = x.row_weight.double(), x.weight.new_zeros(x.weight.shape[0], dtype=torch.float64)
+        sums = (o[part] @ E for part, E in residual.blocks(x, exact=True))
+        return torch.stack([none, *sums]).sum(0)  # a rank may have no rows
     total, split = (
         gram.GramGradient(x).transposed_times(torch.ones_like(x.row_weight)[:, None])[:, 0],
         _split(x),

@@ -225,9 +225,15 @@ class SpreadInputs(Inputs):
 
     @cached_property
     def balance(self) -> tuple[float, float]:
-        of_weight = self.world.sum_(gram(self.weight), _WHAT)
-        of_features = self.world.sum_(gram(self.features, self.counts), _WHAT)
-        difference = torch.linalg.matrix_norm(
-            of_weight - self.lambda_h / self.lambda_w * of_features
-        )
-        return float(difference), float(difference / torch.linalg.matrix_norm(of_weight))
+        ratio = self.lambda_h / self.lambda_w
+        return spread_balance(self.world, self.weight, self.features, self.counts, ratio)
+
+
+def spread_balance(
+    world: Axis, weight: Tensor, features: Tensor, counts: Tensor, ratio: float
+) -> tuple[float, float]:
+    """`geometry.imbalance` of the rows of all ranks."""
+    of_weight = world.sum_(gram(weight), _WHAT)
+    of_features = world.sum_(gram(features, counts), _WHAT)
+    difference = torch.linalg.matrix_norm(of_weight - ratio * of_features)
+    return float(difference), float(difference / torch.linalg.matrix_norm(of_weight))
