@@ -384,17 +384,24 @@ SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def solves(*some: int) -> Iterator[Check]:
+OF_DATA = [n for n, (given, _) in enumerate(SOLVES) if DATA & given.keys()]  # sets, vectors
+
+
+def solves(*some: int, mesh: str | None = None) -> Iterator[Check]:
     for given, options in (SOLVES[number] for number in some):
         problem = Problem(**given)
         one = Objective(problem, reduce=options.get("reduce", "auto"))
         initial = one.to_model(make_start(one, "normal", seed=5))
         with mock.patch.object(first_order, "largest_curvature", return_value=2.0):
             expected, found = (
-                solve(problem, initial=initial, backend=name, **options)
-                for name in ("tiled", "sharded")
+                solve(problem, initial=initial, backend=name, mesh=shape, **options)
+                for name, shape in (("tiled", None), ("sharded", mesh))
             )
         assert found.outcome is expected.outcome, (given, options, found.message)
+        if problem.dense and mesh is None:  # rows stay where outputs are fewer
+            shape = found.point.layout.mesh.shape
+            stay = problem.num_classes < one.rows.number
+            yield f"default mesh {shape}", float((shape[0] == 1) is not stay), 0.0
         error = abs(found.value - expected.value) / max(expected.value, 1e-300)
         yield f"solve {words(given)} {options}", error, 1e-10
         yield (
@@ -717,9 +724,11 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
         yield from several_starts()
         yield from known_minima()
         yield from modelled(*range(len(MODELLED)))
-        yield from solves(*range(len(SOLVES) - 3, len(SOLVES)))
+        yield from solves(*range(len(SOLVES) - 4, len(SOLVES)))
+        yield from solves(*OF_DATA[:2], mesh="3x1")
     if ranks == 4:
         yield from solves(0)
+        yield from solves(OF_DATA[1], mesh="2x2")
         yield from modelled(0, 1)
         yield from interrupted(Mesh.of_world())
     if ranks == 3:

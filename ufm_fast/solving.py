@@ -17,6 +17,7 @@ from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError
 from ufm_fast.groups.choice import by_groups, minimise_groups
 from ufm_fast.groups.lifting import lifted_solution
+from ufm_fast.layout import Mesh
 from ufm_fast.losses import SquaredError
 from ufm_fast.measure import GATHERED, measure, usable
 from ufm_fast.objective import Objective
@@ -111,7 +112,9 @@ def solve(
         return solution
     objective = Objective(
         problem,
-        backend=make_backend(options.backend, problem.device, problem.torch_dtype, options.mesh),
+        backend=make_backend(
+            options.backend, problem.device, problem.torch_dtype, _mesh(problem, options)
+        ),
         reduce=options.reduce,
         variables=options.variables,
         watch=watch,
@@ -158,6 +161,16 @@ def solve(
 solve.__doc__ = (
     f"{inspect.cleandoc(solve.__doc__ or '')}\n\n{inspect.cleandoc(SolveOptions.__doc__ or '')}"
 )
+
+
+def _mesh(problem: Problem, options: SolveOptions) -> str | None:
+    """The mesh that was asked for; with target vectors of fewer outputs than rows all ranks by
+    samples where none was: that sends least, and no rank is without outputs to multiply.
+    """
+    if options.mesh is not None or options.backend not in SHARDED or not problem.dense:
+        return options.mesh
+    rows = problem.rows(problem.reduction(options.reduce)).number
+    return f"1x{Mesh.of_world().ranks}" if problem.num_classes < rows else None
 
 
 @dataclass(frozen=True)
