@@ -614,6 +614,7 @@ MODELLED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sets", {**_SETS, "dim": 5, "loss": "pick-all", "bias": "free"}, _BUILT),
     ("pairs", {**_FIVE, "dim": 11, "loss": "focal"}, _BUILT),
     ("squares", {**_FIVE, "dim": 6, "loss": "mse"}, {**_BUILT, "method": "newton-cg"}),
+    ("squares", {**VECTORS, "dim": 4, "bias": "free"}, _BUILT),
 ]
 
 
@@ -630,9 +631,9 @@ def modelled(*some: int) -> Iterator[Check]:
                 solve(problem, initial=initial, backend=backend, **options)
                 for backend in ("tiled", "sharded")
             )
-        yield f"{name} {given} value", abs(found.value / expected.value - 1), 1e-10
+        yield f"{name} {words(given)} value", abs(found.value / expected.value - 1), 1e-10
         more = found.evaluations - expected.evaluations
-        yield f"{name} {given} {more} evaluations", abs(more), 4.0
+        yield f"{name} {words(given)} {more} evaluations", abs(more), 4.0
 
 
 #: Problems whose minimum is known as a point: labels, sets, layers, all samples apart, none left.
@@ -640,6 +641,7 @@ KNOWN: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"counts": [3, 3, 3, 1, 0], "dim": 5, "loss": "mse", **_EASY}, {"reduce": "none"}),
     ({"classes": 5, "multiplicities": "1:1,2:1", "loss": "pick-all", "dim": 6, "bias": "free"}, {}),
     ({"counts": [2, 2, 1], "dim": 4, "loss": "mse", "layers": 2}, {}),
+    ({**VECTORS, "dim": 4, "bias": "free", **_EASY}, {}),
 ]
 
 
@@ -650,8 +652,12 @@ def known_minima() -> Iterator[Check]:
             solve(Problem(**given), method="closed-form", backend=name, **options)
             for name in ("tiled", "sharded")
         )
-        yield f"closed form {given}", abs(found.value / expected.value - 1), 1e-12
-        yield f"closed form {given} {found.message}", found.outcome is not expected.outcome, 0.0
+        yield f"closed form {words(given)}", abs(found.value / expected.value - 1), 1e-12
+        yield (
+            f"closed form {words(given)} {found.message}",
+            found.outcome is not expected.outcome,
+            0.0,
+        )
     try:
         with mock.patch.object(solving, "GATHERED", 10):
             solve(Problem(**given), method="closed-form", backend="sharded")
