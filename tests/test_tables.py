@@ -17,10 +17,11 @@ from ufm_fast.backends import BACKENDS, TiledBackend
 from ufm_fast.cli import main
 from ufm_fast.errors import Contradiction, InputError, InputTypeError
 from ufm_fast.functional import value_and_grad
+from ufm_fast.kinds import Kind
 from ufm_fast.losses import LOSSES, CrossEntropy, Focal, SoftmaxLoss, SquaredError, make_loss
 from ufm_fast.nn import UFM
 from ufm_fast.plan import make_plan
-from ufm_fast.problem import BIASES, FREEZES, Kind
+from ufm_fast.problem import BIASES, FREEZES
 from ufm_fast.targets import Targets
 from ufm_fast.theory import FORMS, closed_form
 from ufm_fast.theory.certificates import CERTIFIERS, certify

@@ -15,6 +15,7 @@ come from u = log s as softplus and sigmoid, in float64, whatever the dtype of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -214,11 +215,7 @@ def make_loss(name: str, **parameters: float | None) -> Loss:
     """
     if name not in LOSSES:
         raise InputError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
-    given = {
-        key: value
-        for key, value in parameters.items()
-        if value is not None and (key, value) != ("smoothing", 0.0)
-    }
+    given = _not_left_out(parameters)
     for key in given:
         if key not in LOSSES[name].parameters:
             takers = " or ".join(taker for taker, row in LOSSES.items() if key in row.parameters)
@@ -227,6 +224,33 @@ def make_loss(name: str, **parameters: float | None) -> Loss:
                 f"of {name}"
             )
     return LOSSES[name](**given)
+
+
+def _not_left_out(parameters: Mapping[str, float | None]) -> dict[str, float]:
+    return {
+        key: value
+        for key, value in parameters.items()
+        if value is not None and (key, value) != ("smoothing", 0.0)
+    }
+
+
+def loss_of(given: object, **parameters: float | None) -> Loss:
+    """The loss that a user gives by name, with its parameters, or as an object.
+
+    Errors: as `make_loss`; InputTypeError for neither; InputError for parameters beside an object
+    that is not the one they make.
+    """
+    if isinstance(given, str):
+        return make_loss(given, **parameters)
+    if not isinstance(given, Loss):
+        raise InputTypeError(f"loss must be a name or a loss object, got {type(given).__name__}")
+    if _not_left_out(parameters) and not (
+        registered_name(given) and given == make_loss(given.name, **parameters)
+    ):
+        raise InputError(
+            f"{' and '.join(parameters)} go with a loss given by name; set them in the loss object"
+        )
+    return given
 
 
 def registered_name(loss: Loss) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ from ufm_fast import contradictions
 from ufm_fast.adjustments import Adjustment, make_adjustment, penalty_factors
 from ufm_fast.angular_margins import AngularMargin, make_angular
 from ufm_fast.arguments import MOST_DIM, cpu_by_default, device_of, factor, whole
-from ufm_fast.errors import InputError, InputTypeError
+from ufm_fast.errors import InputError
 from ufm_fast.geometries import GEOMETRIES
+from ufm_fast.kinds import Kind
 from ufm_fast.layout import Layout
-from ufm_fast.losses import Loss, make_loss, registered_name
+from ufm_fast.losses import loss_of
 from ufm_fast.penalties import (
     Penalties,
     checked_hidden_penalties,
@@ -43,23 +44,6 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 BIASES = ("none", "penalised", "free")
 FREEZES = (None, "w", "h")
 REDUCTIONS = ("auto", "classes", "none", "groups")
-
-
-class Kind(NamedTuple):
-    """What a problem is: the key of every table of theory, certificates and preconditioners.
-
-    ``loss`` is a name of LOSSES, and only an object of exactly that row's class has it: it is empty
-    for every other loss. Logits with offsets or margins are known as 'NAME shifted', with scales,
-    or with penalties of each class, as 'NAME scaled', with margins in the angle, whatever else, as
-    'NAME angular', the squared error to target vectors as 'mse dense', and the pick-all loss of
-    weighted sets as 'pick-all weighted'. A kind that no row of a table names has nothing there.
-    """
-
-    trunk: str
-    geometry: str
-    loss: str
-    bias: str
-    frozen: str | None
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -194,31 +178,13 @@ class Problem:
             self._set(item.name, given[item.name])
         self._set("dim", whole(self.dim, "dim", 1, MOST_DIM))
         self._set("seed", whole(self.seed, "seed", 0, 2**63 - 1))
-        self._set("loss", self._loss_object())
+        self._set("loss", loss_of(self.loss, smoothing=self.smoothing, gamma=self.gamma))
         self._check_choices()
         self._check_layers()
         self._gather({name: given[name] for name in DATA if given[name] is not None})
         self._check_penalties()
         contradictions.of_penalties(self)
         contradictions.of_adjustments(self)
-
-    def _loss_object(self) -> Loss:
-        if isinstance(self.loss, str):
-            return self._named_loss(self.loss)
-        if not isinstance(self.loss, Loss):
-            raise InputTypeError(
-                f"loss must be a name or a loss object, got {type(self.loss).__name__}"
-            )
-        if (self.smoothing or self.gamma is not None) and not (
-            registered_name(self.loss) and self.loss == self._named_loss(self.loss.name)
-        ):
-            raise InputError(
-                "smoothing and gamma go with a loss given by name; set them in the loss object"
-            )
-        return self.loss
-
-    def _named_loss(self, name: str) -> Loss:
-        return make_loss(name, smoothing=self.smoothing, gamma=self.gamma)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -327,16 +293,7 @@ class Problem:
     @property
     def kind(self) -> Kind:
         """The key that tables know this problem by."""
-        trunk, loss = "none" if self.layers == 1 else self.activation, registered_name(self.loss)
-        if loss and (self.dense or self.weighted):
-            loss += " dense" if self.dense else " weighted"
-        if loss and self.angular is not None:
-            loss += " angular"
-        elif loss and (self.adjustment.scale is not None or not self.one_penalty):
-            loss += " scaled"
-        elif loss and self.adjustment:
-            loss += " shifted"
-        return Kind(trunk, self.constraint, loss, self.bias, self.freeze)
+        return Kind.of(self)
 
     @property
     def num_classes(self) -> int:

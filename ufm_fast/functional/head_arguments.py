@@ -15,7 +15,7 @@ from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.functional import checks
 from ufm_fast.functional.head_inputs import backend_for
 from ufm_fast.functional.target_sets import checked_sets
-from ufm_fast.losses import Loss, make_loss
+from ufm_fast.losses import Loss, loss_of
 from ufm_fast.targets import Targets, check_labels
 
 PARTS = ("features", "weight", "bias")
@@ -45,14 +45,7 @@ def checked_head(
         )
     if reduction not in ("mean", "sum"):
         raise InputError(f"reduction must be mean or sum, got {reduction!r}")
-    if isinstance(loss, str):
-        loss = make_loss(loss, smoothing=smoothing, gamma=gamma)
-    elif not isinstance(loss, Loss):
-        raise InputTypeError(f"loss must be a name or a loss object, got {type(loss).__name__}")
-    elif smoothing or gamma is not None:
-        raise InputError(
-            "smoothing and gamma go with a loss given by name; set them in the loss object"
-        )
+    loss = loss_of(loss, smoothing=smoothing, gamma=gamma)
     checks.check_need(need, PARTS)
     rows = _row_weight(row_weight, features, reduction)
     checked = _targets(loss, targets, features, weight.shape[0])

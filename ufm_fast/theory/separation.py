@@ -15,8 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ufm_fast.kinds import Kind
 from ufm_fast.penalties import LEAST_PENALTY
-from ufm_fast.problem import Kind, Problem
+from ufm_fast.problem import Problem
 from ufm_fast.theory.forms import ClosedForm, closed_form
 from ufm_fast.theory.tables import layered, plain
 

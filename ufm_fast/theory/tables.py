@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ufm_fast.problem import BIASES, Kind
+from ufm_fast.kinds import Kind
+from ufm_fast.problem import BIASES
 
 Serves = Callable[[Kind], bool]
 Row = TypeVar("Row")
