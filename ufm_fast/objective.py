@@ -224,36 +224,30 @@ class Objective:
     def hvp(self, x: Point, v: Point) -> Point:
         """Hessian of f at x times a tangent v. Counts as two gradient evaluations."""
         self.evaluations += 2
-        if self.problem.freeze is not None:
-            frozen_w = self.problem.freeze == "w"
-            v = (
-                replace(v, W=torch.zeros_like(v.W))
-                if frozen_w
-                else replace(v, H=torch.zeros_like(v.H))
-            )
+        v = self.scales.movable(v)
         product, out = self.scales.prefilled(v)
         if self.trunk.empty:
+            direction = self._head(v, self.scales.features(v), direction=True)
             with self.watch("head"):
-                self.backend.head_hvp(
-                    self.head_input(x), self._head(v, self.scales.features(v), direction=True), out
-                )
+                self.backend.head_hvp(self.head_input(x), direction, out)
         else:
-            at, moves = self._pass(x), (self.scales.features(v), v.hidden)
-            assert at.pulled is not None
-            change = torch.zeros_like(at.pulled)
-            direction = self._head(v, at.tape.push(*moves), direction=True)
-            with self.watch("head"):
-                self.backend.head_hvp(
-                    self._head(x, at.tape.features), direction, _into(out, change)
-                )
-            bent = self._of_all_rows(*at.tape.curve(at.pulled, change, *moves))
-            product = _with(product, *bent)
+            product = self._through_layers(x, v, product, out)
         self.scales.to_variables(product)
         return (
             self.geometry.hessian(x, v, self._pass(x).normal, product)
             if self.geometry.curved
             else product
         )
+
+    def _through_layers(self, x: Point, v: Point, product: Point, out: Gradients) -> Point:
+        """The Hessian product of the data term behind a trunk, added onto ``product``."""
+        at, moves = self._pass(x), (self.scales.features(v), v.hidden)
+        assert at.pulled is not None
+        change = torch.zeros_like(at.pulled)
+        direction = self._head(v, at.tape.push(*moves), direction=True)
+        with self.watch("head"):
+            self.backend.head_hvp(self._head(x, at.tape.features), direction, _into(out, change))
+        return _with(product, *self._of_all_rows(*at.tape.curve(at.pulled, change, *moves)))
 
     def _of_all_rows(self, H: Tensor, hidden: tuple[Tensor, ...]) -> TrunkGradients:
         """Gradients of H and of the hidden layers, which are sums over the rows of all ranks."""

@@ -67,18 +67,13 @@ class Scales:
         weight, bias, hidden = _of_factors(problem, balanced)
         before_features = math.prod(hidden, start=weight)
         rows = weights.rsqrt() / before_features if balanced else torch.ones_like(weights)
-        adjustment = _adjustment(problem, layout)
+        classes = _of_classes(problem, layout, balanced, weights.device)
+        of_w: float | Tensor = problem.lambda_w * weight**2
         factors = _class_factors(problem, layout, weights.device)
-        penalty, classes = problem.lambda_w * weight**2, None
-        if factors is not None and balanced and problem.freeze is None:
-            scale = factors.rsqrt()
-            adjustment = replace(
-                adjustment,
-                scale=scale if adjustment.scale is None else adjustment.scale * scale,
-            )
-            classes = scale.to(dtype)[:, None]
+        if factors is not None and classes is None:
+            of_w = of_w * factors[:, None]
         penalties = Penalties(
-            penalty if factors is None or classes is not None else penalty * factors[:, None],
+            of_w,
             (problem.lambda_h * weights * rows**2)[:, None],
             problem.lambda_b * bias**2,
             tuple(a * s**2 for a, s in zip(problem.hidden_penalties, hidden, strict=True)),
@@ -87,13 +82,13 @@ class Scales:
             problem,
             layout,
             weight,
-            classes,
+            None if classes is None else classes.to(dtype)[:, None],
             rows.to(dtype)[:, None],
             bias,
             hidden,
             (problem.temperature * rows * before_features).to(dtype)[:, None],
             penalties.to(dtype),
-            adjustment,
+            _adjustment(problem, layout, classes),
         )
 
     def tempered(self, problem: Problem) -> Scales:
@@ -137,6 +132,13 @@ class Scales:
         """The features that a backend takes: temperature and the rows' scales taken in."""
         return x.H if self.even else x.H * self.logits
 
+    def movable(self, v: Point) -> Point:
+        """A direction, zero in a frozen factor."""
+        freeze = self.problem.freeze
+        if freeze == "w":
+            return replace(v, W=torch.zeros_like(v.W))
+        return replace(v, H=torch.zeros_like(v.H)) if freeze == "h" else v
+
     def prefilled(self, x: Point) -> tuple[Point, Gradients]:
         """Buffers that hold the penalty's gradient at x in those units (zero in a frozen factor),
         and those of them that a head adds to.
@@ -176,9 +178,22 @@ def _of_factors(problem: Problem, balanced: bool) -> tuple[float, float, tuple[f
     return weight, bias, tuple(hidden)
 
 
-def _adjustment(problem: Problem, layout: Layout | None) -> Adjustment:
-    """What is changed in the logits of the classes here."""
-    return problem.adjustment if layout is None else problem.adjustment.part(layout.class_part)
+def _of_classes(
+    problem: Problem, layout: Layout | None, balanced: bool, device: torch.device
+) -> Tensor | None:
+    """Scales of the rows of W beside its own, eta_k^(-1/2), float64; None where all are one."""
+    factors = _class_factors(problem, layout, device)
+    return factors.rsqrt() if factors is not None and balanced and not problem.freeze else None
+
+
+def _adjustment(
+    problem: Problem, layout: Layout | None, classes: Tensor | None = None
+) -> Adjustment:
+    """What is changed in the logits of the classes here, with the scales of their variables."""
+    here = problem.adjustment if layout is None else problem.adjustment.part(layout.class_part)
+    if classes is None:
+        return here
+    return replace(here, scale=classes if here.scale is None else here.scale * classes)
 
 
 def _class_factors(problem: Problem, layout: Layout | None, device: torch.device) -> Tensor | None:
