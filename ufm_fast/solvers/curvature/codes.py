@@ -19,6 +19,8 @@ evaluations in all (`python -m bench codes --models codes --method auto`; torch 
 
 2026-11-30. On several ranks each has the blocks of its own rows and classes. To build them all
 others' classes pass by twice, and rows once, 256 of each rank at a time; a product sends nothing.
+K = 40, d = 8, lambda = 1e-4: 227 evaluations in one process and on one rank, 228 on two, where the
+identity took 381 and 377 on ranks (`python -m bench rank_models`, torch 2.13.0).
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ scaled to the logit gap of its count. Without that scaling the levels of the cla
 directions, are what the solver spends its steps on; more proximal steps or a second gauge were
 tried in its place and saved less.
 
-2026-11-30. On several ranks a step exchanges the K x K parts of a gradient once, for rows of their
-transposes. The proximal step and the gauge are singular value decompositions of K x K and K x d
+2026-11-30. On several ranks a product with the model exchanges the K x K parts of a gradient once,
+for rows of their transposes: a rank of P sends 2 (K - K/P) K/P numbers, and there are two products
+a step. The proximal step and the gauge are singular value decompositions of K x K and K x d
 matrices, made once, to begin with, as in one process: each rank gathers W and H for them, which is
 no more than two d x d matrices, and so up to d = 4,096 alone. Forty
 classes of 1 to 34 samples, d = 48, lambda = 5e-5: 41 evaluations in one process, on one rank and

@@ -26,7 +26,9 @@ beyond 256 where building it costs no more than five gradients. Tried and droppe
 the preconditioned residual, which leaves the stiff directions unsolved.
 
 2026-11-30. On several ranks each has features and class of all entries, E x d numbers that are
-summed when the matrix is built, and a product sums E numbers.
+summed when the matrix is built, and a product sums E numbers. K = 8, all sets of one label and of
+two, d = 8, lambda = 1e-5: 213 evaluations in one process, 214 on one rank and 215 on two, where the
+identity took 752 and 731 on ranks (`python -m bench rank_models`, torch 2.13.0).
 """
 
 from __future__ import annotations

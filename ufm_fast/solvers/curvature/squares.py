@@ -31,9 +31,10 @@ Tried and dropped: balanced factors every few steps of softmax losses, which cos
 than they saved. Its vectors are planned (`bench/memory.py`).
 
 2026-11-30. On several ranks only d x d matrices are summed or gathered: the Grams, what a gradient
-has in the spans, and the triangular factors of balanced factors (`tall`). Twelve
+has in the two spans (two matrices a product), and the triangular factors of balanced factors
+(`tall`). Twelve
 classes, d = 12, lambda = 1e-5: 45 evaluations in one process, on one rank and on two, where the
-identity took 386 on one (`python -m bench rank_models`, torch 2.13.0).
+identity took 386 and 373 on ranks (`python -m bench rank_models`, torch 2.13.0).
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class _Span:
 
     def inside(self, Y: Tensor) -> Tensor:
         """basis' Y."""
-        return self.T.T @ (Y if self.X is None else _summed(self.X.T @ Y, self.world))
+        return self.T.T @ Y if self.X is None else _summed(self.T.T @ (self.X.T @ Y), self.world)
 
     def outside(self, Y: Tensor) -> Tensor:
         """basis Y."""
