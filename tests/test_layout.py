@@ -17,7 +17,7 @@ _FLOORS = (
     "errors version",
     "arguments stopwatch targets dense_targets weighted_targets losses adjustments "
     "angular_margins layout point tall trunks datasets lanczos memory",
-    "class_groups geometries kinds samples penalties contradictions problem",
+    "class_groups geometries kinds sample_data samples penalties contradictions problem",
     "backends metrics",
     "objective scales deep_starts sharded_starts",
     "starts theory measure",

@@ -1,6 +1,6 @@
 """What of a problem does not go together. Each argument is checked alone where it is read
-(`arguments`, `samples`, `trunks`, `penalties`, `adjustments`); here are the rules that look at two
-of them.
+(`arguments`, `sample_data`, `trunks`, `penalties`, `adjustments`); here are the rules that look at
+two of them.
 
 Each function raises InputError naming both and the mend.
 """

@@ -4,7 +4,7 @@ built.
 Decisions
 
 2026-11-25. Sizes and penalties have ranges, which stand where they are checked (`arguments`,
-`samples`, `trunks`, `penalties`); what goes with what is in `contradictions`. A solve on the
+`sample_data`, `trunks`, `penalties`); what goes with what is in `contradictions`. A solve on the
 command line is refused before its run directory is made if point, gradient and one step do not fit
 the free memory.
 """
@@ -36,7 +36,8 @@ from ufm_fast.penalties import (
     geometric_mean,
 )
 from ufm_fast.point import Point
-from ufm_fast.samples import DATA, Samples
+from ufm_fast.sample_data import DATA
+from ufm_fast.samples import Samples
 from ufm_fast.targets import Rows, TargetSets
 from ufm_fast.trunks import MOST_LAYERS, TRUNKS, Trunk, checked_widths
 

@@ -36,7 +36,7 @@ from ufm_fast.runs.state import (
     run_head,
     state_head,
 )
-from ufm_fast.samples import MOST_CLASSES
+from ufm_fast.sample_data import MOST_CLASSES
 from ufm_fast.targets import Targets, TargetSets, check_labels
 
 
