@@ -130,6 +130,13 @@ def edges(mesh: DeviceMesh) -> Iterator[Check]:
         empty.backward()
         yield "mean of no rows is NaN", float(not empty.full_tensor().isnan()), 0.0
         yield "with gradients of zero", float(x.grad.full_tensor().norm()), 0.0
+        spoilt = H.detach().clone()
+        spoilt[1] = torch.nan
+        y, scale = spread(mesh, spoilt.requires_grad_()), torch.tensor(0.7).requires_grad_()
+        given = {"weight": torch.tensor([1.0] * 5 + [0.0]), "logit_scale": scale}
+        linear_cross_entropy(y, classifier, spread(mesh, target), **given).backward()
+        finite = [v.isfinite().all() for v in (scale.grad, y.grad.full_tensor())]
+        yield "a row of class weight 0 may hold anything", float(not all(finite)), 0.0
         signs = torch.tensor([1.0, -0.5, *[0.0] * 4])  # which sum to 0 over the rows
         over_0, exact = (
             linear_cross_entropy(*tensors, weight=signs)

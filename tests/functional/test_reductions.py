@@ -112,11 +112,17 @@ def test_a_row_of_weight_zero_may_hold_anything(name: str) -> None:
     spoilt = h.detach().clone()
     spoilt[4] = float("nan")
     spoilt.requires_grad_()
+    wanted = [W]
+    if function is not fused.linear_squared_error:  # a scale's gradient too
+        options = {**options, "logit_scale": torch.tensor(0.7).double().requires_grad_()}
+        wanted.append(options["logit_scale"])
     values = [
         function(x, W, target, linear_bias=b, sample_weight=SAMPLES, **options) for x in (h, spoilt)
     ]
     assert torch.equal(*values)
-    gradients = [torch.autograd.grad(v, (x, W)) for v, x in zip(values, (h, spoilt), strict=True)]
+    gradients = [
+        torch.autograd.grad(v, (x, *wanted)) for v, x in zip(values, (h, spoilt), strict=True)
+    ]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
 

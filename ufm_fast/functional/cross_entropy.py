@@ -20,7 +20,7 @@ from ufm_fast.functional.accumulation import checked_buffers
 from ufm_fast.functional.labels import checked_labels
 from ufm_fast.functional.precision import prepared
 from ufm_fast.functional.reductions import of_probabilities, over_heads
-from ufm_fast.functional.row_weights import Reduction, Weights
+from ufm_fast.functional.row_weights import Reduction, Weights, scaled_without_ignored
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,14 @@ def checked_call(
         linear_weight = input.new_empty(classes or 0, 0)
     checks.check_target(target, input.device, differentiable=True)
     shape = (*input.shape[:-1], *linear_weight.shape[1:-1])
-    weights = asked.weight, asked.sample_weight, asked.divisor
-    chosen = Reduction.checked(asked.reduction, linear_weight, shape, *weights)
+    chosen = Reduction.checked(
+        asked.reduction,
+        linear_weight,
+        shape,
+        asked.weight,
+        asked.sample_weight,
+        asked.divisor,
+    )
     smoothing = checks.check_smoothing(asked.label_smoothing)
     cap = checks.check_softcap(asked.softcap)
     checks.check_options(asked.options)
@@ -122,6 +128,9 @@ def checked_call(
             -100 if asked.ignore_index is None else checks.check_ignore_index(asked.ignore_index)
         )
         target, kept = checked_labels(target, linear_weight.shape[0], ignore)
+        weights = chosen.weights(kept, target)
+        counts = weights.kept if smoothing else weights.factor
+        features = scaled_without_ignored(features, counts, input, asked.logit_scale)
     return CheckedCall(
         asked,
         features,

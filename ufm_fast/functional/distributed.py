@@ -226,7 +226,7 @@ def _by_class(
     """
     weights, into = call.weights, call.chosen.into
     factor = weights.kept if isinstance(head.backend, ClassWeighted) else weights.factor
-    features = without_ignored(call.features, weights.kept).contiguous()
+    features = without_ignored(call.features, factor).contiguous()
     parts = [None if x is None else x.contiguous() for x in (call.matrix, call.bias)]
     if call.chosen.how == "none":
         losses: Tensor = ShardedLosses.apply(features, *parts, head)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from ufm_fast.functional import checks
 from ufm_fast.functional.cross_entropy import Asked, checked_call
 from ufm_fast.functional.precision import prepared
 from ufm_fast.functional.reductions import of_rows, single_label
-from ufm_fast.functional.row_weights import Reduction
+from ufm_fast.functional.row_weights import Reduction, scaled_without_ignored
 from ufm_fast.functional.target_sets import checked_sets
 from ufm_fast.targets import Targets, TargetSets
 
@@ -228,4 +228,5 @@ def linear_pick_all(
         )
     indptr, indices = checked_sets(target, input.shape[0], linear_weight.shape[0], input.device)
     weights = chosen.weights(torch.ones(input.shape[0], dtype=torch.float64, device=input.device))
+    features = scaled_without_ignored(features, weights.kept, input, logit_scale)
     return of_rows(features, matrix, bias, indices, indptr, weights, "pick-all", 0.0).to(dtype)

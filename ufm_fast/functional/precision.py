@@ -31,14 +31,18 @@ def prepared(
         logit_scale is not None
     ):  # a pass over N x d, before the one rounding to the dtype of the products
         scale = checks.check_logit_scale(logit_scale, features.device)
-        wide = compute_dtype(features.dtype)
-        features, bias = features.to(wide) * scale, None if bias is None else bias.to(wide) * scale
+        features, bias = scaled(features, scale), None if bias is None else scaled(bias, scale)
     return (
         features.to(products),
         matrix.to(products),
         None if bias is None else bias.to(products),
         dtype,
     )
+
+
+def scaled(x: Tensor, scale: float | Tensor) -> Tensor:
+    """In the dtype of sums."""
+    return x.to(compute_dtype(x.dtype)) * scale
 
 
 def dtypes_of(tensors: dict[str, Any]) -> tuple[torch.dtype, torch.dtype]:

@@ -24,6 +24,7 @@ from ufm_fast.functional.row_weights import (
     counted,
     defined,
     normalised,
+    scaled_without_ignored,
     without_ignored,
 )
 from ufm_fast.functional.rules import row_losses, value_and_gradients
@@ -55,6 +56,7 @@ def single_label(
     checks.check_labels_shape(target, tuple(features.shape[:-1]))
     labels, kept = checked_labels(target, matrix.shape[0], checks.check_ignore_index(ignore_index))
     rows = chosen.weights(kept.reshape(-1), labels.reshape(-1))
+    features = scaled_without_ignored(features, rows.factor, tensors["input"], logit_scale)
     values = of_rows(
         features.reshape(-1, features.shape[-1]),
         matrix,

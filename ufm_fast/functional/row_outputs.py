@@ -14,7 +14,14 @@ from ufm_fast.functional import checks
 from ufm_fast.functional.labels import checked_labels
 from ufm_fast.functional.precision import prepared
 from ufm_fast.functional.row_operators import detailed_head
-from ufm_fast.functional.row_weights import Reduction, counted, defined, normalised, without_ignored
+from ufm_fast.functional.row_weights import (
+    Reduction,
+    counted,
+    defined,
+    normalised,
+    scaled_without_ignored,
+    without_ignored,
+)
 
 
 class RowOutputs(NamedTuple):
@@ -82,6 +89,7 @@ def linear_cross_entropy_rows(
         target, linear_weight.shape[0], checks.check_ignore_index(ignore_index)
     )
     weights = chosen.weights(kept, labels)
+    features = scaled_without_ignored(features, weights.kept, input, logit_scale)
     features = without_ignored(features, weights.kept)
     grad = torch.is_grad_enabled() and reduction != "none"
     need = [grad and x is not None and x.requires_grad for x in (features, matrix, bias)]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ufm_fast.functional import checks
 from ufm_fast.functional.accumulation import MainGrad
+from ufm_fast.functional.precision import scaled
 from ufm_fast.functional.registration import blind, forward_mode
 
 
@@ -108,6 +109,23 @@ def without_ignored(features: Tensor, kept: Tensor) -> Tensor:
     if not _unseen(kept) and not bool((kept == 0).any()):
         return features
     return torch.where((kept != 0)[:, None], features, 0.0)
+
+
+def scaled_without_ignored(
+    features: Tensor, kept: Tensor, input: Tensor, logit_scale: object
+) -> Tensor:
+    """The ``features``, which are the input times the scale. Where that is differentiated they are
+    made anew without what ignored rows hold: its gradient would be 0 times that.
+    """
+    if not (isinstance(logit_scale, Tensor) and logit_scale.requires_grad):
+        return features
+    counting = kept if kept.dim() < 2 else kept.flatten(1).ne(0).any(1)
+    rows = input.reshape(-1, input.shape[-1])
+    clean = without_ignored(rows, counting.reshape(-1))
+    if clean is rows:
+        return features
+    scale = logit_scale.reshape(())
+    return scaled(clean, scale).to(features.dtype).reshape(features.shape)
 
 
 def _unseen(x: Tensor) -> bool:

@@ -27,7 +27,13 @@ from ufm_fast.functional import checks
 from ufm_fast.functional.precision import prepared
 from ufm_fast.functional.reductions import reduced
 from ufm_fast.functional.registration import differentiable, one_by_one, operator
-from ufm_fast.functional.row_weights import Reduction, counted, normalised, without_ignored
+from ufm_fast.functional.row_weights import (
+    Reduction,
+    counted,
+    normalised,
+    scaled_without_ignored,
+    without_ignored,
+)
 from ufm_fast.targets import check_labels
 
 _BLOCK = 1 << 21  # numbers of a block of gathered rows
@@ -73,6 +79,7 @@ def linear_soft_cross_entropy(
     labels, total, pull = checked_soft(*entries, linear_weight.shape[0])
     rows = chosen.weights((total != 0).double())
     rows = replace(rows, factor=counted(rows.kept, rows.kept * total))
+    features = scaled_without_ignored(features, rows.kept, input, logit_scale)
     features = without_ignored(features, rows.kept)
     value = reduced(features, matrix, bias, labels, None, rows, "ce", 0.0)
     with torch.autocast(matrix.device.type, enabled=False):
