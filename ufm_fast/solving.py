@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.errors import InputError
 from ufm_fast.groups.choice import by_groups, minimise_groups
 from ufm_fast.groups.lifting import lifted_solution
-from ufm_fast.layout import Mesh
+from ufm_fast.layout import Layout, Mesh
 from ufm_fast.losses import SquaredError
 from ufm_fast.measure import GATHERED, measure, usable
 from ufm_fast.objective import Objective
@@ -46,15 +47,16 @@ def check(problem: Problem, options: SolveOptions) -> None:
     options.check(problem)
     if options.method != "closed-form":
         return
-    if closed_form(problem) is None:
+    theory = closed_form(problem)
+    if theory is None:
         raise InputError(
             "method closed-form: no closed form is known for this problem; use method auto"
         )
     size = problem.entries(problem.rows(problem.reduction(options.reduce)).number)
-    if options.backend in SHARDED and size > GATHERED:
+    if options.backend in SHARDED and not theory.logits.by_class and size > GATHERED:
         raise InputError(
-            f"method closed-form on several ranks has the whole point on each of them first, up to "
-            f"{GATHERED:,} numbers, and W and H are {size:,}; use method auto, or one process"
+            f"method closed-form on several ranks has this point as a whole on each of them first, "
+            f"up to {GATHERED:,} numbers, and W and H are {size:,}; use method auto, or one process"
         )
 
 
@@ -183,22 +185,40 @@ class _Result:
 
 def _closed_form_run(objective: Objective, theory: ClosedForm | None) -> Run:
     assert theory is not None
-    W, H, b = theory.point()
+    layout, device = objective.layout, torch.device(objective.problem.device)
+    if layout is None:
+        point = _whole_minimiser(objective, theory).to(device=device)
+    elif theory.logits.by_class:
+        point = _part_of_minimiser(objective, layout, theory).to(device=device)
+    else:
+        first = partial(of_first, mesh=layout.mesh)
+        point = cut(layout, _whole_minimiser(objective, theory).to(device=device).map(first))
+    x = objective.from_model(point.W, point.H, point.b, point.hidden)
+    found = objective.value_and_grad(x)
+    return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
+
+
+def _whole_minimiser(objective: Objective, theory: ClosedForm) -> Point:
     problem = objective.problem
+    W, H, b = theory.point()
     if problem.target_sets is None and not problem.dense:
         H = H[problem.counts > 0]
     if objective.reduce == "none":
         H = H.index_select(0, problem.sample_row())
-    if b is None and problem.bias != "none":
-        b = torch.zeros(problem.num_classes, dtype=torch.float64)
-    device = torch.device(problem.device)
-    point = Point(W, H, b, theory.hidden()).to(device=device)
-    if objective.layout is not None:
-        mesh = objective.layout.mesh
-        point = cut(objective.layout, point.map(lambda part: of_first(part, mesh)))
-    x = objective.from_model(point.W, point.H, point.b, point.hidden)
-    found = objective.value_and_grad(x)
-    return Run(State(x, found), 0, 0.0, Outcome.CONVERGED, "closed form: " + theory.source, [])
+    return Point(W, H, _with_zeros(problem, W, b), theory.hidden())
+
+
+def _part_of_minimiser(objective: Objective, layout: Layout, theory: ClosedForm) -> Point:
+    """Of the classes here, and of the rows here, which have the means of their classes."""
+    part = layout.class_part
+    W, _, b = theory.logits.rows(torch.arange(part.start, part.stop))
+    _, H, _ = theory.logits.rows(objective.targets.indices.cpu())
+    return Point(W, H, _with_zeros(objective.problem, W, b), (), layout)
+
+
+def _with_zeros(problem: Problem, W: Tensor, b: Tensor | None) -> Tensor | None:
+    """The bias of these classes, where the problem has one."""
+    return W.new_zeros(len(W)) if b is None and problem.bias != "none" else b
 
 
 def _fitted_by_bias(objective: Objective, run: Run) -> Run:

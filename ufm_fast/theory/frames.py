@@ -25,16 +25,22 @@ def simplex_frame(classes: int, dim: int) -> Tensor:
 
     For d >= K-1 the rows are a simplex equiangular tight frame: U U' = I - J/K.
     """
+    return simplex_rows(classes, dim, torch.arange(classes))
+
+
+def simplex_rows(classes: int, dim: int, rows: Tensor) -> Tensor:
+    """Those rows of the frame."""
     columns = min(dim, classes - 1)
-    frame = torch.zeros(classes, dim, dtype=torch.float64)
+    frame = torch.zeros(len(rows), dim, dtype=torch.float64)
     if columns == 0:
         return frame
     # The reflection that carries the last axis to 1/sqrt(K): its other columns span the complement
     # of 1.
-    mirror = torch.full((classes,), -1 / math.sqrt(classes), dtype=torch.float64)
-    mirror[-1] += 1
+    mirror = torch.full((len(rows),), -1 / math.sqrt(classes), dtype=torch.float64)
+    mirror[rows == classes - 1] += 1
     frame[:, :columns] = (mirror / (math.sqrt(classes) - 1))[:, None]
-    frame.diagonal()[:columns] += 1
+    own = torch.nonzero(rows < columns)[:, 0]
+    frame[own, rows[own]] += 1
     return frame
 
 
@@ -51,10 +57,18 @@ def class_means(balanced: Tensor, counts: Tensor) -> Tensor:
 
 
 class Logits:
-    """A spectrum of logits that a minimiser can be built from."""
+    """A spectrum of logits that a minimiser can be built from. ``by_class``: some classes' rows can
+    be built alone.
+    """
+
+    by_class = False
 
     def point(self) -> Parameters:
         """W, class means (or features of target sets), b."""
+        raise NotImplementedError
+
+    def rows(self, classes: Tensor) -> Parameters:
+        """The same of some classes alone, in any order."""
         raise NotImplementedError
 
     def hidden(self) -> tuple[Tensor, ...]:
@@ -62,8 +76,18 @@ class Logits:
         return ()
 
 
+class LogitsOfClasses(Logits):
+    """Logits whose minimiser is built class by class."""
+
+    by_class = True
+    counts: Tensor
+
+    def point(self) -> Parameters:
+        return self.rows(torch.arange(len(self.counts)))
+
+
 @dataclass(frozen=True, eq=False)
-class GroupedLogits(Logits):
+class GroupedLogits(LogitsOfClasses):
     """Weighted logits of classes that come in groups of equal counts (G groups, in ascending order
     of count).
 
@@ -82,15 +106,21 @@ class GroupedLogits(Logits):
     lambda_w: float
     lambda_h: float
 
-    def point(self) -> Parameters:
+    def rows(self, classes: Tensor) -> Parameters:
         _, group, sizes = torch.unique(self.counts, return_inverse=True, return_counts=True)
-        B = torch.zeros(len(self.counts), self.dim, dtype=torch.float64)
+        order = torch.argsort(group, stable=True)
+        place = torch.empty_like(order)  # of each class in its group
+        place[order] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[group[order]]
+        group, place = group[classes], place[classes]
+        B = torch.zeros(len(classes), self.dim, dtype=torch.float64)
         used = 0
-        members = torch.split(torch.argsort(group, stable=True), sizes.tolist())
-        for rows, sigma in zip(members, self.within, strict=True):
-            width = min(len(rows) - 1, self.dim - used)
+        here = torch.bincount(group, minlength=len(sizes)).tolist()
+        members = torch.split(torch.argsort(group, stable=True), here)
+        for rows, size, sigma in zip(members, sizes.tolist(), self.within, strict=True):
+            width = min(size - 1, self.dim - used)
             if sigma > 0 and width > 0:
-                B[rows, used : used + width] = math.sqrt(sigma) * simplex_frame(len(rows), width)
+                frame = simplex_rows(size, width, place[rows])
+                B[rows, used : used + width] = math.sqrt(sigma) * frame
                 used += width
         A = B.clone()
         strength = torch.as_tensor(self.shared, dtype=torch.float64).clamp(min=0).sqrt()
@@ -99,11 +129,11 @@ class GroupedLogits(Logits):
             matrix[:, used : used + len(strength)] = (vectors * unit)[group]
         bias = None if self.bias is None else torch.as_tensor(self.bias, dtype=torch.float64)[group]
         to_classifier, to_features = scales(self.lambda_w, self.lambda_h)
-        return to_classifier * B, to_features * class_means(A, self.counts), bias
+        return to_classifier * B, to_features * class_means(A, self.counts[classes]), bias
 
 
 @dataclass(frozen=True, eq=False)
-class OrthogonalFrame(Logits):
+class OrthogonalFrame(LogitsOfClasses):
     """Weighted logits `sigma[j]` at the classes `kept[j]` and zero elsewhere: an axis for each
     class that is kept.
     """
@@ -115,11 +145,15 @@ class OrthogonalFrame(Logits):
     lambda_w: float
     lambda_h: float
 
-    def point(self) -> Parameters:
-        B = torch.zeros(len(self.counts), self.dim, dtype=torch.float64)
-        B[self.kept, torch.arange(len(self.kept))] = self.sigma.sqrt()
+    def rows(self, classes: Tensor) -> Parameters:
+        axis = torch.full((len(self.counts),), -1)  # of each class
+        axis[self.kept] = torch.arange(len(self.kept))
+        axis = axis[classes]
+        kept = torch.nonzero(axis >= 0)[:, 0]
+        B = torch.zeros(len(classes), self.dim, dtype=torch.float64)
+        B[kept, axis[kept]] = self.sigma[axis[kept]].sqrt()
         to_classifier, to_features = scales(self.lambda_w, self.lambda_h)
-        return to_classifier * B, to_features * class_means(B, self.counts), None
+        return to_classifier * B, to_features * class_means(B, self.counts[classes]), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,10 +210,15 @@ class UnitSimplex(Logits):
     temperature: float
     gap: float
 
+    by_class = True
+
     def point(self) -> Parameters:
         """(W, class means, None)."""
+        return self.rows(torch.arange(self.classes))
+
+    def rows(self, classes: Tensor) -> Parameters:
         K = self.classes
-        W = simplex_frame(K, self.dim) * math.sqrt(K / (K - 1))
+        W = simplex_rows(K, self.dim, classes) * math.sqrt(K / (K - 1))
         along = min(self.gap * (K - 1) / (self.temperature * K), 1.0)
         H = along * W
         if along < 1.0:  # the frame's last column is free: d >= K
