@@ -31,7 +31,7 @@ from ufm_fast import point, solving
 from ufm_fast.backends import ShardedBackend, TiledBackend, has_triton, sharded_sweep
 from ufm_fast.backends.cost import Cost
 from ufm_fast.errors import InputError
-from ufm_fast.layout import STOP, Mesh, gathered
+from ufm_fast.layout import STOP, Mesh, block, gathered
 from ufm_fast.measure import collapse_metrics, measure
 from ufm_fast.metrics.regression import REGRESSION
 from ufm_fast.metrics.spread import SUMS
@@ -118,6 +118,11 @@ def problems() -> Iterator[tuple[str, Problem]]:
     )
 
 
+ANGULAR: dict[str, Any] = {
+    "constraint": "sphere",
+    "temperature": 5.0,
+    "angular_margin": [0.5, 0.3, 0.0, 1.2, 0.02],
+}
 DATA = {"targets", "target_sets"}  # in the place of counts
 #: What stands before the head, or changes its logits and penalties.
 MODELS: list[dict[str, Any]] = [
@@ -136,6 +141,7 @@ MODELS: list[dict[str, Any]] = [
     {**WEIGHTED, "classifier_penalties": [2.0, 1.0, 0.1, 3.0, 0.5], "bias": "free"},
     {**VECTORS, "layers": 2, "activation": "relu"},
     {**VECTORS, "freeze": "h"},
+    {**ANGULAR, "logit_adjustment": 0.5, "margin": 0.1},
 ]
 
 
@@ -368,6 +374,11 @@ SOLVES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({**_SMALL, **_OWN, "bias": "free"}, {}),
     ({"counts": [3, 0, 2, 4, 0, 0], "dim": 3, "loss": "mse", **_TINY}, {}),
     ({**_SMALL, **_OWN, "loss": "mse"}, {"variables": "raw"}),
+    (
+        {"labels": torch.tensor([2, 0, 1, 0, 2, 1]), "classes": 3, "dim": 4, "constraint": "sphere"}
+        | {"temperature": 2.0, "angular_margin": 0.3},
+        {"reduce": "none"},
+    ),
     ({**WEIGHTED, "dim": 4, "bias": "free", **_EASY}, {}),
     ({**VECTORS, "dim": 5, "bias": "free", "lambda_w": 1e-4, "lambda_h": 1e-5}, {}),
     ({"targets": [[1.5, -0.3]] * 5, "dim": 3, "loss": "mse", "bias": "free"}, {}),
@@ -528,6 +539,19 @@ def metrics_of_first(mesh: Mesh) -> Iterator[Check]:
         yield f"metrics of the first {name}", float(repr(found) != repr(expected)), 0.0
 
 
+def asked(objective: Objective) -> tuple[int, int]:
+    """How many classes of other ranks this one's rows have, and how many here those of others."""
+    here, P = objective.layout.mesh.rank, objective.layout.mesh.ranks
+    y, K, R = objective.rows.targets.indices, objective.layout.classes, objective.rows.number
+
+    def wanted(rank: int, of: int) -> int:
+        classes, part = y[block(R, P, rank)], block(K, P, of)
+        return len(torch.unique(classes[(classes >= part.start) & (classes < part.stop)]))
+
+    others = [rank for rank in range(P) if rank != here]
+    return sum(wanted(here, r) for r in others), sum(wanted(r, here) for r in others)
+
+
 def counted(mesh: Mesh) -> Iterator[Check]:
     """What a rank sends for an evaluation is what `cost` says, to the byte."""
     eleven: dict[str, Any] = {"counts": [3, 1, 2, 5, 4, 1, 2, 6, 2, 3, 1]}
@@ -540,10 +564,14 @@ def counted(mesh: Mesh) -> Iterator[Check]:
         {"bias": "free", "margin": 0.5},
         {"smoothing": 0.1, "layers": 3},
         {"bias": "free", "smoothing": 0.1},
+        {**ANGULAR, "angular_margin": 0.5},
+        {**ANGULAR, "angular_margin": 0.5, "labels": [3, 1, 0, 9, 2, 4, 4, 7, 10, 6, 5]},
     ]
     for given in settings:
-        problem = Problem(**({} if DATA & given.keys() else eleven), dim=4, **given)
-        objective = Objective(problem, backend=ShardedBackend(mesh, chunk=2 * mesh.shape[0]))
+        data = {} if {*DATA, "labels"} & given.keys() else eleven
+        problem, reduce = Problem(**data, dim=4, **given), "none" if "labels" in given else "auto"
+        backend = ShardedBackend(mesh, chunk=2 * mesh.shape[0])
+        objective = Objective(problem, backend=backend, reduce=reduce)
         x = make_start(objective, "normal")
         objective.value_and_grad(x)  # which exchanges the targets
         head = objective.backend.of(problem.loss)
@@ -553,7 +581,7 @@ def counted(mesh: Mesh) -> Iterator[Check]:
             else next(iter(head.heights.values()))
         )
         mesh.traffic.clear()
-        objective.value_and_grad(x)
+        objective.value_and_grad(x.clone())  # a point of which nothing is remembered
         cost = Cost(
             11,
             11,
@@ -564,6 +592,8 @@ def counted(mesh: Mesh) -> Iterator[Check]:
             bias=problem.bias != "none",
             smoothing=problem.loss.smoothing > 0,
             margins="margin" in given,
+            angular=problem.angular is not None,
+            targets=(0, 0) if problem.dense else asked(objective),
             hidden=tuple(W.numel() for W in x.hidden),
             vectors=problem.dense,
         ).sent()
@@ -573,6 +603,44 @@ def counted(mesh: Mesh) -> Iterator[Check]:
                 abs(mesh.traffic[kind] - sent),
                 0.0,
             )
+
+
+def kinks(mesh: Mesh) -> Iterator[Check]:
+    """Rows that are held at their class's row, wherever that is, with more pull than they withstand
+    and less: gradient, tangents, products and moves, and where rows that come near are put.
+    """
+    labels = torch.tensor([4, 0, 2, 1, 4, 0, 1, 4, 3, 2, 3, 1, 0])
+    problem = Problem(labels=labels, classes=5, dim=4, **ANGULAR)
+    one = Objective(problem, reduce="none")
+    many = Objective(problem, backend=ShardedBackend(mesh, chunk=2 * mesh.ranks), reduce="none")
+    x, other = one.geometry.project(random_point(one, 1)), random_point(one, 2)
+    held = torch.arange(len(x.H)) % 3 > 0
+    x = replace(x, H=torch.where(held[:, None], x.W[one.targets.indices], x.H))
+    at = cut(many.layout, x)
+    assert one.geometry.together(x) == many.geometry.together(at) > 0
+    v, along = (
+        o.geometry.tangent(p, d)
+        for o, p, d in ((one, x, other), (many, at, cut(many.layout, other)))
+    )
+    expected, found = one.value_and_grad(x), many.value_and_grad(at)
+    near = one.move(x, other, 1e-3), many.move(at, cut(many.layout, other), 1e-3)
+    pairs = {
+        "gradient": (expected.gradient, found.gradient),
+        "tangent": (v, along),
+        "product": (one.hvp(x, v), many.hvp(at, along)),
+        "move": (one.move(x, v, 0.3), many.move(at, along, 0.3)),
+        "parting": near,
+        "joined": tuple(o.geometry.joined(p, 2e-3) for o, p in zip((one, many), near, strict=True)),
+    }
+    yield f"{mesh.shape} kinks value", abs(found.value / expected.value - 1), 1e-12
+    for name, (exact, part) in pairs.items():
+        error = whole(part).axpy(-1.0, exact).norm() / exact.norm()
+        yield f"{mesh.shape} kinks {name}", error, 1e-12
+    left = (expected.gradient.H - expected.gradient.W[labels]).norm(dim=1)[held & (labels != 2)]
+    assert 0 < int((left > 1e-9).sum()) < len(left)
+    apart = [many.geometry.together(p) for p in (pairs["move"][1], near[1], pairs["joined"][1])]
+    alone = [one.geometry.together(p) for p in (pairs["move"][0], near[0], pairs["joined"][0])]
+    yield f"{mesh.shape} kinks held {apart} {alone}", float(apart != alone), 0.0
 
 
 def unlike_ranks(mesh: Mesh) -> Iterator[Check]:
@@ -764,13 +832,18 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
         yield from counted(Mesh.of_world(f"1x{ranks}"))
     if ranks == 4:
         yield from counted(Mesh.of_world("2x2"))
+        yield from kinks(Mesh.of_world("2x2"))
     if ranks == 3:
+        yield from kinks(Mesh.of_world())
+        yield from kinks(Mesh.of_world("1x3"))
         yield from unlike_ranks(Mesh.of_world())
         yield from several_starts()
         yield from known_minima()
         yield from modelled(*range(len(MODELLED)))
         yield from solves(*range(len(SOLVES) - 4, len(SOLVES)))
         yield from solves(*OF_DATA[:2], mesh="3x1")
+    if ranks in (1, 3):
+        yield from solves(*(n for n, (given, _) in enumerate(SOLVES) if "angular_margin" in given))
     if ranks == 4:
         yield from solves(0)
         yield from solves(OF_DATA[1], mesh="2x2")

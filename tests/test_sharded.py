@@ -81,18 +81,6 @@ def test_ranks_on_cuda_multiply_by_kernels(monkeypatch):
         objective.value_and_grad(random_point(objective, 1))
 
 
-UNKNOWN = {
-    "margins in the angle": {"classes": 3, "constraint": "sphere", "angular_margin": 0.3},
-}
-
-
-@pytest.mark.parametrize("words", UNKNOWN)
-def test_what_ranks_cannot_do_is_refused(words):
-    backend = ShardedBackend(Mesh((1, 1), 0, torch.device("cpu")))
-    with pytest.raises(InputError, match=f"backend sharded does not go with {words}"):
-        Objective(Problem(dim=4, **UNKNOWN[words]), backend=backend)
-
-
 def test_an_axis_of_one_says_nothing():
     axis, x = Axis(1, 0, None, {}), torch.ones(3)
     assert axis.sum_(x) is x

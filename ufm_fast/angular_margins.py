@@ -61,11 +61,13 @@ class AngularMargin:
     temperature: float
     rounding: float = 0.0
 
-    def turned(self, W: Tensor, H: Tensor, labels: Tensor) -> Turned:
-        """What unit rows H, of these labels, have taken off their own cosines."""
+    def turned(self, own: Tensor, H: Tensor, labels: Tensor) -> Turned:
+        """What unit rows H, of these labels, have taken off the cosines with ``own``, their
+        classes' rows of W.
+        """
         m, e = self.angles[labels], self.rounding
         cos, sin, reach = m.cos(), m.sin(), math.hypot(1.0, e)
-        apart = H - W.index_select(0, labels)
+        apart = H - own
         square = apart.double().square().sum(1)
         x, below = 1.0 - 0.5 * square, (square * (1.0 - 0.25 * square)).clamp_min(0.0)
         root = (below + e * e).sqrt()
@@ -82,10 +84,10 @@ class AngularMargin:
         return reach
 
 
-def together(W: Tensor, H: Tensor, labels: Tensor) -> Tensor:
-    """Which rows of H lie on their class's row of W but for rounding, bool (R,)."""
+def together(own: Tensor, H: Tensor) -> Tensor:
+    """Which rows of H lie on ``own``, their classes' rows of W, but for rounding, bool (R,)."""
     eps: float = torch.finfo(H.dtype).eps
-    apart: Tensor = torch.linalg.vector_norm(H - W.index_select(0, labels), dim=1)
+    apart: Tensor = torch.linalg.vector_norm(H - own, dim=1)
     return apart <= _TOGETHER * eps
 
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ufm_fast.angular_margins import together
 from ufm_fast.point import Point
+
+if TYPE_CHECKING:
+    from ufm_fast.backends.home import Home
 
 
 class Flat:
@@ -101,38 +105,58 @@ class Spheres(Flat):
 
 class TiedSpheres(Spheres):
     """Spheres on which rows of H that lie on their class's row of W stay there, where they have a
-    kink (``kinked``, (R,)): the two move as one (`angular_margins`).
+    kink (``kinked``, (R,)): the two move as one (`angular_margins`). ``home``: where the classes'
+    rows are.
+
+    On several ranks the one that has a row decides whether it is tied, and what of its gradient is
+    left over; the rank of its class is told, in the sums that it gets. So no two ranks ever decide
+    the same thing.
     """
 
-    def __init__(self, labels: Tensor, kinked: Tensor) -> None:
-        self.labels, self.kinked = labels, kinked
+    def __init__(self, home: Home, kinked: Tensor) -> None:
+        self.home, self.kinked = home, kinked
+        self._last: tuple[Point, Tensor | None] | None = None
 
-    def _tied_rows(self, x: Point) -> Tensor:
-        return together(x.W, x.H, self.labels) & self.kinked
+    def _tied_rows(self, x: Point) -> Tensor | None:
+        """Which rows are tied at x, bool (R,); None where none is, on any rank. That of the last
+        point is kept: a line search moves from it many times.
+        """
+        if self._last is None or self._last[0] is not x:
+            tied = together(self.home.targets(x.W), x.H) & self.kinked
+            self._last = x, tied if x.summed(float(tied.sum())) else None
+        return self._last[1]
 
     def tied(self, x: Point, v: Point, reach: Tensor | None = None) -> Point:
         """A tangent v with equal rows where rows of x are tied: their mean, the nearest. What they
         differ from it by is left out up to ``reach`` (R,), without it whole.
         """
-        rows = torch.nonzero(self._tied_rows(x)).reshape(-1)
-        if rows.numel() == 0:
+        tied = self._tied_rows(x)
+        if tied is None:
             return v
-        labels, W, H = self.labels[rows], v.W.clone(), v.H.clone()
-        one = torch.ones_like(rows, dtype=W.dtype)
-        number = torch.ones_like(W[:, 0]).index_add_(0, labels, one)
-        mean = (W.index_add_(0, labels, H[rows]) / number[:, None])[labels]
+        one, W, home = tied.to(v.W.dtype), v.W.clone(), self.home
+        home.add_all(W, v.H, one)
+        W /= (1.0 + home.totals(len(W), one))[:, None].to(W.dtype)
+        mean = home.targets(W)
         rest = torch.zeros_like(mean)
         if reach is not None:
-            off = H[rows] - mean
+            off = v.H - mean
             size = _length(off)
-            rest = off * (1.0 - reach[rows, None].to(size) / size.clamp_min(1e-300)).clamp_min(0.0)
-        H[rows] = mean + rest
-        W[labels] = mean
-        return Point(W.index_add_(0, labels, -rest), H, v.b, v.hidden)
+            part = 1.0 - reach[:, None].to(size) / size.clamp_min(1e-300)
+            rest = off * (part.clamp_min(0.0) * one[:, None])
+            home.add_all(W, -rest)
+        return replace(v, W=W, H=torch.where(tied[:, None], mean + rest, v.H))
+
+    def joined(self, x: Point, near: float) -> Point:
+        """x with the rows of H put on their class's row of W that are no further than that from
+        it.
+        """
+        own = self.home.targets(x.W)
+        return replace(x, H=torch.where(_length(x.H - own) <= near, own, x.H))
 
     def together(self, x: Point) -> int:
         """How many rows of H are tied."""
-        return int(self._tied_rows(x).sum())
+        tied = self._tied_rows(x)
+        return 0 if tied is None else int(x.summed(float(tied.sum())))
 
     def held(self, x: Point) -> int:
         return super().held(x) + self.together(x) * (x.H.shape[1] - 1)
@@ -141,10 +165,12 @@ class TiedSpheres(Spheres):
         return self.tied(x, super().tangent(x, v))
 
     def move(self, x: Point, direction: Point, t: float) -> Point:
-        moved, labels = super().move(x, direction, t), self.labels
-        off = _length(direction.H - direction.W[labels])
-        stay = self._tied_rows(x)[:, None] & (off <= 1e-8 * _length(direction.H))
-        return Point(moved.W, torch.where(stay, moved.W[labels], moved.H), moved.b, moved.hidden)
+        moved, tied = super().move(x, direction, t), self._tied_rows(x)
+        if tied is None:
+            return moved
+        off = _length(direction.H - self.home.targets(direction.W))
+        stay = tied[:, None] & (off <= 1e-8 * _length(direction.H))
+        return replace(moved, H=torch.where(stay, self.home.targets(moved.W), moved.H))
 
 
 def _rows(function: Callable[..., Tensor], *points: Point, rest: Point) -> Point:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, TiledBackend
 from ufm_fast.backends.base import compute_dtype
+from ufm_fast.backends.exchange import home_of
 from ufm_fast.backends.sharded import ShardedBackend
 from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.backends.squared_error import by_residuals
@@ -100,8 +101,8 @@ class Objective:
         self.targets = here.targets.to(device)
         self.angular = problem.angular
         if self.angular is not None:
-            labels = self.targets.indices
-            self.geometry = TiedSpheres(labels, self.angular.angles[labels] > 0)
+            kinked = self.angular.angles[self.targets.indices] > 0
+            self.geometry = TiedSpheres(home_of(self.targets, self.layout), kinked)
         counts = here.counts.to(device=device, dtype=torch.float64)
         self.row_weight = counts / problem.num_samples
         self.scales = Scales.of(
@@ -114,10 +115,9 @@ class Objective:
         self._last: _Pass | None = None
 
     def _spread(self) -> Layout | None:
-        """Which rank holds what. Errors: InputError for what only one process has."""
+        """Which rank holds what."""
         if not isinstance(self.backend, ShardedBackend):
             return None
-        refuse_spread(self.problem)
         return Layout(self.backend.mesh, self.problem.num_classes, self.rows.number)
 
     @property
@@ -337,16 +337,6 @@ class Objective:
             assert normal is not None
             return max(normal.norm(), 1e-300)
         return max(self.scales.penalties.size(x), self.problem.mu, 1e-300)
-
-
-def refuse_spread(problem: Problem) -> None:
-    """Errors: InputError for a problem that only one process solves."""
-    clashes = ((problem.angular is not None, "margins in the angle"),)
-    for clash, words in clashes:
-        if clash:
-            raise InputError(
-                f"backend sharded does not go with {words} yet; solve that in one process"
-            )
 
 
 @dataclass(frozen=True)

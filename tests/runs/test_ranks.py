@@ -81,6 +81,20 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_in_one_process(tmp_path, 
     assert summary(run)["certificate"]["certified"]
 
 
+def test_margins_in_the_angle_go_on_with_other_numbers_of_ranks(tmp_path):
+    run, alone, angles = tmp_path / "run", tmp_path / "alone", tmp_path / "labels.npy"
+    np.save(angles, np.array([2, 0, 1, 0, 2, 1]))
+    model = ("--labels", str(angles), "--dim", "4", "--reduce", "none", "--constraint", "sphere")
+    model = (*model, "--temperature", "2", "--angular-margin", "0.3")
+    assert main(["solve", *model, "--out", str(alone), *QUIET]) == 0
+    begun = start(3, *model, "--start", "normal", "--max-steps", "2", "--out", str(run))
+    assert finish(begun) == [(3, "")] * 3
+    assert finish(start(2, "--resume", str(run), "--max-steps", "1000")) == [(0, "")] * 2
+    assert summary(run)["value"] == pytest.approx(summary(alone)["value"], rel=1e-10)
+    assert summary(run)["certificate"]["certified"]
+    assert summary(run)["metrics"].keys() == summary(alone)["metrics"].keys()
+
+
 def test_all_is_said_before_a_rank_waits_for_others_to_leave(monkeypatch):
     said = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said))

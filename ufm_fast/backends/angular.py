@@ -9,6 +9,12 @@ gradient in its logits and dx_r the change of the cosine
     change     S e_y = -(1 - p) G_r / n_r for the row's Hessian S in its logits: what a margin's
                change does to a row's gradient is a multiple of it, so that a Hessian product takes
                the head's own and two products with G.
+
+On several ranks a row's class may be on another one. The rank of the row asks for that row of W, as
+it does for the squared error, and sends its part of the gradient back (`exchange`): 2 d numbers a
+row and evaluation, and nothing where rows are with their classes, as they are with one row for each
+class. The rest rides in messages that there are: the margin, a number a row, in those of additive
+margins, and p comes home with the row statistics (`sharded_sweep`).
 """
 
 from __future__ import annotations
@@ -20,6 +26,8 @@ import torch
 from torch import Tensor
 
 from ufm_fast.angular_margins import AngularMargin, Turned
+from ufm_fast.backends.exchange import home_of
+from ufm_fast.backends.home import Home
 
 if TYPE_CHECKING:
     from ufm_fast.backends.base import (
@@ -42,23 +50,23 @@ class AngularHead:
     def value_and_grad(
         self, x: HeadInput, out: Gradients, *, statistics: bool = False
     ) -> HeadResult:
-        angular, at, additive = _unfolded(x)
+        angular, home, at, additive = _unfolded(x)
         found = self.inner.value_and_grad(additive, out, statistics=True)
         assert found.statistics is not None
         assert additive.margin is not None
         p = torch.sigmoid(found.statistics.log_off_target_mass.double() + additive.margin)
         pull = x.row_weight * p
-        _add(x, out, (angular.temperature * pull * at.slope)[:, None] * at.apart)
+        _add(x, out, (angular.temperature * pull * at.slope)[:, None] * at.apart, home)
         reach = pull * angular.reach(x.targets.indices)
         return replace(found, statistics=found.statistics if statistics else None, reach=reach)
 
     def hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
-        angular, at, additive = _unfolded(x)
-        t, labels = angular.temperature, x.targets.indices
+        angular, home, at, additive = _unfolded(x)
+        t = angular.temperature
         self.inner.hvp(additive, v, out)
         l = self.inner.losses(additive)
         p, q = -torch.expm1(-l), torch.exp(-l)
-        dapart = (v.features / t).sub_(v.weight.index_select(0, labels))
+        dapart = (v.features / t).sub_(home.targets(v.weight))
         dx = -_dots(at.apart, dapart)
         dm, pull = t * at.slope * dx, x.row_weight * p
         G, d = self.inner.logit_gradient(additive), x.weight.shape[1]
@@ -70,13 +78,13 @@ class AngularHead:
             out.weight.add_(G.transposed_times(moved * x.features))
         change = q * (_dots(v.features, GW) + _dots(x.features, GdW) + pull * dm)
         along = t * (change * at.slope + pull * at.bend * dx)
-        _add(x, out, along[:, None] * at.apart + (t * pull * at.slope)[:, None] * dapart)
+        _add(x, out, along[:, None] * at.apart + (t * pull * at.slope)[:, None] * dapart, home)
 
     def logit_gradient(self, x: HeadInput) -> LogitGradient:
-        return self.inner.logit_gradient(_unfolded(x)[2])
+        return self.inner.logit_gradient(_unfolded(x)[-1])
 
     def losses(self, x: HeadInput) -> Tensor:
-        return self.inner.losses(_unfolded(x)[2])
+        return self.inner.losses(_unfolded(x)[-1])
 
     def plan(self, shape: HeadShape) -> HeadPlan:
         """The inner head's, and the distances of all rows to their class's, with their part of the
@@ -90,14 +98,15 @@ class AngularHead:
         )
 
 
-def _unfolded(x: HeadInput) -> tuple[AngularMargin, Turned, HeadInput]:
-    """The margins, where the rows stand to their classes, and the same head with additive ones."""
-    angular = x.angular
+def _unfolded(x: HeadInput) -> tuple[AngularMargin, Home, Turned, HeadInput]:
+    """The margins, where the rows' classes are and how the rows stand to them, and the same head
+    with additive margins.
+    """
+    angular, home = x.angular, home_of(x.targets, x.layout)
     assert angular is not None
-    H = x.features / angular.temperature
-    at = angular.turned(x.weight, H, x.targets.indices)
+    at = angular.turned(home.targets(x.weight), x.features / angular.temperature, x.targets.indices)
     margin = angular.temperature * at.less
-    return angular, at, replace(x, angular=None, margin=_sum(margin, x.margin))
+    return angular, home, at, replace(x, angular=None, margin=_sum(margin, x.margin))
 
 
 def _sum(margin: Tensor, other: Tensor | None) -> Tensor:
@@ -109,11 +118,11 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
     return products
 
 
-def _add(x: HeadInput, out: Gradients, rows: Tensor) -> None:
+def _add(x: HeadInput, out: Gradients, rows: Tensor, home: Home) -> None:
     """Add ``rows`` to those of the classes, and take them off the features, which are t h."""
     assert x.angular is not None
     rows = rows.to(x.weight.dtype)
     if out.weight is not None:
-        out.weight.index_add_(0, x.targets.indices, rows)
+        home.add_all(out.weight, rows)
     if out.features is not None:
         out.features.sub_(rows / x.angular.temperature)

@@ -32,8 +32,8 @@ from ufm_fast.backends.base import (
     LogitGradient,
     weighed,
 )
-from ufm_fast.backends.exchange import Exchange
-from ufm_fast.backends.gram import Home, row_blocks
+from ufm_fast.backends.exchange import home_of
+from ufm_fast.backends.gram import row_blocks
 from ufm_fast.backends.sums import weighted_sum
 
 
@@ -65,7 +65,7 @@ class ClassWeighted:
 
     def head(self, x: HeadInput, out: Gradients, *, statistics: bool = False) -> HeadResult:
         result = self.backend.head(self._plain(x), out, statistics=statistics)
-        home = _home(x)
+        home = home_of(x.targets, x.layout)
         self._add(out, x.features, x.weight, x)
         if out.bias is not None:
             o, share = x.row_weight.double(), self._here(x)
@@ -79,7 +79,7 @@ class ClassWeighted:
         parts are NaN.
         """
         level = self._share.sum()
-        total = _home(x).total(x.row_weight.double().sum())
+        total = home_of(x.targets, x.layout).total(x.row_weight.double().sum())
         return torch.where(level.isinf(), level * total, value)
 
     def head_hvp(self, x: HeadInput, v: HeadInput, out: Gradients) -> None:
@@ -104,7 +104,7 @@ class ClassWeighted:
         """The logit gradient G of the term of rank one: adds G weight for the rows, and G' features
         for the classes.
         """
-        home, o, share = _home(x), x.row_weight.double(), self._here(x)
+        home, o, share = home_of(x.targets, x.layout), x.row_weight.double(), self._here(x)
         level = self._share.sum()
         if out.features is not None and weight is not None:
             middle, of_targets = home.total(weighted_sum(weight, share)), home.rows(weight)
@@ -121,7 +121,7 @@ class ClassWeighted:
         """|t| z_y - <t, z> of each row, float64: the target's row of W less the weighted mean of
         all.
         """
-        home, share, tilt = _home(x), self._here(x), []
+        home, share, tilt = home_of(x.targets, x.layout), self._here(x), []
         level, middle = self._share.sum(), home.total(weighted_sum(x.weight, share))
         of_targets = home.rows(x.weight)
         for part in row_blocks(x.row_weight.numel()):
@@ -138,11 +138,6 @@ class ClassWeighted:
         possible = b.masked_fill(b == -torch.inf, 0.0)
         spared = level * own.masked_fill(own == -torch.inf, 0.0) - home.total(share @ possible)
         return total + torch.where(own == -torch.inf, spared, usual)
-
-
-def _home(x: HeadInput) -> Home:
-    """Where rows and classes are."""
-    return Home(x.targets.indices) if x.layout is None else Exchange.of(x)
 
 
 class _WeightedGradient:

@@ -18,6 +18,9 @@ loss
 by algorithms that send least (rings), and does 6 R K d / P operations and R K / P exponentials. A
 Hessian product has three times the features' and classes' bytes in place of two. A bias adds its
 entries to ``classes``, and one number to the mean. Weighted sets send what single labels do.
+Margins in the angle are margins that also take the row statistics (m = 3) and a third number among
+the sums, and where e rows of W that this rank's rows have as targets are on others, which ask it
+for a, (2 a b + 8 e) d more (``targets``), as long as no row is held at its kink (`angular`).
 Squared error to target vectors sends neither row sums nor the mean row of W, and takes no
 exponentials. Kernels send a number a row more, 2 (C - 1) q 8 bytes, for a chunk that has a target
 not far from the others (`triton_sharded`). `tests/sharded_worker.py` holds the formulas to what is
@@ -47,6 +50,8 @@ class Cost:
     bias: bool = False
     smoothing: bool = False
     margins: bool = False
+    angular: bool = False
+    targets: tuple[int, int] = (0, 0)  # of others' classes, and of those here for others' rows
     hidden: tuple[int, ...] = ()  # numbers of each hidden layer
     vectors: bool = False  # squared error to target vectors
 
@@ -59,15 +64,18 @@ class Cost:
         (C, S), P, d = self.mesh, self.ranks, self.dim
         of_classes = height(self.classes, P)
         chunks = math.ceil(height(self.rows, P) / self.chunk)
-        # A sum a row, two numbers a target, and a third; residuals need none of them, nor a mean.
-        entries = 0 if self.vectors else 3 + self.smoothing
+        # A sum a row, two numbers a target, a third with smoothing, the largest other logit with
+        # angles; residuals need none of them, nor a mean.
+        entries = 0 if self.vectors else 3 + self.smoothing + self.angular
+        margins, (asks, asked) = self.margins or self.angular, self.targets
         means = 0 if self.vectors else 2 * (C - 1) * 8 * (d + self.bias) // C
         return {
             "features": 2 * (C - 1) * chunks * self.chunk * d * self.itemsize,
             "classes": 2 * (S - 1) * of_classes * (d * self.itemsize + 8 * self.bias),
-            "row sums": chunks * (C - 1) * self.chunk * 8 * (2 * entries + self.margins),
+            "row sums": chunks * (C - 1) * self.chunk * 8 * (2 * entries + margins),
+            "targets": (2 * asked * self.itemsize + 8 * asks) * d if self.angular else 0,
             "layers": sum(2 * (P - 1) * number * self.itemsize // P for number in self.hidden),
-            "sums": means * (1 + self.smoothing) + 2 * (2 * (P - 1) * 16 // P),
+            "sums": means * (1 + self.smoothing) + (2 + self.angular) * (2 * (P - 1) * 16 // P),
         }
 
     @property

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.base import HeadInput
-from ufm_fast.backends.gram import Home
+from ufm_fast.backends.home import Home
 from ufm_fast.backends.sums import add_class_sums
 from ufm_fast.layout import Axis, Layout
 from ufm_fast.targets import Targets
+
+if TYPE_CHECKING:
+    from ufm_fast.backends.base import HeadInput
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Exchange(Home):
         fetched, slot = self._requests.fetch(self.world, W), self._requests.slot
         return lambda part: fetched.index_select(0, slot[part])
 
-    def add(self, out: Tensor, part: slice, rows: Tensor, weight: Tensor) -> None:
+    def add(self, out: Tensor, part: slice, rows: Tensor, weight: Tensor | None = None) -> None:
         if self._sums is None:
             self._sums = self._empty(out.shape[1])
         add_class_sums(self._sums, self._requests.slot[part], rows, weight)
@@ -104,3 +106,8 @@ class Exchange(Home):
         return torch.zeros(
             sum(self._requests.counts[0]), columns, dtype=torch.float64, device=self.y.device
         )
+
+
+def home_of(targets: Targets, layout: Layout | None) -> Home:
+    """Where these rows and their classes are."""
+    return Home(targets.indices) if layout is None else Exchange(targets, layout)

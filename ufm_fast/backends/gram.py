@@ -10,51 +10,22 @@ v_k = sum_{y_r = k} o_r:
 The value is a difference of O(1) terms: its absolute error is about eps, so the Grams are formed in
 float64. Without ``targets`` (Y = 0: classes that no row belongs to) nothing cancels.
 
-A `Home` says where rows and classes are: here all of them. On several ranks (`exchange`) its totals
-are over the ranks, and a function returns this rank's part of the whole.
+A `Home` says where rows and classes are: on several ranks (`exchange`) its totals are over them,
+and a function returns this rank's part of the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import Gradients, HeadInput
-from ufm_fast.backends.sums import add_class_sums, class_totals, weighted_sum
+from ufm_fast.backends.home import Home
+from ufm_fast.backends.sums import weighted_sum
 
 _CHUNK = 1 << 13  # rows: a block and its float64 copy stay in the cache
-
-
-class Home:
-    """Rows and classes that are all here. ``y``: the targets of the rows."""
-
-    def __init__(self, y: Tensor) -> None:
-        self.y = y
-
-    def total(self, part: Tensor) -> Tensor:
-        """A sum over all rows or classes, from that over those here."""
-        return part
-
-    def once(self, whole: Tensor) -> Tensor:
-        """A part of the value that is known of the whole."""
-        return whole
-
-    def rows(self, W: Tensor) -> Callable[[slice], Tensor]:
-        """The rows of W (or entries of a vector) that are the targets of a block of rows."""
-        return lambda part: W.index_select(0, self.y[part])
-
-    def add(self, out: Tensor, part: slice, rows: Tensor, weight: Tensor) -> None:
-        """out_k += the weighted sum of the rows of class k, of a block of rows."""
-        add_class_sums(out, self.y[part], rows, weight)
-
-    def settle(self, out: Tensor) -> None:
-        """After the last ``add``."""
-
-    def totals(self, classes: int, weight: Tensor) -> Tensor:
-        """The sum of the weights of each class."""
-        return class_totals(classes, self.y, weight)
 
 
 def gram(x: Tensor, weight: Tensor | None = None, other: Tensor | None = None) -> Tensor:

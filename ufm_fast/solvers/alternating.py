@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.base import LogitGradient
-from ufm_fast.backends.exchange import Exchange
-from ufm_fast.backends.gram import Home, gram
+from ufm_fast.backends.exchange import home_of
+from ufm_fast.backends.gram import gram
+from ufm_fast.backends.home import Home
 from ufm_fast.backends.sums import weighted_sum
 from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.objective import Objective
@@ -107,8 +108,7 @@ class Alternating:
 
 def _home(objective: Objective) -> Home:
     """Where the rows of W are that rows of H have as targets."""
-    targets, layout = objective.targets, objective.layout
-    return Home(targets.indices) if layout is None else Exchange(targets, layout)
+    return home_of(objective.targets, objective.layout)
 
 
 def _at_zero(objective: Objective, x: Point) -> LogitGradient:

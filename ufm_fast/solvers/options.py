@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ufm_fast.arguments import number, whole
-from ufm_fast.backends import SHARDED, make_backend
+from ufm_fast.backends import make_backend
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.metrics.pairwise import Mode as Pairwise
-from ufm_fast.objective import refuse_spread
 from ufm_fast.problem import REDUCTIONS, Problem
 from ufm_fast.scales import VARIABLES
 from ufm_fast.solvers.table import METHODS
@@ -127,7 +126,5 @@ class SolveOptions:
         refusal = METHODS[self.method].refuses(problem)
         if refusal:
             raise InputError(f"method {self.method} {refusal}")
-        if self.backend in SHARDED:
-            refuse_spread(problem)
         problem.reduction(self.reduce)
         make_backend(self.backend, problem.device, problem.torch_dtype, self.mesh)

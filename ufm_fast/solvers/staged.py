@@ -27,8 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from ufm_fast.geometries import TiedSpheres
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -155,9 +154,9 @@ class RoundedAngles(RoundedKinks):
         return [*warm, *super().stages(objective)]
 
     def entered(self, objective: Objective, point: Point) -> Point:
-        own = point.W[objective.targets.indices]  # of a class without a margin as good a start
-        apart = torch.linalg.vector_norm(point.H - own, dim=1, keepdim=True)
-        return replace(point, H=torch.where(apart <= NEAR * ANGLES[-1], own, point.H))
+        assert isinstance(objective.geometry, TiedSpheres)
+        # of a class without a margin as good a start
+        return objective.geometry.joined(point, NEAR * ANGLES[-1])
 
 
 class Tempered(Staged):
