@@ -185,6 +185,7 @@ def refusals(mesh: DeviceMesh) -> Iterator[Check]:
     )
     words = {
         "input must be a DTensor": call(input=whole),
+        "input must be a DTensor|rank 1 was given": call(input=(H, whole)[rank]),
         "input must have placements": call(input=H.redistribute(placements=[Replicate()])),
         "linear_weight must have placements": call(weight=W.redistribute(placements=[Replicate()])),
         "linear_bias must be a DTensor": call(linear_bias=whole[:, 0]),

@@ -107,43 +107,32 @@ def checked_call(
         linear_weight = input.new_empty(classes or 0, 0)
     checks.check_target(target, input.device, differentiable=True)
     shape = (*input.shape[:-1], *linear_weight.shape[1:-1])
-    chosen = Reduction.checked(
-        asked.reduction,
-        linear_weight,
-        shape,
-        asked.weight,
-        asked.sample_weight,
-        asked.divisor,
-    )
+    weights = asked.weight, asked.sample_weight, asked.divisor
+    chosen = replace(Reduction.checked(asked.reduction, linear_weight, shape, *weights), into=into)
     smoothing = checks.check_smoothing(asked.label_smoothing)
     cap = checks.check_softcap(asked.softcap)
     checks.check_options(asked.options)
     adjusted = checks.check_adjustment(asked.adjustment, linear_weight)
     _check_together(asked, target.is_floating_point(), smoothing, adjusted)
     matrix, bias = (adjusted if part is None else adjusted.part(part)).classifier(matrix, bias)
-    kept = None
-    if not target.is_floating_point():
-        checks.check_labels_shape(target, shape)
-        ignore = (
-            -100 if asked.ignore_index is None else checks.check_ignore_index(asked.ignore_index)
-        )
-        target, kept = checked_labels(target, linear_weight.shape[0], ignore)
-        weights = chosen.weights(kept, target)
-        counts = weights.kept if smoothing else weights.factor
-        features = scaled_without_ignored(features, counts, input, asked.logit_scale)
-    return CheckedCall(
-        asked,
-        features,
-        matrix,
-        bias,
-        target,
-        kept,
-        replace(chosen, into=into),
-        smoothing,
-        cap,
-        adjusted.margin,
-        dtype,
+    call = CheckedCall(
+        asked, features, matrix, bias, target, None, chosen, smoothing, cap, adjusted.margin, dtype
     )
+    if target.is_floating_point():
+        return call
+    checks.check_labels_shape(target, shape)
+    return _with_labels(call, input, linear_weight.shape[0])
+
+
+def _with_labels(call: CheckedCall, input: Tensor, classes: int) -> CheckedCall:
+    """The call with its class indices checked, and what follows from those that are ignored."""
+    ignore = call.asked.ignore_index
+    ignore = -100 if ignore is None else checks.check_ignore_index(ignore)
+    labels, kept = checked_labels(call.target, classes, ignore)
+    weights = call.chosen.weights(kept, labels)
+    counts = weights.kept if call.smoothing else weights.factor
+    features = scaled_without_ignored(call.features, counts, input, call.asked.logit_scale)
+    return replace(call, features=features, target=labels, kept=kept)
 
 
 def _check_together(asked: Asked, soft: bool, smoothing: float, adjusted: Adjustment) -> None:

@@ -66,13 +66,7 @@ def sharded_cross_entropy(
     Shard(0), several or different meshes, blocks that are not those of ``distribute_tensor``, ranks
     that were asked different things, and what is not served.
     """
-    if not isinstance(input, DTensor):
-        raise InputTypeError(
-            "input must be a DTensor where linear_weight is one; write DTensor.from_local(input, "
-            "mesh, [Shard(0)]) of each rank's samples, or for each rank's own loss pass "
-            f"{_GATHERED}"
-        )
-    mesh = _mesh_of(input)
+    mesh = _mesh_of(input if isinstance(input, DTensor) else linear_weight)
     call, error = None, None
     try:
         call = _checked(input, linear_weight, target, bias, asked)
@@ -80,6 +74,7 @@ def sharded_cross_entropy(
         error = problem
     count = agreed(mesh.world, input, linear_weight, call, error)
     assert call is not None
+    assert isinstance(input, DTensor)
     by_class = isinstance(linear_weight, DTensor)
     if by_class:
         layout = Layout(mesh, linear_weight.shape[0], input.shape[0])
@@ -108,14 +103,15 @@ def _of_rows(values: Tensor, input: DTensor) -> DTensor:
     )
 
 
-def _mesh_of(input: DTensor) -> Mesh:
-    """The ranks of the input. Errors: InputError for a mesh of several dimensions."""
-    mesh = input.device_mesh
+def _mesh_of(x: Any) -> Mesh:
+    """The ranks of a DTensor. Errors: InputError for a mesh of several dimensions."""
+    mesh = x.device_mesh
     if mesh.ndim != 1:
         raise InputError(
-            f"input must be on a mesh of one dimension, got {mesh}; take one of it, as mesh['data']"
+            f"input must be a DTensor on a mesh of one dimension, got {mesh}; take one of it, as "
+            f"mesh['data']"
         )
-    return _mesh(mesh.get_group(), mesh.size(), mesh.get_local_rank(), input.device)
+    return _mesh(mesh.get_group(), mesh.size(), mesh.get_local_rank(), x.device)
 
 
 @functools.lru_cache(maxsize=8)
@@ -127,9 +123,15 @@ def _mesh(group: Any, ranks: int, rank: int, device: torch.device) -> Mesh:
 
 
 def _checked(
-    input: DTensor, weight: Tensor, target: Tensor, bias: Tensor | None, asked: Asked
+    input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, asked: Asked
 ) -> CheckedCall:
     """The call with what this rank has of each tensor."""
+    if not isinstance(input, DTensor):
+        raise InputTypeError(
+            "input must be a DTensor where linear_weight is one; write DTensor.from_local(input, "
+            "mesh, [Shard(0)]) of each rank's samples, or for each rank's own loss pass "
+            f"{_GATHERED}"
+        )
     checks.check_shapes(input, weight, bias, NAMES)
     by_class = isinstance(weight, DTensor)
     if input.dim() != 2 or (by_class and weight.dim() != 2):
