@@ -53,6 +53,10 @@ from ufm_fast.targets import Targets
 
 #: A whole weight on each rank, of which the gradient is each rank's share.
 _GATHERED = "linear_weight.full_tensor(grad_placements=[Partial()])"
+_PLAIN = (
+    "input must be a DTensor where linear_weight is one; write DTensor.from_local(input, mesh, "
+    f"[Shard(0)]) of each rank's samples, or for each rank's own loss pass {_GATHERED}"
+)
 
 
 def sharded_cross_entropy(
@@ -66,7 +70,7 @@ def sharded_cross_entropy(
     Shard(0), several or different meshes, blocks that are not those of ``distribute_tensor``, ranks
     that were asked different things, and what is not served.
     """
-    mesh = _mesh_of(input if isinstance(input, DTensor) else linear_weight)
+    mesh = _mesh_of(input, linear_weight)
     call, error = None, None
     try:
         call = _checked(input, linear_weight, target, bias, asked)
@@ -103,8 +107,13 @@ def _of_rows(values: Tensor, input: DTensor) -> DTensor:
     )
 
 
-def _mesh_of(x: Any) -> Mesh:
-    """The ranks of a DTensor. Errors: InputError for a mesh of several dimensions."""
+def _mesh_of(input: Tensor, weight: Tensor) -> Mesh:
+    """The ranks of the input, or of the weight where that alone is on several: they shall hear of
+    it. Errors: InputError / InputTypeError for a mesh of several dimensions, or none.
+    """
+    x = input if isinstance(input, DTensor) else weight
+    if not isinstance(x, DTensor):
+        raise InputTypeError(_PLAIN)
     mesh = x.device_mesh
     if mesh.ndim != 1:
         raise InputError(
@@ -127,11 +136,7 @@ def _checked(
 ) -> CheckedCall:
     """The call with what this rank has of each tensor."""
     if not isinstance(input, DTensor):
-        raise InputTypeError(
-            "input must be a DTensor where linear_weight is one; write DTensor.from_local(input, "
-            "mesh, [Shard(0)]) of each rank's samples, or for each rank's own loss pass "
-            f"{_GATHERED}"
-        )
+        raise InputTypeError(_PLAIN)
     checks.check_shapes(input, weight, bias, NAMES)
     by_class = isinstance(weight, DTensor)
     if input.dim() != 2 or (by_class and weight.dim() != 2):
