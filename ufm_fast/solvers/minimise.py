@@ -35,8 +35,10 @@ from ufm_fast.solvers.solution import Outcome, StepRecord
 OnLog = Callable[[StepRecord, Point], None]
 OnStep = Callable[[int, float, float], None]
 Measure = Callable[[Point, float], Mapping[str, float]]
+Ended = tuple[Outcome, str]
 #: Seconds between calls of ``on_save``, or twenty times what the last one took, where that is more.
 SAVE_SECONDS = 10.0
+_INTERRUPTED = Outcome.INTERRUPTED, "interrupted; resume to go on"
 
 
 @dataclass
@@ -90,92 +92,138 @@ def minimise(
     ends the loop; ``on_step`` each step's number, value and gradient norm. ``measure`` gives the
     metrics of the records, of a point and its value.
     """
-    limit, watch = solver.max_steps if max_steps is None else max_steps, objective.watch
-    points = log_spaced() if log_points is None else log_points
-    started = time.perf_counter()
-    history: list[StepRecord] = []
-    next_log = next(points)
-    steps = 0
-    progress = Progress()
-    outcome, message = (
-        Outcome.MAX_STEPS,
-        f"stopped after max_steps = {limit}; raise max_steps or resume",
+    loop = _Loop(
+        objective,
+        solver,
+        tol,
+        solver.max_steps if max_steps is None else max_steps,
+        log_spaced() if log_points is None else log_points,
+        on_log,
+        on_save,
+        on_step,
+        measure,
+        first_step,
+        previous_seconds,
     )
-
-    def record(current: State) -> StepRecord:
-        return _record(
-            objective, current, first_step + steps, previous_seconds + time.perf_counter() - started
-        )
-
-    def log(current: State) -> None:
-        found = record(current)
-        if measure is not None and math.isfinite(found.value):
-            with watch("metrics"):
-                found = replace(found, metrics=measure(current.point, found.value))
-        history.append(found)
-        if on_log is not None:
-            on_log(found, current.point)
-
-    def save(current: State) -> float:
-        before = time.perf_counter()
-        if on_save is not None:
-            on_save(record(current), current.point)
-        after = time.perf_counter()
-        return after + max(SAVE_SECONDS, 20.0 * (after - before))
-
-    interrupted = Outcome.INTERRUPTED, "interrupted; resume to go on"
     try:
-        with watch("solver"):
-            state = solver.init(objective, point)
+        loop.begin(point)
     except KeyboardInterrupt:
-        state = State(point, objective.value_and_grad(point))
-        return Run(state, 0, time.perf_counter() - started, *interrupted, history)
+        loop.state = State(point, objective.value_and_grad(point))
+        return loop.left(_INTERRUPTED)
     del point  # as large as a gradient, and no longer needed
-    save_at = started + SAVE_SECONDS
-    try:
-        while True:
-            # Judged before the log point, so that the last step is always in the history.
-            size = state.evaluation.gradient.norm()
-            if on_step is not None and steps > 0:
-                on_step(first_step + steps, state.evaluation.value, size)
-            progress = progress.update(objective, state.evaluation, size)
-            ended = _verdict(objective, state, size, tol)
-            if ended is None and not state.provisional and progress.idle > max(200, steps // 4):
-                progress = Progress()
-                if _at_rounding(objective, state, size):
-                    ended = (
-                        Outcome.STALLED,
-                        "neither value nor gradient fall beyond rounding any more",
-                    )
-            if ended is not None:
-                outcome, message = ended
-            if ended is not None or steps >= limit:
-                break
-            if steps >= next_log:
-                log(state)
-                while next_log <= steps:
-                    next_log = next(points)
-            if objective.agreed(time.perf_counter() >= save_at):
-                save_at = save(state)
-            with watch("solver"):
-                state = solver.step(objective, state)
-            steps += 1
-        log(state)
-    except KeyboardInterrupt:
-        outcome, message = interrupted
-    except Exception:
-        if (
-            objective.layout is None
-        ):  # of several ranks others may be gone, and what was saved last is what there is
-            save(state)  # what was reached is not lost with what went wrong
-        raise
-    kept = replace(state, memory=None)  # a history of steps is as large as many points
-    return Run(kept, steps, time.perf_counter() - started, outcome, message, history)
+    return loop.run()
 
 
-def _verdict(
-    objective: Objective, state: State, size: float, tol: float
-) -> tuple[Outcome, str] | None:
+@dataclass
+class _Loop:
+    """A run while it goes; it alone holds the state, which is as large as several points."""
+
+    objective: Objective
+    solver: Solver
+    tol: float
+    limit: int
+    log_points: Iterator[int]
+    on_log: OnLog | None
+    on_save: OnLog | None
+    on_step: OnStep | None
+    measure: Measure | None
+    first_step: int
+    previous_seconds: float
+    state: State = field(init=False)
+    steps: int = 0
+    progress: Progress = field(default_factory=Progress)
+    history: list[StepRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started, self.next_log = time.perf_counter(), next(self.log_points)
+        self.save_at = self.started + SAVE_SECONDS
+
+    def begin(self, point: Point) -> None:
+        with self.objective.watch("solver"):
+            self.state = self.solver.init(self.objective, point)
+
+    def run(self) -> Run:
+        """Step to the end."""
+        try:
+            while (ended := self._ended()) is None:
+                self._log_if_due()
+                self._save_if_due()
+                with self.objective.watch("solver"):
+                    self.state = self.solver.step(self.objective, self.state)
+                self.steps += 1
+            self._log()
+        except KeyboardInterrupt:
+            ended = _INTERRUPTED
+        except Exception:
+            # Of several ranks others may be gone, and what was saved last is what there is.
+            if self.objective.layout is None:
+                self._save()  # what was reached is not lost with what went wrong
+            raise
+        return self.left(ended)
+
+    def left(self, ended: Ended) -> Run:
+        kept = replace(self.state, memory=None)  # a history of steps is as large as many points
+        return Run(kept, self.steps, self._seconds(), *ended, self.history)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def _ended(self) -> Ended | None:
+        """Whether this is the end. Judged before the log point, so that the last step is always in
+        the history.
+        """
+        state, size = self.state, self.state.evaluation.gradient.norm()
+        if self.on_step is not None and self.steps > 0:
+            self.on_step(self.first_step + self.steps, state.evaluation.value, size)
+        self.progress = self.progress.update(self.objective, state.evaluation, size)
+        ended = _verdict(self.objective, state, size, self.tol)
+        idle = self.progress.idle > max(200, self.steps // 4)
+        if ended is None and not state.provisional and idle:
+            self.progress = Progress()
+            if _at_rounding(self.objective, state, size):
+                ended = (
+                    Outcome.STALLED,
+                    "neither value nor gradient fall beyond rounding any more",
+                )
+        if ended is None and self.steps >= self.limit:
+            ended = (
+                Outcome.MAX_STEPS,
+                f"stopped after max_steps = {self.limit}; raise max_steps or resume",
+            )
+        return ended
+
+    def _record(self) -> StepRecord:
+        step, seconds = self.first_step + self.steps, self.previous_seconds + self._seconds()
+        return _record(self.objective, self.state, step, seconds)
+
+    def _log_if_due(self) -> None:
+        if self.steps >= self.next_log:
+            self._log()
+            while self.next_log <= self.steps:
+                self.next_log = next(self.log_points)
+
+    def _log(self) -> None:
+        found = self._record()
+        if self.measure is not None and math.isfinite(found.value):
+            with self.objective.watch("metrics"):
+                found = replace(found, metrics=self.measure(self.state.point, found.value))
+        self.history.append(found)
+        if self.on_log is not None:
+            self.on_log(found, self.state.point)
+
+    def _save_if_due(self) -> None:
+        if self.objective.agreed(time.perf_counter() >= self.save_at):
+            before = time.perf_counter()
+            self._save()
+            after = time.perf_counter()
+            self.save_at = after + max(SAVE_SECONDS, 20.0 * (after - before))
+
+    def _save(self) -> None:
+        if self.on_save is not None:
+            self.on_save(self._record(), self.state.point)
+
+
+def _verdict(objective: Objective, state: State, size: float, tol: float) -> Ended | None:
     if not math.isfinite(size) or not math.isfinite(state.evaluation.value):
         return (
             Outcome.DIVERGED,
