@@ -20,7 +20,7 @@ _FLOORS = (
     "class_groups geometries kinds sample_data samples penalties contradictions problem",
     "backends metrics",
     "objective scales deep_starts sharded_starts",
-    "starts theory measure",
+    "starts theory measure factor_metrics",
     "solvers functional groups",
     "nn solving verdicts landscape",
     "benchmark calibration runs presets plots curves plan doctor tensorboard continual networks",

@@ -51,6 +51,7 @@ def test_value_and_tag_average_are_those_of_theory(lambda_w, scale):
     assert found["tag_cosine2"] == pytest.approx(1.0, abs=1e-12)
     assert found["tag_angle_ratio2"] < 1e-6
     assert found["nc1_sets"] == 0.0
+    assert found["balancedness_relative"] < 1e-6
 
 
 def test_metrics_of_sets_by_hand():

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.dense_targets import DenseTargets
+from ufm_fast.factor_metrics import balance, of_classifier, of_layers, penalties_of
 from ufm_fast.layout import Layout, gathered
 from ufm_fast.metrics import (
     ClassStatistics,
@@ -33,30 +33,16 @@ from ufm_fast.metrics import (
     penalties,
 )
 from ufm_fast.metrics.checks import LARGEST
-from ufm_fast.metrics.geometry import imbalance
-from ufm_fast.metrics.imbalance import imbalance_metrics
-from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.regression import regression_metrics
-from ufm_fast.metrics.spread import SpreadMoments, matrix, spread_balance, spread_metrics
+from ufm_fast.metrics.spread import SpreadMoments, matrix, spread_metrics
 from ufm_fast.metrics.statistics import ClassMoments
 from ufm_fast.metrics.target_sets import tag_metrics
-from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.tall import qr
-from ufm_fast.targets import Rows
-from ufm_fast.theory.imbalanced import seli_distance, seli_logit_distance
+from ufm_fast.targets import Rows, Targets
 from ufm_fast.theory.separation import predicted_frame
 
-#: Singular values of the logits below this share of the largest count as zero.
-RANK_TOLERANCE = 1e-4
-#: One-vs-rest margins of a solution are those of so many rows (`metrics.one_vs_rest` has all of up
-#: to 2,000 classes), where a row's non-negative least squares take milliseconds.
-MARGIN_ROWS, MOST_MARGIN_CLASSES, MOST_MARGIN_DIM = 64, 10_000, 64
-#: Metrics of unequal classes compare all rows of W: up to so many, where that takes a fraction of a
-#: second.
-MOST_IMBALANCED = 512
 #: Numbers of W and H up to which the first of several ranks measures the whole point: 128 MiB in
 #: float64. A problem for several ranks is far larger, or solved there for its time alone.
 GATHERED = 1 << 24
@@ -77,7 +63,7 @@ def vanished(problem: Problem, rows: Rows, model: Point, value: float) -> bool:
     """
     if problem.freeze is not None or problem.constraint != "none":
         return False
-    return 0.5 * sum(_penalties(problem, rows, model).energies(model).values()) <= _LOST * value
+    return 0.5 * sum(penalties_of(problem, rows, model).energies(model).values()) <= _LOST * value
 
 
 def measure(
@@ -87,7 +73,8 @@ def measure(
     label (as Li et al., arXiv 2310.15903), and those of the target sets. Where all factors are zero
     but for rounding beside ``value``, the metrics are those of zero: directions are nan. On several
     ranks, of which the point is one's, the first one measures a point of up to ``GATHERED``
-    numbers; the metrics of a larger one are those of `metrics.spread`, every rank has the same.
+    numbers; those of a larger one are what sums over the ranks are enough for (`metrics.spread`,
+    `factor_metrics`), without what compares pairs of classes and what is of target sets.
     """
     told = _by_first(model, lambda whole: measure(problem, rows, whole, pairwise, value))
     if told is not None:
@@ -96,49 +83,56 @@ def measure(
     gone = vanished(problem, here, model, value)
     model = model.zeros() if gone else model
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
-    deep = len(inputs) > 1
     if problem.dense:
-        return _of_vectors(problem, rows, model, inputs)
-    if model.layout is not None:
-        balanced = not deep and problem.one_penalty
-        lambdas = (problem.lambda_w, problem.lambda_h)
-        given = lambdas if balanced and all(lambdas) else None
-        return spread_metrics(
-            inputs[-1], model.W, model.b, here, problem.counts, model.layout, given
-        )
-    labels, counts, alone = _single(rows, model.H.device)
-    of_one = not deep and problem.one_penalty  # which balancedness is of
-    lambda_w, lambda_h = penalties(problem.lambda_w, problem.lambda_h) if of_one else (None, None)
-
-    def of(features: Tensor, weight: Tensor | None) -> dict[str, float]:
-        H, classes_of, weights = (
-            comparable(features[alone], labels, counts) if labels.numel() else (None, None, None)
-        )
-        if H is None and weight is None:
-            return {}
-        return collect(
-            H,
-            weight,
-            classes_of,
-            model.b if weight is not None else None,
-            counts=weights,
-            classes=problem.num_classes,
-            pairwise=pairwise,
-            seed=problem.seed,
-            lambda_w=lambda_w,
-            lambda_h=lambda_h,
-        )
-
-    found = of(inputs[-1], model.W)
-    if not rows.targets.single and not problem.weighted:
-        found |= tag_metrics(inputs[-1], rows.targets, rows.counts, problem.num_classes)
+        return _of_vectors(problem, rows, here, model, inputs)
+    found = _of_head(problem, here, model, inputs[-1], pairwise)
+    if not rows.targets.single:
+        if model.layout is None and not problem.weighted:
+            found |= tag_metrics(inputs[-1], rows.targets, rows.counts, problem.num_classes)
+        found |= balance(problem, here, model) if len(inputs) == 1 else {}
     if pairwise != "none" and not gone:
-        found |= _of_code(problem, model.W) | _of_imbalance(problem, rows, inputs[-1], model.W)
-    if deep:
+        found |= of_classifier(problem, here, inputs[-1], model)
+    if len(inputs) > 1:
         for j, features in enumerate(inputs):
-            found |= {f"layer{j}/{name}": value for name, value in of(features, None).items()}
-        found |= _of_layers(problem, rows, model)
+            of_layer = _of_head(problem, here, model, features, pairwise, alone=True)
+            found |= {f"layer{j}/{name}": value for name, value in of_layer.items()}
+        found |= of_layers(problem, here, model)
     return found | ({"nc4": math.nan} if gone and "nc4" in found else {})
+
+
+def _of_head(
+    problem: Problem,
+    rows: Rows,
+    model: Point,
+    features: Tensor,
+    pairwise: Pairwise,
+    *,
+    alone: bool = False,
+) -> dict[str, float]:
+    """The table's metrics of the rows with one label and of the classifier; ``alone``: of the rows
+    alone.
+    """
+    labels, counts, single = _single(rows, features.device)
+    H, W, b = features[single], None if alone else model.W, None if alone else model.b
+    of_all = rows.targets.single and problem.one_penalty and problem.kind.trunk == "none"
+    lambdas = penalties(problem.lambda_w, problem.lambda_h) if of_all else (None, None)
+    if model.layout is not None:
+        return spread_metrics(H, W, b, Rows(Targets(labels), counts), model.layout, lambdas)
+    given = comparable(H, labels, counts) if labels.numel() else (None, None, None)
+    if given[0] is None and W is None:
+        return {}
+    return collect(
+        given[0],
+        W,
+        given[1],
+        b,
+        counts=given[2],
+        classes=problem.num_classes,
+        pairwise=pairwise,
+        seed=problem.seed,
+        lambda_w=lambdas[0],
+        lambda_h=lambdas[1],
+    )
 
 
 def _by_first(
@@ -161,34 +155,22 @@ def _by_first(
 
 
 def _of_vectors(
-    problem: Problem, rows: Rows, model: Point, inputs: Sequence[Tensor]
+    problem: Problem, rows: Rows, here: Rows, model: Point, inputs: Sequence[Tensor]
 ) -> dict[str, float]:
-    """Metrics with target vectors: of regression, of each layer's input, and of the factors. On
-    several ranks those of the head, and of its factors; ``rows`` are all.
+    """Metrics with target vectors: of regression, of each layer's input, and of the factors.
+    ``rows`` are all, and ``here`` those of this rank.
     """
-    layout, counts = model.layout, rows.counts.to(model.H.device)
-    found = _of_regression(problem, rows, inputs[-1], model.W, layout)
-    if len(inputs) > 1 and layout is not None:
-        return found
+    found = _of_regression(problem, rows, inputs[-1], model.W, model.layout)
     if len(inputs) > 1:
         for j, features in enumerate(inputs):
             found |= {
                 f"layer{j}/{name}": value
-                for name, value in _of_regression(problem, rows, features, None).items()
+                for name, value in _of_regression(
+                    problem, rows, features, None, model.layout
+                ).items()
             }
-        return found | _of_layers(problem, rows, model)
-    if None not in penalties(problem.lambda_w, problem.lambda_h):
-        names, ratio = (
-            ("balancedness", "balancedness_relative"),
-            problem.lambda_h / problem.lambda_w,
-        )
-        if layout is None:
-            both = imbalance(model.W, model.H, ratio, counts)
-        else:
-            own, world = counts[layout.row_part], layout.mesh.world
-            both = spread_balance(world, model.W, model.H, own, ratio)
-        found |= dict(zip(names, both, strict=True))
-    return found
+        return found | of_layers(problem, here, model)
+    return found | balance(problem, here, model)
 
 
 def _of_regression(
@@ -214,48 +196,6 @@ def _of_regression(
     return found
 
 
-def _penalties(problem: Problem, rows: Rows, model: Point) -> Penalties:
-    """The penalties of a point's parts, on its device."""
-    here = replace(rows, counts=rows.counts.to(model.H.device))
-    return problem.penalties(here, model.layout)
-
-
-def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
-    """How far apart many classes are, K > d + 1: one-vs-rest margins of up to ``MARGIN_ROWS`` rows
-    of W.
-    """
-    K, d = W.shape
-    if not d + 1 < K <= MOST_MARGIN_CLASSES or d > MOST_MARGIN_DIM:
-        return {}
-    least, mean = one_vs_rest(W, sample=MARGIN_ROWS, seed=problem.seed, exact_classes=MARGIN_ROWS)
-    found = {"one_vs_rest": least, "one_vs_rest_mean": mean.value}
-    return found if mean.stderr is None else {**found, "one_vs_rest_mean_stderr": mean.stderr}
-
-
-def _of_imbalance(problem: Problem, rows: Rows, features: Tensor, W: Tensor) -> dict[str, float]:
-    """Of single labels whose classes have several counts: collapsed groups, cosines by groups, and
-    of the plain cross-entropy, which has that limit, the distances to no penalty.
-    """
-    counts = problem.counts.to(W.device)
-    if (
-        not rows.targets.single
-        or len(counts) > MOST_IMBALANCED
-        or len(torch.unique(counts[counts > 0])) < 2
-    ):
-        return {}
-    found = imbalance_metrics(W, counts)
-    if (
-        problem.kind.loss == "ce"
-        and problem.kind.trunk == "none"
-        and not problem.loss.smoothing
-        and bool((counts > 0).all())
-    ):
-        labels, samples = rows.targets.indices.to(W.device), rows.counts.to(W.device)
-        found["seli_classifier"] = seli_distance(W, problem.counts)
-        found["seli_logits"] = seli_logit_distance(W, features, labels, samples)
-    return found
-
-
 def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(labels, counts, which rows) of the rows that have one label."""
     targets, counts = rows.targets.to(device), rows.counts.to(device)
@@ -263,45 +203,6 @@ def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         return targets.indices, counts, torch.ones_like(targets.indices, dtype=torch.bool)
     alone = targets.sizes() == 1
     return targets.indices[targets.indptr[:-1][alone]], counts[alone], alone
-
-
-def _of_layers(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
-    """What only a model with layers has."""
-    return _of_factors(problem, rows, model) | {
-        "logit_rank": float(logit_rank(logit_spectrum(problem, rows, model)))
-    }
-
-
-def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
-    lambdas = _penalties(problem, rows, model)
-    found = {f"energy/{name}": value for name, value in lambdas.energies(model).items()}
-    if problem.kind.trunk == "linear":
-        factors = [*model.hidden, model.W]
-        coefficients = [*problem.hidden_penalties, problem.lambda_w]
-        before, of_before = model.H, problem.lambda_h
-        counts: Tensor | None = rows.counts.to(model.H.device)
-        for j, (X, own) in enumerate(zip(factors, coefficients, strict=True), 1):
-            found[f"balancedness{j}"] = imbalance(X, before, of_before / own, counts)[1]
-            before, of_before, counts = X.T, own, None
-    return found
-
-
-def logit_spectrum(problem: Problem, rows: Rows, model: Point) -> Tensor:
-    """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a
-    product of rows x classes. ``rows`` are all of them also where the point is a rank's part.
-    """
-    layout = model.layout
-    here, mesh = (rows, None) if layout is None else (parts_of(rows, layout), layout.mesh)
-    features = problem.features(model).double()
-    weighted = features * here.counts.to(features)[:, None].sqrt()
-    R, S = (qr(part, mesh)[1] for part in (weighted, model.W.double()))
-    spectrum: Tensor = torch.linalg.svdvals(R @ S.T)
-    return spectrum
-
-
-def logit_rank(spectrum: Tensor) -> int:
-    """Numerical rank: singular values above RANK_TOLERANCE of the largest."""
-    return int((spectrum > RANK_TOLERANCE * spectrum[:1].clamp_min(1e-300)).sum())
 
 
 def collapse_metrics(
@@ -326,24 +227,34 @@ def collapse_metrics(
         return _of_regression(problem, every, features, point.W, layout)
     if not rows.targets.single or problem.samples.occupied < 2 or not usable(point):
         return {}
-    if layout is not None:
-        H = problem.trunk.forward(point.H, point.hidden).features
-        moments = SpreadMoments(H, rows, problem.counts.to(point.H.device).double(), layout)
-        classifier = matrix(layout.mesh.world, point.W, layout.classes)
-        return {"nc1_pinv": nc1_pinv(moments), **_of_frame(problem, classifier, moments)}
     inputs = problem.trunk.forward(point.H, point.hidden).inputs
-    H = inputs[-1]
-    W, device = RowMatrix.of(point.W), H.device
-    labels, counts = rows.targets.indices.to(device), rows.counts.to(device)
-    means = ClassStatistics(H, labels, problem.num_classes, counts)
+    means, W = _means(problem, rows, inputs[-1], layout), _classifier(point)
     found = {"nc1_pinv": nc1_pinv(means), **_of_frame(problem, W, means)}
-    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
-    found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
+    if isinstance(means, ClassStatistics):
+        # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
+        found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
     for j, X in enumerate(inputs if len(inputs) > 1 else ()):
-        means = ClassStatistics(X, labels, problem.num_classes, counts)
+        means = _means(problem, rows, X, layout)
         of_layer = {"nc1_pinv": nc1_pinv(means), **_of_means(problem, means)}
         found |= {f"layer{j}/{name}": value for name, value in of_layer.items()}
     return found
+
+
+def _means(problem: Problem, rows: Rows, X: Tensor, layout: Layout | None) -> ClassMoments:
+    """Class means of features X, of the rows here."""
+    if layout is not None:
+        return SpreadMoments(X, rows, problem.counts.to(X.device).double(), layout)
+    labels, counts = rows.targets.indices.to(X.device), rows.counts.to(X.device)
+    return ClassStatistics(X, labels, problem.num_classes, counts)
+
+
+def _classifier(point: Point) -> RowMatrix:
+    layout = point.layout
+    return (
+        RowMatrix.of(point.W)
+        if layout is None
+        else matrix(layout.mesh.world, point.W, layout.classes)
+    )
 
 
 def _of_frame(problem: Problem, W: RowMatrix, means: ClassMoments) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufm_fast.layout import Axis
 from ufm_fast.metrics.checks import (
     check_counts,
     check_matrix,
@@ -110,17 +111,28 @@ def balancedness(
 
 
 def imbalance(
-    weight: Tensor, features: Tensor, ratio: float, counts: Tensor | None
+    weight: Tensor,
+    features: Tensor,
+    ratio: float,
+    counts: Tensor | None,
+    over: tuple[Axis | None, Axis | None] = (None, None),
 ) -> tuple[float, float]:
-    """`balancedness` of checked inputs; ratio is lambda_H/lambda_W."""
+    """`balancedness` of checked inputs; ratio is lambda_H/lambda_W. over: the ranks that hold the
+    other rows of each, if there are.
+    """
     if (
-        weight.shape[0] + features.shape[0] < weight.shape[1]
+        over == (None, None) and weight.shape[0] + features.shape[0] < weight.shape[1]
     ):  # no d x d matrix: coordinates in the span of all rows
         together = torch.cat([weight, features]).to(torch.float64).T
         coordinates = torch.linalg.qr(together, mode="r").R.T
         weight, features = coordinates[: weight.shape[0]], coordinates[weight.shape[0] :]
-    gram = _weighted_gram(weight, None)
-    difference = torch.linalg.matrix_norm(gram - ratio * _weighted_gram(features, counts))
+    gram, of_features = (
+        part if axis is None else axis.sum_(part, "metrics")
+        for part, axis in zip(
+            (_weighted_gram(weight, None), _weighted_gram(features, counts)), over, strict=True
+        )
+    )
+    difference = torch.linalg.matrix_norm(gram - ratio * of_features)
     return float(difference), float(difference / torch.linalg.matrix_norm(gram))
 
 

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.exchange import Exchange
-from ufm_fast.backends.gram import gram, row_blocks
+from ufm_fast.backends.gram import row_blocks
+from ufm_fast.backends.sums import class_totals
 from ufm_fast.layout import Axis, Layout, gathered
+from ufm_fast.metrics import geometry
 from ufm_fast.metrics.catalogue import METRICS
 from ufm_fast.metrics.inputs import Inputs
 from ufm_fast.metrics.rows import Index, RowMatrix, View, triangular_factor
@@ -37,29 +39,25 @@ SUMS = frozenset(name for name, metric in METRICS.items() if metric.cost == "lin
 
 def spread_metrics(
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     rows: Rows,
-    class_counts: Tensor,
     layout: Layout,
-    penalties: tuple[float, float] | None,
+    penalties: tuple[float | None, float | None],
 ) -> dict[str, float]:
     """The metrics of `SUMS` that ``collect`` has, the same on every rank.
 
-    features (R x d), ``rows`` (their targets and counts), weight and bias: this rank's blocks.
-    class_counts: (K,) samples of each class. penalties: lambda_w and lambda_h. Where the rows have
-    several targets each, or one class has all, the metrics are the classifier's own.
+    features (R x d), ``rows`` (the target and count of each), weight and bias: this rank's blocks.
+    weight None: the class means' own. penalties: lambda_w and lambda_h. Where one class has all
+    rows, the metrics are the classifier's own.
     """
-    inputs = SpreadInputs(
-        *(features, weight, bias, rows),
-        *(class_counts.to(weight.device).double(), layout, penalties),
-    )
+    inputs = SpreadInputs(features, weight, bias, rows, layout, penalties)
     names = [
         name for name, metric in METRICS.items() if name in SUMS and metric.needs <= inputs.given
     ]
     values = [float(METRICS[name].compute(inputs)) for name in names]  # type: ignore[arg-type]
     found = torch.tensor(values, dtype=torch.float64)
-    return dict(zip(names, layout.mesh.shared(found.to(weight.device)).tolist(), strict=True))
+    return dict(zip(names, layout.mesh.shared(found.to(features.device)).tolist(), strict=True))
 
 
 def matrix(world: Axis, rows: Tensor, count: int) -> RowMatrix:
@@ -188,31 +186,30 @@ class SpreadInputs(Inputs):
     def __init__(
         self,
         features: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         rows: Rows,
-        class_counts: Tensor,
         layout: Layout,
-        penalties: tuple[float, float] | None,
+        penalties: tuple[float | None, float | None],
     ) -> None:
-        self.world, self.weight, self.features, self.counts = (
-            layout.mesh.world,
-            weight,
-            features,
-            rows.counts.to(weight.device),
-        )
-        self.given = {"weight"}
-        self.classifier = matrix(self.world, weight, layout.classes)
-        self.bias = bias
-        if bias is not None and not isinstance(self.classifier, SpreadMatrix):
-            self.bias = torch.cat(gathered(self.world, bias, _WHAT))
-        if rows.targets.single and int((class_counts > 0).sum()) > 1:
+        self.world, self.features = layout.mesh.world, features
+        self.counts, self.given = rows.counts.to(features.device), set[str]()
+        if weight is not None:
+            self.given.add("weight")
+            self.weight, self.bias = weight, bias
+            self.classifier = matrix(self.world, weight, layout.classes)
+            if bias is not None and not isinstance(self.classifier, SpreadMatrix):
+                self.bias = torch.cat(gathered(self.world, bias, _WHAT))
+        indices = rows.targets.indices.to(features.device)
+        class_counts = class_totals(layout.classes, indices, self.counts.double())
+        class_counts = self.world.sum_(class_counts, _WHAT)
+        if int((class_counts > 0).sum()) > 1:
             self.given.add("features")
             self.moments = SpreadMoments(features, rows, class_counts, layout)
             self.statistics = self.moments  # type: ignore[assignment]
-        if penalties is not None:
+        if penalties[0] is not None and penalties[1] is not None:
             self.given.add("penalties")
-            self.lambda_w, self.lambda_h = penalties
+            self.lambda_w, self.lambda_h = penalties[0], penalties[1]
 
     @cached_property
     def head(self) -> View:
@@ -225,15 +222,5 @@ class SpreadInputs(Inputs):
 
     @cached_property
     def balance(self) -> tuple[float, float]:
-        ratio = self.lambda_h / self.lambda_w
-        return spread_balance(self.world, self.weight, self.features, self.counts, ratio)
-
-
-def spread_balance(
-    world: Axis, weight: Tensor, features: Tensor, counts: Tensor, ratio: float
-) -> tuple[float, float]:
-    """`geometry.imbalance` of the rows of all ranks."""
-    of_weight = world.sum_(gram(weight), _WHAT)
-    of_features = world.sum_(gram(features, counts), _WHAT)
-    difference = torch.linalg.matrix_norm(of_weight - ratio * of_features)
-    return float(difference), float(difference / torch.linalg.matrix_norm(of_weight))
+        ratio, over = self.lambda_h / self.lambda_w, (self.world, self.world)
+        return geometry.imbalance(self.weight, self.features, ratio, self.counts, over)

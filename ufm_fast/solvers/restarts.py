@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ufm_fast.measure import collapse_metrics, logit_rank, logit_spectrum, usable
+from ufm_fast.factor_metrics import logit_rank, logit_spectrum
+from ufm_fast.measure import collapse_metrics, usable
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import State

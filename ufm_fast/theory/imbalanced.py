@@ -5,7 +5,7 @@ limit of no penalty.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -128,21 +128,25 @@ def seli_distance(weight: Tensor, counts: Tensor) -> float:
 
 
 @torch.no_grad()
-def seli_logit_distance(weight: Tensor, features: Tensor, labels: Tensor, counts: Tensor) -> float:
+def seli_logit_distance(
+    weight: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
+) -> float:
     """| X/|X| - S/|S| | of the logits X = D^1/2 H W' of rows that stand for ``counts`` samples
     each, D = diag(counts), and of the simplex-encoded labels S_r = sqrt(n_r) (e_y - 1/K), which
-    they tend to. O((N + K) d min(K, d)); nan for zero logits.
+    they tend to. O((N + K) d min(K, d)); nan for zero logits. total: sums over the rows here to
+    sums over all, of which others may be on other ranks.
     """
     W, H, n = weight.double(), features.double(), counts.double()
     weighted = H * n.sqrt()[:, None]
     if len(W) < W.shape[1]:
-        size = (
-            torch.stack([(part @ W.T).square().sum() for part in torch.split(weighted, 1024)])
-            .sum()
-            .sqrt()
-        )
+        squares = [(part @ W.T).square().sum() for part in torch.split(weighted, 1024)]
+        size = total(torch.stack(squares).sum()).sqrt()
     else:
-        size = ((weighted.T @ weighted) * (W.T @ W)).sum().clamp_min(0.0).sqrt()
-    inner = (weighted * (n.sqrt()[:, None] * (W - W.mean(0))[labels])).sum()
-    cosine = float(inner / (size * (n.sum() * (1.0 - 1.0 / len(W))).sqrt()))
+        size = (total(weighted.T @ weighted) * (W.T @ W)).sum().clamp_min(0.0).sqrt()
+    inner = total((weighted * (n.sqrt()[:, None] * (W - W.mean(0))[labels])).sum())
+    cosine = float(inner / (size * (total(n.sum()) * (1.0 - 1.0 / len(W))).sqrt()))
     return math.sqrt(max(0.0, 2.0 - 2.0 * cosine)) if math.isfinite(cosine) else math.nan
