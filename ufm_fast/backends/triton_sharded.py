@@ -16,8 +16,6 @@ goes round. Near collapse none is. Hessian products are `triton_hessian`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -72,10 +70,10 @@ class KernelSweep(ShardedSweep):
     def plan(shape: HeadShape, chunk: int | None) -> HeadPlan:
         """What this rank takes for a head of its classes and all rows of its place."""
         usual = ShardedSweep.plan(shape, chunk)
-        rows, work, _ = softmax_plan(
+        rows, first, second = softmax_plan(
             shape.rows, shape.dim, shape.classes, shape.dtype, shape.device
         )
-        return replace(usual, chunk=rows, workspace=work, kept=0, passes=0.0)
+        return HeadPlan(rows, first, second, usual.flops)
 
     def _empty(self, rows: int) -> Tensor:
         self.name = mode_of(self.x.weight.dtype)
