@@ -30,10 +30,12 @@ from ufm_fast import measure as measuring
 from ufm_fast import point, solving
 from ufm_fast.backends import ShardedBackend, TiledBackend, has_triton, sharded_sweep
 from ufm_fast.backends.cost import Cost
+from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.errors import InputError
 from ufm_fast.layout import STOP, Mesh, block, gathered
 from ufm_fast.measure import collapse_metrics, measure
-from ufm_fast.metrics import METRICS
+from ufm_fast.metrics import Sampling, collect
+from ufm_fast.metrics.spread import spread_metrics
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -482,16 +484,14 @@ MEASURED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def in_sums(name: str) -> bool:
-    """Whether ranks have a metric of a large point: all but those of pairs and of target sets."""
-    name = name.rpartition("/")[2]
-    row = METRICS.get(name.removesuffix("_stderr"))
-    return row.cost == "linear" if row else not name.startswith(("tag_", "nc1_sets"))
+def on_ranks(name: str) -> bool:
+    """Whether ranks have a metric of a large point: all but those of target sets."""
+    return not name.startswith(("tag_", "nc1_sets"))
 
 
 def metrics(mesh: Mesh) -> Iterator[Check]:
-    """What sums over classes are enough for is as in one process, the same on every rank; also
-    where all is zero.
+    """What ranks measure together is as in one process, the same on every rank; also where all is
+    zero.
     """
     for given, reduce in MEASURED:
         problem = Problem(**given)
@@ -502,10 +502,10 @@ def metrics(mesh: Mesh) -> Iterator[Check]:
         start = one.to_model(random_point(one, 1))
         for x in (start, start.zeros()):
             expected = {
-                k: v for k, v in measure(problem, one.rows, x, "auto", 1.0).items() if in_sums(k)
+                k: v for k, v in measure(problem, one.rows, x, "auto", 1.0).items() if on_ranks(k)
             }
             logged = {
-                k: v for k, v in collapse_metrics(problem, x, reduce, 1.0).items() if in_sums(k)
+                k: v for k, v in collapse_metrics(problem, x, reduce, 1.0).items() if on_ranks(k)
             }
             expected |= {f"logged {k}": v for k, v in logged.items()}
             with mock.patch.object(measuring, "GATHERED", 0):
@@ -530,6 +530,27 @@ def metrics(mesh: Mesh) -> Iterator[Check]:
                     (other - numbers).nan_to_num().abs().max(),
                     0.0,
                 )
+
+
+def sampled(mesh: Mesh) -> Iterator[Check]:
+    """Drawn pairs and rows are those of one process."""
+    sampling = Sampling("sampled", pairs=6, rows=3, seed=2)
+    for given, reduce in MEASURED[:2]:
+        problem = Problem(**given)
+        one = Objective(problem, reduce=reduce)
+        many = Objective(problem, backend=ShardedBackend(mesh), reduce=reduce)
+        x = one.to_model(random_point(one, 1))
+        at, here = cut(many.layout, x), parts_of(many.rows, many.layout)
+        labels, counts = one.rows.targets.indices, one.rows.counts
+        drawn = {"pairwise": "sampled", "pairs": 6, "rows": 3, "seed": 2}
+        expected = collect(x.H, x.W, labels, counts=counts, **drawn)
+        found = spread_metrics(at.H, at.W, None, here, many.layout, (None, None), sampling)
+        assert list(found) == list(expected), (found, expected)
+        numbers, own = (
+            torch.tensor(list(values.values()), dtype=torch.float64) for values in (found, expected)
+        )
+        assert "cdnv_stderr" in found
+        yield f"sampled {given}", relative(numbers, own), 1e-10
 
 
 def metrics_of_first(mesh: Mesh) -> Iterator[Check]:
@@ -823,6 +844,7 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
     if ranks < 4:
         yield from certificates(Mesh.of_world(), every={1: 4, 2: 2, 3: 1}[ranks])
         yield from metrics(Mesh.of_world())
+        yield from sampled(Mesh.of_world())
     if ranks == 2:
         yield from metrics_of_first(Mesh.of_world())
     if ranks == 2:

@@ -31,11 +31,13 @@ from ufm_fast.metrics import (
     nc3,
     nc4,
     penalties,
+    spread_pairwise,
 )
 from ufm_fast.metrics.checks import LARGEST
 from ufm_fast.metrics.pairwise import Mode as Pairwise
 from ufm_fast.metrics.regression import regression_metrics
-from ufm_fast.metrics.spread import SpreadMoments, matrix, spread_metrics
+from ufm_fast.metrics.spread import SpreadMoments, bias_beside, spread_metrics
+from ufm_fast.metrics.spread_rows import matrix
 from ufm_fast.metrics.statistics import ClassMoments
 from ufm_fast.metrics.target_sets import tag_metrics
 from ufm_fast.point import Point
@@ -73,8 +75,8 @@ def measure(
     label (as Li et al., arXiv 2310.15903), and those of the target sets. Where all factors are zero
     but for rounding beside ``value``, the metrics are those of zero: directions are nan. On several
     ranks, of which the point is one's, the first one measures a point of up to ``GATHERED``
-    numbers; those of a larger one are what sums over the ranks are enough for (`metrics.spread`,
-    `factor_metrics`), without what compares pairs of classes and what is of target sets.
+    numbers; a larger one they measure together (`metrics.spread`), but for the metrics of target
+    sets, which compare the means of all sets.
     """
     told = _by_first(model, lambda whole: measure(problem, rows, whole, pairwise, value))
     if told is not None:
@@ -117,7 +119,8 @@ def _of_head(
     of_all = rows.targets.single and problem.one_penalty and problem.kind.trunk == "none"
     lambdas = penalties(problem.lambda_w, problem.lambda_h) if of_all else (None, None)
     if model.layout is not None:
-        return spread_metrics(H, W, b, Rows(Targets(labels), counts), model.layout, lambdas)
+        chosen, sampling = Rows(Targets(labels), counts), Sampling(pairwise, seed=problem.seed)
+        return spread_metrics(H, W, b, chosen, model.layout, lambdas, sampling)
     given = comparable(H, labels, counts) if labels.numel() else (None, None, None)
     if given[0] is None and W is None:
         return {}
@@ -212,8 +215,7 @@ def collapse_metrics(
     predicts.
 
     Empty for several targets a row, where classes have no means, and where all factors are zero
-    beside ``value``. On several ranks NC4 is among them up to ``GATHERED`` numbers, and each rank
-    has the same.
+    beside ``value``. On several ranks each has the same.
     """
     told = _by_first(point, lambda whole: collapse_metrics(problem, whole, reduce, value))
     if told is not None:
@@ -230,9 +232,14 @@ def collapse_metrics(
     inputs = problem.trunk.forward(point.H, point.hidden).inputs
     means, W = _means(problem, rows, inputs[-1], layout), _classifier(point)
     found = {"nc1_pinv": nc1_pinv(means), **_of_frame(problem, W, means)}
+    # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
+    few = Sampling("sampled")
     if isinstance(means, ClassStatistics):
-        # From 256 rows where there are many: exact it would cost O(R K d), more than the step.
-        found["nc4"] = nc4(means, W.raw, point.b, Sampling("sampled")).value
+        found["nc4"] = nc4(means, W.raw, point.b, few).value
+    elif isinstance(means, SpreadMoments) and layout is not None:
+        world = layout.mesh.world
+        b = bias_beside(W, point.b, world)
+        found["nc4"] = spread_pairwise.nc4(means, means.here, W.raw, b, few, world).value
     for j, X in enumerate(inputs if len(inputs) > 1 else ()):
         means = _means(problem, rows, X, layout)
         of_layer = {"nc1_pinv": nc1_pinv(means), **_of_means(problem, means)}

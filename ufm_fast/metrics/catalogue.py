@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ufm_fast.metrics import collapse, geometry, pairwise
+from ufm_fast.metrics import collapse, geometry
 from ufm_fast.metrics.inputs import Inputs
 from ufm_fast.metrics.pairwise import Estimate
 
@@ -284,7 +284,7 @@ _PAIRWISE = {
         "share of samples with argmax_k (w_k.h + b_k) = argmin_k |h - mu_k|",
         PAPYAN,
         BOTH,
-        lambda x: pairwise.nc4(x.statistics, x.classifier.raw, x.bias, x.sampling),
+        lambda x: x.nearest,
         "pairwise",
     ),
     "equiangularity_classifier": Metric(
@@ -324,7 +324,7 @@ _PAIRWISE = {
         "mean_{k!=l} (v_k + v_l)/(2 |mu_k - mu_l|^2), v_k = mean |h - mu_k|^2 over class k",
         GALANTI,
         MEANS,
-        lambda x: pairwise.cdnv(x.statistics, x.sampling),
+        lambda x: x.distances,
         "pairwise",
     ),
 }

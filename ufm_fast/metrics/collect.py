@@ -85,9 +85,15 @@ def collect(
         penalties=(lambda_w, lambda_h),
         sampling=sampling,
     )
+    return collected(inputs)
+
+
+def collected(inputs: Inputs) -> dict[str, float]:
+    """The rows of the table that the inputs allow."""
     numbers: dict[str, float] = {}
+    skipped = "pairwise" if inputs.sampling.mode == "none" else ""
     for name, metric in METRICS.items():
-        if not metric.needs <= inputs.given or (metric.cost == "pairwise" and pairwise == "none"):
+        if not metric.needs <= inputs.given or metric.cost == skipped:
             continue
         found = metric.compute(inputs)
         if isinstance(found, Estimate):

@@ -95,6 +95,14 @@ class Inputs:
         return geometry.imbalance(self.weight, features, self.lambda_h / self.lambda_w, counts)
 
     @cached_property
+    def nearest(self) -> Estimate:
+        return pairwise.nc4(self.statistics, self.classifier.raw, self.bias, self.sampling)
+
+    @cached_property
+    def distances(self) -> Estimate:
+        return pairwise.cdnv(self.statistics, self.sampling)
+
+    @cached_property
     def classifier_pairs(self) -> tuple[Estimate, float]:
         return pairwise.equiangularity(self.classifier.raw, self.sampling)
 

@@ -111,9 +111,9 @@ def equiangularity(matrix: View, sampling: Sampling) -> tuple[Estimate, float]:
     size = sampling.size(count, count * (count - 1), sampling.pairs)
     if size is not None:
         cosines = torch.cat(
-            [_pair_cosines(matrix, *pair) for pair in _drawn_pairs(matrix, sampling, size)]
+            [_pair_cosines(matrix, *pair) for pair in drawn_pairs(matrix, sampling, size)]
         )
-        return _estimate((cosines + 1 / (count - 1)).abs(), count * (count - 1)), float(
+        return estimate((cosines + 1 / (count - 1)).abs(), count * (count - 1)), float(
             cosines.max()
         )
     unit = torch.cat(list(matrix.blocks())) / matrix.norms[:, None]
@@ -137,13 +137,13 @@ def cdnv(statistics: ClassMoments, sampling: Sampling) -> Estimate:
     if size is not None:
         ratios = [
             (variances[k] + variances[l]) / (2 * (means.take(k) - means.take(l)).square().sum(1))
-            for k, l in _drawn_pairs(means, sampling, size)
+            for k, l in drawn_pairs(means, sampling, size)
         ]
-        return _estimate(torch.cat(ratios), count * (count - 1))
+        return estimate(torch.cat(ratios), count * (count - 1))
     points, total = means.take(slice(None)), variances.new_zeros(())
     for rows, columns in _upper_tiles(count, sampling.tile):
         ratio = (variances[rows, None] + variances[columns]) / (
-            2 * _square_distances(points[rows], points[columns])
+            2 * square_distances(points[rows], points[columns])
         )
         total += _strictly_upper(ratio, rows == columns).sum()
     return Estimate(2 * float(total) / (count * (count - 1)))
@@ -170,35 +170,35 @@ def nc4(
     zero = counts.new_zeros(classifier.count)
     agree = []
     for block in torch.split(features, sampling.tile):
-        predicted = _best(
+        predicted = best_rows(
             block.to(torch.float64), classifier, zero if bias is None else bias, sampling.tile
         )
         means = statistics.centred_means
-        nearest = _best(
+        nearest = best_rows(
             statistics.about_classes(block), means, -means.norms.square() / 2, sampling.tile
         )
         agree.append(predicted == statistics.present[nearest])
     same = torch.cat(agree).to(torch.float64)
     if size is None:
         return Estimate(float((counts * same).sum() / counts.sum()))
-    return _estimate(same, None if weighted else population)
+    return estimate(same, None if weighted else population)
 
 
-def _best(points: Tensor, matrix: View, shift: Tensor, tile: int) -> Tensor:
+def best_rows(points: Tensor, matrix: View, shift: Tensor, tile: int) -> Tensor:
     """argmax_k of a_k.x + shift_k for each point x, the lowest k on equal scores, a tile of classes
     at a time.
     """
     best = points.new_full((points.shape[0],), -math.inf)
     winner = torch.zeros(points.shape[0], dtype=torch.int64, device=points.device)
-    for start in range(0, matrix.count, tile):
+    for start in range(0, matrix.rows.here, tile):
         classes = slice(start, start + tile)
         score, index = (points @ matrix.take(classes).T + shift[classes]).max(1)
         better = score > best
         best, winner = torch.where(better, score, best), torch.where(better, index + start, winner)
-    return winner
+    return matrix.rows.winner(best, winner)
 
 
-def _square_distances(left: Tensor, right: Tensor) -> Tensor:
+def square_distances(left: Tensor, right: Tensor) -> Tensor:
     """|a - b|^2 of all rows, by a matrix product, and directly for the pairs that are near to one
     another.
     """
@@ -226,7 +226,7 @@ def _strictly_upper(values: Tensor, diagonal: bool) -> Tensor:
     return values[torch.ones_like(values, dtype=torch.bool).triu(1)]
 
 
-def _drawn_pairs(matrix: View, sampling: Sampling, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def drawn_pairs(matrix: View, sampling: Sampling, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Random ordered pairs (k, l), k != l, a block at a time."""
     drawn = sampling.draw(matrix.count * (matrix.count - 1), size).to(matrix.offset.device)
     for block in torch.split(drawn, PAIR_BLOCK):
@@ -239,7 +239,7 @@ def _pair_cosines(matrix: View, first: Tensor, second: Tensor) -> Tensor:
     return (left * right).sum(1)
 
 
-def _estimate(values: Tensor, population: int | None) -> Estimate:
+def estimate(values: Tensor, population: int | None) -> Estimate:
     """Mean of a sample without replacement from a population of that size, or with replacement
     (None).
     """

@@ -13,6 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ufm_fast.layout import Axis
+from ufm_fast.layout import block as block_of
+
 Index = Tensor | slice
 SAMPLE_ROWS = 1024
 BLOCK_ELEMENTS = (
@@ -100,6 +103,22 @@ class RowMatrix:
     def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance of a number a row, from those of the rows here."""
         return values.mean(), values.var()
+
+    def share(self, axis: Axis) -> tuple[slice, int]:
+        """The rows that a rank takes of a work on all, which are here; and the number of the first
+        row here.
+        """
+        return block_of(self.count, axis.size, axis.place), 0
+
+    def fetch(self, rows: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+        """What ``rows`` gives of the rows here, of those at these places among all; whoever holds
+        a part of the matrix calls it.
+        """
+        return rows(index)
+
+    def winner(self, best: Tensor, winner: Tensor) -> Tensor:
+        """The row of the best score among all, from the best here and its row."""
+        return winner
 
     @cached_property
     def factor(self) -> Tensor:
