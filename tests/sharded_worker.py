@@ -263,7 +263,7 @@ KERNELS: list[tuple[dict[str, Any], float]] = [
         },
         1.0,
     ),
-    (WEIGHTED, 1.0),
+    ({**WEIGHTED, "bias": "free"}, 1.0),
     ({"counts": [3, 0, 1, 4], "loss": "focal", "bias": "penalised", "lambda_b": 0.03}, 1.0),
 ]
 

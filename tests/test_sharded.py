@@ -13,9 +13,11 @@ from sharded_worker import RANKS
 from strategies import random_point
 
 from ufm_fast import Problem, backends, solve
-from ufm_fast.backends import ShardedBackend
+from ufm_fast.backends import ShardedBackend, TiledBackend
+from ufm_fast.backends.base import HeadShape
 from ufm_fast.errors import InputError
 from ufm_fast.layout import Axis, Mesh, block, mesh_shape
+from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Objective
 
 
@@ -79,6 +81,18 @@ def test_ranks_on_cuda_multiply_by_kernels(monkeypatch):
     objective = Objective(Problem(classes=3, dim=4), backend=kernels)
     with pytest.raises(InputError, match="sharded-triton has no float64 kernels"):
         objective.value_and_grad(random_point(objective, 1))
+
+
+def test_a_plan_of_target_vectors_shares_residuals_and_targets_out():
+    shape = HeadShape(
+        SquaredError(), 10_000, 300, 8, 300, True, torch.float64, torch.device("cpu"), dense=True
+    )
+    one = TiledBackend().plan(shape)
+    for mesh in ((4, 1), (2, 2), (1, 4)):
+        plan = ShardedBackend(Mesh(mesh, 0, torch.device("cpu"))).plan(shape)
+        assert plan.flops == one.flops / 4
+        kept = 8 * 10_000 * 300 // 4 * (1 + (mesh[0] > 1))  # of a rank's rows, and of its place
+        assert kept < plan.workspace < min(one.workspace, kept + 2**26)
 
 
 def test_an_axis_of_one_says_nothing():

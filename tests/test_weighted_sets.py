@@ -165,6 +165,9 @@ def test_runs_keep_the_weights(tmp_path, monkeypatch, capsys):
     )
     assert found["certificate"]["certified"]
     assert main(["metrics", "run", "--json"]) == 0
+    np.savez("soft.npz", weights=[0.6, *WEIGHTS[1:]], **arrays)
+    assert main(["solve", "--targets", "soft.npz", *flags, "--out", "run"]) == 2  # other data
+    assert "another configuration" in capsys.readouterr().err
     np.savez("soft.npz", weights=[0.0, *WEIGHTS[1:]], **arrays)
     assert main(["solve", "--targets", "soft.npz", *flags, "--out", "other"]) == 2
     assert "drop the entries that weigh nothing" in capsys.readouterr().err

@@ -13,8 +13,9 @@ Decisions
 
 2026-11-30. Squared error with target vectors goes by residuals H W' + b - Y, in float64 by blocks
 of rows. They are no more numbers than Y itself, which is there; Gram matrices save none of the
-products with Y and lose the digits of small values (`backends/squared_error.py`). One-hot targets,
-which are never written out, keep their Gram matrices.
+products with Y and lose the digits of small values (`backends/squared_error.py`), on several ranks
+too (`backends/sharded_vectors.py`). One-hot targets, which are never written out, keep their Gram
+matrices.
 """
 
 from __future__ import annotations

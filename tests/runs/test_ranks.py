@@ -168,9 +168,11 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_torchrun_is_all_that_a_user_types(tmp_path, capsys):
-    alone = tmp_path / "alone"
-    assert main(["solve", *DEEP, "--out", str(alone), *QUIET]) == 0
-    done = torchrun(*DEEP, "--out", str(tmp_path / "run"), "--mesh", "1x2", "--json")
+    alone, vectors = tmp_path / "alone", tmp_path / "vectors.npy"
+    np.save(vectors, np.cos(np.arange(21.0) ** 2).reshape(7, 3))
+    problem = ("--targets", str(vectors), *DEEP[2:])
+    assert main(["solve", *problem, "--out", str(alone), *QUIET]) == 0
+    done = torchrun(*problem, "--out", str(tmp_path / "run"), "--mesh", "1x2", "--json")
     assert done.returncode == 0, done.stderr
     found, expected = json.loads(done.stdout), summary(alone)
     assert found["value"] == pytest.approx(expected["value"], rel=1e-10)

@@ -148,7 +148,7 @@ def _of_place(targets: object, layout: Layout) -> list[Tensor]:
     place; remembered on the targets.
     """
     assert isinstance(targets, DenseTargets)
-    kept, key = targets.remembered, ("place", layout.mesh.shape, layout.mesh.rank)
+    kept, key = targets.remembered, ("place", layout.mesh.shape)
     if key not in kept:
         kept[key] = _swapped(targets.values, layout)
     return cast("list[Tensor]", kept[key])

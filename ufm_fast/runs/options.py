@@ -207,7 +207,7 @@ _ROWS = (
         str,
         None,
         "Ranks by classes times ranks by samples, as 4x2, of backend sharded (default: all by "
-        "classes)",
+        "classes, or with target vectors of fewer outputs than rows all by samples)",
     ),
     Setting(
         "reduce",

@@ -33,7 +33,8 @@ class SolveOptions:
     - ``method``: a name of METHODS. 'auto' is L-BFGS with a Newton-CG finish (of the ReLU, with its
       kinks rounded ever less; on spheres, through other temperatures), always iterative.
     - ``backend``: 'auto', 'reference', 'tiled', 'triton', or on several ranks 'sharded',
-      'sharded-tiled', 'sharded-triton'; ``mesh``: its ranks, CxS.
+      'sharded-tiled', 'sharded-triton'; ``mesh``: its ranks, CxS, by default all by classes, or
+      with target vectors of fewer outputs than rows all by samples.
     - ``reduce``: 'classes' (and 'auto') solves one row for each class or target set, exact; 'none'
       one a sample; 'groups' the numbers of classes of equal count, exact too (`ufm_fast.groups`),
       which 'auto' takes beyond 4,096 classes where dim holds the minimiser whatever it is.
