@@ -6,8 +6,8 @@ block's number seed. They are not those of a start in one process, whose generat
 and then H. The spectral start of up to 4,096 classes and rows is worked out by the first rank, as
 in one process; beyond that, or with d < K - 1, it is a random code, whose rows of H are the code
 words of their classes. With layers the spectral start is worked out by every rank, of any
-size; of target vectors each works out its rows (`starts`). Orthonormal and balanced factors are made of the normal ones by their triangular factors
-(`tall`).
+size; of target vectors each works out its rows (`starts`). Orthonormal and balanced factors are
+made of the normal ones by their triangular factors (`tall`).
 """
 
 from __future__ import annotations
