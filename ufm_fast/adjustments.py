@@ -27,11 +27,10 @@ likewise (`.weighted`). On unit rows the bound of `certificates.spheres` needs t
 alone, and offsets, margins and scales are constants there. With a frozen factor all of it carries
 over (`.frozen`). Margins in the angle (ArcFace) are another thing: `angular_margins`.
 
-Ranges. Factors on penalties lie in [1e-16, 1e16], scales, whose inverse squares are such factors,
-in [1e-8, 1e8]. 2026-11-30, measured with counts 7, 4, 2, 1 and one class's factor 10^-320 .. 10^300
-(`tests/test_adjustments.py` has the ends of the range): in float64 solves were certified from
-1e-20, and scales up to 1e8; beyond that they stalled up to 8 % above the minimum, and below 1e-160
-squares left the range of float64. In float32 scales from 1e12 on gave values far off.
+Ranges. 2026-11-30: factors on penalties lie in [1e-16, 1e16], scales, whose inverse squares are
+such factors, in [1e-8, 1e8]. At both ends solves are certified (`tests/test_adjustments.py`); far
+beyond them solves stalled well above the minimum, in float32 at values far off, and squares left
+the range of float64, and nothing that was said named the factor.
 """
 
 from __future__ import annotations

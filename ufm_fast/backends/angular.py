@@ -11,10 +11,11 @@ gradient in its logits and dx_r the change of the cosine
                the head's own and two products with G.
 
 On several ranks a row's class may be on another one. The rank of the row asks for that row of W, as
-it does for the squared error, and sends its part of the gradient back (`exchange`): 2 d numbers a
-row and evaluation, and nothing where rows are with their classes, as they are with one row for each
-class. The rest rides in messages that there are: the margin, a number a row, in those of additive
-margins, and p comes home with the row statistics (`sharded_sweep`).
+it does for the squared error, and sends its part of the gradient back (`exchange`): d numbers a
+class and rank each way (the geometry asks once more at a point, `geometries.TiedSpheres`), and
+nothing where rows are with their classes, as they are with one row for each class. The rest rides
+in messages that there are: the margin, a number a row, in those of additive margins, and p comes
+home with the row statistics (`sharded_sweep`). `cost` has the bytes.
 """
 
 from __future__ import annotations
