@@ -19,7 +19,7 @@ _FLOORS = (
     "angular_margins layout point tall trunks datasets lanczos memory",
     "class_groups geometries kinds sample_data samples penalties contradictions problem",
     "backends metrics",
-    "objective scales deep_starts sharded_starts",
+    "objective scales deep_starts sharded_starts given_starts",
     "starts theory measure factor_metrics",
     "solvers functional groups",
     "nn solving verdicts landscape",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ufm_fast.factor_metrics import logit_rank, logit_spectrum
+from ufm_fast.given_starts import given_start
 from ufm_fast.measure import collapse_metrics, usable
 from ufm_fast.objective import Objective
 from ufm_fast.point import Point
@@ -24,7 +25,7 @@ from ufm_fast.solvers.minimise import OnLog, Run, log_spaced, minimise
 from ufm_fast.solvers.options import SolveOptions
 from ufm_fast.solvers.solution import Effort, Outcome, Restart, Starts, StepRecord
 from ufm_fast.solvers.table import METHODS
-from ufm_fast.starts import given_start, make_start
+from ufm_fast.starts import make_start
 
 #: NC metrics are logged by default up to this many entries of W, H and layers: at ten times as many
 #: a point takes a second.

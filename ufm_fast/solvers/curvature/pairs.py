@@ -39,128 +39,36 @@ which below the threshold needs four times the identity's steps. So `applicable`
 sqrt(n_k)/N >= 2 mu.
 
 2026-11-25. From a random start, one proximal gradient step on the convex problem in Z = A B' comes
-first (`pairs.lifted_step`), while some class is not yet separated; then each class's rows are
+first (`gauge.lifted_step`), while some class is not yet separated; then each class's rows are
 scaled to the logit gap of its count. Without that scaling the levels of the classes, not their
 directions, are what the solver spends its steps on; more proximal steps or a second gauge were
 tried in its place and saved less.
 
 2026-11-30. On several ranks a product with the model exchanges the K x K parts of a gradient once,
 for rows of their transposes: a rank of P sends 2 (K - K/P) K/P numbers, and there are two products
-a step. The proximal step and the gauge are singular value decompositions of K x K and K x d
-matrices, made once, to begin with, as in one process: each rank gathers W and H for them, which is
-no more than two d x d matrices, and so up to d = 4,096 alone. Forty
-classes of 1 to 34 samples, d = 48, lambda = 5e-5: 41 evaluations in one process, on one rank and
-on two, where the identity took 110 (`python -m bench rank_models`, torch 2.13.0).
+a step. The proximal step and the gauge (`gauge`) are singular value decompositions of K x K and K x
+d matrices, made once, to begin with, as in one process: each rank gathers W and H for them, no more
+than two d x d matrices, and so up to d = 4,096 alone. Forty classes of 1 to 34 samples, d = 48,
+lambda = 5e-5: 41 evaluations in one process, on one rank and on two, where the identity took 110
+(`python -m bench rank_models`, torch 2.13.0).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ufm_fast.layout import Layout, gathered, transposed
+from ufm_fast.layout import transposed
 from ufm_fast.losses import SoftmaxLoss
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
-from ufm_fast.sharded_starts import cut
 from ufm_fast.solvers.curvature.base import Built
-from ufm_fast.starts import levels
-from ufm_fast.tall import of_first
+from ufm_fast.solvers.curvature.gauge import all_rows, classes_here, fix_gauge, lifted_step
 
 #: Dimensions up to which ranks have a preconditioner: to begin, each has both factors as a whole.
 _WHOLE = 4096
-
-
-def fix_gauge(x: Point) -> Point:
-    """The point with its factors rotated (`_rotated`), of ranks by each of them as a whole."""
-    if x.layout is None:
-        return _rotated(x)
-    W, H = (_all_rows(x.layout, part) for part in (x.W, x.H))
-    mesh, turned = x.layout.mesh, _rotated(Point(W, H))
-    here = cut(x.layout, turned.map(lambda part: of_first(part, mesh)))
-    return replace(x, W=here.W, H=here.H)
-
-
-def _all_rows(layout: Layout | None, x: Tensor) -> Tensor:
-    """All rows of a matrix with a row a class."""
-    return x if layout is None else torch.cat(gathered(layout.mesh.world, x, "curvature"))
-
-
-def _rotated(x: Point) -> Point:
-    """Rotate R^d so that the first K columns of A + B are symmetric positive semidefinite (its
-    polar factor).
-
-    A and B span at most 2 K dimensions. Where d is larger they are taken into those first, which no
-    d x d matrix is needed for.
-    """
-    K, d = x.W.shape
-    if d > 2 * K:
-        basis = torch.linalg.qr(torch.cat([x.W, x.H]).double().T).Q.to(x.W.dtype)
-        small = _rotated(Point(x.W @ basis, x.H @ basis, x.b))
-        W, H = (torch.nn.functional.pad(part, (0, d - 2 * K)) for part in (small.W, small.H))
-        return Point(W, H, x.b)
-    U, _, Vh = torch.linalg.svd((x.W + x.H).double(), full_matrices=True)
-    Q = torch.cat([U @ Vh[:K], Vh[K:]]).to(x.W.dtype)
-    return Point(x.W @ Q.T, x.H @ Q.T, x.b)
-
-
-def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[Point, Evaluation]:
-    """One proximal gradient step on the convex problem in Z = A B', from the best point on the ray
-    towards zero.
-
-    Z <- shrink(Z - eta G, eta mu): singular values are shrunk towards zero, which is what the
-    penalty is in Z; then the balanced factors. From a random point that one step finds the
-    subspaces that descent in (A, B) spends most of its steps on. Then each class's rows are scaled
-    to the logit gap that its count has at a minimum, which its neighbours hardly disturb. A move
-    that does not lower the value is not made.
-    """
-    best, found = _shortest(objective, x, evaluation)
-    K, N, mu = objective.problem.num_classes, objective.problem.num_samples, objective.problem.mu
-    layout, here = objective.layout, _here(objective)
-    identity = torch.eye(K, dtype=x.W.dtype, device=x.W.device)[here]
-    gap = levels(objective).to(x.W.device)
-    # From zero, eta is N times the logit gap that the step reaches.
-    eta = N * float(gap.mean())
-    G = objective.backend.logit_gradient(objective.head_input(best)).times(identity)
-    moved = best.H @ _all_rows(layout, best.W).T - (eta * objective.scales.logits) * G
-    U, s, Vh = torch.linalg.svd(_all_rows(layout, moved))
-    if layout is not None:
-        U, s, Vh = (of_first(part, layout.mesh) for part in (U, s, Vh))
-    root = (s - eta * mu).clamp_min(0.0).sqrt()
-    A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)
-    A[:, :K], B[:, :K] = U[here] * root, Vh.T[here] * root
-    best, found = _better(objective, best, found, replace(best, W=B, H=A))
-    assert found.statistics is not None
-    present = math.log(K - 1) - found.statistics.log_off_target_mass
-    scale = (gap[here] / present).clamp(0.25, 4.0).sqrt().to(x.W.dtype)[:, None]
-    return _better(objective, best, found, replace(best, W=best.W * scale, H=best.H * scale))
-
-
-def _here(objective: Objective) -> slice:
-    """The classes here, and the rows, which are as many."""
-    K = objective.problem.num_classes
-    return slice(0, K) if objective.layout is None else objective.layout.class_part
-
-
-def _better(
-    objective: Objective, x: Point, found: Evaluation, candidate: Point
-) -> tuple[Point, Evaluation]:
-    at_candidate = objective.value_and_grad(candidate, statistics=True)
-    return (candidate, at_candidate) if at_candidate.value < found.value else (x, found)
-
-
-def _shortest(objective: Objective, x: Point, evaluation: Evaluation) -> tuple[Point, Evaluation]:
-    """Halve x while that lowers the value: random logits are worse than none."""
-    for _ in range(5):
-        trial = x.scale(0.5)
-        at_trial = objective.value_and_grad(trial, statistics=True)
-        if not at_trial.value < evaluation.value:
-            break
-        x, evaluation = trial, at_trial
-    return x, evaluation
 
 
 @dataclass(frozen=True)
@@ -186,9 +94,9 @@ class PairPreconditioner:
         K = problem.num_classes
         u = evaluation.statistics.log_off_target_mass
         l, p = torch.nn.functional.softplus(u), torch.sigmoid(u)
-        scales, here = objective.scales, _here(objective)
+        scales, here = objective.scales, classes_here(objective)
         slope, unit, s = (
-            _all_rows(objective.layout, part)
+            all_rows(objective.layout, part)
             for part in (
                 objective.row_weight
                 * (problem.loss.weight(l, p).abs() * p + problem.loss.smoothing),

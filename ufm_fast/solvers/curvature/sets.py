@@ -150,11 +150,8 @@ class TargetPreconditioner:
         )
         # What rounding leaves of its zeros must not be negative; more than mu is still a
         # preconditioner.
-        least = (
-            float(gram.diagonal().max() * coefficient.max() ** 2)
-            * len(p)
-            * torch.finfo(gram.dtype).eps
-        )
+        largest = float(gram.diagonal().max() * coefficient.max() ** 2)
+        least = largest * len(p) * torch.finfo(gram.dtype).eps
         for _ in range(2):  # centre one side, then the other
             gram = (coefficient[:, None] * (gram - _row_sum(p[:, None] * gram, group))).T
         for raised in (1.0, 1e3, 1e6):
