@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -183,20 +184,29 @@ def _of_regression(
     weight: Tensor | None,
     layout: Layout | None = None,
 ) -> dict[str, float]:
-    """NRC1-NRC3, and in one process NC1 where targets repeat. ``rows`` are all."""
+    """NRC1-NRC3, and NC1 where targets repeat. ``rows`` are all."""
     assert isinstance(rows.targets, DenseTargets)
     centred = problem.bias != "none"
     found = regression_metrics(
         features, weight, rows.targets, rows.counts, centred=centred, layout=layout
     )
-    distinct = problem.rows("classes").number
-    if layout is None and 1 < distinct < problem.num_samples:
-        each = rows.number == problem.num_samples
-        classes_of = problem.sample_row() if each else torch.arange(distinct)
-        device = features.device
-        means = ClassStatistics(features, classes_of.to(device), distinct, rows.counts.to(device))
-        found["nc1_pinv"] = nc1_pinv(means)
+    if 1 < problem.rows("classes").number < problem.num_samples:
+        found["nc1_pinv"] = nc1_pinv(_means_of_vectors(problem, rows, features, layout))
     return found
+
+
+def _means_of_vectors(
+    problem: Problem, rows: Rows, features: Tensor, layout: Layout | None
+) -> ClassMoments:
+    """Means of the features of each distinct target vector."""
+    device, counts = features.device, problem.rows("classes").counts
+    distinct, each = counts.numel(), rows.number == problem.num_samples
+    labels = problem.sample_row() if each else torch.arange(distinct)
+    if layout is None:
+        return ClassStatistics(features, labels.to(device), distinct, rows.counts.to(device))
+    part, of_means = layout.row_part, replace(layout, classes=distinct)
+    own = Rows(Targets(labels[part]), rows.counts[part])
+    return SpreadMoments(features, own, counts.to(device).double(), of_means)
 
 
 def _single(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
