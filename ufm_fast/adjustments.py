@@ -14,7 +14,7 @@ An offset acts like a fixed bias, and a margin adds to the log of the row's off-
 neither needs anything else of a backend. A scale is a factor on the rows of W. Penalties of each
 class are factors on lambda_w and lambda_h (`penalty_factors`), which are none of the logits. Those
 of W, eta_k lambda_w/2 |w_k|^2, are the scales eta_k^(-1/2) in the variables sqrt(eta_k) w_k, which
-balanced solvers work in (`Objective`); penalties, metrics and files have the w_k. Those of H,
+balanced solvers work in (`scales`); penalties, metrics and files have the w_k. Those of H,
 kappa_k: a row weighs n_r kappa_y in the penalty and n_r in the loss. Nothing here is given where it
 would change nothing: then the numbers are those of the loss alone, bit for bit.
 

@@ -3,7 +3,7 @@ A = s(... s(H W_1') ... W_(M-1)').
 
 The head never knows: it is given A. One forward pass is a Tape, which pushes directions through and
 pulls gradients back. Both activations are positively homogeneous, s(c z) = c s(z) for c > 0, so
-that scales of H and of the layers may be moved about (`objective`). A row of TRUNKS is all that
+that scales of H and of the layers may be moved about (`scales`). A row of TRUNKS is all that
 another activation needs; a trunk without layers is the plain model.
 """
 

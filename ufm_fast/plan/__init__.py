@@ -12,6 +12,9 @@ With R rows (classes, or samples), (K + R) d parameters and one evaluation = val
                        tape) is R x d_j for each layer, with a ReLU also its slopes and bends, and
                        the tape of the last point stays
 
+`make` puts a plan together, of bytes (`memory`) and operations (`work`); `base` is what it holds,
+`notes` what it says.
+
 A solve has three phases, and its peak is the largest of theirs: the steps; the certificate and the
 metrics, beside which the solver's point, its gradient and the model's point stay (3 times the
 parameters), and the backend's buffer.
