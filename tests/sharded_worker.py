@@ -880,6 +880,8 @@ def checks(ranks: int, folder: Path) -> Iterator[Check]:
         yield from modelled(0, 1)
         yield from interrupted(Mesh.of_world())
     if ranks == 3:
+        few = Problem(counts=[2, 3], dim=4, lambda_w=0.02, lambda_h=0.005, gamma=2.0, loss="focal")
+        yield from heads(Mesh.of_world(), [("far logits, a rank without classes", few)], scale=30.0)
         yield from (
             ("1x3 " + name, *rest)
             for name, *rest in heads(

@@ -85,7 +85,7 @@ def exponentials(
         _logits(h, W, bias, 1.0, E)
         rounded = E[columns, rows].double()
         mass, offset = from_largest(E, rows, columns)
-        return Exponentials(mass, offset, offset, rounded)
+        return Exponentials(mass, offset, offset if top else None, rounded)
     _logits(h, W, bias, _BITS, E)
     rounded = E[columns, rows].double()
     E[columns, rows] = -math.inf
