@@ -172,6 +172,7 @@ def test_carrying_keeps_inner_products_and_moves_stay_on_the_spheres():
         ({"constraint": "ball"}, "constraint must be one of none, sphere"),
         ({"constraint": "sphere", "bias": "free"}, "constraint sphere contradicts bias 'free'"),
         ({"constraint": "sphere", "lambda_w": 1e-3}, "constraint sphere contradicts lambda_w"),
+        ({"constraint": "sphere", "lambda_b": 0.5}, "constraint sphere contradicts lambda_b"),
         ({"constraint": "sphere", "dim": 1}, "dim = 1"),
         ({"constraint": "sphere", "loss": "mse"}, "loss mse"),
         ({"constraint": "sphere", "layers": 2}, "layers = 2"),

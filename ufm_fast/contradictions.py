@@ -70,6 +70,7 @@ def _of_sphere(problem: Problem) -> None:
     """What goes with unit rows of W and H."""
     for clash, given, wanted in (
         (problem.bias != "none", f"bias {problem.bias!r}", "bias 'none'"),
+        (problem.lambda_b != 0, f"lambda_b = {problem.lambda_b}", "no penalties (or zeros)"),
         (
             problem.lambda_w != 0 or problem.lambda_h != 0,
             "lambda_w or lambda_h > 0",
