@@ -360,3 +360,13 @@ def test_settings_and_data_with_names_too_long(capsys: pytest.CaptureFixture[str
         message = refused(capsys, "solve", "--loss", "pick-all", flag, "x" * 300)
         assert message.startswith(f"error: {name}")
         assert "give" in message or "must be" in message
+
+
+def test_only_solve_runs_on_several_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    for command in (("train", "--data", "digits"), ("doctor",), ("study", "sweep")):
+        message = refused(capsys, *command)
+        assert f"run ufm-fast {command[0]} without" in message

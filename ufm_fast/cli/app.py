@@ -227,6 +227,18 @@ def overview(
         raise typer.Exit(OK)
     if context.invoked_subcommand is None:
         sys.stdout.write(context.get_help() + "\n")
+    elif context.invoked_subcommand != "solve" and os.environ.get("WORLD_SIZE", "1") != "1":
+        _refuse_ranks(context.invoked_subcommand)
+
+
+def _refuse_ranks(command: str) -> None:
+    """Errors: InputError on a rank that torchrun started: each would do the whole of it."""
+    from ufm_fast.runs.ranks import started
+
+    if started():
+        raise InputError(
+            f"torchrun starts solve alone on several ranks; run ufm-fast {command} without it"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
