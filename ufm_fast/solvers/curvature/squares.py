@@ -32,9 +32,8 @@ than they saved. Its vectors are planned (`bench/memory.py`).
 
 2026-11-30. On several ranks only d x d matrices are summed or gathered: the Grams, what a gradient
 has in the two spans (two matrices a product), and the triangular factors of balanced factors
-(`tall`). Twelve
-classes, d = 12, lambda = 1e-5: 45 evaluations in one process, on one rank and on two, where the
-identity took 386 and 373 on ranks (`python -m bench rank_models`, torch 2.13.0).
+(`tall`). Twelve classes, d = 12, lambda = 1e-5: 45 evaluations in one process, on one rank and on
+two, where the identity took 386 and 373 on ranks (`python -m bench rank_models`, torch 2.13.0).
 """
 
 from __future__ import annotations
