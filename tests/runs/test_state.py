@@ -149,6 +149,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
         "seconds",
         "activation",
         "checksum",
+        "sums",
     }
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
