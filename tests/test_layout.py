@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "ufm_fast").rglob("*.py"))
 _FLOORS = (
     "errors version",
     "arguments stopwatch targets dense_targets weighted_targets losses adjustments "
-    "angular_margins layout point tall trunks datasets lanczos memory",
+    "angular_margins layout point tall spread trunks datasets lanczos memory",
     "class_groups geometries kinds sample_data samples penalties contradictions problem",
     "backends metrics",
     "objective scales deep_starts sharded_starts given_starts",

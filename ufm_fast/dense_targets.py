@@ -85,6 +85,9 @@ class DenseTargets(Targets):
             else DenseTargets.of(self.values.to(device))
         )
 
+    def part(self, start: int, stop: int) -> DenseTargets:
+        return DenseTargets.of(self.values[start:stop])
+
     def spectrum(self, counts: Tensor, *, centred: bool) -> Spectrum:
         """Of the rows' targets, their weighted mean taken off if ``centred`` (a free bias is that
         mean). Remembered.

@@ -13,15 +13,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.sharded_sweep import parts_of
-from ufm_fast.layout import Axis, Layout, gathered
 from ufm_fast.metrics.geometry import imbalance
 from ufm_fast.metrics.imbalance import imbalance_metrics
 from ufm_fast.metrics.one_vs_rest import one_vs_rest
 from ufm_fast.penalties import Penalties
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
-from ufm_fast.tall import qr
+from ufm_fast.spread import ALONE, Spread
+from ufm_fast.tall import triangular
 from ufm_fast.targets import Rows
 from ufm_fast.theory.imbalanced import seli_distance, seli_logit_distance
 
@@ -46,17 +45,13 @@ def balance(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
     if not (problem.lambda_w and problem.lambda_h and problem.one_penalty):
         return {}
     ratio, counts = problem.lambda_h / problem.lambda_w, rows.counts.to(model.H.device)
-    over = _world(model), _world(model)
-    absolute, relative = imbalance(model.W, model.H, ratio, counts, over)
+    every = _over(model)
+    absolute, relative = imbalance(model.W, model.H, ratio, counts, (every, every))
     return {"balancedness": absolute, "balancedness_relative": relative}
 
 
-def _world(model: Point) -> Axis | None:
-    return None if model.layout is None else model.layout.mesh.world
-
-
-def _same(part: Tensor) -> Tensor:
-    return part
+def _over(model: Point) -> Spread:
+    return Spread(model.layout, "metrics")
 
 
 def of_classifier(problem: Problem, rows: Rows, features: Tensor, model: Point) -> dict[str, float]:
@@ -64,19 +59,16 @@ def of_classifier(problem: Problem, rows: Rows, features: Tensor, model: Point) 
     the logits are compared. Every rank has the first one's.
     """
     W = _whole_classifier(problem, model)
-    found = _of_code(problem, W) | _of_imbalance(problem, rows, features, W, model.layout)
+    found = _of_code(problem, W) | _of_imbalance(problem, rows, features, W, _over(model))
     return found if model.layout is None else dict(model.layout.mesh.told(found))
 
 
 def _whole_classifier(problem: Problem, model: Point) -> Tensor:
     """W, or none of its rows where a rank has a part of one that is too large for these metrics."""
-    layout, W = model.layout, model.W
-    if layout is None:
-        return W
-    K, d = layout.classes, W.shape[1]
+    W, K, d = model.W, problem.num_classes, model.W.shape[1]
     if K <= MOST_IMBALANCED or (K <= MOST_MARGIN_CLASSES and d <= MOST_MARGIN_DIM):
-        return torch.cat(gathered(layout.mesh.world, W, "metrics"))
-    return W[:0]
+        return _over(model).whole(W)
+    return W if model.layout is None else W[:0]
 
 
 def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
@@ -92,7 +84,7 @@ def _of_code(problem: Problem, W: Tensor) -> dict[str, float]:
 
 
 def _of_imbalance(
-    problem: Problem, rows: Rows, features: Tensor, W: Tensor, layout: Layout | None
+    problem: Problem, rows: Rows, features: Tensor, W: Tensor, over: Spread
 ) -> dict[str, float]:
     """Of single labels whose classes have several counts: collapsed groups, cosines by groups, and
     of the plain cross-entropy, which has that limit, the distances to no penalty.
@@ -113,8 +105,7 @@ def _of_imbalance(
     ):
         labels, samples = rows.targets.indices.to(W.device), rows.counts.to(W.device)
         found["seli_classifier"] = seli_distance(W, problem.counts)
-        total = layout.mesh.world.sum_ if layout is not None else _same
-        found["seli_logits"] = seli_logit_distance(W, features, labels, samples, total)
+        found["seli_logits"] = seli_logit_distance(W, features, labels, samples, over.total)
     return found
 
 
@@ -126,7 +117,7 @@ def of_layers(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
 
 
 def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
-    lambdas, world = penalties_of(problem, rows, model), _world(model)
+    lambdas, every = penalties_of(problem, rows, model), _over(model)
     found = {f"energy/{name}": value for name, value in lambdas.energies(model).items()}
     if problem.kind.trunk == "linear":
         factors = [*model.hidden, model.W]
@@ -134,7 +125,10 @@ def _of_factors(problem: Problem, rows: Rows, model: Point) -> dict[str, float]:
         before, of_before = model.H, problem.lambda_h
         counts: Tensor | None = rows.counts.to(model.H.device)
         for j, (X, own) in enumerate(zip(factors, coefficients, strict=True), 1):
-            over = world if X is model.W else None, world if before is model.H else None
+            over = (
+                every if X is model.W else ALONE,  # all ranks have hidden layers
+                every if before is model.H else ALONE,
+            )
             found[f"balancedness{j}"] = imbalance(X, before, of_before / own, counts, over)[1]
             before, of_before, counts = X.T, own, None
     return found
@@ -144,14 +138,15 @@ def logit_spectrum(problem: Problem, rows: Rows, model: Point) -> Tensor:
     """Singular values of D^1/2 (Z - 1 b'), D the rows' counts, descending, float64: without a
     product of rows x classes. ``rows`` are all of them also where the point is a rank's part.
     """
-    return _spectrum(problem, rows if model.layout is None else parts_of(rows, model.layout), model)
+    here = rows if model.layout is None else rows.part(model.layout.row_part)
+    return _spectrum(problem, here, model)
 
 
 def _spectrum(problem: Problem, here: Rows, model: Point) -> Tensor:
     mesh = None if model.layout is None else model.layout.mesh
     features = problem.features(model).double()
     weighted = features * here.counts.to(features)[:, None].sqrt()
-    R, S = (qr(part, mesh)[1] for part in (weighted, model.W.double()))
+    R, S = (triangular(part, mesh) for part in (weighted, model.W.double()))
     spectrum: Tensor = torch.linalg.svdvals(R @ S.T)
     return spectrum
 

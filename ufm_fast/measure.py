@@ -17,7 +17,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.factor_metrics import balance, of_classifier, of_layers, penalties_of
 from ufm_fast.layout import Layout, gathered
@@ -82,7 +81,7 @@ def measure(
     told = _by_first(model, lambda whole: measure(problem, rows, whole, pairwise, value))
     if told is not None:
         return told
-    here = rows if model.layout is None else parts_of(rows, model.layout)
+    here = rows if model.layout is None else rows.part(model.layout.row_part)
     gone = vanished(problem, here, model, value)
     model = model.zeros() if gone else model
     inputs = problem.trunk.forward(model.H, model.hidden).inputs
@@ -231,7 +230,7 @@ def collapse_metrics(
     if told is not None:
         return told
     every, layout = problem.rows(reduce), point.layout
-    rows = every if layout is None else parts_of(every, layout)
+    rows = every if layout is None else every.part(layout.row_part)
     if vanished(problem, rows, point, value):
         return {}
     if problem.dense and usable(point):

@@ -17,7 +17,6 @@ from ufm_fast.backends import Backend, Gradients, HeadInput, RowStatistics, Tile
 from ufm_fast.backends.base import compute_dtype
 from ufm_fast.backends.exchange import home_of
 from ufm_fast.backends.sharded import ShardedBackend
-from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.backends.squared_error import by_residuals
 from ufm_fast.errors import InputError, InputTypeError
 from ufm_fast.geometries import GEOMETRIES, Flat, Spheres, TiedSpheres
@@ -95,7 +94,7 @@ class Objective:
         self.variables = "raw" if self.geometry.curved else variables
         self.rows: Rows = problem.rows(self.reduce)
         self.layout = self._spread()
-        here = self.rows if self.layout is None else parts_of(self.rows, self.layout)
+        here = self.rows if self.layout is None else self.rows.part(self.layout.row_part)
         device = torch.device(problem.device)
         self.dtype = compute_dtype(problem.torch_dtype)
         self.targets = here.targets.to(device)

@@ -39,6 +39,16 @@ def qr(X: Tensor, mesh: Mesh | None = None) -> tuple[Tensor, Tensor]:
     return Q @ placed[before : before + len(R)], whole
 
 
+def triangular(X: Tensor, mesh: Mesh | None = None) -> Tensor:
+    """R alone, for which no rows of Q are made."""
+    R: Tensor = torch.linalg.qr(X, mode="r").R
+    if mesh is None:
+        return R
+    factors = gathered(mesh.world, R.to(mesh.device), _WHAT)
+    whole: Tensor = torch.linalg.qr(torch.cat(factors).to(R.device), mode="r").R
+    return of_first(whole, mesh)
+
+
 def of_first(x: Tensor, mesh: Mesh | None) -> Tensor:
     """The first rank's x, of one shape on all: what is not unique must not differ."""
     return x if mesh is None else mesh.shared(x.to(mesh.device).contiguous()).to(x.device)

@@ -111,6 +111,13 @@ class Targets:
         )
         return rows, columns
 
+    def part(self, start: int, stop: int) -> Targets:
+        """The targets of rows start..stop alone."""
+        if self.indptr is None:
+            return Targets(self.indices[start:stop])
+        pointer = self.indptr[start : stop + 1]
+        return Targets(self.indices[int(pointer[0]) : int(pointer[-1])], pointer - pointer[0])
+
     def to(self, device: torch.device | str) -> Targets:
         return Targets(
             self.indices.to(device), None if self.indptr is None else self.indptr.to(device)
@@ -291,3 +298,7 @@ class Rows:
     @property
     def number(self) -> int:
         return int(self.counts.numel())
+
+    def part(self, rows: slice) -> Rows:
+        """Those rows alone."""
+        return Rows(self.targets.part(rows.start, rows.stop), self.counts[rows])

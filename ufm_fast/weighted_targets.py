@@ -40,6 +40,12 @@ class WeightedTargets(Targets):
             self.indices.to(device), self.indptr.to(device), weights=self.weights.to(device)
         )
 
+    def part(self, start: int, stop: int) -> WeightedTargets:
+        assert self.indptr is not None
+        own, first = super().part(start, stop), int(self.indptr[start])
+        weights = self.weights[first : first + own.indices.numel()]
+        return WeightedTargets(own.indices, own.indptr, weights=weights)
+
     def entry_rows(self) -> Tensor:
         """Row of each entry, int64 (entries,)."""
         return self.slice(0, self.rows)[0]

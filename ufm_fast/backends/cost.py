@@ -23,7 +23,7 @@ the sums, and where e rows of W that this rank's rows have as targets are on oth
 for a, (2 a b + 8 e) d more (``targets``), as long as no row is held at its kink (`angular`).
 Squared error to target vectors sends neither row sums nor the mean row of W, and takes no
 exponentials. Kernels send a number a row more, 2 (C - 1) q 8 bytes, for a chunk that has a target
-not far from the others (`triton_sharded`). `tests/sharded_worker.py` holds the formulas to what is
+not far from the others (`triton_sharded`). `tests/sharded_heads.py` holds the formulas to what is
 counted, to the byte.
 """
 

@@ -37,27 +37,9 @@ from ufm_fast.backends.sums import class_totals
 from ufm_fast.backends.sweep import Chunk, Entries, Sweep, Told, finished
 from ufm_fast.backends.tiled import TiledSoftmaxHead, spends
 from ufm_fast.backends.weighted import Tilt, one_label
-from ufm_fast.dense_targets import DenseTargets
 from ufm_fast.layout import Axis, Layout, gathered, padded
-from ufm_fast.targets import Rows, Targets
+from ufm_fast.targets import Targets
 from ufm_fast.weighted_targets import WeightedTargets
-
-
-def parts_of(rows: Rows, layout: Layout) -> Rows:
-    """This rank's rows."""
-    part, targets = layout.row_part, rows.targets
-    if isinstance(targets, DenseTargets):
-        return Rows(DenseTargets.of(targets.values[part]), rows.counts[part])
-    if targets.indptr is None:
-        return Rows(Targets(targets.indices[part]), rows.counts[part])
-    pointer = targets.indptr[part.start : part.stop + 1]
-    entries, pointer = slice(int(pointer[0]), int(pointer[-1])), pointer - pointer[0]
-    if isinstance(targets, WeightedTargets):
-        weights = targets.weights[entries]
-        own: Targets = WeightedTargets(targets.indices[entries], pointer, weights=weights)
-    else:
-        own = Targets(targets.indices[entries], pointer)
-    return Rows(own, rows.counts[part])
 
 
 def _means(
@@ -293,8 +275,7 @@ class ShardedSweep(Sweep):
             total, level = _by_the_largest(axis, mass, offset)
         if tilts and x.margin is not None:
             tilts = [tilts[0] - x.margin * (1.0 - 1.0 / self.layout.classes)]
-        others = entries.of_rows(total.log() + level)
-        rounded, top = self._compared(z, rounded, others, top, entries)
+        rounded, top = self._compared(z, rounded, (total, level), top, entries)
         return Told(
             z,
             rounded,
@@ -306,11 +287,16 @@ class ShardedSweep(Sweep):
         ), offset
 
     def _compared(
-        self, z: Tensor, rounded: Tensor, others: Tensor, top: Tensor | None, entries: Entries
+        self,
+        z: Tensor,
+        rounded: Tensor,
+        others: tuple[Tensor, Tensor],
+        top: Tensor | None,
+        entries: Entries,
     ) -> tuple[Tensor, Tensor | None]:
         """The targets' logits as products round them, and with statistics the largest logit off
-        target of each row, over all ranks. ``others``: log-sums of the exponentials off target, of
-        the rows of the entries; ``top``: the largest here.
+        target of each row, over all ranks. ``others``: sums of the exponentials off target, and
+        their offset; ``top``: the largest here.
         """
         if top is None:
             return rounded, None

@@ -105,10 +105,17 @@ class KernelSweep(ShardedSweep):
         return True
 
     def _compared(
-        self, z: Tensor, rounded: Tensor, others: Tensor, top: Tensor | None, entries: Entries
+        self,
+        z: Tensor,
+        rounded: Tensor,
+        others: tuple[Tensor, Tensor],
+        top: Tensor | None,
+        entries: Entries,
     ) -> tuple[Tensor, Tensor | None]:
+        mass, offset = others
         # Of all ranks' numbers, so the same on each.
-        if not (self.statistics or bool(near_others(z, others).any())):
+        near = self.statistics or bool(near_others(z, entries.of_rows(mass.log() + offset)).any())
+        if not near:
             return rounded, None
         _, top = super()._compared(z, rounded, others, top, entries)
         assert top is not None

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ufm_fast.layout import Axis
 from ufm_fast.metrics.checks import (
     check_counts,
     check_matrix,
@@ -17,6 +16,7 @@ from ufm_fast.metrics.checks import (
 )
 from ufm_fast.metrics.collapse import plane_distance
 from ufm_fast.metrics.rows import View, block_rows
+from ufm_fast.spread import ALONE, Spread
 
 
 def norm_variation(matrix: View) -> float:
@@ -115,20 +115,20 @@ def imbalance(
     features: Tensor,
     ratio: float,
     counts: Tensor | None,
-    over: tuple[Axis | None, Axis | None] = (None, None),
+    over: tuple[Spread, Spread] = (ALONE, ALONE),
 ) -> tuple[float, float]:
     """`balancedness` of checked inputs; ratio is lambda_H/lambda_W. over: the ranks that hold the
     other rows of each, if there are.
     """
-    if (
-        over == (None, None) and weight.shape[0] + features.shape[0] < weight.shape[1]
-    ):  # no d x d matrix: coordinates in the span of all rows
+    alone = all(spread.layout is None for spread in over)
+    if alone and weight.shape[0] + features.shape[0] < weight.shape[1]:
+        # no d x d matrix: coordinates in the span of all rows
         together = torch.cat([weight, features]).to(torch.float64).T
         coordinates = torch.linalg.qr(together, mode="r").R.T
         weight, features = coordinates[: weight.shape[0]], coordinates[weight.shape[0] :]
     gram, of_features = (
-        part if axis is None else axis.sum_(part, "metrics")
-        for part, axis in zip(
+        spread.total(part)
+        for part, spread in zip(
             (_weighted_gram(weight, None), _weighted_gram(features, counts)), over, strict=True
         )
     )

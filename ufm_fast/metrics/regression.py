@@ -22,14 +22,14 @@ Source: Andriopoulos et al., arXiv 2409.04180; for this model arXiv 2505.09308.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ufm_fast.dense_targets import DenseTargets, Spectrum
-from ufm_fast.layout import Layout, Mesh, gathered
-from ufm_fast.tall import of_first
+from ufm_fast.layout import Layout
+from ufm_fast.spread import Spread
+from ufm_fast.tall import triangular
 
 #: What each number says, for tables.
 REGRESSION = {
@@ -58,61 +58,48 @@ def regression_metrics(
 
     nan where no feature, or no row of W, has a direction.
     """
-    spread = _Sums.over(layout)
+    spread = Spread(layout, _WHAT)
     own = counts if layout is None else counts[layout.row_part]
     share = own.to(features.device).double() / float(counts.sum())
     H = features.double()
     H = H - spread.total(share @ H) if centred else H
     length = torch.linalg.vector_norm(H, dim=1)
-    has = length > _NOTHING * spread.most(length)
+    has = length > _NOTHING * _most(length, spread)
     share = share[has] / spread.total(share[has].sum())
     unit, t = H[has] / length[has, None], targets.values.shape[1]
-    components = spread.components((H * own.to(H)[:, None].sqrt())[has], t)
-    found = {"nrc1": spread.outside(unit, share, components)}
+    components = _components((H * own.to(H)[:, None].sqrt())[has], t, spread)
+    found = {"nrc1": _outside(unit, share, components, spread)}
     if weight is not None:
-        found["nrc2"] = spread.outside(unit, share, spread.components(weight.double(), t))
+        of_classifier = _components(weight.double(), t, spread)
+        found["nrc2"] = _outside(unit, share, of_classifier, spread)
         found["nrc3"] = weight_structure(weight, targets.spectrum(counts, centred=centred), layout)
     numbers = torch.tensor(list(found.values()), dtype=torch.float64)
-    return dict(zip(found, of_first(numbers, spread.mesh).tolist(), strict=True))
+    return dict(zip(found, spread.first(numbers).tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over the rows of all ranks; without a mesh all rows are here."""
+def _most(values: Tensor, spread: Spread) -> Tensor:
+    """The largest of numbers >= 0, or 0."""
+    return spread.most(torch.cat([values.new_zeros(1), values]).max())
 
-    mesh: Mesh | None
 
-    @classmethod
-    def over(cls, layout: Layout | None) -> _Sums:
-        return cls(None if layout is None else layout.mesh)
+def _components(rows: Tensor, most: int, spread: Spread) -> Tensor:
+    """The first directions of rows, (d, r): at most ``most``, none shorter than ``_NOTHING`` of the
+    longest.
+    """
+    R = triangular(rows, spread.mesh)
+    if not R.numel():
+        return rows.T[:, :0]
+    _, sizes, Vh = torch.linalg.svd(R, full_matrices=False)
+    sizes, Vh = (spread.first(x) for x in (sizes, Vh))
+    basis: Tensor = Vh[: min(most, int((sizes > _NOTHING * sizes[0]).sum()))].T
+    return basis
 
-    def total(self, part: Tensor) -> Tensor:
-        return part if self.mesh is None else self.mesh.world.sum_(part, _WHAT)
 
-    def most(self, values: Tensor) -> Tensor:
-        """The largest of numbers >= 0, or 0."""
-        largest = torch.cat([values.new_zeros(1), values]).max()
-        return largest if self.mesh is None else self.mesh.world.most_(largest, _WHAT)
-
-    def components(self, rows: Tensor, most: int) -> Tensor:
-        """The first directions of rows, (d, r): at most ``most``, none shorter than ``_NOTHING`` of
-        the longest.
-        """
-        R = torch.linalg.qr(rows, mode="r").R
-        if self.mesh is not None:
-            R = torch.linalg.qr(torch.cat(gathered(self.mesh.world, R, _WHAT)), mode="r").R
-        if not R.numel():
-            return rows.T[:, :0]
-        _, sizes, Vh = torch.linalg.svd(R, full_matrices=False)
-        sizes, Vh = (of_first(x, self.mesh) for x in (sizes, Vh))
-        basis: Tensor = Vh[: min(most, int((sizes > _NOTHING * sizes[0]).sum()))].T
-        return basis
-
-    def outside(self, unit: Tensor, share: Tensor, basis: Tensor) -> float:
-        """Weighted mean of |h - B B'h|^2 over unit rows."""
-        there, apart = self.total(share.sum()), (unit - unit @ basis @ basis.T).square().sum(1)
-        outside = float(self.total(share @ apart))
-        return outside if basis.numel() and float(there) else math.nan
+def _outside(unit: Tensor, share: Tensor, basis: Tensor, spread: Spread) -> float:
+    """Weighted mean of |h - B B'h|^2 over unit rows."""
+    there, apart = spread.total(share.sum()), (unit - unit @ basis @ basis.T).square().sum(1)
+    outside = float(spread.total(share @ apart))
+    return outside if basis.numel() and float(there) else math.nan
 
 
 @torch.no_grad()
@@ -121,13 +108,13 @@ def weight_structure(weight: Tensor, spectrum: Spectrum, layout: Layout | None =
     q_j (s_j - g)_+ and D^2 = sum_j (s_j - g)_+^2, q_j = |W'v_j|^2: its maxima between two of the
     s_j are known.
     """
-    spread = _Sums.over(layout)
+    spread = Spread(layout, _WHAT)
     W, s = weight.double(), spectrum.values.to(weight.device).double()
     size = float(torch.linalg.matrix_norm(spread.total(W.T @ W)))
     if size == 0 or float(s[:1].sum()) == 0:
         return math.nan
     s = s / s[0]
-    V = spectrum.V if layout is None else spectrum.V[layout.class_part]
+    V = spread.here(spectrum.V)
     q = spread.total(V.to(W.device).T @ W).square().sum(1)
     m, S1, S2 = torch.arange(1, len(s) + 1, device=s.device), s.cumsum(0), s.square().cumsum(0)
     Q, P = q.cumsum(0), (q * s).cumsum(0)

@@ -28,6 +28,7 @@ from ufm_fast.metrics.pairwise import Estimate, Sampling
 from ufm_fast.metrics.rows import RowMatrix, View, triangular_factor
 from ufm_fast.metrics.spread_rows import SpreadMatrix, matrix, of_ranks
 from ufm_fast.metrics.statistics import ClassMoments
+from ufm_fast.spread import Spread
 from ufm_fast.targets import Rows
 
 _WHAT = "metrics"  # in the counts of bytes that are sent
@@ -141,7 +142,7 @@ class SpreadInputs(Inputs):
         penalties: tuple[float | None, float | None],
         sampling: Sampling,
     ) -> None:
-        self.sampling = sampling
+        self.sampling, self.layout = sampling, layout
         self.world, self.features = layout.mesh.world, features
         self.counts, self.given = rows.counts.to(features.device), set[str]()
         if weight is not None:
@@ -171,8 +172,8 @@ class SpreadInputs(Inputs):
 
     @cached_property
     def balance(self) -> tuple[float, float]:
-        ratio, over = self.lambda_h / self.lambda_w, (self.world, self.world)
-        return geometry.imbalance(self.weight, self.features, ratio, self.counts, over)
+        ratio, every = self.lambda_h / self.lambda_w, Spread(self.layout, _WHAT)
+        return geometry.imbalance(self.weight, self.features, ratio, self.counts, (every, every))
 
     @cached_property
     def classifier_pairs(self) -> tuple[Estimate, float]:

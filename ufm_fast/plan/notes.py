@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ufm_fast.backends.cost import Cost, best_mesh, what_moves
 from ufm_fast.layout import height
 from ufm_fast.theory.certificates import EXACT_CLASSES
-from ufm_fast.theory.certificates.spread import Spread
+from ufm_fast.theory.certificates.spread import bytes_held
 
 if TYPE_CHECKING:
     from ufm_fast.plan import Plan
@@ -75,7 +75,7 @@ def _shared(plan: Plan, method: str, backend: str) -> str:
 def _rank_proof(plan: Plan) -> int:
     """Bytes that each of several devices holds for a certificate, beside its blocks."""
     K, exact = plan.classes, plan.classes <= EXACT_CLASSES
-    return Spread.bytes_held(K, plan.widths[-1]) + (3 * 8 * K**2 if exact else 0)
+    return bytes_held(K, plan.widths[-1]) + (3 * 8 * K**2 if exact else 0)
 
 
 def _proved_by_ranks(plan: Plan) -> str:

@@ -38,6 +38,7 @@ from ufm_fast.memory import available_bytes
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.curvature.base import Built
+from ufm_fast.spread import Spread
 
 _EVERY = 60  # steps between two builds
 _BLOCK = 1 << 24  # numbers of a block of outer products
@@ -71,7 +72,7 @@ class CodePreconditioner:
             torch.linalg.cholesky_ex(blocks + eye) for blocks in (of_classes, unit * of_rows)
         ]
         sound = not any(bool(failed.any()) for _, failed in factors)
-        if not (sound if layout is None else layout.all(sound)):
+        if not Spread(layout).all(sound):
             return None
         classes, rows = (torch.cholesky_inverse(factor).to(dtype) for factor, _ in factors)
         if x.b is None:

@@ -11,29 +11,22 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ufm_fast.layout import Layout, gathered
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.sharded_starts import cut
+from ufm_fast.spread import Spread
 from ufm_fast.starts import levels
-from ufm_fast.tall import of_first
 
 
 def fix_gauge(x: Point) -> Point:
     """The point with its factors rotated (`_rotated`), of ranks by each of them as a whole."""
     if x.layout is None:
         return _rotated(x)
-    W, H = (all_rows(x.layout, part) for part in (x.W, x.H))
-    mesh, turned = x.layout.mesh, _rotated(Point(W, H))
-    here = cut(x.layout, turned.map(lambda part: of_first(part, mesh)))
+    spread = Spread(x.layout, "curvature")
+    turned = _rotated(Point(spread.whole(x.W), spread.whole(x.H)))
+    here = cut(x.layout, turned.map(spread.first))
     return replace(x, W=here.W, H=here.H)
-
-
-def all_rows(layout: Layout | None, x: Tensor) -> Tensor:
-    """All rows of a matrix with a row a class."""
-    return x if layout is None else torch.cat(gathered(layout.mesh.world, x, "curvature"))
 
 
 def _rotated(x: Point) -> Point:
@@ -66,16 +59,14 @@ def lifted_step(objective: Objective, x: Point, evaluation: Evaluation) -> tuple
     """
     best, found = _shortest(objective, x, evaluation)
     K, N, mu = objective.problem.num_classes, objective.problem.num_samples, objective.problem.mu
-    layout, here = objective.layout, classes_here(objective)
+    spread, here = Spread(objective.layout, "curvature"), classes_here(objective)
     identity = torch.eye(K, dtype=x.W.dtype, device=x.W.device)[here]
     gap = levels(objective).to(x.W.device)
     # From zero, eta is N times the logit gap that the step reaches.
     eta = N * float(gap.mean())
     G = objective.backend.logit_gradient(objective.head_input(best)).times(identity)
-    moved = best.H @ all_rows(layout, best.W).T - (eta * objective.scales.logits) * G
-    U, s, Vh = torch.linalg.svd(all_rows(layout, moved))
-    if layout is not None:
-        U, s, Vh = (of_first(part, layout.mesh) for part in (U, s, Vh))
+    moved = best.H @ spread.whole(best.W).T - (eta * objective.scales.logits) * G
+    U, s, Vh = map(spread.first, torch.linalg.svd(spread.whole(moved)))
     root = (s - eta * mu).clamp_min(0.0).sqrt()
     A, B = torch.zeros_like(x.H), torch.zeros_like(x.W)
     A[:, :K], B[:, :K] = U[here] * root, Vh.T[here] * root

@@ -65,7 +65,8 @@ from ufm_fast.losses import SoftmaxLoss
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.curvature.base import Built
-from ufm_fast.solvers.curvature.gauge import all_rows, classes_here, fix_gauge, lifted_step
+from ufm_fast.solvers.curvature.gauge import classes_here, fix_gauge, lifted_step
+from ufm_fast.spread import Spread
 
 #: Dimensions up to which ranks have a preconditioner: to begin, each has both factors as a whole.
 _WHOLE = 4096
@@ -96,7 +97,7 @@ class PairPreconditioner:
         l, p = torch.nn.functional.softplus(u), torch.sigmoid(u)
         scales, here = objective.scales, classes_here(objective)
         slope, unit, s = (
-            all_rows(objective.layout, part)
+            Spread(objective.layout, "curvature").whole(part)
             for part in (
                 objective.row_weight
                 * (problem.loss.weight(l, p).abs() * p + problem.loss.smoothing),
@@ -202,9 +203,7 @@ class Pairs:
         found = objective.value_and_grad(point, statistics=True)
         assert found.statistics is not None
         apart = not bool((found.statistics.margin <= 0).any())
-        if objective.layout is not None:
-            apart = objective.layout.all(apart)
-        if not apart:  # look for the subspaces first
+        if not Spread(objective.layout).all(apart):  # look for the subspaces first
             point, found = lifted_step(objective, point, found)
         point = fix_gauge(point)
         return self.build(objective, point, objective.value_and_grad(point, statistics=True))

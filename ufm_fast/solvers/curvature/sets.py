@@ -43,6 +43,7 @@ from ufm_fast.losses import PickAll
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.curvature.base import Built
+from ufm_fast.spread import Spread
 from ufm_fast.targets import Targets
 
 #: Entries of rows with several targets, up to which their matrix is formed: 32 MiB, and five times
@@ -98,11 +99,6 @@ class _Held:
         return x.index_add(0, self.at, mine.to(x.dtype), alpha=-factor)
 
 
-def _total(layout: Layout | None, part: Tensor) -> Tensor:
-    """A sum over the ranks of what each has, in place."""
-    return part if layout is None else layout.mesh.world.sum_(part, "curvature")
-
-
 @dataclass(frozen=True)
 class TargetPreconditioner:
     """Inverse of mu + J'J at a point. ``coefficient``, ``p`` (E,); ``factor``: Cholesky, (E, E).
@@ -125,20 +121,20 @@ class TargetPreconditioner:
     @classmethod
     def build(cls, objective: Objective, x: Point) -> TargetPreconditioner | None:
         """At a point in the solver's variables; None where rounding leaves nothing to invert."""
-        layout, mu = objective.layout, objective.problem.mu
+        layout, mu, spread = objective.layout, objective.problem.mu, _spread(objective.layout)
         rows, columns = _entries_of(objective)
         group = torch.unique_consecutive(rows, return_inverse=True)[1]
         of_rows = _Held.of(rows, None if layout is None else layout.row_part)
         of_columns = _Held.of(columns, None if layout is None else layout.class_part)
         weight = objective.row_weight * objective.targets.sizes()
         unit, weight, features = (
-            _total(layout, of_rows.entries(part)) for part in (objective.scales.logits, weight, x.H)
+            spread.total(of_rows.entries(part)) for part in (objective.scales.logits, weight, x.H)
         )
-        features, classes = features * unit, _total(layout, of_columns.entries(x.W))
+        features, classes = features * unit, spread.total(of_columns.entries(x.W))
         z = torch.linalg.vecdot(features, classes).double()
         bias = objective.scales.model_bias(x)
         if bias is not None:
-            z = z + _total(layout, of_columns.entries(bias)).double()
+            z = z + spread.total(of_columns.entries(bias)).double()
         same = rows[:, None] == rows
         p = torch.softmax(torch.where(same, z, -torch.inf), 1).diagonal()
         coefficient = (weight.double() * p).sqrt()
@@ -158,7 +154,7 @@ class TargetPreconditioner:
             factor, failed = torch.linalg.cholesky_ex(
                 gram + max(mu, raised * least) * torch.eye(len(p)).to(gram)
             )
-            if layout.all(not int(failed)) if layout else not int(failed):
+            if spread.all(not int(failed)):
                 held = of_rows, of_columns, group, features, classes, coefficient, p
                 return cls(*held, factor, mu, beta)
         return None
@@ -170,7 +166,7 @@ class TargetPreconditioner:
         change = (change + torch.linalg.vecdot(self.classes, of_rows)).double()
         if g.b is not None:
             change += self.bias_scale * self.columns.entries(g.b).double()
-        change = _total(g.layout, change)
+        change = _spread(g.layout).total(change)
         pull = self.coefficient * (change - _row_sum(self.p * change, self.group))
         pull = self.coefficient * torch.cholesky_solve(pull[:, None], self.factor)[:, 0]
         pull = (pull - self.p * _row_sum(pull, self.group)).to(g.W.dtype)
@@ -178,6 +174,10 @@ class TargetPreconditioner:
         H = self.rows.less(g.H, self.classes * pull[:, None])
         b = None if g.b is None else self.columns.less(g.b, pull, self.bias_scale)
         return replace(g, W=W, H=H, b=b).scale(1.0 / self.mu)
+
+
+def _spread(layout: Layout | None) -> Spread:
+    return Spread(layout, "curvature")
 
 
 def _entries_of(objective: Objective) -> tuple[Tensor, Tensor]:

@@ -44,13 +44,13 @@ import torch
 from torch import Tensor
 
 from ufm_fast.backends.gram import gram
-from ufm_fast.layout import Axis, Mesh
 from ufm_fast.losses import SquaredError
 from ufm_fast.objective import Evaluation, Objective
 from ufm_fast.point import Point
 from ufm_fast.solvers.base import rounding
 from ufm_fast.solvers.curvature.base import Built
-from ufm_fast.tall import of_first, qr
+from ufm_fast.spread import Spread
+from ufm_fast.tall import qr
 
 #: The step of L-BFGS that builds it. Sooner, a full step can put out a direction that is wanted,
 #: and end at a saddle.
@@ -62,10 +62,10 @@ def balance(x: Point) -> Point:
     """The factors of the same product A B' with A'A = B'B, whose squares have the least sum: twice
     its nuclear norm.
     """
-    mesh = None if x.layout is None else x.layout.mesh
-    (A, of_A), (B, of_B) = (qr(part.double(), mesh) for part in (x.H, x.W))
+    spread = Spread(x.layout, "curvature")
+    (A, of_A), (B, of_B) = (qr(part.double(), spread.mesh) for part in (x.H, x.W))
     U, s, Vh = torch.linalg.svd(of_A @ of_B.T, full_matrices=False)
-    U, s, Vh = (of_first(part, mesh) for part in (U, s, Vh))
+    U, s, Vh = map(spread.first, (U, s, Vh))
     root, pad = s.sqrt(), (0, x.W.shape[1] - len(s))
     factors = (torch.nn.functional.pad(part, pad) for part in (B @ (Vh.T * root), A @ (U * root)))
     W, H = (part.to(x.W.dtype) for part in factors)
@@ -100,33 +100,28 @@ class _Span:
     T: Tensor
     values: Tensor
     products: Tensor
-    world: Axis | None  # of ranks that have the other rows
+    spread: Spread  # of ranks that have the other rows
 
     @classmethod
-    def of(cls, X: Tensor, alpha: float, mesh: Mesh | None) -> _Span:
+    def of(cls, X: Tensor, alpha: float, spread: Spread) -> _Span:
         """Of alpha X."""
-        few, world = X.shape[0] <= X.shape[1] and mesh is None, None if mesh is None else mesh.world
-        inner = X.double() @ X.T.double() if few else _summed(gram(X), world)
-        values, vectors = (of_first(part, mesh) for part in torch.linalg.eigh(inner))
+        few = X.shape[0] <= X.shape[1] and spread.layout is None
+        inner = X.double() @ X.T.double() if few else spread.total(gram(X))
+        values, vectors = map(spread.first, torch.linalg.eigh(inner))
         keep = values > 1e-14 * values[-1].clamp_min(1e-300)
         values, vectors = values[keep], vectors[:, keep]
         T = (vectors if few else vectors / values.sqrt()).to(X.dtype)
         products = T.T @ X if few else (vectors * values.sqrt()).T.to(X.dtype)
         spectrum = (alpha**2 * values).to(X.dtype)
-        return cls(None if few else X, T, spectrum, alpha * products, world)
+        return cls(None if few else X, T, spectrum, alpha * products, spread)
 
     def inside(self, Y: Tensor) -> Tensor:
         """basis' Y."""
-        return self.T.T @ Y if self.X is None else _summed(self.T.T @ (self.X.T @ Y), self.world)
+        return self.T.T @ Y if self.X is None else self.spread.total(self.T.T @ (self.X.T @ Y))
 
     def outside(self, Y: Tensor) -> Tensor:
         """basis Y."""
         return self.T @ Y if self.X is None else self.X @ (self.T @ Y)
-
-
-def _summed(part: Tensor, world: Axis | None) -> Tensor:
-    """A sum over all rows from that over the rows here, in place."""
-    return part if world is None else world.sum_(part, "curvature")
 
 
 @dataclass(frozen=True)
@@ -143,11 +138,11 @@ class SquaredPreconditioner:
     def build(cls, objective: Objective, x: Point) -> SquaredPreconditioner:
         """At a point in the solver's variables."""
         alpha, features = objective.problem.num_samples**-0.5, x.H
-        mesh = None if objective.layout is None else objective.layout.mesh
+        spread = Spread(objective.layout, "curvature")
         if x.b is not None:
             column = objective.scales.bias / alpha * objective.row_weight.sqrt()
             features = torch.cat([x.H, column.to(x.H.dtype)[:, None]], 1)
-        spans = _Span.of(x.W, alpha, mesh), _Span.of(features, alpha, mesh)
+        spans = _Span.of(x.W, alpha, spread), _Span.of(features, alpha, spread)
         return cls(*spans, 2.0 * objective.problem.mu)
 
     def apply(self, g: Point) -> Point:

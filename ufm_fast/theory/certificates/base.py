@@ -20,9 +20,11 @@ from ufm_fast.backends.tiled import TiledBackend
 from ufm_fast.errors import Contradiction
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
+from ufm_fast.spread import Spread
+from ufm_fast.tall import qr
 from ufm_fast.targets import Rows
 from ufm_fast.theory.certificates.operator_norm import NormBound, dense_norm, split_norm
-from ufm_fast.theory.certificates.spread import Spread
+from ufm_fast.theory.certificates.spread import spread_over
 from ufm_fast.theory.deep import chord
 
 #: Up to this K the norm of the logit gradient is exact, by a dense K x K Gram matrix.
@@ -93,7 +95,7 @@ class Candidate:
 
     @cached_property
     def spread(self) -> Spread:
-        return Spread(self.point.layout)
+        return spread_over(self.point.layout)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -233,4 +235,4 @@ def _basis(X: Tensor, spread: Spread) -> Tensor:
     keep = values > 1e-20 * values[-1].clamp_min(1e-300)
     if float(values[-1]) == 0.0:
         return X[:, :0]
-    return spread.orthonormal(X @ (vectors[:, keep] / values[keep].sqrt()))
+    return qr(X @ (vectors[:, keep] / values[keep].sqrt()), spread.mesh)[0]

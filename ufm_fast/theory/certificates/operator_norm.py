@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ufm_fast.lanczos import Lanczos
-from ufm_fast.theory.certificates.spread import ALONE, Spread
+from ufm_fast.spread import ALONE, Spread
 
 _EPS = torch.finfo(torch.float64).eps
 

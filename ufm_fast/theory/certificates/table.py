@@ -25,7 +25,6 @@ from collections.abc import Callable
 
 import torch
 
-from ufm_fast.backends.sharded_sweep import parts_of
 from ufm_fast.geometries import GEOMETRIES
 from ufm_fast.point import Point
 from ufm_fast.problem import Problem
@@ -42,7 +41,7 @@ from ufm_fast.theory.certificates.focal import biased_focal, enveloped_focal, un
 from ufm_fast.theory.certificates.frozen import frozen
 from ufm_fast.theory.certificates.softmax import softmax
 from ufm_fast.theory.certificates.spheres import angular_spheres, spheres
-from ufm_fast.theory.certificates.spread import Spread
+from ufm_fast.theory.certificates.spread import fits
 from ufm_fast.theory.certificates.squares import (
     chord_squares,
     known_vectors,
@@ -111,12 +110,12 @@ def certify(
     if certifier is None:
         return without(f"no certificate is known for {in_words(problem.kind, problem.loss)}")
     if point.layout is not None:
-        if not Spread(point.layout).fits(problem.num_classes, point.W.shape[1], point.W.device):
+        if not fits(point.layout, problem.num_classes, point.W.shape[1], point.W.device):
             return without(
                 "a rank has no room for all of W beside its blocks; resume the run on ranks with "
                 "more memory"
             )
-        rows = parts_of(rows, point.layout)
+        rows = rows.part(point.layout.row_part)
     exactly = point.to(dtype=torch.float64)
     if point.W.dtype != torch.float64:  # lengths that are rounded may take f below its minimum
         exactly = GEOMETRIES[problem.constraint]().project(exactly)
