@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ufm_fast.backends.cost import what_moves
+from ufm_fast.backends.cost import Cost, best_mesh, what_moves
 from ufm_fast.errors import InputError
 from ufm_fast.plan import make as planning
 from ufm_fast.plan import make_plan
@@ -222,6 +222,23 @@ def test_a_model_of_the_hessian_is_planned() -> None:
     assert raw.methods["lbfgs"] == plain.methods["lbfgs"]
 
 
+def test_devices_share_target_vectors_by_their_own_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On meshes by class they send no row sums, as softmax losses do."""
+    problem = Problem(targets=torch.randn(30, 400), loss="mse", dim=64)
+    whole = make_plan(problem)
+    room = whole.backend("tiled").workspace + whole.vectors("lbfgs") // 3
+    monkeypatch.setattr(planning, "available_bytes", lambda device: room)
+    plan = make_plan(problem, method="lbfgs")
+    number = plan.devices("lbfgs", "tiled")
+    assert number is not None
+    mesh = best_mesh(400, 30, 64, number, vectors=True)
+    assert mesh[0] > 1
+    sent = Cost(400, 30, 64, mesh, -(-30 // number), 8, vectors=True).sent()
+    said = "\n".join(plan.notes)
+    assert f"or {number} devices like this (torchrun, --mesh {mesh[0]}x{mesh[1]}" in said
+    assert f"which sends least, {readable(sum(sent.values()))} a device" in said
+
+
 def test_devices_share_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(dim=64, classes=50, per_class=9)
     whole = make_plan(problem)
@@ -234,12 +251,13 @@ def test_devices_share_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     number = make_plan(problem).devices("auto", "tiled")
     assert make_plan(problem).fits("tiled") == ("no" if number is None else f"on {number} devices")
     said = "\n".join(plan.notes)
-    assert (
-        "or 4 devices like this (torchrun, --mesh 1x4: classes are gathered, features stay" in said
-    )
+    sent = [sum(Cost(50, 50, 64, mesh, 13, 8).sent().values()) for mesh in ((2, 2), (1, 4), (4, 1))]
+    assert sent[0] == min(sent)
+    assert "or 4 devices like this (torchrun, --mesh 2x2: features go round 2, classes" in said
     assert "for the certificate" in said or "without a certificate, for which each holds" in said
-    assert [what_moves(mesh) for mesh in ((4, 1), (2, 2))] == [
+    assert [what_moves(mesh) for mesh in ((4, 1), (1, 4), (2, 2))] == [
         "features go round, classes stay",
+        "classes are gathered, features stay",
         "features go round 2, classes are gathered by 2",
     ]
     monkeypatch.setattr(planning, "available_bytes", lambda device: work)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -36,6 +37,14 @@ def solve(*arguments: str) -> tuple[int, str]:
     with contextlib.redirect_stderr(said):
         code = main(["solve", *arguments, *QUIET])
     return code, said.getvalue()
+
+
+def of_labels(rank: int, folder: Path) -> tuple[str, str]:
+    """A file of one name, with labels of each rank's own, in a folder of its own."""
+    (own := folder / f"own{rank}").mkdir()
+    os.chdir(own)
+    np.save("labels.npy", [0, 1, 2, rank])
+    return "--labels", "labels.npy"
 
 
 def state_of(name: str) -> Callable[[Path], None]:
@@ -102,6 +111,7 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...]]] = {
 def cases(rank: int, folder: Path) -> dict[str, tuple[int, str]]:
     found = {"made": solve(*PROBLEM, "--max-steps", "3", "--out", str(folder / "run"))}
     found["mesh"] = solve(*PROBLEM, "--mesh", "3x1", "--out", str(folder / "refused"))
+    found["data"] = solve(*of_labels(rank, folder), "--dim", "4", "--out", str(folder / "refused"))
     for name, problem in OTHERS.items():
         solve(*problem, "--max-steps", "3", "--out", str(folder / name))
     for name, (change, arguments) in CASES.items():

@@ -238,6 +238,7 @@ def test_what_ranks_refuse_they_refuse_together(tmp_path, capsys):
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     words = {
         "mesh": "mesh 3x1 holds 3 ranks and there are 2; make CxS the number of ranks",
+        "data": "rank 1 has other settings or data than rank 0; start every rank with",
         "flags of another problem": "counts = '1,3,2,5,4' contradicts the run",
         "state of another problem": "the hash in .*config.json is not that of its settings",
         "state of another width": r"shards-\d+ is missing or damaged \(Size mismatch",
@@ -271,7 +272,7 @@ def test_fingerprints_of_blocks_add_up():
     assert fingerprint(x[:0]) == 0
 
 
-def test_ranks_with_other_data_are_refused(tmp_path):
+def test_ranks_with_other_settings_are_refused(tmp_path):
     path = tmp_path / "labels.npy"
     np.save(path, np.array([0, 1, 2, 0]))
     ranks = start(

@@ -90,10 +90,14 @@ class Cost:
         return self.flops / flops_a_second, sum(self.sent().values()) / bytes_a_second
 
 
-def best_mesh(classes: int, rows: int, dim: int, ranks: int, chunk: int = 512) -> tuple[int, int]:
-    """The mesh (C, S) of so many ranks that sends least."""
+def best_mesh(
+    classes: int, rows: int, dim: int, ranks: int, chunk: int = 512, *, vectors: bool = False
+) -> tuple[int, int]:
+    """The mesh (C, S) of so many ranks that sends least. ``chunk``: at most so many rows a rank."""
+    chunk = min(chunk, height(rows, ranks))
     meshes = [(C, ranks // C) for C in range(1, ranks + 1) if ranks % C == 0]
-    return min(meshes, key=lambda mesh: sum(Cost(classes, rows, dim, mesh, chunk).sent().values()))
+    costs = [Cost(classes, rows, dim, mesh, chunk, vectors=vectors) for mesh in meshes]
+    return min(costs, key=lambda cost: sum(cost.sent().values())).mesh
 
 
 def what_moves(mesh: tuple[int, int]) -> str:

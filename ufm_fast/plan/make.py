@@ -72,7 +72,8 @@ def make_plan(
         free=available_bytes(device),
         notes=[],
     )
-    plan.notes.extend([*filter(None, [held_together(problem)]), *notes_of(plan, reduced, method)])
+    said = notes_of(plan, reduced, method, vectors=problem.dense)
+    plan.notes.extend([*filter(None, [held_together(problem)]), *said])
     return plan
 
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from ufm_fast.plan import Plan
 
 
-def notes_of(plan: Plan, reduced: int, method: str) -> list[str]:
-    """What is to be said of a plan; ``reduced``: rows with a row for each class, of ``method``."""
+def notes_of(plan: Plan, reduced: int, method: str, *, vectors: bool) -> list[str]:
+    """What is to be said of a plan; ``reduced``: rows with a row for each class, of ``method``;
+    ``vectors``: whether targets are.
+    """
     notes = []
     if reduced < plan.samples:
         share = reduced / plan.samples
@@ -43,7 +45,7 @@ def notes_of(plan: Plan, reduced: int, method: str) -> list[str]:
                 f"not enough memory for {name} on {backend.name}: {readable(need)} needed, "
                 f"{readable(plan.free)} free; "
                 + ("use --backend tiled" if backend.name == "reference" else _mend(plan, name))
-                + _shared(plan, method, backend.name)
+                + _shared(plan, method, backend.name, vectors=vectors)
             )
     largest = max(plan.backends, key=lambda row: row.kept).name
     if plan.proof(largest) > plan.free:
@@ -55,14 +57,15 @@ def notes_of(plan: Plan, reduced: int, method: str) -> list[str]:
     return notes
 
 
-def _shared(plan: Plan, method: str, backend: str) -> str:
+def _shared(plan: Plan, method: str, backend: str, *, vectors: bool) -> str:
     """How many devices like this would hold it, in words."""
     number = plan.devices(method, backend)
     if number is None or backend == "reference":
         return ""
     K, R, d, item = plan.classes, plan.rows, plan.widths[-1], plan.itemsize
-    mesh = best_mesh(K, R, d, number)
-    sent = sum(Cost(K, R, d, mesh, min(512, height(R, number)), item).sent().values())
+    mesh = best_mesh(K, R, d, number, vectors=vectors)
+    cost = Cost(K, R, d, mesh, min(512, height(R, number)), item, vectors=vectors)
+    sent = sum(cost.sent().values())
     proof = _rank_proof(plan)
     held = f", and {readable(proof)} of each for the certificate" if proof <= plan.free else ""
     return (
